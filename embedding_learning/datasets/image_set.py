@@ -1,0 +1,63 @@
+"""What every data set becomes: image files with a class and, where known, a box."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
+
+
+class DataError(Exception):
+    """The data is not as it should be; the message names the file and the way out."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of labelled classes.
+
+    Attributes
+    ----------
+    paths : list of str
+        One file per image, n in all.
+    labels : ndarray of int32, (n,)
+        Class of each image, 0 to ``len(class_names) - 1``.
+    class_names : list of str
+    boxes : ndarray of int32, (n, 4), optional
+        x, y, width and height in pixels of the part that shows the object.
+    """
+
+    paths: list[str]
+    labels: np.ndarray
+    class_names: list[str]
+    boxes: Optional[np.ndarray] = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def rows_by_class(self) -> list[np.ndarray]:
+        """The rows of each class, in order."""
+        order = np.argsort(self.labels, kind="stable")
+        ends = np.cumsum(np.bincount(self.labels, minlength=len(self.class_names)))
+        return np.split(order, ends[:-1])
+
+    def of_classes(self, first: int, last: int) -> ImageSet:
+        """The images of classes first to last - 1, these renumbered from 0."""
+        rows = np.flatnonzero((self.labels >= first) & (self.labels < last))
+        return ImageSet(
+            paths=[self.paths[row] for row in rows],
+            labels=self.labels[rows] - np.int32(first),
+            class_names=self.class_names[first:last],
+            boxes=None if self.boxes is None else self.boxes[rows],
+        )
+
+    def check_files(self) -> None:
+        """Raises DataError that names the first image file that is not there."""
+        missing = [path for path in self.paths if not os.path.isfile(path)]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise DataError(
+                f"{missing[0]}{more}: listed but not there; unpack the images again, "
+                "or name another folder with --data-path"
+            )

@@ -1,0 +1,66 @@
+"""Image files to pixels: decoding, the box, the size, the crop."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import cv2
+import numpy as np
+
+from embedding_learning.datasets import DataError
+
+# Images are decoded by several threads at once; more threads inside each would only contend.
+cv2.setNumThreads(1)
+
+
+def read_image(path: str, box: Optional[np.ndarray], size: int) -> np.ndarray:
+    """Decodes a file, crops it to its box and resizes that to a square.
+
+    The aspect ratio is not kept, as in the original.
+
+    Parameters
+    ----------
+    path : str
+    box : ndarray of int (4,), optional
+        x, y, width, height in pixels; what leaves the image is cut.
+    size : int
+        Side of the square in pixels.
+
+    Returns
+    -------
+    ndarray of uint8 (size, size, 3), RGB.
+
+    Raises
+    ------
+    DataError
+        If the file is no image or the box lies outside of it.
+    """
+    try:
+        image = cv2.imread(path, cv2.IMREAD_COLOR)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise DataError(f"{path}: is not an image that can be decoded; replace the file")
+    if box is not None:
+        x, y, width, height = (int(value) for value in box)
+        whole = image.shape
+        image = image[max(y, 0) : y + height, max(x, 0) : x + width]
+        if image.size == 0:
+            raise DataError(
+                f"{path}: the box {x, y, width, height} lies outside of the image, "
+                f"{whole[1]}x{whole[0]} pixels"
+            )
+    image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def crop(image: np.ndarray, top: int, left: int, flip: bool, out: np.ndarray) -> None:
+    """Writes a square of an image (height, width, 3) into `out` (3, size, size), both uint8.
+
+    `top` and `left` are pixels; with `flip` the square is mirrored left to right.
+    """
+    size = out.shape[-1]
+    square = image[top : top + size, left : left + size]
+    if flip:
+        square = cv2.flip(square, 1)
+    cv2.split(square, list(out))

@@ -1,0 +1,81 @@
+"""Losses on (anchor, positive, negative) triples: one HybridBlock per method of the paper."""
+
+from __future__ import annotations
+
+from typing import Any, Optional, Union
+
+from mxnet import gluon, nd
+from mxnet.gluon import HybridBlock
+
+# Keeps the square root's gradient finite for equal rows.
+_DISTANCE_EPSILON = 1e-8
+
+
+class MarginLoss(HybridBlock):
+    r"""Margin-based loss, section 4.2 of Wu et al. (2017).
+
+    :math:`[\alpha + y (D - \beta)]_+` summed over positive pairs (y = 1) and negative pairs
+    (y = -1), plus :math:`\nu \sum \beta` over the anchors, divided by the number of pairs whose
+    loss is above zero (the positive and the negative pair of a triple are counted apart). With no
+    such pair, loss and gradient are 0.
+
+    Parameters
+    ----------
+    margin : float
+        alpha: how far from the boundary beta a pair must lie to cost nothing.
+    nu : float
+        Regularisation of a learned beta; a constant beta is not regularised.
+
+    Inputs, for m triples of d dimensions:
+        - **anchors**, **positives**, **negatives** (m, d).
+        - **beta**: with `labels`, one boundary per class, (C,), as an NDArray or a Parameter;
+          without, one constant for all, a number or an NDArray of one element.
+        - **labels** (m,): index into beta of each anchor's class, or None.
+
+    Output: the loss, (1,).
+    """
+
+    def __init__(self, margin: float = 0.2, nu: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._margin = margin
+        self._nu = nu
+
+    def forward(
+        self,
+        anchors: Any,
+        positives: Any,
+        negatives: Any,
+        beta: Union[nd.NDArray, gluon.Parameter, float],
+        labels: Optional[nd.NDArray] = None,
+    ) -> Any:
+        if isinstance(beta, gluon.Parameter):
+            beta = beta.data(anchors.context)
+        elif isinstance(beta, (int, float)):
+            beta = nd.full((1,), beta, ctx=anchors.context)
+        return super().forward(anchors, positives, negatives, beta, labels)
+
+    def hybrid_forward(
+        self, F: Any, anchors: Any, positives: Any, negatives: Any, beta: Any, labels: Any = None
+    ) -> Any:
+        regularisation = 0.0
+        if labels is not None:
+            beta = F.take(beta, labels)
+            regularisation = self._nu * F.sum(beta)
+
+        positive_loss = F.maximum(
+            F.broadcast_sub(_distances(F, anchors, positives), beta) + self._margin, 0.0
+        )
+        negative_loss = F.maximum(
+            F.broadcast_sub(beta, _distances(F, anchors, negatives)) + self._margin, 0.0
+        )
+        active = F.stop_gradient(F.sum((positive_loss > 0.0) + (negative_loss > 0.0)))
+        total = F.sum(positive_loss + negative_loss) + regularisation
+        return total * (active > 0.0) / F.maximum(active, 1.0)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(margin={self._margin}, nu={self._nu})"
+
+
+def _distances(F: Any, x: Any, y: Any) -> Any:
+    """Euclidean distance row by row: (m, d), (m, d) -> (m,)."""
+    return F.sqrt(F.sum(F.square(x - y), axis=1) + _DISTANCE_EPSILON)

@@ -1,0 +1,91 @@
+"""The network that is trained: backbone, embedding, normalisation and sampling as one graph."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from mxnet.gluon import HybridBlock, nn
+
+from embedding_learning.sampling import DistanceWeightedSampling
+
+
+# Mean and standard deviation of ImageNet's pixels, by channel, of 1: what the weights of the model
+# zoos were trained with.
+_MEAN = (0.485, 0.456, 0.406)
+_DEVIATION = (0.229, 0.224, 0.225)
+
+
+class ImageNormalization(HybridBlock):
+    """Pixels to what pretrained backbones expect: uint8 (n, 3, h, w), RGB -> float32 (n, 3, h, w)."""
+
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
+        # Mean and deviation scaled to 255 save a pass over the batch.
+        mean, deviation = (tuple(255 * value for value in v) for v in (_MEAN, _DEVIATION))
+        return F.image.normalize(F.cast(x, "float32"), mean=mean, std=deviation)
+
+
+class L2Normalization(HybridBlock):
+    """Scales each row to unit length: (n, d) -> (n, d)."""
+
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
+        return F.L2Normalization(x, mode="instance")
+
+
+class MarginNet(HybridBlock):
+    """Embedding network with distance weighted sampling (Wu et al., 2017).
+
+    Its parameters carry the names of the original example's network (``base_net.*``,
+    ``dense.*``), so that each loads the other's files.
+
+    Parameters
+    ----------
+    base_net : HybridBlock
+        Backbone: (n, 3, height, width) to features; any trailing shape.
+    emb_dim : int
+        Dimension of the embedding.
+    batch_k : int
+        Consecutive images per class in a batch.
+    feat_dim : int, optional
+        Puts a fully connected layer of this size between backbone and embedding.
+    normalize_weights : bool
+        Passed to the sampling.
+    preprocess : HybridBlock, optional
+        Applied to the images first, within the same graph.
+
+    Inputs:
+        - **x** (n, 3, height, width): normalised images, or what `preprocess` takes; rows 0 to
+          batch_k - 1 of one class, the next batch_k of another, and so on.
+
+    Outputs: those of :class:`DistanceWeightedSampling`.
+    """
+
+    def __init__(
+        self,
+        base_net: HybridBlock,
+        emb_dim: int,
+        batch_k: int,
+        feat_dim: Optional[int] = None,
+        normalize_weights: bool = False,
+        preprocess: Optional[HybridBlock] = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        with self.name_scope():
+            self.preprocess = preprocess
+            self.base_net = base_net
+            self.feature = nn.Dense(feat_dim) if feat_dim else None
+            self.dense = nn.Dense(emb_dim)
+            self.normalize = L2Normalization()
+            self.sampled = DistanceWeightedSampling(batch_k, normalize_weights=normalize_weights)
+
+    def hybrid_forward(self, F: Any, x: Any) -> tuple[Any, ...]:
+        return self.sampled(self.embed(x))
+
+    def embed(self, x: Any) -> Any:
+        """The embeddings alone, drawing nothing: (n, 3, height, width) -> (n, emb_dim)."""
+        if self.preprocess is not None:
+            x = self.preprocess(x)
+        z = self.base_net(x)
+        if self.feature is not None:
+            z = self.feature(z)
+        return self.normalize(self.dense(z))

@@ -1,0 +1,67 @@
+"""What a run prints: the original example's log lines, and a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+T = TypeVar("T")
+
+
+@contextmanager
+def log_to_terminal() -> Iterator[None]:
+    """Log lines go to the error output, above a progress bar where one is shown."""
+    logging.basicConfig(level=logging.INFO)
+    with logging_redirect_tqdm():
+        yield
+
+
+def progress(items: Iterable[T], description: str) -> Iterator[T]:
+    """The items, with a bar if the error output is a terminal."""
+    hidden = not sys.stderr.isatty()
+    yield from tqdm(items, description, leave=False, disable=hidden, unit="batch")
+
+
+# The lines below are read by parsers of the original's output: their text must not change.
+
+
+def log_learning_rates(epoch: int, learning_rates: list[float]) -> None:
+    """At the start of an epoch: the network's rate and, where beta is learned, beta's."""
+    for name, rate in zip(("", "beta "), learning_rates):
+        logging.info("Epoch %d %slearning rate=%f", epoch, name, rate)
+
+
+def log_interval_loss(epoch: int, batches: int, loss: float) -> None:
+    """`loss` is the sum since the last such line."""
+    logging.info("[Epoch %d, Iter %d] training loss=%f", epoch, batches, loss)
+
+
+def log_epoch_loss(epoch: int, loss: float, seconds: float) -> None:
+    """`loss` is the sum over the epoch."""
+    logging.info("[Epoch %d] training loss=%f", epoch, loss)
+    logging.info("[Epoch %d] time cost: %f", epoch, seconds)
+
+
+def log_recalls(epoch: int | None, recalls: dict[int, float]) -> None:
+    """After an epoch, or before the first one (`epoch` is None)."""
+    when = "Before training" if epoch is None else f"Epoch {epoch}"
+    for k, recall in recalls.items():
+        logging.info("[%s] validation: Recall@%d=%f", when, k, recall)
+
+
+def log_saving(prefix: str) -> None:
+    """When a better model is written."""
+    logging.info("Saving %s.", prefix)
+
+
+def print_best(recall_at_1: float, before: float | None = None) -> None:
+    """The closing line; above it the gain, where the untrained network was evaluated."""
+    if before is not None:
+        print(f"Recall@1 before training: {before:.4f}, best after: {recall_at_1:.4f}.")
+    print(f"Best validation Recall@1: {recall_at_1:.2f}.")
