@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-from typing import Optional
 
 import mxnet as mx
 from mxnet.gluon import HybridBlock, nn
@@ -41,7 +40,7 @@ def create(
     name: str,
     devices: list[mx.Context],
     use_pretrained: bool = False,
-    pretrained_params: Optional[str] = None,
+    pretrained_params: str | None = None,
 ) -> HybridBlock:
     """The layers of a classifier up to its features.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+
 import mxnet as mx
 
 from embedding_learning.options import UsageError

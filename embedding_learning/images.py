@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import cv2
 import numpy as np
 
@@ -13,7 +11,7 @@ from embedding_learning.datasets import DataError
 cv2.setNumThreads(1)
 
 
-def read_image(path: str, box: Optional[np.ndarray], size: int) -> np.ndarray:
+def read_image(path: str, box: np.ndarray | None, size: int) -> np.ndarray:
     """Decodes a file, crops it to its box and resizes that to a square.
 
     The aspect ratio is not kept, as in the original.

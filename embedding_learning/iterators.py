@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Optional
 
 import mxnet as mx
 import numpy as np
@@ -50,7 +49,7 @@ class _BatchIter(mx.io.DataIter):
         self.provide_data = [mx.io.DataDesc("data", shape, np.uint8, "NCHW")]
         self.provide_label = [mx.io.DataDesc("label", (batch_size,), np.float32, "N")]
 
-    def _plan(self, number: int) -> Optional[_Plan]:
+    def _plan(self, number: int) -> _Plan | None:
         """The plan of a batch, or None after the last."""
         raise NotImplementedError
 
@@ -152,7 +151,8 @@ class BalancedBatches(_BatchIter):
         ]
         room = self._image_size - self._crop_size
         tops, lefts = rng.integers(0, room, (2, self.batch_size), endpoint=True)
-        return _Plan(np.concatenate(rows), tops, lefts, rng.random(self.batch_size) < 0.5)
+        flips = np.less(rng.random(self.batch_size), 0.5)
+        return _Plan(np.concatenate(rows), tops, lefts, flips)
 
 
 class SequentialBatches(_BatchIter):
@@ -171,7 +171,7 @@ class SequentialBatches(_BatchIter):
     ) -> None:
         super().__init__(images, batch_size, image_size, crop_size, workers)
 
-    def _plan(self, number: int) -> Optional[_Plan]:
+    def _plan(self, number: int) -> _Plan | None:
         start, count = number * self.batch_size, len(self._images)
         if start >= count:
             return None

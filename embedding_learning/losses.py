@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Union
+from typing import Any
 
 from mxnet import gluon, nd
 from mxnet.gluon import HybridBlock
@@ -45,8 +45,8 @@ class MarginLoss(HybridBlock):
         anchors: Any,
         positives: Any,
         negatives: Any,
-        beta: Union[nd.NDArray, gluon.Parameter, float],
-        labels: Optional[nd.NDArray] = None,
+        beta: nd.NDArray | gluon.Parameter | float,
+        labels: nd.NDArray | None = None,
     ) -> Any:
         if isinstance(beta, gluon.Parameter):
             beta = beta.data(anchors.context)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 from mxnet.gluon import HybridBlock, nn
 
 from embedding_learning.sampling import DistanceWeightedSampling
-
 
 # Mean and standard deviation of ImageNet's pixels, by channel, of 1: what the weights of the model
 # zoos were trained with.
@@ -64,9 +63,9 @@ class MarginNet(HybridBlock):
         base_net: HybridBlock,
         emb_dim: int,
         batch_k: int,
-        feat_dim: Optional[int] = None,
+        feat_dim: int | None = None,
         normalize_weights: bool = False,
-        preprocess: Optional[HybridBlock] = None,
+        preprocess: HybridBlock | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 KVSTORES = ("local", "device", "nccl")
 
@@ -56,106 +55,87 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_original_flags(parser)
     _add_port_flags(parser.add_argument_group("flags of the PyTorch port"))
-    _add_data_flags(parser.add_argument_group("data"))
-    _add_run_flags(parser.add_argument_group("weights and devices"))
+    _add_further_flags(parser.add_argument_group("further flags"))
     return parser
+
+
+def _add(group: argparse._ActionsContainer, name: str, default: Any, text: str) -> None:
+    """A flag of its default's type."""
+    told = f"{text} (default: %(default)s)" if default != "" else text
+    group.add_argument(name, default=default, type=type(default), help=told)
+
+
+def _add_count(group: argparse._ActionsContainer, name: str, text: str) -> None:
+    """A whole number that is found otherwise where the flag is not given."""
+    group.add_argument(name, type=int, metavar="N", help=text)
+
+
+def _add_alias(group: argparse._ActionsContainer, name: str, of: str, kind: type) -> None:
+    """Another name of a flag."""
+    dest = of.lstrip("-").replace("-", "_")
+    default = argparse.SUPPRESS
+    group.add_argument(name, dest=dest, type=kind, default=default, help=f"another name of {of}")
 
 
 def _add_original_flags(parser: argparse.ArgumentParser) -> None:
     """Names, types and defaults of MXNet's example embedding_learning; none may change."""
-    add = parser.add_argument
-    add("--data-path", default="data/CUB_200_2011",
-        help="folder of the images; glyphs: a set that is drawn on first use. default is %(default)s.")
-    add("--embed-dim", type=int, default=128,
-        help="dimensionality of the image embedding. default is %(default)s.")
-    add("--batch-size", type=int, default=70,
-        help="training batch size per device (CPU/GPU). default is %(default)s.")
-    add("--batch-k", type=int, default=5,
-        help="number of images per class in a batch. default is %(default)s.")
-    add("--gpus", default="", help="list of gpus to use, e.g. 0 or 0,2,5. empty means using cpu.")
-    add("--epochs", type=int, default=20, help="number of training epochs. default is %(default)s.")
-    add("--optimizer", default="adam", help="MXNet optimizer. default is %(default)s.")
-    add("--lr", type=float, default=0.0001, help="learning rate. default is %(default)s.")
-    add("--lr-beta", type=float, default=0.1,
-        help="learning rate for the class-specific beta of the margin-based loss; 0 keeps beta "
-        "constant. default is %(default)s.")
-    add("--margin", type=float, default=0.2,
-        help="margin of the margin-based loss. default is %(default)s.")
-    add("--beta", type=float, default=1.2, help="initial value of beta. default is %(default)s.")
-    add("--nu", type=float, default=0.0,
-        help="regularization parameter for beta. default is %(default)s.")
-    add("--factor", type=float, default=0.5,
-        help="learning rate schedule factor. default is %(default)s.")
-    add("--steps", default="12,14,16,18",
-        help="epochs at which the learning rates are multiplied by --factor. default is %(default)s.")
-    add("--wd", type=float, default=0.0001, help="weight decay rate. default is %(default)s.")
-    add("--seed", type=int, default=123,
-        help="random seed; one seed fixes the whole run. default is %(default)s.")
-    add("--model", default="resnet50_v2",
-        help="backbone, by its name in Gluon's model zoo or in torchvision. default is %(default)s.")
-    add("--save-model-prefix", default="margin_loss_model",
-        help="the best model is saved as this prefix + .params. default is %(default)s.")
-    add("--use-pretrained", action="store_true",
-        help="start from ImageNet weights of Gluon's model zoo.")
-    add("--kvstore", default="device",
-        help=f"how devices exchange gradients: {', '.join(KVSTORES)}. default is %(default)s.")
-    add("--log-interval", type=int, default=20,
-        help="number of batches between log lines. default is %(default)s.")
+    _add(parser, "--data-path", "data/CUB_200_2011", "folder of the images; glyphs: a drawn set")
+    _add(parser, "--embed-dim", 128, "dimensionality of the image embedding")
+    _add(parser, "--batch-size", 70, "training batch size per device (CPU/GPU)")
+    _add(parser, "--batch-k", 5, "number of images per class in a batch")
+    _add(parser, "--gpus", "", "list of gpus to use, e.g. 0 or 0,2,5; empty means using cpu")
+    _add(parser, "--epochs", 20, "number of training epochs")
+    _add(parser, "--optimizer", "adam", "optimizer of MXNet")
+    _add(parser, "--lr", 0.0001, "learning rate")
+    _add(parser, "--lr-beta", 0.1, "learning rate for beta, one per class; 0: beta is constant")
+    _add(parser, "--margin", 0.2, "margin of the margin-based loss")
+    _add(parser, "--beta", 1.2, "initial value of beta")
+    _add(parser, "--nu", 0.0, "regularization parameter for beta")
+    _add(parser, "--factor", 0.5, "learning rate schedule factor")
+    _add(parser, "--steps", "12,14,16,18", "epochs that multiply the learning rates by the factor")
+    _add(parser, "--wd", 0.0001, "weight decay rate")
+    _add(parser, "--seed", 123, "random seed; it fixes the whole run")
+    _add(parser, "--model", "resnet50_v2", "backbone, as Gluon's model zoo or torchvision names it")
+    _add(parser, "--save-model-prefix", "margin_loss_model", "the best model's file less .params")
+    text = "start from the ImageNet weights of Gluon's model zoo"
+    parser.add_argument("--use-pretrained", action="store_true", help=text)
+    _add(parser, "--kvstore", "device", f"how devices exchange gradients: {', '.join(KVSTORES)}")
+    _add(parser, "--log-interval", 20, "number of batches between log lines")
 
 
 def _add_port_flags(group: argparse._ArgumentGroup) -> None:
-    """What suruoxi/DistanceWeightedSampling adds; with none of them the original's run results."""
-    add = group.add_argument
-    add("--start-epoch", type=int, default=0, metavar="N",
-        help="number of the first epoch, counted from 0. default is %(default)s.")
-    add("--workers", type=int, default=4, metavar="N",
-        help="threads that decode images; 0 decodes in the trainer's. default is %(default)s.")
-    add("--feat-dim", type=int, default=None, metavar="N",
-        help="put a fully connected layer of this size between backbone and embedding.")
-    add("--classes", type=int, default=None, metavar="N",
-        help="number of training classes; read from the data, and checked if given.")
-    add("--batch-num", type=int, default=200, metavar="N",
-        help="number of batches in an epoch. default is %(default)s.")
-    add("--total-batch-size", type=int, default=None, metavar="N",
-        help="batch size over all devices, in place of --batch-size (the port's meaning of it).")
-    add("--momentum", type=float, default=0.9, help="of sgd. default is %(default)s.")
-    add("--resume", default=None, metavar="FILE",
-        help="start from the network in this .params file, as written by an earlier run; beta and "
-        "the optimizers start anew.")
-    add("--print-freq", type=int, dest="log_interval", default=argparse.SUPPRESS, metavar="N",
-        help="another name of --log-interval.")
-    add("--normalize-weights", action="store_true",
-        help="scale the log weights of the sampling to [0, 1].")
-    add("--save-prefix", dest="save_model_prefix", default=argparse.SUPPRESS, metavar="PREFIX",
-        help="another name of --save-model-prefix.")
+    """What suruoxi/DistanceWeightedSampling adds; with none given the original's run results."""
+    _add(group, "--start-epoch", 0, "number of the first epoch")
+    _add(group, "--workers", 4, "threads that decode images; 0: the trainer's own")
+    _add_count(group, "--feat-dim", "add a fully connected layer of N units before the embedding")
+    _add_count(group, "--classes", "number of training classes; read from the data and checked")
+    _add(group, "--batch-num", 200, "number of batches in an epoch")
+    _add_count(group, "--total-batch-size", "the port's --batch-size: images over all devices")
+    _add(group, "--momentum", 0.9, "momentum of sgd")
+    text = "start from the network in a .params file; beta and the optimizers start anew"
+    group.add_argument("--resume", metavar="FILE", help=text)
+    _add_alias(group, "--print-freq", "--log-interval", int)
+    text = "scale the log weights of the sampling to [0, 1]"
+    group.add_argument("--normalize-weights", action="store_true", help=text)
+    _add_alias(group, "--save-prefix", "--save-model-prefix", str)
 
 
-def _add_data_flags(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--train-classes", type=int, default=None, metavar="N",
-        help="the first N classes train, the others test. default is half of them.")
-    add("--image-size", type=int, default=256, metavar="PIXELS",
-        help="side of the square that each image is resized to. default is %(default)s.")
-    add("--crop-size", type=int, default=224, metavar="PIXELS",
-        help="side of the square that is cut out of it. default is %(default)s.")
-    add("--cache-dir", type=Path, default=default_cache_dir(), metavar="DIR",
-        help="where drawn images are kept. default is %(default)s.")
+def _add_further_flags(group: argparse._ArgumentGroup) -> None:
+    _add_count(group, "--train-classes", "the first N classes train (default: half of them)")
+    _add(group, "--image-size", 256, "pixels of the square that each image is resized to")
+    _add(group, "--crop-size", 224, "pixels of the square that is cut out of it")
+    text = "take the ImageNet weights from a Gluon parameter file"
+    group.add_argument("--pretrained-params", metavar="FILE", help=text)
+    text = "print the recalls before training too"
+    group.add_argument("--evaluate-first", action="store_true", help=text)
+    _add(group, "--cache-dir", default_cache_dir(), "where drawn images are kept")
+    _add(group, "--cpu-contexts", 1, "without --gpus: CPU contexts that act as devices, for trials")
 
 
-def _add_run_flags(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--pretrained-params", default=None, metavar="FILE",
-        help="take the ImageNet weights from this Gluon parameter file.")
-    add("--evaluate-first", action="store_true",
-        help="print the recalls of the untrained network too.")
-    add("--cpu-contexts", type=int, default=1, metavar="N",
-        help="without --gpus: use N CPU contexts as if they were devices, to try out what several "
-        "devices do. default is %(default)s.")
-
-
-def default_cache_dir() -> Path:
+def default_cache_dir() -> str:
     """``embedding_learning`` below the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedding_learning"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(cache, "embedding_learning")
 
 
 def _integers(flag: str, text: str) -> list[int]:

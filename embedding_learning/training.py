@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 from collections import deque
-from typing import Optional, Union
+from typing import Union
 
 import mxnet as mx
 import numpy as np

@@ -15,7 +15,7 @@ __all__ = ["DataError", "ImageSet", "load"]
 
 
 def load(
-    data_path: str, cache_dir: Path, train_classes: Optional[int] = None
+    data_path: str, cache_dir: str, train_classes: int | None = None
 ) -> tuple[ImageSet, ImageSet]:
     """Training and test images of a data set; their classes do not overlap.
 
@@ -24,7 +24,7 @@ def load(
     data_path : str
         A folder in the layout of CUB-200-2011, or ``glyphs`` for the set that is drawn on first
         use.
-    cache_dir : Path
+    cache_dir : str
         Where drawn images are kept.
     train_classes : int, optional
         How many of the classes train, the first ones; by default half of them, rounded down.
@@ -34,13 +34,15 @@ def load(
     DataError
         If a file is missing or wrong, or a half of the split would be empty.
     """
-    folder = glyphs.cached(cache_dir) if data_path == glyphs.NAME else Path(data_path)
+    folder = glyphs.cached(Path(cache_dir)) if data_path == glyphs.NAME else Path(data_path)
     images = cub200.read(folder)
     classes = len(images.class_names)
     if train_classes is None:
         train_classes = classes // 2
         if train_classes < 1:
-            raise DataError(f"{folder}: holds {classes} class; two are needed, to train and to test")
+            raise DataError(
+                f"{folder}: holds {classes} class; two are needed, to train and to test"
+            )
     if not 1 <= train_classes < classes:
         raise DataError(
             f"--train-classes {train_classes}: {folder} holds {classes} classes, of which "

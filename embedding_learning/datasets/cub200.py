@@ -59,7 +59,9 @@ def _lines(file: Path) -> Iterator[tuple[str, str]]:
                 if not image and not rest:
                     continue
                 if not image.isdigit() or not rest:
-                    raise DataError(f"{file}:{number}: an id and a value expected: {line.strip()!r}")
+                    raise DataError(
+                        f"{file}:{number}: an id and a value expected: {line.strip()!r}"
+                    )
                 if image in seen:
                     raise DataError(f"{file}:{number}: image {image} stands here a second time")
                 seen.add(image)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from PIL import Image, ImageFont
 
 NAME = "glyphs"
@@ -58,12 +59,12 @@ MARGIN = 2  # pixels at the rim that ink never enters
 SEED = 20110
 
 # Ranges of the views. A turn stays well below the 45 degrees that make a plus a times sign.
-TURN = 15.0  # degrees either way
+TURN = 12.0  # degrees either way
 SHEAR = 0.15
 STRETCH = 0.12  # log of width over height
-LONGER_SIDE = (30.0, 48.0)  # pixels
-SHIFT = 10.0  # pixels either way
-CONTRAST = 70.0  # least difference of ink and ground in luminance, of 255
+LONGER_SIDE = (34.0, 50.0)  # pixels
+SHIFT = 6.0  # pixels either way
+CONTRAST = 90.0  # least difference of ink and ground in luminance, of 255
 GRADIENT = 30.0  # largest change of the ground's colour from the centre to the rim
 BLUR = 0.8  # largest radius, pixels
 
@@ -250,7 +251,7 @@ def render(ink: Image.Image, rng: np.random.Generator) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(rng.uniform(0, BLUR)))
 
 
-def _view(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
+def _view(width: int, height: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Return the 3 x 3 map from the ink's pixels to those of the enlarged view.
 
     The ink's longer side gets a random length, so size tells nothing about the character.
@@ -273,7 +274,7 @@ def _view(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
     return view
 
 
-def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _colours(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the colours of ink and ground, each 3 floats of 0 to 255, in clear contrast."""
     while True:
         front, ground = rng.uniform(0, 255, size=(2, 3))
@@ -281,8 +282,9 @@ def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
             return front, ground
 
 
-def _gradient(rng: np.random.Generator) -> np.ndarray:
+def _gradient(rng: np.random.Generator) -> NDArray[np.float64]:
     """Return a change of colour that grows linearly across the image: (SIZE, SIZE, 3)."""
     ramp = np.linspace(-1, 1, SIZE)
     across, down = rng.uniform(-GRADIENT / 2, GRADIENT / 2, size=(2, 3))
-    return ramp[None, :, None] * across + ramp[:, None, None] * down
+    change: NDArray[np.float64] = ramp[None, :, None] * across + ramp[:, None, None] * down
+    return change

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Optional
 
 import numpy as np
 
@@ -31,7 +30,7 @@ class ImageSet:
     paths: list[str]
     labels: np.ndarray
     class_names: list[str]
-    boxes: Optional[np.ndarray] = None
+    boxes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
