@@ -10,6 +10,9 @@ from embedding_learning.datasets import DataError
 # Images are decoded by several threads at once; more threads inside each would only contend.
 cv2.setNumThreads(1)
 
+# As MXNet decodes: a camera's note to turn the image is not followed, nor do boxes count on it.
+_DECODE = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+
 
 def read_image(path: str, box: np.ndarray | None, size: int) -> np.ndarray:
     """Decodes a file, crops it to its box and resizes that to a square.
@@ -31,14 +34,19 @@ def read_image(path: str, box: np.ndarray | None, size: int) -> np.ndarray:
     Raises
     ------
     DataError
-        If the file is no image or the box lies outside of it.
+        If the file cannot be read, is no whole image, or the box lies outside of it.
     """
     try:
-        image = cv2.imread(path, cv2.IMREAD_COLOR)
+        with open(path, "rb") as file:
+            encoded = file.read()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        image = None if _is_cut_off(encoded) else cv2.imdecode(np.frombuffer(encoded, "B"), _DECODE)
     except cv2.error:
         image = None
     if image is None:
-        raise DataError(f"{path}: is not an image that can be decoded; replace the file")
+        raise DataError(f"{path}: is not a whole image that can be decoded; replace the file")
     if box is not None:
         x, y, width, height = (int(value) for value in box)
         whole = image.shape
@@ -50,6 +58,15 @@ def read_image(path: str, box: np.ndarray | None, size: int) -> np.ndarray:
             )
     image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _is_cut_off(encoded: bytes) -> bool:
+    """Whether a JPEG file has lost its end, which OpenCV fills with grey without an error.
+
+    No mark to end the image follows the last mark that starts a scan.
+    """
+    last_scan = encoded.rfind(b"\xff\xda")
+    return encoded.startswith(b"\xff\xd8") and encoded.find(b"\xff\xd9", last_scan) < 0
 
 
 def crop(image: np.ndarray, top: int, left: int, flip: bool, out: np.ndarray) -> None:

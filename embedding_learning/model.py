@@ -15,7 +15,7 @@ _DEVIATION = (0.229, 0.224, 0.225)
 
 
 class ImageNormalization(HybridBlock):
-    """Pixels to what pretrained backbones expect: uint8 (n, 3, h, w), RGB -> float32 (n, 3, h, w)."""
+    """RGB pixels as pretrained backbones expect them: uint8 (n, 3, h, w) -> float32, same shape."""
 
     def hybrid_forward(self, F: Any, x: Any) -> Any:
         # Mean and deviation scaled to 255 save a pass over the batch.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -33,8 +34,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         If a flag is unknown, cannot be read, or contradicts another.
     """
     options = _parser().parse_args(arguments)
-    options.gpus = _integers("--gpus", options.gpus)
-    options.steps = _integers("--steps", options.steps)
+    options.gpus = _integers("--gpus", options.gpus, "different")
+    options.steps = _integers("--steps", options.steps, "increasing")
     _check_ranges(options)
     _check_devices(options)
     _check_batch(options)
@@ -138,20 +139,23 @@ def default_cache_dir() -> str:
     return os.path.join(cache, "embedding_learning")
 
 
-def _integers(flag: str, text: str) -> list[int]:
-    """A list such as 0,2,5 of strictly increasing numbers; empty for an empty text."""
+def _integers(flag: str, text: str, order: str) -> list[int]:
+    """A list such as 0,2,5, its numbers "different" or even "increasing"; empty for no text."""
     try:
         numbers = [int(part) for part in text.split(",")] if text else []
     except ValueError:
         numbers = [-1]
-    if any(number < 0 for number in numbers) or numbers != sorted(set(numbers)):
-        raise UsageError(
-            f"{flag} {text}: increasing whole numbers expected, with commas between them"
-        )
+    ordered = sorted(set(numbers))
+    fits = numbers == ordered if order == "increasing" else sorted(numbers) == ordered
+    if not fits or any(number < 0 for number in numbers):
+        raise UsageError(f"{flag} {text}: {order} whole numbers expected, with commas between them")
     return numbers
 
 
 def _check_ranges(options: argparse.Namespace) -> None:
+    for name, value in vars(options).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{_flag(name)} {value}: must be a finite number")
     at_least = {
         "embed_dim": 1, "batch_size": 1, "batch_k": 2, "epochs": 0, "lr": 0, "lr_beta": 0,
         "margin": 0, "nu": 0, "factor": 0, "wd": 0, "seed": 0, "log_interval": 1,
@@ -161,8 +165,7 @@ def _check_ranges(options: argparse.Namespace) -> None:
     }  # fmt: skip
     for name, least in at_least.items():
         value = getattr(options, name)
-        # The comparison is also false for a value that is not a number.
-        if value is not None and not value >= least:
+        if value is not None and value < least:
             raise UsageError(f"{_flag(name)} {value}: must be at least {least}")
     if options.crop_size > options.image_size:
         raise UsageError(

@@ -1,5 +1,6 @@
 """Tests of get_cub200_data.sh against a local server with a small archive of the true layout."""
 
+import contextlib
 import hashlib
 import http.server
 import io
@@ -19,7 +20,7 @@ import pytest
 SCRIPT = Path(__file__).resolve().parents[1] / "get_cub200_data.sh"
 BASH = shutil.which("bash")
 # What the script may call beside a downloader; where one has no md5sum it has md5.
-BASIC_TOOLS = "bash cat cut dirname gzip mkdir mv rm tar tr wc".split()
+BASIC_TOOLS = ["bash", "cat", "cut", "dirname", "gzip", "mkdir", "mv", "rm", "tar", "tr", "wc"]
 SUM_TOOLS = ["md5sum", "md5"]
 NEEDED = ["images.txt", "image_class_labels.txt", "bounding_boxes.txt"]
 
@@ -95,10 +96,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if content_range:
             self.send_header("Content-Range", content_range)
         self.end_headers()
-        try:
+        # curl hangs up as soon as it sees that its range was ignored.
+        with contextlib.suppress(OSError):
             self.wfile.write(body[:break_after])
-        except OSError:
-            pass  # curl hangs up as soon as it sees that its range was ignored
 
     def log_message(self, *args):
         pass

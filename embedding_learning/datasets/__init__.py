@@ -6,7 +6,6 @@ A file per data set; no pixels, no MXNet.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Optional
 
 from embedding_learning.datasets import cub200, glyphs
 from embedding_learning.datasets.image_set import DataError, ImageSet
@@ -32,7 +31,8 @@ def load(
     Raises
     ------
     DataError
-        If a file is missing or wrong, or a half of the split would be empty.
+        If a file is missing or wrong, a half of the split would be empty, or the drawn set cannot
+        be drawn.
     """
     folder = glyphs.cached(Path(cache_dir)) if data_path == glyphs.NAME else Path(data_path)
     images = cub200.read(folder)

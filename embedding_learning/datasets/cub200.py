@@ -7,8 +7,8 @@ width, height in pixels). Any folder in this layout is read, whatever its number
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,42 +30,42 @@ def read(folder: Path) -> ImageSet:
     if not (folder / "images").is_dir():
         raise DataError(f"{folder / 'images'}: no such folder; unpack the archive again")
 
-    paths = dict(_lines(folder / IMAGES))
-    labels = dict(_lines(folder / LABELS))
-    boxes = dict(_lines(folder / BOXES))
-    for name, entries in ((LABELS, labels), (BOXES, boxes)):
-        _check_same_ids(folder / IMAGES, paths, folder / name, entries)
+    paths, labels, boxes = (_lines(folder / name) for name in (IMAGES, LABELS, BOXES))
+    for name, lines in ((LABELS, labels), (BOXES, boxes)):
+        _check_same_ids(folder / IMAGES, paths, folder / name, lines)
 
-    numbers = np.array(
-        [_class_number(folder / LABELS, image, text) for image, text in labels.items()], np.int32
-    )
-    classes, class_of = np.unique(numbers, return_inverse=True)
-    by_id = dict(zip(labels, class_of))
+    numbers = [_class_number(labels[image]) for image in paths]
+    classes, class_of_image = np.unique(numbers, return_inverse=True)
     return ImageSet(
-        paths=[str(folder / "images" / path) for path in paths.values()],
-        labels=np.array([by_id[image] for image in paths], np.int32),
+        paths=[str(folder / "images" / line.value) for line in paths.values()],
+        labels=class_of_image.astype(np.int32),
         class_names=_class_names(folder, classes),
-        boxes=np.array([_box(folder / BOXES, image, boxes[image]) for image in paths], np.int32),
+        boxes=np.array([_box(boxes[image]) for image in paths], np.int32),
     )
 
 
-def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    """The id and the rest of each line."""
-    seen: set[str] = set()
+class _Line(NamedTuple):
+    """What follows the id, and where it stands: file:line."""
+
+    value: str
+    where: str
+
+
+def _lines(file: Path) -> dict[str, _Line]:
+    """The lines of a file by their ids."""
+    found: dict[str, _Line] = {}
     try:
         with open(file, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                image, _, rest = line.strip().partition(" ")
-                if not image and not rest:
+            for number, text in enumerate(lines, start=1):
+                image, _, value = text.strip().partition(" ")
+                where = f"{file}:{number}"
+                if not image:
                     continue
-                if not image.isdigit() or not rest:
-                    raise DataError(
-                        f"{file}:{number}: an id and a value expected: {line.strip()!r}"
-                    )
-                if image in seen:
-                    raise DataError(f"{file}:{number}: image {image} stands here a second time")
-                seen.add(image)
-                yield image, rest.strip()
+                if not image.isdecimal() or not value:
+                    raise DataError(f"{where}: an id and a value expected: {text.strip()!r}")
+                if image in found:
+                    raise DataError(f"{where}: image {image} stands here a second time")
+                found[image] = _Line(value.strip(), where)
     except FileNotFoundError:
         raise DataError(
             f"{file}: no such file; a folder in the layout of CUB-200-2011 holds {IMAGES}, "
@@ -73,42 +73,44 @@ def _lines(file: Path) -> Iterator[tuple[str, str]]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read: {error}") from None
-    if not seen:
+    if not found:
         raise DataError(f"{file}: is empty")
+    return found
 
 
-def _check_same_ids(file: Path, ids: dict[str, str], other: Path, others: dict[str, str]) -> None:
+def _check_same_ids(
+    file: Path, lines: dict[str, _Line], other: Path, others: dict[str, _Line]
+) -> None:
     """Both files name the same images."""
-    for line, image in enumerate(ids, start=1):
+    for image, line in lines.items():
         if image not in others:
-            raise DataError(f"{other}: has no line for image {image} ({file}:{line})")
-    for line, image in enumerate(others, start=1):
-        if image not in ids:
-            raise DataError(f"{other}:{line}: image {image} does not stand in {file}")
+            raise DataError(f"{other}: has no line for image {image} ({line.where})")
+    for image, line in others.items():
+        if image not in lines:
+            raise DataError(f"{line.where}: image {image} does not stand in {file}")
 
 
-def _class_number(file: Path, image: str, text: str) -> int:
-    if not text.isdigit():
-        raise DataError(f"{file}: image {image}: a class number expected: {text!r}")
-    return int(text)
+def _class_number(line: _Line) -> int:
+    if not line.value.isdecimal():
+        raise DataError(f"{line.where}: a class number expected: {line.value!r}")
+    return int(line.value)
 
 
-def _box(file: Path, image: str, text: str) -> list[int]:
+def _box(line: _Line) -> list[int]:
     """x, y, width, height: their integer parts, as the original takes them."""
     try:
-        box = [int(float(value)) for value in text.split()]
+        box = [int(float(value)) for value in line.value.split()]
     except (ValueError, OverflowError):
         box = []
     if len(box) != 4 or max(map(abs, box)) >= 2**31:
-        raise DataError(f"{file}: image {image}: x, y, width and height expected: {text!r}")
+        raise DataError(f"{line.where}: x, y, width and height expected: {line.value!r}")
     if box[2] < 1 or box[3] < 1:
-        raise DataError(f"{file}: image {image}: the box is empty: {text!r}")
+        raise DataError(f"{line.where}: the box is empty: {line.value!r}")
     return box
 
 
 def _class_names(folder: Path, classes: np.ndarray) -> list[str]:
     """From classes.txt where it is there, else the numbers."""
-    names: dict[str, str] = {}
-    if (folder / "classes.txt").is_file():
-        names = dict(_lines(folder / "classes.txt"))
-    return [names.get(str(number), str(number)) for number in classes]
+    file = folder / "classes.txt"
+    names = _lines(file) if file.is_file() else {}
+    return [names[n].value if n in names else n for n in map(str, classes)]

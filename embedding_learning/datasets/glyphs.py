@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from embedding_learning.datasets.image_set import DataError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image, ImageFont
@@ -29,10 +31,11 @@ NAME = "glyphs"
 FOLDER = "glyphs-v1"
 
 # Fixed lists, not a search at run time: the classes must not move with the version of
-# FreeType or matplotlib, or recalls of two machines could not be compared. Letters, digits
-# and a few symbols that have no Unicode decomposition and stand in all FACES were taken in
-# turn, those with the fewest look-alikes first; a character was left out if it looked like
-# one already taken: scaled to one size, a correlation of 0.95 or more between any two faces.
+# FreeType or matplotlib, or recalls of two machines could not be compared. Letters (without
+# clicks that are mere bars), digits and a few symbols, all without Unicode decomposition
+# and standing in all FACES, were taken in turn, those with the fewest look-alikes first; a
+# character was left out if it looked like one already taken: scaled to one size, a
+# correlation of 0.95 or more between any two faces.
 LATIN = (
     "AEFGKLMNPQRSTUVWYZabcegknpqxyÆÐØÞßæðđĦŊŒŧƈƐƒƕƛƥƪƫƭƺƾɐɒɕɖɗɘəɚɝɞɟɠɣɥɦɧɨɪɬɮɯɰɱɲɳɷɹɻɽɾ"
     "ɿʁʂʆʇʈʉʊʋʌʍʎʐʑʒʓʔʕʖʘʙʚʛʝʞʣʤʦʧʨ"
@@ -69,14 +72,10 @@ GRADIENT = 30.0  # largest change of the ground's colour from the centre to the 
 BLUR = 0.8  # largest radius, pixels
 
 
-class GlyphError(Exception):
-    """The set cannot be drawn or stored; the message is one line that names the way out."""
-
-
 def cached(cache_dir: Path) -> Path:
     """Return the folder of the set under `cache_dir`, drawing it there if it is missing.
 
-    Raises GlyphError if the folder cannot be written or the typefaces are missing.
+    Raises DataError if the folder cannot be written or the typefaces are missing.
     """
     cache_dir = Path(cache_dir)
     folder = cache_dir / FOLDER
@@ -84,7 +83,7 @@ def cached(cache_dir: Path) -> Path:
         if not folder.is_dir():
             _draw_aside(folder)
     except OSError as error:
-        raise GlyphError(
+        raise DataError(
             f"Cannot draw the glyph set into {cache_dir} ({error.strerror or error}): "
             "name a writable folder with --cache-dir."
         ) from error
@@ -131,13 +130,13 @@ def characters() -> list[str]:
 def faces() -> dict[str, Path]:
     """Return the font file of each typeface in FACES.
 
-    Raises GlyphError if matplotlib or one of its files is missing, or lacks a character.
+    Raises DataError if matplotlib or one of its files is missing, or lacks a character.
     """
     try:
         import matplotlib
         from matplotlib.ft2font import FT2Font
     except ImportError as error:
-        raise GlyphError(
+        raise DataError(
             f"The glyph set needs the typefaces of matplotlib ({error}): pip install matplotlib."
         ) from error
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -145,7 +144,7 @@ def faces() -> dict[str, Path]:
     paths = {name: fonts / f"{name}.ttf" for name in FACES}
     for name, path in paths.items():
         if not path.is_file() or not wanted <= FT2Font(str(path)).get_charmap().keys():
-            raise GlyphError(
+            raise DataError(
                 f"The typeface {name} of matplotlib is missing or incomplete in {fonts}: "
                 "pip install --force-reinstall matplotlib."
             )
@@ -158,7 +157,7 @@ def draw(folder: Path, drawn: Sequence[str] | None = None, views: int = VIEWS) -
     `drawn` holds the characters, in the order of their classes (default: all of them), and
     `views` is the number of images of a character in one face. The bytes written depend on
     the arguments and on the installed fonts and libraries, and on nothing else.
-    Raises GlyphError if the typefaces are missing, OSError if `folder` cannot be written.
+    Raises DataError if the typefaces are missing, OSError if `folder` cannot be written.
     """
     drawn = characters() if drawn is None else drawn
     fonts = {name: load(path) for name, path in faces().items()}
@@ -205,7 +204,7 @@ def images(
 def load(path: Path) -> ImageFont.FreeTypeFont:
     """Return the typeface in the file `path`, large enough to be reduced in every view.
 
-    Raises GlyphError if Pillow is missing or cannot read the file.
+    Raises DataError if Pillow is missing or cannot read the file.
     """
     try:
         from PIL import ImageFont
@@ -215,9 +214,9 @@ def load(path: Path) -> ImageFont.FreeTypeFont:
             str(path), size=SIZE * SCALE, layout_engine=ImageFont.Layout.BASIC
         )
     except ImportError as error:
-        raise GlyphError(f"The glyph set needs Pillow ({error}): pip install pillow.") from error
+        raise DataError(f"The glyph set needs Pillow ({error}): pip install pillow.") from error
     except OSError as error:
-        raise GlyphError(
+        raise DataError(
             f"Pillow cannot read the typeface {path} ({error}): "
             "pip install --force-reinstall matplotlib pillow."
         ) from error

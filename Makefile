@@ -1,0 +1,65 @@
+# make demo    train and evaluate on images that the program draws itself
+# make test    run the tests
+# make lint    check style and types
+# make clean   remove the virtual environment and the caches
+#
+# The virtual environment is made with $(PYTHON), 3.9 to 3.13: make demo PYTHON=python3.11
+
+PYTHON ?= python3
+DEMO_FLAGS ?= --epochs=3
+
+PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
+REQUIREMENTS := $(shell nvidia-smi >/dev/null 2>&1 && echo requirements-gpu || echo requirements)
+
+# Each stamp records a finished step. Their names make another Python, or the arrival of a GPU,
+# start from an empty environment.
+INSTALLED := .venv/installed-$(REQUIREMENTS)-$(VERSION)
+WORKS := .venv/works-$(REQUIREMENTS)-$(VERSION)
+TOOLS := .venv/tools-$(REQUIREMENTS)-$(VERSION)
+
+define CHECK_PYTHON
+import sys
+found = sys.version_info[:2]
+if not (3, 9) <= found <= (3, 13):
+    sys.exit("Python 3.9 to 3.13 is needed, not %d.%d: name one with make PYTHON=..." % found)
+try:
+    import ensurepip, venv
+except ImportError:
+    sys.exit("Python lacks venv: on Debian or Ubuntu, apt-get install python%d.%d-venv" % found)
+endef
+export CHECK_PYTHON
+
+.PHONY: demo test lint clean
+
+demo: $(WORKS)
+	.venv/bin/python train.py --data-path=glyphs $(DEMO_FLAGS)
+
+test: $(WORKS) $(TOOLS)
+	.venv/bin/python -m pytest -q
+
+lint: $(TOOLS)
+	.venv/bin/python -m ruff check
+	.venv/bin/python -m ruff format --check
+	.venv/bin/python -m mypy embedding_learning
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# MXNet goes in without its dependencies, since it would refuse the numpy of Python 3.13.
+$(INSTALLED): requirements-common.txt $(REQUIREMENTS).txt
+	@$(PYTHON) -c "$$CHECK_PYTHON"
+	$(PYTHON) -m venv --clear .venv
+	$(PIP) -r requirements-common.txt
+	$(PIP) --no-deps -r $(REQUIREMENTS).txt
+	@touch $@
+
+# Names the system library or the driver that is missing.
+$(WORKS): $(INSTALLED)
+	@.venv/bin/python -m embedding_learning.mxnet_runtime
+	@touch $@
+
+$(TOOLS): $(INSTALLED) requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
+	@touch $@

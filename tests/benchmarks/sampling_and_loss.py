@@ -1,0 +1,90 @@
+"""Sampling and loss, forward and backward, here and in the original example, in one run.
+
+    python -m tests.benchmarks.sampling_and_loss --original PATH
+
+PATH is the folder example/gluon/embedding_learning of apache/mxnet 1.9.1; without it only this
+program is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+from embedding_learning import DistanceWeightedSampling, MarginLoss  # makes MXNet ready
+from tests.benchmarks.timing import interleaved, print_ratios
+
+# isort: split
+import mxnet as mx
+import numpy as np
+from mxnet import autograd, nd
+
+DIMENSION, BATCH_K, CLASSES = 128, 5, 100
+
+
+def original_model(folder: Path):
+    """The original's model.py, unchanged."""
+    spec = importlib.util.spec_from_file_location("original_model", folder / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def embeddings(n: int) -> nd.NDArray:
+    """Unit rows whose distances spread to both sides of 1.4, as in training."""
+    rng = np.random.default_rng(0)
+    rows = 0.5 * rng.normal(size=DIMENSION) + rng.normal(size=(n, DIMENSION))
+    x = nd.array(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    x.attach_grad()
+    return x
+
+
+def ours(n: int) -> Callable[[], None]:
+    x, labels = embeddings(n), nd.array(np.arange(n) // BATCH_K % CLASSES)
+    beta = mx.gluon.Parameter("beta", shape=(CLASSES,))
+    beta.initialize(mx.init.Constant(1.2))
+    sampling, loss = DistanceWeightedSampling(BATCH_K), MarginLoss()
+    for block in (sampling, loss):
+        block.hybridize(static_alloc=True, static_shape=True)
+
+    def step() -> None:
+        with autograd.record():
+            rows, anchors, positives, negatives, _ = sampling(x)
+            value = loss(anchors, positives, negatives, beta, labels.take(rows))
+        value.backward()
+
+    return step
+
+
+def originals(n: int, model) -> Callable[[], None]:
+    x, labels = embeddings(n), nd.array(np.arange(n) // BATCH_K % CLASSES)
+    beta = mx.gluon.Parameter("beta", shape=(CLASSES,))
+    beta.initialize(mx.init.Constant(1.2))
+    sampling, loss = model.DistanceWeightedSampling(batch_k=BATCH_K), model.MarginLoss()
+
+    def step() -> None:
+        with autograd.record():
+            rows, anchors, positives, negatives, _ = sampling(x)
+            value = loss(anchors, positives, negatives, beta, labels[rows])
+        value.backward()
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--original", type=Path, help="folder of the original example")
+    parser.add_argument("--rounds", type=int, default=30)
+    args = parser.parse_args()
+    for n in (70, 1000):
+        print(f"n = {n}, d = {DIMENSION}, k = {BATCH_K}")
+        functions = {"this program": ours(n)}
+        if args.original:
+            functions["the original"] = originals(n, original_model(args.original))
+        print_ratios(interleaved(functions, args.rounds), "this program")
+
+
+if __name__ == "__main__":
+    main()

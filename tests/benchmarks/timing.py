@@ -1,0 +1,38 @@
+"""Timing of several functions against each other, in turn, so that a drifting machine is fair."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import embedding_learning  # noqa: F401  makes MXNet ready, so it goes first
+
+# isort: split
+import mxnet as mx
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2
+) -> dict[str, list[float]]:
+    """Seconds of each function in each round, the device idle before and after every call."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(warmup + rounds):
+        for name, function in functions.items():
+            mx.nd.waitall()
+            started = time.perf_counter()
+            function()
+            mx.nd.waitall()
+            if number >= warmup:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def print_ratios(seconds: Mapping[str, list[float]], base: str) -> None:
+    """Median, least and most of each, and the median of its round-by-round ratio to `base`."""
+    for name, values in seconds.items():
+        ratio = statistics.median(v / b for v, b in zip(values, seconds[base]))
+        print(
+            f"{name:36s} {statistics.median(values) * 1e3:10.2f} ms"
+            f"  ({min(values) * 1e3:.2f} to {max(values) * 1e3:.2f})  {ratio:8.3f} x {base}"
+        )

@@ -1,0 +1,85 @@
+"""What several tests share: the data beside the checkout, and small data sets drawn for them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder ../shared beside the checkout; most machines have none."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder ../shared is not there")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden(shared: Path) -> dict[str, np.ndarray]:
+    """Inputs and outputs of the original example, by group/name."""
+    with np.load(shared / "golden" / "upstream_mxnet_1.9.1.npz", allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="session")
+def write_cub() -> Callable[..., Path]:
+    """A function that draws a data set in the layout of CUB-200-2011 into a new folder."""
+
+    def write(
+        folder: Path, images_of_class: Sequence[int], size: tuple[int, int] = (44, 40)
+    ) -> Path:
+        """`images_of_class` JPEG files of each class, each class in its own colour."""
+        rng = np.random.default_rng(0)
+        names = [f"{number:03d}.Bird_{number}" for number, _ in enumerate(images_of_class, 1)]
+        width, height = size
+        files, labels = [], []
+        for number, (name, count) in enumerate(zip(names, images_of_class), 1):
+            (folder / "images" / name).mkdir(parents=True)
+            colour = rng.integers(0, 256, 3)
+            for image in range(1, count + 1):
+                pixels = np.clip(colour + rng.normal(0, 30, (height, width, 3)), 0, 255)
+                cv2.imwrite(str(folder / "images" / name / f"{image}.jpg"), pixels.astype(np.uint8))
+                files.append(f"{name}/{image}.jpg")
+                labels.append(number)
+        for file, values in {
+            "images.txt": files,
+            "image_class_labels.txt": labels,
+            "bounding_boxes.txt": [f"2.0 1.0 {width - 4:.1f} {height - 3:.1f}"] * len(files),
+            "classes.txt": names,
+        }.items():
+            lines = [f"{number} {value}\n" for number, value in enumerate(values, 1)]
+            (folder / file).write_text("".join(lines), encoding="utf-8")
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_cub(tmp_path_factory: pytest.TempPathFactory, write_cub: Callable[..., Path]) -> Path:
+    """Eight classes of four images in the layout of CUB-200-2011; to be read, not changed."""
+    return write_cub(tmp_path_factory.mktemp("data") / "tiny_cub", [4] * 8)
+
+
+@pytest.fixture(scope="session")
+def train_command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A function that runs train.py as a user does, from the folder given."""
+
+    def run(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), *flags],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run

@@ -1,0 +1,267 @@
+"""The flags: the original's names, types and defaults, and one line for every bad value."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from embedding_learning.options import UsageError, parse
+
+# What the original example defines, in its order: flag, the text it takes, the value read from
+# it, and the value without the flag.
+ORIGINAL: list[tuple[str, str, Any, Any]] = [
+    ("--data-path", "birds", "birds", "data/CUB_200_2011"),
+    ("--embed-dim", "64", 64, 128),
+    ("--batch-size", "35", 35, 70),
+    ("--batch-k", "7", 7, 5),
+    ("--gpus", "0,2,5", [0, 2, 5], []),
+    ("--epochs", "3", 3, 20),
+    ("--optimizer", "sgd", "sgd", "adam"),
+    ("--lr", "0.5", 0.5, 0.0001),
+    ("--lr-beta", "0", 0.0, 0.1),
+    ("--margin", "1", 1.0, 0.2),
+    ("--beta", "0.9", 0.9, 1.2),
+    ("--nu", "0.25", 0.25, 0.0),
+    ("--factor", "0.1", 0.1, 0.5),
+    ("--steps", "1,3", [1, 3], [12, 14, 16, 18]),
+    ("--wd", "0", 0.0, 0.0001),
+    ("--seed", "7", 7, 123),
+    ("--model", "alexnet", "alexnet", "resnet50_v2"),
+    ("--save-model-prefix", "mine", "mine", "margin_loss_model"),
+    ("--use-pretrained", "", True, False),
+    ("--kvstore", "local", "local", "device"),
+    ("--log-interval", "5", 5, 20),
+]
+# The same for the flags of the PyTorch port.
+PORT: list[tuple[str, str, Any, Any]] = [
+    ("--start-epoch", "2", 2, 0),
+    ("--workers", "0", 0, 4),
+    ("--feat-dim", "256", 256, None),
+    ("--classes", "98", 98, None),
+    ("--batch-num", "50", 50, 200),
+    ("--total-batch-size", "20", 20, 70),
+    ("--momentum", "0.5", 0.5, 0.9),
+    ("--resume", "old.params", "old.params", None),
+    ("--normalize-weights", "", True, False),
+]
+OTHERS: list[tuple[str, str, Any, Any]] = [
+    ("--train-classes", "90", 90, None),
+    ("--image-size", "300", 300, 256),
+    ("--crop-size", "64", 64, 224),
+    ("--pretrained-params", "zoo.params", "zoo.params", None),
+    ("--evaluate-first", "", True, False),
+    ("--cpu-contexts", "2", 2, 1),
+]
+FLOATS = [flag for flag, _, value, _ in ORIGINAL + PORT if isinstance(value, float)]
+
+
+def value_of(flag: str, options: Any) -> Any:
+    return getattr(options, flag.lstrip("-").replace("-", "_"))
+
+
+@pytest.fixture(scope="module")
+def help_text() -> str:
+    done = subprocess.run(
+        [sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.mark.parametrize("flag, text, value, default", ORIGINAL + PORT + OTHERS)
+def test_a_flag_has_its_type(flag: str, text: str, value: Any, default: Any) -> None:
+    found = value_of(flag, parse([flag, text] if text else [flag]))
+    assert (type(found), found) == (type(value), value)
+
+
+@pytest.mark.parametrize("flag, text, value, default", ORIGINAL + PORT + OTHERS)
+def test_a_flag_has_its_default(flag: str, text: str, value: Any, default: Any) -> None:
+    found = value_of(flag, parse([]))
+    assert (type(found), found) == (type(default), default)
+
+
+def test_drawn_images_are_cached_below_the_cache_folder_of_the_user(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/of/user")
+    assert parse([]).cache_dir == "/of/user/embedding_learning"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/user")
+    assert parse([]).cache_dir == "/home/user/.cache/embedding_learning"
+    assert parse(["--cache-dir", "cache"]).cache_dir == "cache"
+
+
+@pytest.mark.parametrize(
+    "alias, flag, value",
+    [("--print-freq", "--log-interval", 7), ("--save-prefix", "--save-model-prefix", "7")],
+)
+def test_an_alias_sets_the_flag_that_it_is_another_name_of(
+    alias: str, flag: str, value: Any
+) -> None:
+    assert value_of(flag, parse([alias, "7"])) == value
+    assert value_of(flag, parse([flag, "6", alias, "7"])) == value
+    assert value_of(flag, parse([alias, "6", flag, "7"])) == value
+
+
+def test_help_lists_the_flags_of_the_original_first_and_in_its_order(help_text: str) -> None:
+    flags = re.findall(r"^  (--[a-z-]+)", help_text, re.MULTILINE)
+    assert flags[: len(ORIGINAL)] == [flag for flag, *_ in ORIGINAL]
+    first, *groups = re.split(r"^(?=\S.*:$)", help_text, flags=re.MULTILINE)[1:]
+    assert re.findall(r"^  (--[a-z-]+)", first, re.MULTILINE) == flags[: len(ORIGINAL)]
+    assert len(groups) >= 2
+
+
+def test_help_tells_every_default_of_the_original(help_text: str) -> None:
+    told = " ".join(help_text.split())
+    entries = dict(re.findall(r"(--[a-z-]+) [A-Z_]+ ((?:(?! --[a-z-]+ [A-Z_]+ ).)*)", told))
+    for flag, _, _, default in ORIGINAL:
+        if default not in (False, []):
+            text = ",".join(map(str, default)) if isinstance(default, list) else default
+            assert f"(default: {text})" in entries[flag], flag
+
+
+def test_help_answers_at_once() -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5
+
+
+def test_the_flags_are_read_without_mxnet_and_numpy() -> None:
+    code = "import sys, embedding_learning.options as o; o.parse([]); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not {"mxnet", "numpy", "cv2", "scipy", "gluoncv"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "flags, total",
+    [
+        ("", 70),
+        ("--gpus 0,1,3", 210),
+        ("--cpu-contexts 2 --batch-size 10", 20),
+        ("--total-batch-size 40 --cpu-contexts 2", 40),
+        ("--total-batch-size 40 --gpus 3,1", 40),
+    ],
+)
+def test_a_batch_is_what_all_devices_hold_together(flags: str, total: int) -> None:
+    assert parse(flags.split()).total_batch_size == total
+
+
+def test_gpus_keep_the_order_they_are_given_in() -> None:
+    assert parse(["--gpus", "1,0"]).gpus == [1, 0]
+
+
+def test_no_steps_are_an_empty_list() -> None:
+    assert parse(["--steps", ""]).steps == []
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        ("--batch-size 72", "--batch-size 72"),
+        ("--batch-size 5", "--batch-size 5"),
+        ("--batch-size 0", "--batch-size 0"),
+        ("--batch-size -70", "--batch-size -70"),
+        ("--batch-size 3.5", "--batch-size"),
+        ("--batch-k 1", "--batch-k 1"),
+        ("--batch-k 4", "--batch-k 4"),
+        ("--total-batch-size 35 --cpu-contexts 2", "--total-batch-size 35"),
+        ("--total-batch-size 40 --gpus 0,1,2", "--total-batch-size 40"),
+        ("--total-batch-size 24 --gpus 0,1", "--total-batch-size 24"),
+        ("--total-batch-size 10 --gpus 0,1", "--total-batch-size 10"),
+        ("--steps 12,11", "--steps 12,11"),
+        ("--steps 12,12", "--steps 12,12"),
+        ("--steps 1,two", "--steps 1,two"),
+        ("--steps 1.5", "--steps 1.5"),
+        ("--steps 1,,2", "--steps 1,,2"),
+        ("--steps=-1,2", "--steps -1,2"),
+        ("--gpus all", "--gpus all"),
+        ("--gpus 0,0", "--gpus 0,0"),
+        ("--gpus=-1", "--gpus -1"),
+        ("--gpus 0,", "--gpus 0,"),
+        ("--gpus 0 --cpu-contexts 2", "--cpu-contexts"),
+        ("--kvstore nothing", "--kvstore nothing"),
+        ("--embed-dim 0", "--embed-dim 0"),
+        ("--embed-dim many", "--embed-dim"),
+        ("--epochs -1", "--epochs -1"),
+        ("--log-interval 0", "--log-interval 0"),
+        ("--print-freq 0", "--log-interval 0"),
+        ("--seed -1", "--seed -1"),
+        ("--start-epoch -1", "--start-epoch -1"),
+        ("--workers -1", "--workers -1"),
+        ("--feat-dim 0", "--feat-dim 0"),
+        ("--classes 0", "--classes 0"),
+        ("--batch-num 0", "--batch-num 0"),
+        ("--total-batch-size 0", "--total-batch-size 0"),
+        ("--train-classes 0", "--train-classes 0"),
+        ("--cpu-contexts 0", "--cpu-contexts 0"),
+        ("--image-size 0", "--image-size 0"),
+        ("--crop-size 0", "--crop-size 0"),
+        ("--crop-size 257", "--crop-size 257"),
+        ("--image-size 200", "--image-size"),
+        ("--save-model-prefix missing/model", "--save-model-prefix missing/model"),
+        ("--save-prefix missing/model", "--save-model-prefix missing/model"),
+        ("--nonsense 1", "--nonsense"),
+        ("birds", "birds"),
+        ("--epochs", "--epochs"),
+        ("--use-pretrained=yes", "--use-pretrained"),
+        *((f"{flag} {text}", flag) for flag in FLOATS for text in ("nan", "inf", "much")),
+        *((f"{flag}=-0.1", f"{flag} -0.1") for flag in FLOATS if flag != "--beta"),
+    ],
+)
+def test_a_bad_value_is_told_in_one_line_that_names_the_flag(
+    flags: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        parse(flags.split())
+    message = str(caught.value)
+    assert named in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("size, batch_k", [(72, 5), (1, 5), (68, 5), (7, 3), (999, 10)])
+def test_the_batch_size_proposed_instead_is_taken(size: int, batch_k: int) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(["--batch-size", str(size), "--batch-k", str(batch_k)])
+    proposed = re.search(r"(\d+) a device", str(caught.value))
+    assert proposed
+    parse(["--batch-size", proposed[1], "--batch-k", str(batch_k)])
+
+
+def test_a_model_can_be_saved_into_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert parse(["--save-model-prefix", "runs/a"]).save_model_prefix == "runs/a"
+    assert parse(["--save-model-prefix", str(tmp_path / "a")])
+
+
+def test_a_folder_that_cannot_be_written_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The superuser may write everywhere, so the answer of the system is replaced.
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    with pytest.raises(UsageError, match="--save-model-prefix margin_loss_model: the folder"):
+        parse([])
+
+
+def test_a_mistake_is_one_line_and_status_2(
+    train_command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    done = train_command(tmp_path, "--batch-size", "72")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"train.py: error: --batch-size 72: .*\n", done.stderr)
+    assert list(tmp_path.iterdir()) == []
