@@ -11,6 +11,7 @@ import numpy as np
 _DISTANCES_AT_ONCE = 2**20
 # Digits of a float64: sums of whole numbers below 2 to this are exact.
 _EXACT_BITS = 53
+_NEVER = np.iinfo(np.int64).max
 
 
 def recall_at_k(
@@ -59,7 +60,7 @@ def recall_at_k(
 def _rank_of_nearest_match(embeddings: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """How many images of other classes are nearer than the nearest of the own class, (n,).
 
-    n where the class has no other image.
+    Beyond any k where the class has no other image.
     """
     count = len(embeddings)
     embeddings = _as_whole_numbers(embeddings)
@@ -78,7 +79,7 @@ def _rank_of_nearest_match(embeddings: np.ndarray, labels: np.ndarray) -> np.nda
         match = match_distance.argmin(axis=1)
         nearest = match_distance[np.arange(len(rows)), match][:, None]
         before = (distance < nearest) | ((distance == nearest) & (index < match[:, None]))
-        rank[rows] = np.where(np.isinf(nearest[:, 0]), count, before.sum(axis=1))
+        rank[rows] = np.where(np.isinf(nearest[:, 0]), _NEVER, before.sum(axis=1))
     return rank
 
 

@@ -11,8 +11,11 @@ from typing import Any
 from mxnet import nd
 from mxnet.gluon import HybridBlock
 
-# Below this, 1 - d²/4 is rounding noise of antipodal rows (d = 2), where the density q(d) is 0.
-_SMALLEST_CHORD_TERM = 1e-8
+# Below this, d² of equal rows and 1 - d²/4 of antipodal ones are rounding noise; their logarithms
+# must stay finite.
+_SMALLEST_SQUARE = 1e-8
+# Subtracted from a log weight, leaves nothing of the weight.
+_NEVER = 1e30
 # A uniform number of exactly 0 would fall before the first candidate.
 _SMALLEST_UNIFORM = 1e-12
 
@@ -71,70 +74,64 @@ class DistanceWeightedSampling(HybridBlock):
         self._normalize_weights = normalize_weights
 
     def hybrid_forward(self, F: Any, x: Any) -> tuple[Any, ...]:
-        anchor_indices, positive_indices = self._pairs(F, x)
-        negative_indices = self._draw(F, self._weights(F, x), like=positive_indices)
+        row, row_class = self._rows(F, x)
+        anchor_rows = F.repeat(row, repeats=self._batch_k - 1)
+        positive_rows = self._positive_rows(F, row, row_class)
+        negative_rows = self._draw(F, self._weights(F, x, row, row_class), row, positive_rows)
         return (
-            F.reshape(anchor_indices, (-1,)),
-            F.take(x, F.reshape(anchor_indices, (-1,))),
-            F.take(x, F.reshape(positive_indices, (-1,))),
-            F.take(x, F.reshape(negative_indices, (-1,))),
+            anchor_rows,
+            F.take(x, anchor_rows),
+            F.take(x, F.reshape(positive_rows, (-1,))),
+            F.take(x, F.reshape(negative_rows, (-1,))),
             x,
         )
 
     def probabilities(self, x: nd.NDArray) -> nd.NDArray:
         """The distributions that negatives are drawn from: x (n, d) -> (n, n), rows sum to 1."""
         with x.context:
-            weights = self._weights(nd, x)
+            weights = self._weights(nd, x, *self._rows(nd, x))
             return nd.broadcast_div(weights, nd.sum(weights, axis=1, keepdims=True))
 
-    def _row_class(self, F: Any, x: Any) -> tuple[Any, Any]:
+    def _rows(self, F: Any, x: Any) -> tuple[Any, Any]:
         """Row numbers and the class each row belongs to within the batch, both (n,)."""
         row = F.contrib.arange_like(F.stop_gradient(x), axis=0)
         # The half keeps the division away from whole numbers, whatever its rounding.
         return row, F.floor((row + 0.5) / self._batch_k)
 
-    def _pairs(self, F: Any, x: Any) -> tuple[Any, Any]:
-        """Rows of anchors and positives, both (n, batch_k - 1)."""
-        row, row_class = self._row_class(F, x)
-        row = F.expand_dims(row, axis=1)
-        first_of_class = F.expand_dims(row_class * self._batch_k, axis=1)
+    def _positive_rows(self, F: Any, row: Any, row_class: Any) -> Any:
+        """The other rows of each row's class, in order: (n, batch_k - 1)."""
+        first_of_class = row_class * self._batch_k
+        place = F.expand_dims(row - first_of_class, axis=1)
         other = F.expand_dims(F.arange(0, self._batch_k - 1), axis=0)
         # Counting over the other images of the class skips the anchor's own place.
-        skips_anchor = F.broadcast_greater_equal(other, row - first_of_class)
-        positive = F.broadcast_add(first_of_class, F.broadcast_add(skips_anchor, other))
-        anchor = F.broadcast_add(row, F.zeros_like(positive))
-        return anchor, positive
+        other = F.broadcast_add(F.broadcast_greater_equal(other, place), other)
+        return F.broadcast_add(other, F.expand_dims(first_of_class, axis=1))
 
-    def _weights(self, F: Any, x: Any) -> Any:
-        """Unnormalised sampling weights (n, n): row i's negatives; the largest of a row is 1."""
-        x = F.stop_gradient(x)
-        row, row_class = self._row_class(F, x)
-        same_class = F.broadcast_equal(
+    def _weights(self, F: Any, x: Any, row: Any, row_class: Any) -> Any:
+        """Sampling weights (n, n): row i's negatives; rows need not sum to 1."""
+        squared_distance = _squared_distances(F, F.stop_gradient(x))
+        log_weights = self._log_inverse_density(F, squared_distance, row, x)
+        other_class = F.broadcast_not_equal(
             F.expand_dims(row_class, axis=1), F.expand_dims(row_class, axis=0)
         )
-        squared_distance = _squared_distances(F, x)
-        near = squared_distance < self._nonzero_loss_cutoff**2
-        log_weights = self._log_inverse_density(F, squared_distance, row, x)
-
-        candidate = F.broadcast_mul(near, 1.0 - same_class)
-        lowest = F.ones_like(log_weights) * -1e30
-        largest = F.max(F.where(candidate, log_weights, lowest), axis=1, keepdims=True)
-        weights = F.exp(F.where(candidate, F.broadcast_sub(log_weights, largest), lowest))
-
-        any_candidate = F.broadcast_like(F.max(candidate, axis=1, keepdims=True), candidate)
-        return F.where(any_candidate, weights, 1.0 - same_class)
+        candidate = (squared_distance < self._nonzero_loss_cutoff**2) * other_class
+        # The softmax subtracts each row's own maximum. In a row without a candidate all are equally
+        # unlikely and thus equal after it; the product leaves the other classes.
+        log_weights = F.where(candidate, log_weights, candidate - _NEVER)
+        return F.softmax(log_weights, axis=1) * other_class
 
     def _log_inverse_density(self, F: Any, squared_distance: Any, row: Any, x: Any) -> Any:
         """log 1/q(D) up to a constant, (n, n), with D floored at the cutoff."""
         if self._normalize_weights:
             diagonal = F.broadcast_equal(F.expand_dims(row, axis=1), F.expand_dims(row, axis=0))
             squared_distance = F.where(diagonal, F.ones_like(diagonal), squared_distance)
-        squared = F.maximum(squared_distance, self._cutoff**2)
+        squared = F.maximum(squared_distance, max(self._cutoff**2, _SMALLEST_SQUARE))
+        chord_term = F.maximum(1.0 - 0.25 * squared, _SMALLEST_SQUARE)
         dimension = F.cast(F.slice_axis(F.shape_array(x), axis=0, begin=1, end=2), "float32")
         # Halves of the exponents, since the logarithm is taken of the squared distance.
-        log_weights = F.broadcast_mul(F.log(squared), (2.0 - dimension) / 2.0)
-        chord_term = F.maximum(1.0 - 0.25 * squared, _SMALLEST_CHORD_TERM)
-        log_weights = log_weights - F.broadcast_mul(F.log(chord_term), (dimension - 3.0) / 2.0)
+        log_weights = F.broadcast_mul(
+            F.log(squared), (2.0 - dimension) / 2.0
+        ) + F.broadcast_mul(F.log(chord_term), (3.0 - dimension) / 2.0)
         if self._normalize_weights:
             lowest, highest = F.min(log_weights), F.max(log_weights)
             log_weights = F.broadcast_div(
@@ -142,7 +139,7 @@ class DistanceWeightedSampling(HybridBlock):
             )
         return log_weights
 
-    def _draw(self, F: Any, weights: Any, like: Any) -> Any:
+    def _draw(self, F: Any, weights: Any, row: Any, like: Any) -> Any:
         """Rows of negatives, (n, batch_k - 1) as `like`, by inverting the cumulative weights."""
         cumulative = F.cumsum(weights, axis=1)
         total = F.slice_axis(cumulative, axis=1, begin=-1, end=None)
@@ -153,7 +150,8 @@ class DistanceWeightedSampling(HybridBlock):
         below = F.broadcast_lesser(
             F.expand_dims(cumulative, axis=1), F.expand_dims(threshold, axis=2)
         )
-        return F.stop_gradient(F.sum(below, axis=2))
+        # Counts those below; a product with ones takes a sixth of the time of a sum along an axis.
+        return F.stop_gradient(F.dot(below, F.ones_like(row)))
 
     def __repr__(self) -> str:
         return (
@@ -163,8 +161,11 @@ class DistanceWeightedSampling(HybridBlock):
 
 
 def _squared_distances(F: Any, x: Any) -> Any:
-    """Squared Euclidean distances between all rows: x (n, d) -> (n, n), never negative."""
+    """Squared Euclidean distances between all rows: x (n, d) -> (n, n).
+
+    Rounding makes those of near-equal rows slightly negative.
+    """
     square = F.sum(F.square(x), axis=1, keepdims=True)
-    both = F.broadcast_add(square, F.transpose(square))
-    # Rounding makes the difference of near-equal rows slightly negative.
-    return F.maximum(both - 2.0 * F.dot(x, x, transpose_b=True), 0.0)
+    one = F.ones_like(square)
+    # One product, |x|² + |y|² - 2xy, instead of three passes over the matrix.
+    return F.dot(F.concat(-2.0 * x, square, one), F.concat(x, one, square), transpose_b=True)

@@ -11,6 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
+# Lets the tests import MXNet in any order.
+import embedding_learning  # noqa: F401
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 

@@ -78,12 +78,12 @@ def main() -> None:
     parser.add_argument("--original", type=Path, help="folder of the original example")
     parser.add_argument("--rounds", type=int, default=30)
     args = parser.parse_args()
-    for n in (70, 1000):
-        print(f"n = {n}, d = {DIMENSION}, k = {BATCH_K}")
+    for n, steps in ((70, 20), (1000, 2)):
+        print(f"n = {n}, d = {DIMENSION}, k = {BATCH_K}; {steps} steps in a row, time of one")
         functions = {"this program": ours(n)}
         if args.original:
             functions["the original"] = originals(n, original_model(args.original))
-        print_ratios(interleaved(functions, args.rounds), "this program")
+        print_ratios(interleaved(functions, args.rounds, steps), "this program")
 
 
 if __name__ == "__main__":

@@ -13,18 +13,22 @@ import mxnet as mx
 
 
 def interleaved(
-    functions: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2
+    functions: Mapping[str, Callable[[], object]], rounds: int, calls: int = 1, warmup: int = 2
 ) -> dict[str, list[float]]:
-    """Seconds of each function in each round, the device idle before and after every call."""
+    """Seconds of one call in each round of `calls` in a row, as in a loop that waits for nothing.
+
+    The device is idle before and after each round.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(warmup + rounds):
         for name, function in functions.items():
             mx.nd.waitall()
             started = time.perf_counter()
-            function()
+            for _ in range(calls):
+                function()
             mx.nd.waitall()
             if number >= warmup:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append((time.perf_counter() - started) / calls)
     return seconds
 
 

@@ -1,0 +1,209 @@
+"""Files to pixels: against MXNet's own decoder, numpy's cut and the original's transform."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import mxnet as mx
+import numpy as np
+import pytest
+from PIL import Image
+
+from embedding_learning.datasets import DataError, ImageSet
+from embedding_learning.images import crop, read_image
+from embedding_learning.iterators import SequentialBatches
+from embedding_learning.model import ImageNormalization
+
+SIDE = 24
+
+
+def picture() -> np.ndarray:
+    """Smooth RGB pixels (SIDE, SIDE, 3) without any symmetry."""
+    coarse = np.random.default_rng(1).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return cv2.resize(coarse, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+
+
+def save_grey(path: Path) -> None:
+    Image.fromarray(picture()).convert("L").save(path)
+
+
+def save_palette(path: Path) -> None:
+    Image.fromarray(picture()).convert("P", palette=Image.Palette.ADAPTIVE, colors=16).save(path)
+
+
+def save_with_alpha(path: Path) -> None:
+    alpha = np.linspace(0, 255, SIDE * SIDE).astype(np.uint8).reshape(SIDE, SIDE, 1)
+    Image.fromarray(np.dstack([picture(), alpha])).save(path)
+
+
+def save_16_bits(path: Path) -> None:
+    cv2.imwrite(str(path), picture()[..., ::-1].astype(np.uint16) * 257)
+
+
+def save_turned_by_exif(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turned by 90 degrees
+    Image.fromarray(picture()).save(path, exif=exif)
+
+
+def save_cmyk(path: Path) -> None:
+    Image.fromarray(picture()).convert("CMYK").save(path)
+
+
+def save_progressive(path: Path) -> None:
+    Image.fromarray(picture()).save(path, progressive=True)
+
+
+def save_plain(path: Path) -> None:
+    Image.fromarray(picture()).save(path)
+
+
+@pytest.mark.parametrize(
+    "save, suffix",
+    [
+        (save_plain, "jpg"),
+        (save_plain, "png"),
+        (save_grey, "jpg"),
+        (save_grey, "png"),
+        (save_palette, "png"),
+        (save_with_alpha, "png"),
+        (save_16_bits, "png"),
+        (save_turned_by_exif, "jpg"),
+        (save_cmyk, "jpg"),
+        (save_progressive, "jpg"),
+    ],
+)
+def test_files_of_every_kind_become_the_pixels_that_mxnet_decodes(
+    tmp_path: Path, save: Callable[[Path], None], suffix: str
+) -> None:
+    path = tmp_path / f"image.{suffix}"
+    save(path)
+    found = read_image(str(path), None, SIDE)
+    assert (found.shape, found.dtype) == ((SIDE, SIDE, 3), np.uint8)
+    np.testing.assert_array_equal(found, mx.image.imread(str(path)).asnumpy())
+
+
+@pytest.mark.parametrize("save", [save_plain, save_with_alpha, save_16_bits])
+def test_pixels_are_rgb_and_8_bits_deep(tmp_path: Path, save: Callable[[Path], None]) -> None:
+    save(tmp_path / "image.png")
+    found = read_image(str(tmp_path / "image.png"), None, SIDE)
+    np.testing.assert_array_equal(found, picture())
+
+
+def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
+    save_grey(tmp_path / "image.png")
+    found = read_image(str(tmp_path / "image.png"), None, SIDE)
+    np.testing.assert_array_equal(found[..., 0], found[..., 1])
+    np.testing.assert_array_equal(found[..., 0], found[..., 2])
+
+
+def test_the_box_is_cut_and_resized_without_keeping_the_aspect_ratio(tmp_path: Path) -> None:
+    save_plain(tmp_path / "image.png")
+    found = read_image(str(tmp_path / "image.png"), np.array([3, 5, 16, 8]), 32)
+    expected = mx.image.imresize(mx.nd.array(picture()[5:13, 3:19], dtype=np.uint8), 32, 32)
+    np.testing.assert_array_equal(found, expected.asnumpy())
+
+
+@pytest.mark.parametrize(
+    "box, rows, columns",
+    [
+        ((4, 6, 10, 10), slice(6, 16), slice(4, 14)),
+        ((0, 0, SIDE, SIDE), slice(None), slice(None)),
+        ((14, 16, 50, 50), slice(16, SIDE), slice(14, SIDE)),
+        ((-3, -4, 13, 14), slice(0, 10), slice(0, 10)),
+        ((-3, -4, 100, 100), slice(None), slice(None)),
+    ],
+)
+def test_what_leaves_the_image_is_cut_off_the_box(
+    tmp_path: Path, box: tuple[int, ...], rows: slice, columns: slice
+) -> None:
+    save_plain(tmp_path / "image.png")
+    expected = picture()[rows, columns]
+    found = read_image(str(tmp_path / "image.png"), np.array(box), 40)
+    resized = cv2.resize(expected, (40, 40), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(found, resized)
+
+
+@pytest.mark.parametrize(
+    "box", [(SIDE, 0, 5, 5), (0, SIDE, 5, 5), (-5, 0, 5, 5), (0, -5, 5, 5), (90, 90, 2, 2)]
+)
+def test_a_box_outside_of_the_image_is_refused(tmp_path: Path, box: tuple[int, ...]) -> None:
+    path = tmp_path / "image.png"
+    save_plain(path)
+    with pytest.raises(DataError, match="lies outside of the image, 24x24 pixels") as caught:
+        read_image(str(path), np.array(box), 32)
+    assert str(caught.value).startswith(f"{path}: the box {box} ")
+
+
+def thumbnail_segment() -> bytes:
+    """What a camera puts before the picture: a segment with a small JPEG file in it."""
+    small = cv2.imencode(".jpg", picture())[1].tobytes()
+    return b"\xff\xe1" + (len(small) + 8).to_bytes(2, "big") + b"Exif\0\0" + small
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.6, 0.9, 0.99])
+def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, suffix: str, share: float) -> None:
+    encoded = cv2.imencode(suffix, picture())[1].tobytes()
+    path = tmp_path / f"image{suffix}"
+    path.write_bytes(encoded[: int(share * len(encoded))])
+    with pytest.raises(DataError) as caught:
+        read_image(str(path), None, SIDE)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("lost", [1, 2, 100])
+def test_a_whole_thumbnail_does_not_hide_a_cut_off_picture(tmp_path: Path, lost: int) -> None:
+    encoded = cv2.imencode(".jpg", picture())[1].tobytes()
+    path = tmp_path / "image.jpg"
+    path.write_bytes(encoded[:2] + thumbnail_segment() + encoded[2:-lost])
+    with pytest.raises(DataError, match="whole image"):
+        read_image(str(path), None, SIDE)
+
+
+def test_bytes_around_a_whole_picture_do_no_harm(tmp_path: Path) -> None:
+    encoded = cv2.imencode(".jpg", picture())[1].tobytes()
+    (tmp_path / "plain.jpg").write_bytes(encoded)
+    path = tmp_path / "image.jpg"
+    path.write_bytes(encoded[:2] + thumbnail_segment() + encoded[2:] + b"\0" * 50)
+    expected = read_image(str(tmp_path / "plain.jpg"), None, SIDE)
+    np.testing.assert_array_equal(read_image(str(path), None, SIDE), expected)
+
+
+def test_a_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    path.write_text("<html>404 Not Found</html>")
+    with pytest.raises(DataError) as caught:
+        read_image(str(path), None, SIDE)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.jpg", tmp_path):
+        with pytest.raises(DataError) as caught:
+            read_image(str(path), None, SIDE)
+        assert str(caught.value).startswith(f"{path}: cannot be read: ")
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_crop_copies_a_square_with_the_channels_first(flip: bool) -> None:
+    out = np.zeros((3, 10, 10), np.uint8)
+    crop(picture(), 4, 9, flip, out)
+    square = picture()[4:14, 9:19]
+    expected = square[:, ::-1] if flip else square
+    np.testing.assert_array_equal(out, expected.transpose(2, 0, 1))
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("group", ["transform0", "transform1"])
+def test_the_evaluation_transform_is_that_of_the_original(
+    shared: Path, golden: dict[str, np.ndarray], group: str
+) -> None:
+    path = shared / "data" / "cub_fullres" / "images" / str(golden[f"{group}/image"])
+    image = ImageSet([str(path)], np.zeros(1, np.int32), ["bird"], golden[f"{group}/box"][None])
+    batch = SequentialBatches(image, 1, image_size=256, crop_size=224, workers=0).next()
+    found = ImageNormalization()(batch.data[0])[0].asnumpy()
+    np.testing.assert_allclose(found, golden[f"{group}/output"], atol=1e-5, rtol=0)
