@@ -40,7 +40,7 @@ def write_cub() -> Callable[..., Path]:
     def write(
         folder: Path, images_of_class: Sequence[int], size: tuple[int, int] = (44, 40)
     ) -> Path:
-        """`images_of_class` JPEG files of each class, each class in its own colour."""
+        """`images_of_class` JPEG files of each class, each class in shades of its own colour."""
         rng = np.random.default_rng(0)
         names = [f"{number:03d}.Bird_{number}" for number, _ in enumerate(images_of_class, 1)]
         width, height = size
@@ -49,7 +49,8 @@ def write_cub() -> Callable[..., Path]:
             (folder / "images" / name).mkdir(parents=True)
             colour = rng.integers(0, 256, 3)
             for image in range(1, count + 1):
-                pixels = np.clip(colour + rng.normal(0, 30, (height, width, 3)), 0, 255)
+                shade = colour + rng.normal(0, 40, 3)
+                pixels = np.clip(shade + rng.normal(0, 30, (height, width, 3)), 0, 255)
                 cv2.imwrite(str(folder / "images" / name / f"{image}.jpg"), pixels.astype(np.uint8))
                 files.append(f"{name}/{image}.jpg")
                 labels.append(number)

@@ -1,0 +1,337 @@
+"""Backbones by name, and where their weights come from."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet.gluon import Block, nn
+from mxnet.gluon.model_zoo import model_store, vision
+
+from embedding_learning import backbones
+from embedding_learning.options import UsageError
+
+CPU = [mx.cpu()]
+SIDE = 64
+needs_gluoncv = pytest.mark.skipif(
+    importlib.util.find_spec("gluoncv") is None, reason="gluoncv is not installed"
+)
+# Names of torchvision and the shape of their features for two images of SIDE pixels.
+FEATURES = [
+    pytest.param("squeezenet1_1", (2, 512, 3, 3)),
+    pytest.param("mobilenet_v2", (2, 1280, 1, 1)),
+    pytest.param("resnet18", (2, 512), marks=needs_gluoncv),
+    pytest.param("mobilenet0.25", (2, 256)),
+]
+
+
+class SavedClassifier(NamedTuple):
+    """A whole network and the file of its parameters."""
+
+    network: Block
+    file: str
+
+
+def images(side: int = SIDE) -> mx.nd.NDArray:
+    pixels = np.random.default_rng(0).normal(size=(2, 3, side, side))
+    return mx.nd.array(pixels, dtype=np.float32)
+
+
+def convolutions(block: Block) -> Iterator[nn.Conv2D]:
+    """Every convolution inside of a block."""
+    for child in block._children.values():
+        if isinstance(child, nn.Conv2D):
+            yield child
+        yield from convolutions(child)
+
+
+def classifier_of(name: str) -> Block:
+    """The whole network that a name of Gluon's or gluoncv's model zoo stands for."""
+    if name.endswith("_v1b"):
+        from gluoncv import model_zoo
+
+        return model_zoo.get_model(name, classes=7)
+    return vision.get_model(name, classes=7)
+
+
+@pytest.fixture(scope="module")
+def save_classifier(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], SavedClassifier]:
+    """A function that makes a network with random weights, once, and saves it as a zoo does."""
+    folder = tmp_path_factory.mktemp("zoo")
+
+    @functools.cache
+    def save(name: str) -> SavedClassifier:
+        classifier = classifier_of(name)
+        classifier.initialize(mx.init.Xavier())
+        # SqueezeNet ends in a pooling that needs the whole size.
+        classifier(images(224 if name.startswith("squeezenet") else 32)[:1])
+        file = str(folder / f"{name}.params")
+        classifier.save_parameters(file)
+        return SavedClassifier(classifier, file)
+
+    return save
+
+
+def features_of(classifier: Block, x: mx.nd.NDArray) -> np.ndarray:
+    """What a classifier gives before its last layer."""
+    if hasattr(classifier, "features"):
+        return classifier.features(x).asnumpy()
+    *layers, _ = classifier._children.values()
+    for layer in layers:
+        x = layer(x)
+    return x.asnumpy()
+
+
+def refusal(name: str, **source: object) -> str:
+    """The one line in which a backbone is refused."""
+    with pytest.raises(UsageError) as caught:
+        backbones.create(name, CPU, **source)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", backbones.GLUON_NAMES)
+def test_a_name_of_gluon_is_built(name: str) -> None:
+    assert backbones.create(name, CPU).collect_params()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=needs_gluoncv) if theirs.endswith("_v1b") else name
+        for name, theirs in backbones.TORCHVISION_NAMES.items()
+    ],
+)
+def test_a_name_of_torchvision_is_built(name: str) -> None:
+    assert backbones.create(name, CPU).collect_params()
+
+
+def test_every_network_of_gluon_is_known() -> None:
+    """`get_model` lists its names when it is asked for one that it does not have."""
+    with pytest.raises(ValueError, match="resnet50_v2") as caught:
+        vision.get_model("none")
+    listed = {line.strip() for line in str(caught.value).splitlines()[1:]} - {""}
+    assert listed == set(backbones.GLUON_NAMES)
+
+
+@pytest.mark.parametrize("name, shape", FEATURES)
+def test_features_have_their_shape(name: str, shape: tuple[int, ...]) -> None:
+    features = backbones.create(name, CPU)
+    features.initialize()
+    assert features(images()).shape == shape
+    features.hybridize()
+    assert features(images()).shape == shape
+
+
+@needs_gluoncv
+def test_the_stride_of_a_resnet_of_torchvision_sits_in_the_3x3_convolution() -> None:
+    strides = {
+        (layer._kwargs["kernel"], layer._kwargs["stride"])
+        for layer in convolutions(backbones.create("resnet50", CPU)[5]._children["0"])
+    }
+    assert ((3, 3), (2, 2)) in strides
+    # The other one with a stride is the shortcut.
+    main_path = list(convolutions(backbones.create("resnet50", CPU)[5]._children["0"]))[:3]
+    assert [layer._kwargs["stride"] for layer in main_path] == [(1, 1), (2, 2), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    "name, near", [("resnet50v2", "resnet50_v2"), ("vgg", "vgg11"), ("mobilenet", "mobilenet_v2")]
+)
+def test_an_unknown_name_is_answered_with_the_nearest(name: str, near: str) -> None:
+    message = refusal(name)
+    assert message.startswith(f"--model {name}: unknown")
+    assert near in message
+
+
+@pytest.mark.parametrize("name", ["", "?", "resnet18_v1b", "../resnet18_v1"])
+def test_whatever_is_no_name_is_refused(name: str) -> None:
+    assert refusal(name).startswith(f"--model {name}: unknown; the nearest names are ")
+
+
+# Weights from a file
+
+
+@pytest.mark.parametrize(
+    "name, in_zoo",
+    [
+        ("squeezenet1_1", "squeezenet1.1"),
+        ("mobilenet0.25", "mobilenet0.25"),
+        pytest.param("resnet18", "resnet18_v1b", marks=needs_gluoncv),
+    ],
+)
+def test_the_features_are_those_of_the_file(
+    save_classifier: Callable[[str], SavedClassifier], name: str, in_zoo: str
+) -> None:
+    classifier, file = save_classifier(in_zoo)
+    features = backbones.create(name, CPU, pretrained_params=file)
+    np.testing.assert_array_equal(features(images()).asnumpy(), features_of(classifier, images()))
+
+
+def test_the_weights_of_a_file_reach_every_device(
+    save_classifier: Callable[[str], SavedClassifier],
+) -> None:
+    file = save_classifier("mobilenet0.25").file
+    devices = [mx.cpu(0), mx.cpu(1)]
+    features = backbones.create("mobilenet0.25", devices, pretrained_params=file)
+    one, other = (features(images().as_in_context(device)).asnumpy() for device in devices)
+    np.testing.assert_array_equal(one, other)
+
+
+def test_half_precision_in_a_file_becomes_single(
+    save_classifier: Callable[[str], SavedClassifier], tmp_path: Path
+) -> None:
+    single = mx.nd.load(save_classifier("mobilenet0.25").file)
+    file = str(tmp_path / "half.params")
+    mx.nd.save(file, {name: array.astype("float16") for name, array in single.items()})
+    features = backbones.create("mobilenet0.25", CPU, pretrained_params=file)
+    for name, parameter in features._collect_params_with_prefix().items():
+        assert parameter.data().dtype == np.float32
+        rounded = single[f"features.{name}"].asnumpy().astype(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(parameter.data().asnumpy(), rounded)
+
+
+@pytest.mark.parametrize(
+    "name", ["squeezenet1.1", "mobilenet0.25", pytest.param("resnet18", marks=needs_gluoncv)]
+)
+def test_pretrained_convolutions_alone_learn_at_a_hundredth_of_the_rate(
+    save_classifier: Callable[[str], SavedClassifier], name: str
+) -> None:
+    file = save_classifier(backbones.TORCHVISION_NAMES.get(name, name)).file
+    features = backbones.create(name, CPU, pretrained_params=file)
+    slow = {p.name for layer in convolutions(features) for p in layer.collect_params().values()}
+    assert slow
+    for parameter in features.collect_params().values():
+        assert parameter.lr_mult == (0.01 if parameter.name in slow else 1), parameter.name
+
+
+def test_without_pretrained_weights_everything_learns_at_the_full_rate() -> None:
+    features = backbones.create("squeezenet1.1", CPU)
+    assert {p.lr_mult for p in features.collect_params().values()} == {1}
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "zoo.params"
+    message = refusal("squeezenet1.1", pretrained_params=str(file))
+    assert message == f"--pretrained-params {file}: no such file"
+
+
+@pytest.mark.parametrize("kept", [0, 5, 1000, -10])
+def test_a_file_that_was_cut_off_is_refused(
+    save_classifier: Callable[[str], SavedClassifier], tmp_path: Path, kept: int
+) -> None:
+    file = tmp_path / "zoo.params"
+    file.write_bytes(Path(save_classifier("mobilenet0.25").file).read_bytes()[:kept])
+    message = refusal("mobilenet0.25", pretrained_params=str(file))
+    assert message.startswith(f"--pretrained-params {file}: is damaged")
+
+
+def test_a_file_of_random_bytes_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "zoo.params"
+    file.write_bytes(np.random.default_rng(0).bytes(10_000))
+    message = refusal("squeezenet1.1", pretrained_params=str(file))
+    assert message.startswith(f"--pretrained-params {file}: is damaged")
+
+
+@pytest.mark.parametrize("saved, wanted", [("mobilenet0.25", "alexnet"), ("alexnet", "vgg11")])
+def test_a_file_of_another_network_is_refused(tmp_path: Path, saved: str, wanted: str) -> None:
+    file = tmp_path / "zoo.params"
+    features = vision.get_model(saved).features[:1]  # enough to differ
+    features.initialize()
+    features(images())
+    features.save_parameters(str(file))
+    message = refusal(wanted, pretrained_params=str(file))
+    assert message.startswith(f"--pretrained-params {file}: ")
+    assert "another network" in message
+
+
+def test_a_file_of_a_narrower_network_is_refused_with_its_first_wrong_shape(
+    save_classifier: Callable[[str], SavedClassifier],
+) -> None:
+    message = refusal("mobilenet0.5", pretrained_params=save_classifier("mobilenet0.25").file)
+    assert "features.0.weight has the shape (8, 3, 3, 3)" in message
+
+
+@pytest.mark.shared
+def test_the_weights_trained_on_imagenet_are_taken(shared: Path) -> None:
+    file = shared / "weights" / "squeezenet1.1.params"
+    classifier = vision.squeezenet1_1()
+    classifier.load_parameters(str(file))
+    features = backbones.create("squeezenet1_1", CPU, pretrained_params=str(file))
+    np.testing.assert_array_equal(features(images()).asnumpy(), features_of(classifier, images()))
+
+
+# Weights of the model zoo
+
+
+@pytest.fixture
+def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache folder of the model zoos, empty, and no way to download."""
+
+    def download(*arguments: object, **settings: object) -> None:
+        raise ConnectionError("no route to host\nat all")
+
+    monkeypatch.setenv("MXNET_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(model_store, "download", download)
+    return tmp_path / "home" / "models"
+
+
+def test_weights_that_cannot_be_downloaded_are_told_in_one_line(no_network: Path) -> None:
+    message = refusal("squeezenet1_1", use_pretrained=True)
+    assert message.startswith("--use-pretrained: the weights of squeezenet1.1 ")
+    assert str(no_network) in message
+    assert "--pretrained-params" in message
+
+
+def test_a_network_without_weights_in_the_zoo_is_told_in_one_line(
+    no_network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(model_store._model_sha1, "alexnet")
+    assert refusal("alexnet", use_pretrained=True).startswith("--use-pretrained: ")
+
+
+@needs_gluoncv
+def test_a_resnet_of_torchvision_is_looked_for_at_gluoncv(
+    no_network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gluoncv.model_zoo import model_store as gluoncv_store
+
+    monkeypatch.setattr(gluoncv_store, "download", model_store.download)
+    message = refusal("resnet18", use_pretrained=True)
+    assert message.startswith("--use-pretrained: the weights of resnet18_v1b ")
+
+
+def test_weights_in_the_cache_are_used_and_learn_slowly(
+    save_classifier: Callable[[str], SavedClassifier],
+    no_network: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The zoo's network has 1000 classes, which only its last layer knows.
+    monkeypatch.setattr(backbones, "_classifier", classifier_of)
+    no_network.mkdir(parents=True)
+    file = no_network / f"squeezenet1.1-{model_store.short_hash('squeezenet1.1')}.params"
+    classifier, saved = save_classifier("squeezenet1.1")
+    shutil.copy(saved, file)
+    monkeypatch.setattr(model_store, "check_sha1", lambda path, sha1: path == str(file))
+
+    features = backbones.create("squeezenet1_1", CPU, use_pretrained=True)
+
+    np.testing.assert_array_equal(features(images()).asnumpy(), features_of(classifier, images()))
+    assert {p.lr_mult for p in features.collect_params().values()} == {0.01}
+
+
+def test_a_damaged_file_in_the_cache_is_not_used(no_network: Path) -> None:
+    no_network.mkdir(parents=True)
+    file = no_network / f"squeezenet1.1-{model_store.short_hash('squeezenet1.1')}.params"
+    file.write_bytes(b"half of it")
+    assert refusal("squeezenet1_1", use_pretrained=True).startswith("--use-pretrained: ")

@@ -1,0 +1,85 @@
+"""What is printed: the original's lines to the letter, and a bar on terminals alone."""
+
+from __future__ import annotations
+
+import io
+import logging
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from embedding_learning import reporting
+
+LOG = """
+reporting.log_learning_rates(3, [0.0001, 0.1])
+reporting.log_learning_rates(4, [0.00005])
+reporting.log_interval_loss(3, 20, 7.25)
+reporting.log_epoch_loss(3, 70.125, 12.3456789)
+reporting.log_recalls(3, {1: 0.5, 16: 2 / 3})
+reporting.log_saving("runs/margin_loss_model")
+"""
+LOGGED = """\
+INFO:root:Epoch 3 learning rate=0.000100
+INFO:root:Epoch 3 beta learning rate=0.100000
+INFO:root:Epoch 4 learning rate=0.000050
+INFO:root:[Epoch 3, Iter 20] training loss=7.250000
+INFO:root:[Epoch 3] training loss=70.125000
+INFO:root:[Epoch 3] time cost: 12.345679
+INFO:root:[Epoch 3] validation: Recall@1=0.500000
+INFO:root:[Epoch 3] validation: Recall@16=0.666667
+INFO:root:Saving runs/margin_loss_model.
+"""
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_log_lines_are_those_of_the_original() -> None:
+    code = f"from embedding_learning import reporting\nwith reporting.log_to_terminal():\n{LOG}"
+    code = code.replace("\nreporting.log", "\n    reporting.log")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert (done.stderr, done.stdout) == (LOGGED, "")
+
+
+def test_recalls_before_training_say_so(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    reporting.log_recalls(None, {1: 0.25})
+    assert caplog.messages == ["[Before training] validation: Recall@1=0.250000"]
+
+
+def test_the_closing_line_is_that_of_the_original(capsys: pytest.CaptureFixture[str]) -> None:
+    reporting.print_best(0.6249)
+    assert capsys.readouterr() == ("Best validation Recall@1: 0.62.\n", "")
+
+
+def test_the_gain_stands_above_the_closing_line(capsys: pytest.CaptureFixture[str]) -> None:
+    reporting.print_best(0.625, before=0.0)
+    assert capsys.readouterr().out.splitlines() == [
+        "Recall@1 before training: 0.0000, best after: 0.6250.",
+        "Best validation Recall@1: 0.62.",
+    ]
+
+
+def test_progress_shows_nothing_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(reporting.progress("abc", "Epoch 0")) == ["a", "b", "c"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_shows_a_bar_on_a_terminal_and_removes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    bar = reporting.progress(range(3), "Epoch 0")
+    next(bar)
+    assert "Epoch 0" in terminal.getvalue()
+    assert "0/3" in terminal.getvalue()
+    assert list(bar) == [1, 2]
+    last_line = terminal.getvalue().split("\r")[-2:]
+    assert not "".join(last_line).strip()
