@@ -10,7 +10,7 @@ from embedding_learning.options import UsageError, parse
 
 
 def main() -> int:
-    """0 when the run is done, 2 after a mistake in a flag or in the data, told in one line."""
+    """0 when the run is done, 2 after a mistake in a flag or in the data, 130 after Ctrl-C."""
     try:
         options = parse(sys.argv[1:])
         # Only now, since MXNet takes seconds to import and --help needs none of it.
@@ -26,6 +26,9 @@ def main() -> int:
         if explanation is None:
             raise
         message = explanation
+    except KeyboardInterrupt:
+        print("train.py: interrupted", file=sys.stderr)
+        return 130
     else:
         return 0
     print(f"train.py: error: {message}", file=sys.stderr)

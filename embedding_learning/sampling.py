@@ -129,9 +129,9 @@ class DistanceWeightedSampling(HybridBlock):
         chord_term = F.maximum(1.0 - 0.25 * squared, _SMALLEST_SQUARE)
         dimension = F.cast(F.slice_axis(F.shape_array(x), axis=0, begin=1, end=2), "float32")
         # Halves of the exponents, since the logarithm is taken of the squared distance.
-        log_weights = F.broadcast_mul(
-            F.log(squared), (2.0 - dimension) / 2.0
-        ) + F.broadcast_mul(F.log(chord_term), (3.0 - dimension) / 2.0)
+        log_weights = F.broadcast_mul(F.log(squared), (2.0 - dimension) / 2.0) + F.broadcast_mul(
+            F.log(chord_term), (3.0 - dimension) / 2.0
+        )
         if self._normalize_weights:
             lowest, highest = F.min(log_weights), F.max(log_weights)
             log_weights = F.broadcast_div(

@@ -84,7 +84,9 @@ def test_golden_two_steps_of_the_whole_network(golden, shared, monkeypatch):
     net.dense.bias.set_data(nd.array(golden["step/dense_bias0"]))
     given = iter(golden["step/negative_indices"])
     monkeypatch.setattr(
-        net.sampled, "_draw", lambda F, weights, row, like: nd.array(next(given)).reshape(like.shape)
+        net.sampled,
+        "_draw",
+        lambda F, weights, row, like: nd.array(next(given)).reshape(like.shape),
     )
     beta = training.build_beta(opt, len(golden["step/beta2"]), devices)
     trainers = training.build_trainers(opt, net, beta)
