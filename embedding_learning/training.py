@@ -252,7 +252,7 @@ def check_names(options: Namespace) -> None:
     """Raises UsageError if there is no such backbone or optimizer."""
     backbones.check_name(options.model)
     optimizers = sorted(mx.optimizer.Optimizer.opt_registry)
-    if options.optimizer not in optimizers:
+    if options.optimizer.lower() not in optimizers:
         raise UsageError(
             f"--optimizer {options.optimizer}: unknown; choose of {', '.join(optimizers)}"
         )

@@ -212,6 +212,19 @@ def test_a_steps_random_numbers_depend_on_seed_and_step_alone():
     assert len({tuple(draw(*key)) for key in ((1, 7), (1, 8), (2, 7), (7, 1))}) == 4
 
 
+def test_each_step_is_seeded_with_its_number_in_the_run(monkeypatch, tmp_path):
+    """So that a run goes on from any step as if it had never stopped."""
+    monkeypatch.chdir(tmp_path)
+    seeded = []
+    monkeypatch.setattr(training, "seed_step", lambda seed, step: seeded.append((seed, step)))
+    opt = options("--epochs=3", "--start-epoch=1", "--batch-num=2", "--seed=9", "--batch-size=8",
+                  "--batch-k=2")  # fmt: skip
+    net, batches = small_net([mx.cpu()]), Recorded([batch_of(8)], 8)
+    training.train(opt, net, 1.2, [mx.cpu()], batches, batches)
+    assert seeded == [(9, 2), (9, 3), (9, 4), (9, 5)]
+    assert batches.sought == 2
+
+
 class Recorded:
     """Batches given in advance, in the iterators' shape."""
 
@@ -220,6 +233,12 @@ class Recorded:
 
     def reset(self):
         pass
+
+    def seek(self, number):
+        self.sought = number
+
+    def next(self):
+        return self.batches[0]
 
     def __iter__(self):
         return iter(self.batches)
