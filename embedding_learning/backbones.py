@@ -47,7 +47,7 @@ def create(
     Parameters
     ----------
     name : str
-        One of GLUON_NAMES or of TORCHVISION_NAMES.
+        One of GLUON_NAMES or of TORCHVISION_NAMES, in any case.
     devices : list of Context
         Where pretrained weights are put; without them the layers are left uninitialized.
     use_pretrained : bool
@@ -67,26 +67,35 @@ def create(
         If the name is unknown or the weights cannot be had.
     """
     check_name(name)
-    classifier = _classifier(TORCHVISION_NAMES.get(name, name))
+    name = TORCHVISION_NAMES.get(name.lower(), name.lower())
+    classifier = _classifier(name)
     features = _features(classifier)
     if pretrained_params:
         source = f"--pretrained-params {pretrained_params}"
         arrays = read_parameters(pretrained_params, "--pretrained-params")
-        set_parameters(_feature_parameters(classifier, features), arrays, source, devices)
+        wanted = _feature_parameters(classifier, features)
+        # The file of a whole classifier holds its last layer too.
+        arrays = {name: array for name, array in arrays.items() if name in wanted}
+        set_parameters(wanted, arrays, source, devices)
     elif use_pretrained:
-        _load_from_zoo(classifier, TORCHVISION_NAMES.get(name, name), devices)
+        _load_from_zoo(classifier, name, devices)
     if use_pretrained or pretrained_params:
-        for parameter in features.collect_params().values():
-            if "conv" in parameter.name:
-                parameter.lr_mult = _PRETRAINED_CONVOLUTION_LR_MULT
+        slow_down_convolutions(features)
     return features
+
+
+def slow_down_convolutions(features: HybridBlock) -> None:
+    """Lets pretrained convolutions learn at a hundredth of the rate, as the original does."""
+    for parameter in features.collect_params().values():
+        if "conv" in parameter.name:
+            parameter.lr_mult = _PRETRAINED_CONVOLUTION_LR_MULT
 
 
 def check_name(name: str) -> None:
     """Raises UsageError with the nearest names if there is no such backbone."""
     names = [*GLUON_NAMES, *TORCHVISION_NAMES]
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=4, cutoff=0.0)
+    if name.lower() not in names:
+        near = difflib.get_close_matches(name.lower(), names, n=4, cutoff=0.0)
         raise UsageError(f"--model {name}: unknown; the nearest names are {', '.join(near)}")
 
 

@@ -2,16 +2,51 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
 import cv2
 import numpy as np
 
-from embedding_learning.datasets import DataError
+from embedding_learning import reporting
+from embedding_learning.datasets import DataError, ImageSet
 
 # Images are decoded by several threads at once; more threads inside each would only contend.
 cv2.setNumThreads(1)
 
 # As MXNet decodes: a camera's note to turn the image is not followed, nor do boxes count on it.
 _DECODE = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+
+
+class Pixels(Protocol):
+    """Images by their row, all of one size: an array in memory or on disk, or a Decoder."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, size, size, 3)."""
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """uint8 (size, size, 3), RGB."""
+
+
+class Decoder:
+    """Decodes an image each time it is asked for.
+
+    Parameters
+    ----------
+    images : ImageSet
+    size : int
+        Side of the square that each image is resized to, in pixels.
+    """
+
+    def __init__(self, images: ImageSet, size: int) -> None:
+        self._images = images
+        self.shape = (len(images), size, size, 3)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        boxes = self._images.boxes
+        box = None if boxes is None else boxes[row]
+        return read_image(self._images.paths[row], box, self.shape[1])
 
 
 def read_image(path: str, box: np.ndarray | None, size: int) -> np.ndarray:
@@ -71,3 +106,20 @@ def crop(image: np.ndarray, top: int, left: int, flip: bool, out: np.ndarray) ->
     if flip:
         square = cv2.flip(square, 1)
     cv2.split(square, list(out))
+
+
+def find_faults(images: ImageSet, size: int, workers: int) -> dict[int, str]:
+    """Decodes every image; the rows of those that fail, and why."""
+    decoder = Decoder(images, size)
+
+    def fault(row: int) -> str | None:
+        try:
+            decoder[row]
+        except DataError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        found = pool.map(fault, range(len(images)))
+        bar = reporting.progress(range(len(images)), "Checking images", "image")
+        return {row: message for message, row in zip(found, bar) if message}

@@ -1,8 +1,8 @@
-"""Batches: which images, in which order, decoded ahead of their use.
+"""Batches: which images, in which order, made ahead of their use.
 
 A batch is planned from its number alone, so that neither the number of workers nor what was
-drawn before changes it. Worker threads decode (OpenCV works outside of Python's lock) while the
-trainer computes.
+drawn before changes it. Worker threads make whole batches while the trainer computes; OpenCV, which
+does their work, runs outside of Python's lock.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from dataclasses import dataclass
 import mxnet as mx
 import numpy as np
 
-from embedding_learning.datasets import ImageSet
-from embedding_learning.images import crop, read_image
+from embedding_learning.images import Pixels, crop
 
-# Batches in work beyond the one asked for: enough to bridge an evaluation's or a slow file's wait.
-_BATCHES_AHEAD = 3
+# Batches in work or ready beyond one for each worker: bridges what delays the trainer or a worker.
+_BATCHES_READY = 2
 
 
 @dataclass(frozen=True)
@@ -33,17 +32,21 @@ class _Plan:
 
 
 class _BatchIter(mx.io.DataIter):
-    """Carries out the plans of a subclass: data uint8 (batch_size, 3, crop, crop), label (n,)."""
+    """Carries out the plans of a subclass: data uint8 (batch_size, 3, crop, crop), label (n,).
+
+    Parameters are those of BalancedBatches.
+    """
 
     def __init__(
-        self, images: ImageSet, batch_size: int, image_size: int, crop_size: int, workers: int
+        self, pixels: Pixels, labels: np.ndarray, batch_size: int, crop_size: int, workers: int
     ) -> None:
         super().__init__(batch_size)
-        self._images = images
-        self._image_size = image_size
+        self._pixels = pixels
+        self._labels = labels.astype(np.float32)
         self._crop_size = crop_size
         self._pool = ThreadPoolExecutor(workers) if workers else None
-        self._planned: deque[tuple[_Plan, np.ndarray, list[Future[None]]]] = deque()
+        self._ahead = workers + _BATCHES_READY if workers else 0
+        self._planned: deque[tuple[_Plan, Future[np.ndarray]]] = deque()
         self._next_number = 0
         shape = (batch_size, 3, crop_size, crop_size)
         self.provide_data = [mx.io.DataDesc("data", shape, np.uint8, "NCHW")]
@@ -59,45 +62,41 @@ class _BatchIter(mx.io.DataIter):
 
     def seek(self, number: int) -> None:
         """The next batch is `number`, counted from 0."""
-        for _, _, decoding in self._planned:
-            for image in decoding:
-                image.cancel()
+        for _, batch in self._planned:
+            batch.cancel()
         self._planned.clear()
         self._next_number = number
 
     def next(self) -> mx.io.DataBatch:
         """The next batch; raises DataError if one of its images cannot be decoded."""
-        while len(self._planned) <= _BATCHES_AHEAD * bool(self._pool):
+        while len(self._planned) <= self._ahead:
             plan = self._plan(self._next_number)
             if plan is None:
                 break
-            self._start(plan)
+            self._planned.append((plan, self._start(plan)))
+            self._next_number += 1
         if not self._planned:
             raise StopIteration
-        plan, pixels, decoding = self._planned.popleft()
-        for image in decoding:
-            image.result()
-        data = mx.nd.array(pixels, dtype=np.uint8)
-        label = mx.nd.array(self._images.labels[plan.rows], dtype=np.float32)
+        plan, batch = self._planned.popleft()
+        # The array takes the batch's memory over; a copy would cost more than making the batch.
+        data = mx.nd.from_numpy(batch.result(), zero_copy=True)
+        label = mx.nd.array(self._labels[plan.rows])
         return mx.io.DataBatch(data=[data], label=[label], pad=plan.pad)
 
-    def _start(self, plan: _Plan) -> None:
-        """Gives the images of a batch to the workers, or decodes them here if there are none."""
-        pixels = np.empty(self.provide_data[0].shape, np.uint8)
-        decoding = []
-        for place in range(self.batch_size):
-            if self._pool:
-                decoding.append(self._pool.submit(self._load, plan, place, pixels))
-            else:
-                self._load(plan, place, pixels)
-        self._planned.append((plan, pixels, decoding))
-        self._next_number += 1
+    def _start(self, plan: _Plan) -> Future[np.ndarray]:
+        """Gives a batch to the workers, or makes it here if there are none."""
+        if self._pool:
+            return self._pool.submit(self._make, plan)
+        made: Future[np.ndarray] = Future()
+        made.set_result(self._make(plan))
+        return made
 
-    def _load(self, plan: _Plan, place: int, pixels: np.ndarray) -> None:
-        row = plan.rows[place]
-        box = None if self._images.boxes is None else self._images.boxes[row]
-        image = read_image(self._images.paths[row], box, self._image_size)
-        crop(image, plan.tops[place], plan.lefts[place], plan.flips[place], out=pixels[place])
+    def _make(self, plan: _Plan) -> np.ndarray:
+        batch = np.empty(self.provide_data[0].shape, np.uint8)
+        for place, row in enumerate(plan.rows):
+            top, left, flip = plan.tops[place], plan.lefts[place], plan.flips[place]
+            crop(self._pixels[row], top, left, flip, out=batch[place])
+        return batch
 
     def close(self) -> None:
         """Stops the workers; what they had begun is dropped."""
@@ -110,46 +109,51 @@ class BalancedBatches(_BatchIter):
     """Training batches without end: some classes, and `batch_k` images of each.
 
     A batch holds ``batch_size // batch_k`` classes drawn without replacement and `batch_k` images
-    of each drawn without replacement; the images of a class are consecutive. Each image is
-    mirrored with probability 0.5 and cut to a random square.
+    of each drawn without replacement; the images of a class are consecutive. A class of fewer
+    images gives all of them, some a second time. Each image is mirrored with probability 0.5 and
+    cut to a random square.
 
     Parameters
     ----------
-    images : ImageSet
-        At least ``batch_size // batch_k`` classes, each of at least `batch_k` images.
-    batch_size, batch_k : int
-    image_size, crop_size : int
-        Pixels: the side to resize to, and that of the square cut out of it.
+    pixels : Pixels
+        One image per label, n in all, each uint8 (size, size, 3).
+    labels : ndarray of int (n,)
+        Classes from 0, at least ``batch_size // batch_k`` of them.
+    batch_k : int
     seed : int
         With the batch's number it decides everything drawn.
+    batch_size : int
+    crop_size : int
+        Side of the square cut out of an image, in pixels.
     workers : int
-        Threads that decode; 0 decodes in the caller's.
+        Threads that make batches; 0 makes them in the caller's.
     """
 
     def __init__(
         self,
-        images: ImageSet,
-        batch_size: int,
+        pixels: Pixels,
+        labels: np.ndarray,
         batch_k: int,
-        image_size: int = 256,
-        crop_size: int = 224,
-        seed: int = 0,
-        workers: int = 4,
+        seed: int,
+        batch_size: int,
+        crop_size: int,
+        workers: int,
     ) -> None:
-        super().__init__(images, batch_size, image_size, crop_size, workers)
+        super().__init__(pixels, labels, batch_size, crop_size, workers)
         self._batch_k = batch_k
         self._seed = seed
-        self._rows_by_class = images.rows_by_class()
+        order = np.argsort(labels, kind="stable")
+        self._rows_by_class = np.split(order, np.cumsum(np.bincount(labels))[:-1])
 
     def _plan(self, number: int) -> _Plan:
         rng = np.random.default_rng((self._seed, number))
         groups = self.batch_size // self._batch_k
         classes = rng.choice(len(self._rows_by_class), groups, replace=False)
         rows = [
-            rng.choice(self._rows_by_class[label], self._batch_k, replace=False)
+            np.resize(rng.permutation(self._rows_by_class[label]), self._batch_k)
             for label in classes
         ]
-        room = self._image_size - self._crop_size
+        room = self._pixels.shape[1] - self._crop_size
         tops, lefts = rng.integers(0, room, (2, self.batch_size), endpoint=True)
         flips = np.less(rng.random(self.batch_size), 0.5)
         return _Plan(np.concatenate(rows), tops, lefts, flips)
@@ -161,21 +165,11 @@ class SequentialBatches(_BatchIter):
     The last batch is filled up with images from the start; its `pad` tells how many.
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        batch_size: int,
-        image_size: int = 256,
-        crop_size: int = 224,
-        workers: int = 4,
-    ) -> None:
-        super().__init__(images, batch_size, image_size, crop_size, workers)
-
     def _plan(self, number: int) -> _Plan | None:
-        start, count = number * self.batch_size, len(self._images)
+        start, count = number * self.batch_size, len(self._labels)
         if start >= count:
             return None
         rows = np.arange(start, start + self.batch_size)
-        centre = np.full(self.batch_size, (self._image_size - self._crop_size) // 2)
+        centre = np.full(self.batch_size, (self._pixels.shape[1] - self._crop_size) // 2)
         pad = max(0, start + self.batch_size - count)
         return _Plan(rows % count, centre, centre, np.zeros(self.batch_size, bool), pad)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 from mxnet import gluon, nd
@@ -50,7 +51,7 @@ class MarginLoss(HybridBlock):
     ) -> Any:
         if isinstance(beta, gluon.Parameter):
             beta = beta.data(anchors.context)
-        elif isinstance(beta, (int, float)):
+        elif isinstance(beta, numbers.Real):
             beta = nd.full((1,), beta, ctx=anchors.context)
         return super().forward(anchors, positives, negatives, beta, labels)
 

@@ -8,7 +8,15 @@ import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from embedding_learning.datasets import NAMES
+
+DATA_PATH, WORKERS = "data/CUB_200_2011", 4
 KVSTORES = ("local", "device", "nccl")
+# The first of each is the default.
+SMALL_CLASSES = ("error", "drop", "repeat")
+CACHES = ("pixels", "none")
+
+_LARGEST_IMAGE = 4096  # pixels; a batch of such images takes 3.5 GB already
 
 
 class UsageError(Exception):
@@ -34,16 +42,28 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         If a flag is unknown, cannot be read, or contradicts another.
     """
     options = _parser().parse_args(arguments)
+    _set_sizes(options)
     options.gpus = _integers("--gpus", options.gpus, "different")
     options.steps = _integers("--steps", options.steps, "increasing")
     _check_ranges(options)
     _check_devices(options)
     _check_batch(options)
-    folder = os.path.dirname(options.save_model_prefix) or "."
+    folder, name = os.path.split(options.save_model_prefix)
+    folder = folder or "."
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         raise UsageError(
             f"--save-model-prefix {options.save_model_prefix}: the folder {folder} is not there or "
             "cannot be written to; create it first"
+        )
+    if not name or os.path.isdir(f"{options.save_model_prefix}.params"):
+        raise UsageError(
+            f"--save-model-prefix {options.save_model_prefix}: is no prefix of a file's name, such "
+            "as models/birds"
+        )
+    if 0 < options.epochs <= options.start_epoch:
+        raise UsageError(
+            f"--start-epoch {options.start_epoch}: nothing is left of {options.epochs} epochs; "
+            "raise --epochs"
         )
     return options
 
@@ -71,6 +91,14 @@ def _add_count(group: argparse._ActionsContainer, name: str, text: str) -> None:
     group.add_argument(name, type=int, metavar="N", help=text)
 
 
+def _add_choice(
+    group: argparse._ActionsContainer, name: str, choices: tuple[str, ...], text: str
+) -> None:
+    """One of some words, of which the first is the default."""
+    told = f"{text}: {', '.join(choices)} (default: {choices[0]})"
+    group.add_argument(name, choices=choices, default=choices[0], metavar="WORD", help=told)
+
+
 def _add_alias(group: argparse._ActionsContainer, name: str, of: str, kind: type) -> None:
     """Another name of a flag."""
     dest = of.lstrip("-").replace("-", "_")
@@ -80,7 +108,7 @@ def _add_alias(group: argparse._ActionsContainer, name: str, of: str, kind: type
 
 def _add_original_flags(parser: argparse.ArgumentParser) -> None:
     """Names, types and defaults of MXNet's example embedding_learning; none may change."""
-    _add(parser, "--data-path", "data/CUB_200_2011", "folder of the images; glyphs: a drawn set")
+    _add(parser, "--data-path", DATA_PATH, "folder of the images; glyphs: a drawn set")
     _add(parser, "--embed-dim", 128, "dimensionality of the image embedding")
     _add(parser, "--batch-size", 70, "training batch size per device (CPU/GPU)")
     _add(parser, "--batch-k", 5, "number of images per class in a batch")
@@ -107,7 +135,7 @@ def _add_original_flags(parser: argparse.ArgumentParser) -> None:
 def _add_port_flags(group: argparse._ArgumentGroup) -> None:
     """What suruoxi/DistanceWeightedSampling adds; with none given the original's run results."""
     _add(group, "--start-epoch", 0, "number of the first epoch")
-    _add(group, "--workers", 4, "threads that decode images; 0: the trainer's own")
+    _add(group, "--workers", WORKERS, "threads that decode images; 0: the trainer's own")
     _add_count(group, "--feat-dim", "add a fully connected layer of N units before the embedding")
     _add_count(group, "--classes", "number of training classes; read from the data and checked")
     _add(group, "--batch-num", 200, "number of batches in an epoch")
@@ -122,15 +150,42 @@ def _add_port_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_further_flags(group: argparse._ArgumentGroup) -> None:
-    _add_count(group, "--train-classes", "the first N classes train (default: half of them)")
-    _add(group, "--image-size", 256, "pixels of the square that each image is resized to")
-    _add(group, "--crop-size", 224, "pixels of the square that is cut out of it")
+    _add_data_flags(group)
+    _add_choice(group, "--small-classes", SMALL_CLASSES, "training classes of fewer than --batch-k")
+    text = "leave out images that cannot be decoded"
+    group.add_argument("--skip-bad-images", action="store_true", help=text)
+    text = "pixels of the square that each image is resized to (default: 256; Inception v3: 342)"
+    _add_count(group, "--image-size", text)
+    text = "pixels of the square that is cut out of it (default: 224; Inception v3: 299)"
+    _add_count(group, "--crop-size", text)
+    _add_choice(group, "--cache", CACHES, "what is kept of images once they are decoded")
     text = "take the ImageNet weights from a Gluon parameter file"
     group.add_argument("--pretrained-params", metavar="FILE", help=text)
     text = "print the recalls before training too"
     group.add_argument("--evaluate-first", action="store_true", help=text)
-    _add(group, "--cache-dir", default_cache_dir(), "where drawn images are kept")
     _add(group, "--cpu-contexts", 1, "without --gpus: CPU contexts that act as devices, for trials")
+
+
+def _add_data_flags(group: argparse._ActionsContainer) -> None:
+    """Which images, and where their like is kept."""
+    text = f"what --data-path holds, where its files do not tell: {', '.join(NAMES)}"
+    group.add_argument("--dataset", choices=NAMES, metavar="NAME", help=text)
+    text = "crop images to their bounding boxes where there are any"
+    group.add_argument("--bbox", action=argparse.BooleanOptionalAction, default=True, help=text)
+    _add_count(group, "--train-classes", "the first N classes train (default: half of them)")
+    _add(group, "--cache-dir", default_cache_dir(), "where decoded and drawn images are kept")
+
+
+def parse_check(arguments: Sequence[str]) -> argparse.Namespace:
+    """The flags of ``python -m embedding_learning check``. Raises UsageError like `parse`."""
+    parser = _Parser(
+        prog="python -m embedding_learning check",
+        description="Decode every image of a data set and list all that is wrong with it.",
+    )
+    _add(parser, "--data-path", DATA_PATH, "as for train.py")
+    _add(parser, "--workers", WORKERS, "threads that decode images")
+    _add_data_flags(parser)
+    return parser.parse_args(arguments)
 
 
 def default_cache_dir() -> str:
@@ -152,6 +207,15 @@ def _integers(flag: str, text: str, order: str) -> list[int]:
     return numbers
 
 
+def _set_sizes(options: argparse.Namespace) -> None:
+    """Fills in the sizes that were not given; Inception v3's features need larger images."""
+    image_size, crop_size = (342, 299) if "inception" in options.model.lower() else (256, 224)
+    if options.crop_size is None:
+        options.crop_size = crop_size
+    if options.image_size is None:
+        options.image_size = image_size
+
+
 def _check_ranges(options: argparse.Namespace) -> None:
     for name, value in vars(options).items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -167,6 +231,8 @@ def _check_ranges(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < least:
             raise UsageError(f"{_flag(name)} {value}: must be at least {least}")
+    if options.image_size > _LARGEST_IMAGE:
+        raise UsageError(f"--image-size {options.image_size}: {_LARGEST_IMAGE} is the most")
     if options.crop_size > options.image_size:
         raise UsageError(
             f"--crop-size {options.crop_size}: cannot be cut out of --image-size "

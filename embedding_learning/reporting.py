@@ -8,8 +8,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
+
+from embedding_learning.datasets import Split
 
 T = TypeVar("T")
 
@@ -22,10 +25,24 @@ def log_to_terminal() -> Iterator[None]:
         yield
 
 
-def progress(items: Iterable[T], description: str) -> Iterator[T]:
+def progress(items: Iterable[T], description: str, unit: str = "batch") -> Iterator[T]:
     """The items, with a bar if the error output is a terminal."""
     hidden = not sys.stderr.isatty()
-    yield from tqdm(items, description, leave=False, disable=hidden, unit="batch")
+    yield from tqdm(items, description, leave=False, disable=hidden, unit=unit)
+
+
+def log_split(split: Split) -> None:
+    """What the recalls of the run are about."""
+    logging.info(
+        "%s, %s: %d images of %d classes train, %d of %d test%s.",
+        split.name,
+        "whole images" if split.train.boxes is None else "cropped to boxes",
+        len(split.train),
+        len(split.train.class_names),
+        len(split.test),
+        len(np.unique(split.test.labels)),
+        f" against a gallery of {len(split.gallery)}" if split.gallery else "",
+    )
 
 
 # The lines below are read by parsers of the original's output: their text must not change.

@@ -73,6 +73,16 @@ class DistanceWeightedSampling(HybridBlock):
         self._nonzero_loss_cutoff = nonzero_loss_cutoff
         self._normalize_weights = normalize_weights
 
+    def forward(self, x: Any) -> tuple[Any, ...]:
+        # Within another block's graph x is a symbol, and its size unknown.
+        if isinstance(x, nd.NDArray) and (
+            x.shape[0] % self._batch_k or x.shape[0] < 2 * self._batch_k
+        ):
+            raise ValueError(
+                f"{x.shape[0]} rows are not two or more whole classes of {self._batch_k} rows"
+            )
+        return super().forward(x)
+
     def hybrid_forward(self, F: Any, x: Any) -> tuple[Any, ...]:
         row, row_class = self._rows(F, x)
         anchor_rows = F.repeat(row, repeats=self._batch_k - 1)

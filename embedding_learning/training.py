@@ -11,10 +11,10 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 
-from embedding_learning import backbones, checkpoints, datasets, reporting
-from embedding_learning.datasets import DataError, ImageSet
+from embedding_learning import backbones, checkpoints, reporting
+from embedding_learning.data import Data, open_data, read_split
 from embedding_learning.evaluation import recall_at_k
-from embedding_learning.iterators import BalancedBatches, SequentialBatches
+from embedding_learning.iterators import SequentialBatches
 from embedding_learning.losses import MarginLoss
 from embedding_learning.model import ImageNormalization, MarginNet
 from embedding_learning.options import UsageError
@@ -22,6 +22,8 @@ from embedding_learning.options import UsageError
 # How many batches Python may queue beyond the one being computed: enough that a device never waits
 # for Python, few enough that queued batches do not fill the memory.
 _BATCHES_QUEUED = 2
+# MXNet's dummy, and one that takes no weight decay.
+_NOT_FOR_TRAINING = {"test", "groupadagrad"}
 # A learned beta starts as one value per class, or stays a constant.
 Beta = Union[gluon.Parameter, float]
 
@@ -33,29 +35,17 @@ def run(options: Namespace) -> None:
     """
     check_names(options)
     devices = find_devices(options)
-    train_images, test_images = datasets.load(
-        options.data_path, options.cache_dir, options.train_classes
-    )
-    check_classes(options, train_images)
-
+    split = read_split(options)
     mx.random.seed(options.seed)
     net = build_network(options, devices)
-    beta = build_beta(options, len(train_images.class_names), devices)
-    batch = {
-        "batch_size": options.total_batch_size,
-        "image_size": options.image_size,
-        "crop_size": options.crop_size,
-        "workers": options.workers,
-    }
-    train_batches = BalancedBatches(
-        train_images, batch_k=options.batch_k, seed=options.seed, **batch
-    )
-    test_batches = SequentialBatches(test_images, **batch)
+    data = open_data(split, options)
     try:
-        train(options, net, beta, devices, train_batches, test_batches)
+        beta = build_beta(options, data.classes, devices)
+        train(options, net, beta, devices, data)
     finally:
-        train_batches.close()
-        test_batches.close()
+        # What is queued still reads the batches' memory.
+        mx.nd.waitall()
+        data.close()
 
 
 def train(
@@ -63,8 +53,7 @@ def train(
     net: MarginNet,
     beta: Beta,
     devices: list[mx.Context],
-    train_batches: BalancedBatches,
-    test_batches: SequentialBatches,
+    data: Data,
 ) -> None:
     """All epochs; saves the network whenever Recall@1 is the best so far."""
     loss = MarginLoss(options.margin, options.nu)
@@ -73,12 +62,14 @@ def train(
     trainers = build_trainers(options, net, beta)
 
     best, before = 0.0, None
-    if options.evaluate_first:
-        recalls = evaluate(net, devices, test_batches)
+    if options.evaluate_first or options.resume:
+        recalls = evaluate(net, devices, data)
         reporting.log_recalls(None, recalls)
         before = recalls[1]
+        # A resumed network is replaced by a better one only.
+        best = before if options.resume else 0.0
 
-    train_batches.seek(options.start_epoch * options.batch_num)
+    data.train.seek(options.start_epoch * options.batch_num)
     for epoch in range(options.start_epoch, options.epochs):
         started = time.time()
         set_learning_rates(options, trainers, epoch)
@@ -87,7 +78,7 @@ def train(
         interval_losses: list[mx.nd.NDArray] = []
         epoch_loss = 0.0
         for i in reporting.progress(range(options.batch_num), f"Epoch {epoch}"):
-            batch = train_batches.next()
+            batch = data.train.next()
             seed_step(options.seed, epoch * options.batch_num + i)
             losses = train_step(net, loss, beta, trainers, devices, batch)
             interval_losses += losses
@@ -101,7 +92,7 @@ def train(
         epoch_loss += _read_sum(interval_losses)
         reporting.log_epoch_loss(epoch, epoch_loss, time.time() - started)
 
-        recalls = evaluate(net, devices, test_batches)
+        recalls = evaluate(net, devices, data)
         reporting.log_recalls(epoch, recalls)
         if recalls[1] > best:
             best = recalls[1]
@@ -134,10 +125,19 @@ def train_step(
     return losses
 
 
-def evaluate(
+def evaluate(net: MarginNet, devices: list[mx.Context], data: Data) -> dict[int, float]:
+    """Recall@1, 2, 4, 8, 16 of the test images, among each other or in the gallery."""
+    queries, labels = embed_all(net, devices, data.test)
+    if data.gallery is None:
+        return recall_at_k(queries, labels)
+    gallery, gallery_labels = embed_all(net, devices, data.gallery)
+    return recall_at_k(queries, labels, gallery=gallery, gallery_labels=gallery_labels)
+
+
+def embed_all(
     net: MarginNet, devices: list[mx.Context], batches: SequentialBatches
-) -> dict[int, float]:
-    """Recall@1, 2, 4, 8, 16 of all images of the batches against each other."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings (n, d) and labels (n,) of all images of the batches."""
     batches.reset()
     embeddings: list[np.ndarray] = []
     labels: list[np.ndarray] = []
@@ -151,21 +151,31 @@ def evaluate(
             embeddings += [part.asnumpy() for part in queued.popleft()]
     embeddings += [part.asnumpy() for parts in queued for part in parts]
     all_labels = np.concatenate(labels)
-    return recall_at_k(np.concatenate(embeddings)[: len(all_labels)], all_labels)
+    all_embeddings = np.concatenate(embeddings)[: len(all_labels)]
+    if not np.isfinite(all_embeddings).all():
+        raise UsageError("--lr: training diverged, the embeddings are not finite; try a lower one")
+    return all_embeddings, all_labels
 
 
 def build_network(options: Namespace, devices: list[mx.Context]) -> MarginNet:
     """The network with its weights on the devices."""
-    backbone = backbones.create(
-        options.model, devices, options.use_pretrained, options.pretrained_params
-    )
+    if options.resume:
+        # Its weights replace the pretrained ones, but not the rate at which these learn.
+        backbone = backbones.create(options.model, devices)
+        if options.use_pretrained or options.pretrained_params:
+            backbones.slow_down_convolutions(backbone)
+    else:
+        backbone = backbones.create(
+            options.model, devices, options.use_pretrained, options.pretrained_params
+        )
+    normalize = ImageNormalization()
     net = MarginNet(
         backbone,
         options.embed_dim,
         options.batch_k,
         options.feat_dim,
         normalize_weights=options.normalize_weights,
-        preprocess=ImageNormalization(),
+        preprocess=normalize,
     )
     # What came with the backbone is initialized already and stays.
     fresh = [p for p in net.collect_params().values() if p._data is None]
@@ -174,11 +184,17 @@ def build_network(options: Namespace, devices: list[mx.Context]) -> MarginNet:
     # The first image settles the sizes that depend on the crop.
     image = mx.nd.zeros((1, 3, options.crop_size, options.crop_size), devices[0], np.uint8)
     try:
+        backbone(normalize(image)).wait_to_read()
+    except mx.base.MXNetError as error:
+        raise UsageError(
+            f"--crop-size {options.crop_size}: {options.model} does not run with images of this "
+            f"size; try another ({_first_line(error)})"
+        ) from error
+    try:
         net.embed(image).wait_to_read()
     except mx.base.MXNetError as error:
         raise UsageError(
-            f"--crop-size {options.crop_size}: {options.model} cannot take images of this size; "
-            "try a larger one"
+            f"--embed-dim, --feat-dim: layers of this size do not run ({_first_line(error)})"
         ) from error
     if options.resume:
         arrays = checkpoints.read_parameters(options.resume, "--resume")
@@ -249,39 +265,28 @@ def find_devices(options: Namespace) -> list[mx.Context]:
 
 
 def check_names(options: Namespace) -> None:
-    """Raises UsageError if there is no such backbone or optimizer."""
+    """Raises UsageError if there is no such backbone or optimizer, or no NCCL in this MXNet."""
     backbones.check_name(options.model)
-    optimizers = sorted(mx.optimizer.Optimizer.opt_registry)
+    optimizers = sorted(set(mx.optimizer.Optimizer.opt_registry) - _NOT_FOR_TRAINING)
     if options.optimizer.lower() not in optimizers:
         raise UsageError(
             f"--optimizer {options.optimizer}: unknown; choose of {', '.join(optimizers)}"
         )
-
-
-def check_classes(options: Namespace, images: ImageSet) -> None:
-    """Raises UsageError or DataError if the training images cannot fill balanced batches."""
-    classes = len(images.class_names)
-    if options.classes not in (None, classes):
-        raise UsageError(f"--classes {options.classes}: the data has {classes} classes to train")
-    in_batch = options.total_batch_size // options.batch_k
-    if in_batch > classes:
-        raise UsageError(
-            f"--batch-size: a batch of {options.total_batch_size} with --batch-k {options.batch_k} "
-            f"holds {in_batch} classes, but only {classes} train; "
-            f"{classes * options.batch_k} images over all devices are the most"
-        )
-    for name, rows in zip(images.class_names, images.rows_by_class()):
-        if len(rows) < options.batch_k:
-            raise DataError(
-                f"class {name}: has {len(rows)} images, fewer than --batch-k {options.batch_k}; "
-                "lower --batch-k, or leave the class out of the data"
-            )
+    if options.kvstore == "nccl" and not mx.runtime.Features().is_enabled("NCCL"):
+        raise UsageError("--kvstore nccl: this build of MXNet has no NCCL; use device or local")
 
 
 def _wait_for_older(losses: list[mx.nd.NDArray], newest: int) -> None:
     """Waits for the loss before the newest ones."""
     if len(losses) > newest:
         losses[-newest - 1].wait_to_read()
+
+
+def _first_line(error: Exception) -> str:
+    """What MXNet says, without where in its source it says so."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "Check failed" in line or "rror:" in line]
+    return (told or lines or [type(error).__name__])[-1]
 
 
 def _read_sum(losses: list[mx.nd.NDArray]) -> float:

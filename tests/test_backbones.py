@@ -116,6 +116,15 @@ def test_a_name_of_torchvision_is_built(name: str) -> None:
     assert backbones.create(name, CPU).collect_params()
 
 
+@pytest.mark.parametrize(
+    "name", ["SqueezeNet1.1", "SQUEEZENET1_1", pytest.param("ResNet18", marks=needs_gluoncv)]
+)
+def test_a_name_is_taken_in_any_case(name: str) -> None:
+    backbones.check_name(name)
+    written, usual = (backbones.create(each, CPU) for each in (name, name.lower()))
+    assert repr(written) == repr(usual)
+
+
 def test_every_network_of_gluon_is_known() -> None:
     """`get_model` lists its names when it is asked for one that it does not have."""
     with pytest.raises(ValueError, match="resnet50_v2") as caught:
@@ -146,7 +155,13 @@ def test_the_stride_of_a_resnet_of_torchvision_sits_in_the_3x3_convolution() -> 
 
 
 @pytest.mark.parametrize(
-    "name, near", [("resnet50v2", "resnet50_v2"), ("vgg", "vgg11"), ("mobilenet", "mobilenet_v2")]
+    "name, near",
+    [
+        ("resnet50v2", "resnet50_v2"),
+        ("vgg", "vgg11"),
+        ("mobilenet", "mobilenet_v2"),
+        ("ResNet50V2", "resnet50_v2"),
+    ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(name: str, near: str) -> None:
     message = refusal(name)
@@ -223,7 +238,7 @@ def test_without_pretrained_weights_everything_learns_at_the_full_rate() -> None
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "zoo.params"
     message = refusal("squeezenet1.1", pretrained_params=str(file))
-    assert message == f"--pretrained-params {file}: no such file"
+    assert message == f"--pretrained-params {file}: no such file, or it cannot be read"
 
 
 @pytest.mark.parametrize("kept", [0, 5, 1000, -10])
@@ -252,7 +267,33 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path, saved: str, wanted
     features.save_parameters(str(file))
     message = refusal(wanted, pretrained_params=str(file))
     assert message.startswith(f"--pretrained-params {file}: ")
-    assert "another network" in message
+    assert "has no features." in message
+    assert "a network of other flags" in message
+
+
+def test_a_file_with_values_that_are_not_finite_is_refused(
+    save_classifier: Callable[[str], SavedClassifier], tmp_path: Path
+) -> None:
+    arrays = mx.nd.load(save_classifier("mobilenet0.25").file)
+    arrays["features.0.weight"][0] = np.nan
+    file = str(tmp_path / "zoo.params")
+    mx.nd.save(file, arrays)
+    message = refusal("mobilenet0.25", pretrained_params=file)
+    assert message.startswith(f"--pretrained-params {file}: features.0.weight ")
+    assert "not finite" in message
+
+
+def test_the_last_layer_in_the_file_is_passed_over(
+    save_classifier: Callable[[str], SavedClassifier], tmp_path: Path
+) -> None:
+    """Whatever it holds."""
+    classifier, saved = save_classifier("mobilenet0.25")
+    arrays = mx.nd.load(saved)
+    arrays["output.weight"][:] = np.nan
+    file = str(tmp_path / "zoo.params")
+    mx.nd.save(file, arrays)
+    features = backbones.create("mobilenet0.25", CPU, pretrained_params=file)
+    np.testing.assert_array_equal(features(images()).asnumpy(), features_of(classifier, images()))
 
 
 def test_a_file_of_a_narrower_network_is_refused_with_its_first_wrong_shape(

@@ -148,7 +148,19 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "net.params", tmp_path):
         with pytest.raises(UsageError) as caught:
             read_parameters(str(path), "--resume")
-        assert str(caught.value) == f"--resume {path}: no such file"
+        assert str(caught.value) == f"--resume {path}: no such file, or it cannot be read"
+
+
+def test_a_file_that_cannot_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "net.params"
+    save_parameters(margin_net(), str(file))
+    # The superuser may read everything, so the answer of the system is replaced.
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)
+    with pytest.raises(UsageError) as caught:
+        read_parameters(str(file), "--resume")
+    assert str(caught.value) == f"--resume {file}: no such file, or it cannot be read"
 
 
 @pytest.mark.parametrize(
@@ -157,6 +169,10 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         (lambda arrays: arrays.pop("dense.bias"), "has no dense.bias"),
         (lambda arrays: arrays.update({"dense.bias": mx.nd.ones(6)}), r"dense.bias .*\(6,\)"),
         (lambda arrays: arrays.update({"dense.bias": mx.nd.ones((5, 1))}), r"dense.bias .*\(5, 1"),
+        (
+            lambda arrays: arrays.update({"feature.bias": mx.nd.ones(5)}),
+            "has feature.bias, which the network lacks",
+        ),
     ],
 )
 def test_parameters_of_another_network_change_nothing(change: Any, told: str) -> None:
@@ -165,17 +181,31 @@ def test_parameters_of_another_network_change_nothing(change: Any, told: str) ->
     parameters = net._collect_params_with_prefix()
     arrays = {name: parameter.data() + 1 for name, parameter in parameters.items()}
     change(arrays)
-    with pytest.raises(UsageError, match=f"--resume x: .*{told}.*another network"):
+    other_flags = r"a network of other flags \(--model, --embed-dim, --feat-dim\)$"
+    with pytest.raises(UsageError, match=f"^--resume x: .*{told}.*{other_flags}"):
         set_parameters(parameters, arrays, "--resume x", [mx.cpu()])
     np.testing.assert_array_equal(net.embed(images()).asnumpy(), before)
 
 
-def test_parameters_are_set_on_every_device_and_others_passed_over() -> None:
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["base_net.1.running_var", "dense.bias"])
+def test_parameters_that_are_not_finite_change_nothing(name: str, value: float) -> None:
+    net = margin_net(1)
+    before = net.embed(images()).asnumpy()
+    parameters = net._collect_params_with_prefix()
+    arrays = {name: parameter.data() + 1 for name, parameter in parameters.items()}
+    arrays[name][-1] = value
+    with pytest.raises(UsageError) as caught:
+        set_parameters(parameters, arrays, "--resume x", [mx.cpu()])
+    assert str(caught.value) == f"--resume x: {name} holds values that are not finite"
+    np.testing.assert_array_equal(net.embed(images()).asnumpy(), before)
+
+
+def test_parameters_are_set_on_every_device() -> None:
     net = margin_net(1)
     expected = net.embed(images()).asnumpy()
     parameters = net._collect_params_with_prefix()
     arrays = {name: parameter.data() for name, parameter in parameters.items()}
-    arrays["of something else"] = mx.nd.ones(3)
 
     fresh = MarginNet(small_backbone(), DIMENSIONS, batch_k=2)
     devices = [mx.cpu(0), mx.cpu(1)]

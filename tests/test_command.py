@@ -13,14 +13,15 @@ import mxnet as mx
 import pytest
 
 import train
-from embedding_learning import images, iterators
+from embedding_learning import images
 from embedding_learning.datasets import cub200
 
-# Two epochs of three batches from the four training classes of `tiny_cub`.
+# Two epochs of three batches from the four training classes of `tiny_cub`. Decoded images are kept
+# beside the folder in which the run starts, so that equal runs elsewhere have equal log lines.
 QUICK = [
     *("--model=squeezenet1.1", "--image-size=40", "--crop-size=32", "--embed-dim=16", "--lr=0.001"),
     *("--batch-size=6", "--batch-k=3", "--epochs=2", "--batch-num=3", "--log-interval=2"),
-    "--workers=2",
+    *("--workers=2", "--cache-dir=../cache"),
 ]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -28,7 +29,9 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the one full run of this module was started."""
-    return tmp_path_factory.mktemp("run")
+    folder = tmp_path_factory.mktemp("run") / "here"
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +90,8 @@ def test_the_log_is_that_of_the_original(done: subprocess.CompletedProcess[str])
     saving = r"INFO:root:Saving margin_loss_model\.\n"
     lines = (
         r"INFO:root:Namespace\(.*\)\n"
+        r"INFO:root:CUB-200-2011, cropped to boxes: 16 images of 4 classes train, 16 of 4 test\.\n"
+        r"INFO:root:Decoding 32 of 32 images into \.\./cache/pixels/[0-9a-f]{16}\.\n"
         + epoch.replace("EPOCH", "0")
         + saving
         + epoch.replace("EPOCH", "1")
@@ -134,13 +139,65 @@ def test_a_run_repeated_ends_with_the_same_bytes(
     done: subprocess.CompletedProcess[str],
     folder: Path,
     tiny_cub: Path,
-    tmp_path: Path,
+    here: Path,
 ) -> None:
-    again = train_command(tmp_path, f"--data-path={tiny_cub}", *QUICK)
+    again = train_command(here, f"--data-path={tiny_cub}", *QUICK)
     assert logged(again.stderr) == logged(done.stderr)
     assert again.stdout == done.stdout
-    (file,) = tmp_path.iterdir()
+    (file,) = here.iterdir()
     assert file.read_bytes() == (folder / file.name).read_bytes()
+
+
+def test_a_run_that_finds_its_images_decoded_is_the_same_but_for_the_line_that_says_so(
+    done: subprocess.CompletedProcess[str],
+    start: Callable[..., int],
+    folder: Path,
+    here: Path,
+    tiny_cub: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    flags = [f"--cache-dir={folder.parent / 'cache'}"]
+    assert start(f"--data-path={tiny_cub}", *QUICK, *flags) == 0
+    lines = [line.replace("INFO:root:", "") for line in logged(done.stderr)]
+    first, split, decoding, *others = lines
+    assert first.startswith("Namespace(")
+    assert decoding.startswith("Decoding ")
+    assert logged("\n".join(caplog.messages))[1:] == [split, *others]
+    (file,) = here.iterdir()
+    assert file.read_bytes() == (folder / file.name).read_bytes()
+
+
+def test_a_run_that_keeps_no_decoded_images_ends_with_the_same_bytes(
+    done: subprocess.CompletedProcess[str],
+    start: Callable[..., int],
+    folder: Path,
+    here: Path,
+    tiny_cub: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    assert start(f"--data-path={tiny_cub}", *QUICK, "--cache=none") == 0
+    assert "Decoding" not in caplog.text
+    (file,) = here.iterdir()
+    assert file.read_bytes() == (folder / file.name).read_bytes()
+    assert not (here.parent / "cache").exists()
+
+
+def test_whole_images_are_another_run_and_it_says_so(
+    done: subprocess.CompletedProcess[str],
+    start: Callable[..., int],
+    folder: Path,
+    here: Path,
+    tiny_cub: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    assert start(f"--data-path={tiny_cub}", *QUICK, "--no-bbox") == 0
+    told = "CUB-200-2011, whole images: 16 images of 4 classes train, 16 of 4 test."
+    assert told in caplog.messages
+    (file,) = here.iterdir()
+    assert file.read_bytes() != (folder / file.name).read_bytes()
 
 
 def test_another_seed_is_another_run(
@@ -168,6 +225,7 @@ def test_neither_workers_nor_this_process_change_the_bytes(
     assert file.read_bytes() == (folder / "margin_loss_model.params").read_bytes()
 
 
+@pytest.mark.parametrize("flags", [[], ["--evaluate-first"]])
 def test_a_resumed_model_recalls_what_it_did_when_it_was_saved(
     done: subprocess.CompletedProcess[str],
     start: Callable[..., int],
@@ -176,14 +234,39 @@ def test_a_resumed_model_recalls_what_it_did_when_it_was_saved(
     tiny_cub: Path,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
+    flags: list[str],
 ) -> None:
     caplog.set_level("INFO")
     model = folder / "margin_loss_model.params"
-    flags = ["--evaluate-first", "--epochs=0", f"--resume={model}"]
+    flags = [*flags, "--epochs=0", f"--resume={model}"]
     assert start(f"--data-path={tiny_cub}", *QUICK, *flags) == 0
     best = max(recalls_at_1(done.stderr))
     assert f"[Before training] validation: Recall@1={best:f}" in caplog.messages
-    assert f"Recall@1 before training: {best:.4f}, " in capsys.readouterr().out
+    assert capsys.readouterr().out.splitlines() == [
+        f"Recall@1 before training: {best:.4f}, best after: {best:.4f}.",
+        f"Best validation Recall@1: {best:.2f}.",
+    ]
+    assert list(here.iterdir()) == []
+
+
+def test_a_resumed_model_is_not_replaced_by_one_that_is_no_better(
+    done: subprocess.CompletedProcess[str],
+    start: Callable[..., int],
+    folder: Path,
+    here: Path,
+    tiny_cub: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    saved = (folder / "margin_loss_model.params").read_bytes()
+    model = here / "margin_loss_model.params"
+    model.write_bytes(saved)
+    flags = ["--lr=0", f"--resume={model}"]
+    assert start(f"--data-path={tiny_cub}", *QUICK, *flags) == 0
+    best = max(recalls_at_1(done.stderr))
+    assert recalls_at_1(caplog.text) == [best] * 3
+    assert "Saving" not in caplog.text
+    assert model.read_bytes() == saved
 
 
 def test_evaluating_first_does_not_change_the_run(
@@ -231,7 +314,6 @@ def nothing_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("an image was decoded")
 
     monkeypatch.setattr(images, "read_image", read_image)
-    monkeypatch.setattr(iterators, "read_image", read_image)
 
 
 def assert_one_line(status: int, output: tuple[str, str], told: str) -> None:
@@ -239,6 +321,10 @@ def assert_one_line(status: int, output: tuple[str, str], told: str) -> None:
     out, err = output
     assert (status, out) == (2, "")
     assert re.fullmatch(rf"train\.py: error: {told}.*\n", err), err
+
+
+BATCH = "--batch-size, --total-batch-size: a batch of"
+NO_FILE = "no such file, or it cannot be read"
 
 
 @pytest.mark.usefixtures("nothing_is_decoded")
@@ -249,9 +335,10 @@ def assert_one_line(status: int, output: tuple[str, str], told: str) -> None:
         ("--optimizer adams", "--optimizer adams: unknown; .*adam"),
         ("--kvstore none", "--kvstore none: unknown"),
         ("--batch-k 4", "--batch-size 6: 6 images a device are not whole classes"),
-        ("--batch-size 15", "--batch-size: .* holds 5 classes, but only 4 train"),
-        ("--batch-size 9 --cpu-contexts 2", "--batch-size: .* holds 6 classes, but only 4 train"),
-        ("--train-classes 1", "--batch-size: .* holds 2 classes, but only 1 train"),
+        ("--batch-size 15", rf"{BATCH} 15 .* holds 5 classes, but only 4 train; 12 images"),
+        ("--batch-size 9 --cpu-contexts 2", f"{BATCH} 18 .* holds 6 classes, but only 4 train"),
+        ("--total-batch-size 15", f"{BATCH} 15 .* holds 5 classes, but only 4 train"),
+        ("--train-classes 1", f"{BATCH} 6 .* holds 2 classes, but only 1 train"),
         ("--train-classes 8", "--train-classes 8: .* holds 8 classes"),
         ("--classes 5", "--classes 5: the data has 4 classes"),
         ("--batch-k 5 --batch-size 10", "class 001.Bird_1: has 4 images"),
@@ -259,9 +346,18 @@ def assert_one_line(status: int, output: tuple[str, str], told: str) -> None:
         ("--data-path missing", "missing: no such folder"),
         ("--steps 2,1", "--steps 2,1: "),
         ("--lr nan", "--lr nan: "),
-        ("--resume missing.params", "--resume missing.params: no such file"),
-        ("--pretrained-params missing.params", "--pretrained-params missing.params: no such file"),
-        ("--crop-size 8", "--crop-size 8: squeezenet1.1 cannot take images of this size"),
+        ("--resume missing.params", f"--resume missing.params: {NO_FILE}"),
+        ("--pretrained-params missing.params", f"--pretrained-params missing.params: {NO_FILE}"),
+        (
+            "--crop-size 8",
+            "--crop-size 8: squeezenet1.1 does not run with images of this size; try another",
+        ),
+        ("--dataset birds", "argument --dataset: invalid choice: 'birds'"),
+        ("--dataset cars196", ".*/cars_annos.mat: no such file"),
+        ("--small-classes drop --batch-k 5 --batch-size 10", f"{BATCH} 10 .* but only 0 train"),
+        ("--start-epoch 2", "--start-epoch 2: nothing is left of 2 epochs"),
+        ("--save-model-prefix=", "--save-model-prefix : is no prefix"),
+        ("--image-size 5000", "--image-size 5000: 4096 is the most"),
     ],
 )
 def test_a_mistake_is_told_in_one_line_before_anything_is_decoded(
@@ -275,6 +371,7 @@ def test_a_mistake_is_told_in_one_line_before_anything_is_decoded(
     status = start(f"--data-path={tiny_cub}", *QUICK, *flags.split())
     assert_one_line(status, capfd.readouterr(), told)
     assert list(here.iterdir()) == []
+    assert not (here.parent / "cache").exists()
 
 
 @pytest.fixture
@@ -297,26 +394,32 @@ def test_the_class_with_too_few_images_is_named(
 
 
 @pytest.mark.usefixtures("nothing_is_decoded")
+@pytest.mark.parametrize("cache", ["pixels", "none"])
 def test_an_image_that_is_missing_is_named(
-    start: Callable[..., int], here: Path, copy: Path, capfd: pytest.CaptureFixture[str]
+    start: Callable[..., int],
+    here: Path,
+    copy: Path,
+    capfd: pytest.CaptureFixture[str],
+    cache: str,
 ) -> None:
     missing = Path(cub200.read(copy).paths[20])
     missing.unlink()
-    status = start(f"--data-path={copy}", *QUICK)
+    status = start(f"--data-path={copy}", *QUICK, f"--cache={cache}")
     assert_one_line(status, capfd.readouterr(), f"{re.escape(str(missing))}: listed but not there")
 
 
 def test_a_wrong_line_of_the_data_is_told_to_the_user(
-    train_command: Run, copy: Path, tmp_path: Path
+    train_command: Run, copy: Path, here: Path, tmp_path: Path
 ) -> None:
     boxes = copy / "bounding_boxes.txt"
     boxes.write_text(boxes.read_text().replace("7 2.0", "7 two"))
     before = sorted(tmp_path.rglob("*"))
-    done = train_command(tmp_path, f"--data-path={copy}", *QUICK)
+    done = train_command(here, f"--data-path={copy}", *QUICK)
     assert_one_line(done.returncode, (done.stdout, logless(done.stderr)), f"{boxes}:7: ")
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("cache", ["pixels", "none"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_broken_in_the_middle_ends_the_run_with_its_name(
     start: Callable[..., int],
@@ -324,12 +427,28 @@ def test_an_image_broken_in_the_middle_ends_the_run_with_its_name(
     copy: Path,
     capfd: pytest.CaptureFixture[str],
     workers: int,
+    cache: str,
 ) -> None:
     broken = Path(cub200.read(copy).paths[25])
     broken.write_bytes(broken.read_bytes()[:500])
-    status = start(f"--data-path={copy}", *QUICK, f"--workers={workers}")
+    status = start(f"--data-path={copy}", *QUICK, f"--workers={workers}", f"--cache={cache}")
     assert_one_line(status, capfd.readouterr(), f"{re.escape(str(broken))}: is not a whole image")
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("cache", ["pixels", "none"])
+def test_a_run_goes_on_without_broken_images_where_it_is_told_to(
+    start: Callable[..., int],
+    here: Path,
+    copy: Path,
+    caplog: pytest.LogCaptureFixture,
+    cache: str,
+) -> None:
+    for row in (2, 25):
+        Path(cub200.read(copy).paths[row]).write_bytes(b"not an image")
+    flags = ["--epochs=1", "--batch-num=1", f"--cache={cache}", "--skip-bad-images"]
+    assert start(f"--data-path={copy}", *QUICK, *flags) == 0
+    assert "2 images that cannot be decoded are left out." in caplog.messages
 
 
 def logless(text: str) -> str:

@@ -29,6 +29,24 @@ def naive_recall(
     return {k: hits[k] / count for k in ks}
 
 
+def naive_recall_in(
+    queries: np.ndarray,
+    labels: np.ndarray,
+    gallery: np.ndarray,
+    gallery_labels: np.ndarray,
+    ks: Sequence[int] = KS,
+) -> dict[int, float]:
+    """The definition for a gallery, query by query in float64."""
+    x, y = queries.astype(np.float64), gallery.astype(np.float64)
+    hits = dict.fromkeys(ks, 0)
+    for query in range(len(x)):
+        distance = np.sqrt(((y - x[query]) ** 2).sum(axis=1))
+        order = np.argsort(distance, kind="stable")
+        for k in ks:
+            hits[k] += any(gallery_labels[i] == labels[query] for i in order[:k])
+    return {k: hits[k] / len(x) for k in ks}
+
+
 def unit_rows(count: int, dimensions: int, seed: int = 0) -> np.ndarray:
     x = np.random.default_rng(seed).normal(size=(count, dimensions))
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
@@ -84,6 +102,74 @@ def test_recall_does_not_depend_on_the_pieces_it_is_computed_in(
     pieces = recall_at_k(embeddings, labels)
     monkeypatch.setattr(evaluation, "_DISTANCES_AT_ONCE", 130 * 130)
     assert pieces == recall_at_k(embeddings, labels)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [unit_rows, duplicated, collapsed, nearly_collapsed, lattice, far_from_the_origin],
+)
+@pytest.mark.parametrize(
+    "count, gallery_count, dimensions", [(40, 3, 2), (33, 70, 33), (160, 100, 128), (1, 9, 4)]
+)
+def test_recall_in_a_gallery_follows_the_definition(
+    draw: object, count: int, gallery_count: int, dimensions: int
+) -> None:
+    """Images on both sides are equal or equally distant in most of the draws."""
+    assert callable(draw)
+    both = draw(count + gallery_count, dimensions)
+    labels = some_labels(len(both))
+    split = both[:count], labels[:count], both[count:], labels[count:]
+    queries, query_labels, gallery, gallery_labels = split
+    found = recall_at_k(queries, query_labels, KS, gallery, gallery_labels)
+    assert found == naive_recall_in(*split)
+
+
+@pytest.mark.parametrize("rows_at_once", [0.5, 1, 7])
+def test_recall_in_a_gallery_does_not_depend_on_the_pieces_it_is_computed_in(
+    monkeypatch: pytest.MonkeyPatch, rows_at_once: float
+) -> None:
+    both, labels = duplicated(130, 16), some_labels(130)
+    split = both[:50], labels[:50], both[50:], labels[50:]
+    monkeypatch.setattr(evaluation, "_DISTANCES_AT_ONCE", int(rows_at_once * 80))
+    queries, query_labels, gallery, gallery_labels = split
+    found = recall_at_k(queries, query_labels, KS, gallery, gallery_labels)
+    assert found == naive_recall_in(*split)
+
+
+def test_a_query_that_stands_in_the_gallery_too_is_not_left_out() -> None:
+    x, labels = unit_rows(30, 8), np.arange(30)
+    assert recall_at_k(x, labels, KS) == dict.fromkeys(KS, 0.0)
+    assert recall_at_k(x, labels, KS, x, labels) == dict.fromkeys(KS, 1.0)
+    assert recall_at_k(x, labels, (1,), x, np.roll(labels, 1)) == {1: 0.0}
+
+
+def test_of_equal_images_in_the_gallery_the_lower_index_is_the_nearer() -> None:
+    query, gallery = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    for labels, expected in (((2, 1, 0), {1: 0.0, 2: 1.0}), ((2, 0, 1), {1: 1.0, 2: 1.0})):
+        assert recall_at_k(query, np.zeros(1), (1, 2), gallery, np.array(labels)) == expected
+
+
+def test_a_query_whose_class_the_gallery_lacks_can_only_miss() -> None:
+    queries, labels = unit_rows(4, 8), np.array([0, 0, 1, 7])
+    gallery, gallery_labels = unit_rows(3, 8, seed=1), np.array([0, 1, 5])
+    assert recall_at_k(queries, labels, (1000,), gallery, gallery_labels) == {1000: 0.75}
+    # Others of its class among the queries do not count.
+    assert recall_at_k(queries, labels, (1000,), gallery, np.full(3, 5)) == {1000: 0.0}
+
+
+@pytest.mark.parametrize(
+    "gallery, labels",
+    [
+        (np.zeros((0, 2)), np.zeros(0)),
+        (np.zeros((3, 2)), np.zeros(2)),
+        (np.zeros((3, 5)), np.zeros(3)),
+        (np.zeros(3), np.zeros(3)),
+        (np.full((3, 2), np.nan), np.zeros(3)),
+    ],
+)
+def test_a_gallery_that_does_not_fit_is_refused(gallery: np.ndarray, labels: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"embeddings|dimension"):
+        recall_at_k(np.zeros((5, 2)), np.zeros(5), KS, gallery, labels)
 
 
 @pytest.mark.shared

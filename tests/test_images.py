@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from embedding_learning.datasets import DataError, ImageSet
-from embedding_learning.images import crop, read_image
+from embedding_learning.images import Decoder, crop, find_faults, read_image
 from embedding_learning.iterators import SequentialBatches
 from embedding_learning.model import ImageNormalization
 
@@ -196,6 +196,54 @@ def test_crop_copies_a_square_with_the_channels_first(flip: bool) -> None:
     np.testing.assert_array_equal(out, expected.transpose(2, 0, 1))
 
 
+def pictures(folder: Path, count: int) -> list[Path]:
+    """Files of that many whole pictures."""
+    files = [folder / f"{number}.png" for number in range(count)]
+    for file in files:
+        save_plain(file)
+    return files
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_every_fault_is_found_and_nothing_else(tmp_path: Path, workers: int) -> None:
+    files = pictures(tmp_path, 9)
+    files[1].write_bytes(files[1].read_bytes()[:200])
+    files[2].write_bytes(b"")
+    files[5].write_text("no image")
+    files[6].unlink()
+    files[6].symlink_to(tmp_path / "gone.png")
+    boxes = np.tile(np.int32([2, 3, 10, 10]), (9, 1))
+    boxes[8] = SIDE, 0, 5, 5
+    images = ImageSet([str(file) for file in files], np.zeros(9, np.int32), ["one"], boxes)
+    faults = find_faults(images, 16, workers)
+    for row, told in {
+        1: "is not a whole image",
+        2: "is not a whole image",
+        5: "is not a whole image",
+        6: "cannot be read: No such file",
+        8: f"the box {SIDE, 0, 5, 5} lies outside",
+    }.items():
+        assert faults.pop(row).startswith(f"{files[row]}: {told}")
+    assert faults == {}
+
+
+def test_whole_images_have_no_fault(tmp_path: Path) -> None:
+    files = [str(file) for file in pictures(tmp_path, 3)]
+    assert find_faults(ImageSet(files, np.zeros(3, np.int32), ["one"]), 16, 2) == {}
+
+
+def test_a_decoder_gives_each_row_with_its_own_box(tmp_path: Path) -> None:
+    files = [str(file) for file in pictures(tmp_path, 2)]
+    boxes = np.int32([[3, 5, 16, 8], [0, 0, 9, 9]])
+    labels = np.zeros(2, np.int32)
+    for images in (ImageSet(files, labels, ["one"], boxes), ImageSet(files, labels, ["one"])):
+        decoder = Decoder(images, 20)
+        assert decoder.shape == (2, 20, 20, 3)
+        for row in range(2):
+            box = None if images.boxes is None else boxes[row]
+            np.testing.assert_array_equal(decoder[row], read_image(files[row], box, 20))
+
+
 @pytest.mark.shared
 @pytest.mark.parametrize("group", ["transform0", "transform1"])
 def test_the_evaluation_transform_is_that_of_the_original(
@@ -203,6 +251,7 @@ def test_the_evaluation_transform_is_that_of_the_original(
 ) -> None:
     path = shared / "data" / "cub_fullres" / "images" / str(golden[f"{group}/image"])
     image = ImageSet([str(path)], np.zeros(1, np.int32), ["bird"], golden[f"{group}/box"][None])
-    batch = SequentialBatches(image, 1, image_size=256, crop_size=224, workers=0).next()
+    pixels = Decoder(image, 256)
+    batch = SequentialBatches(pixels, image.labels, 1, crop_size=224, workers=0).next()
     found = ImageNormalization()(batch.data[0])[0].asnumpy()
     np.testing.assert_allclose(found, golden[f"{group}/output"], atol=1e-5, rtol=0)

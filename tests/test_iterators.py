@@ -17,10 +17,11 @@ import pytest
 from scipy import stats
 
 from embedding_learning.datasets import DataError, ImageSet, cub200
-from embedding_learning.images import read_image
+from embedding_learning.images import Decoder, read_image
 from embedding_learning.iterators import BalancedBatches, SequentialBatches
 
 WORKERS = pytest.mark.parametrize("workers", [0, 1, 3])
+SMALL = {"image_size": 8, "crop_size": 6, "workers": 0}
 # Chance of a right program to fail; with fixed seeds it is drawn once and for all.
 UNLIKELY = 1e-3
 
@@ -49,11 +50,9 @@ def birds(tiny_cub: Path) -> ImageSet:
 @contextmanager
 def balanced(images: ImageSet, **settings: Any) -> Iterator[BalancedBatches]:
     """Small training batches, closed in the end."""
-    settings = {
-        **{"batch_size": 12, "batch_k": 4, "image_size": 8, "crop_size": 6, "workers": 0},
-        **settings,
-    }
-    batches = BalancedBatches(images, **settings)
+    settings = {**{"batch_size": 12, "batch_k": 4, "seed": 0}, **SMALL, **settings}
+    pixels = Decoder(images, settings.pop("image_size"))
+    batches = BalancedBatches(pixels, images.labels, **settings)
     try:
         yield batches
     finally:
@@ -63,8 +62,9 @@ def balanced(images: ImageSet, **settings: Any) -> Iterator[BalancedBatches]:
 @contextmanager
 def sequential(images: ImageSet, **settings: Any) -> Iterator[SequentialBatches]:
     """Small evaluation batches, closed in the end."""
-    settings = {**{"batch_size": 10, "image_size": 8, "crop_size": 6, "workers": 0}, **settings}
-    batches = SequentialBatches(images, **settings)
+    settings = {"batch_size": 10, **SMALL, **settings}
+    pixels = Decoder(images, settings.pop("image_size"))
+    batches = SequentialBatches(pixels, images.labels, **settings)
     try:
         yield batches
     finally:
@@ -104,6 +104,21 @@ def test_a_batch_holds_distinct_images_of_distinct_classes(
             assert len(set(by_class[:, 0])) == batch_size // batch_k
             assert len(set(rows)) == batch_size
             np.testing.assert_array_equal(told_apart.labels[rows], labels)
+
+
+@pytest.mark.parametrize("batch_k", [5, 6, 13])
+def test_a_class_of_too_few_images_gives_each_and_repeats_them_evenly(
+    told_apart: ImageSet, batch_k: int
+) -> None:
+    sizes = np.bincount(told_apart.labels)
+    with balanced(told_apart, batch_size=6 * batch_k, batch_k=batch_k) as batches:
+        for _ in range(20):
+            rows, labels = rows_and_labels(batches.next())
+            np.testing.assert_array_equal(told_apart.labels[rows], labels)
+            for group, label in zip(rows.reshape(-1, batch_k), labels[::batch_k].astype(int)):
+                _, counts = np.unique(group, return_counts=True)
+                assert len(counts) == min(batch_k, sizes[label])
+                assert counts.max() - counts.min() <= 1
 
 
 def test_images_are_cut_to_their_boxes_cropped_and_mirrored_as_planned(birds: ImageSet) -> None:
@@ -270,6 +285,25 @@ def test_reset_begins_anew_in_the_middle_and_at_the_end(told_apart: ImageSet, wo
 
 
 # Both
+
+
+@WORKERS
+def test_an_array_of_pixels_gives_the_batches_that_decoding_gives(
+    birds: ImageSet, workers: int
+) -> None:
+    decoder = Decoder(birds, 32)
+    array = np.stack([decoder[row] for row in range(len(birds))])
+    sizes = {"batch_size": 12, "crop_size": 20, "workers": workers}
+    for open_batches, batches in (
+        (balanced, BalancedBatches(array, birds.labels, batch_k=4, seed=0, **sizes)),
+        (sequential, SequentialBatches(array, birds.labels, **sizes)),
+    ):
+        try:
+            with open_batches(birds, batch_size=12, image_size=32, crop_size=20) as plain:
+                for _ in range(3):
+                    assert_same(batches.next(), plain.next())
+        finally:
+            batches.close()
 
 
 @pytest.mark.parametrize("open_batches", [balanced, sequential])

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from embedding_learning.datasets import NAMES
 from embedding_learning.options import UsageError, parse
 
 # What the original example defines, in its order: flag, the text it takes, the value read from
@@ -54,7 +55,12 @@ PORT: list[tuple[str, str, Any, Any]] = [
     ("--normalize-weights", "", True, False),
 ]
 OTHERS: list[tuple[str, str, Any, Any]] = [
+    ("--dataset", "inshop", "inshop", None),
+    ("--bbox", "", True, True),
     ("--train-classes", "90", 90, None),
+    ("--small-classes", "repeat", "repeat", "error"),
+    ("--skip-bad-images", "", True, False),
+    ("--cache", "none", "none", "pixels"),
     ("--image-size", "300", 300, 256),
     ("--crop-size", "64", 64, 224),
     ("--pretrained-params", "zoo.params", "zoo.params", None),
@@ -87,6 +93,46 @@ def test_a_flag_has_its_type(flag: str, text: str, value: Any, default: Any) -> 
 def test_a_flag_has_its_default(flag: str, text: str, value: Any, default: Any) -> None:
     found = value_of(flag, parse([]))
     assert (type(found), found) == (type(default), default)
+
+
+def test_images_can_be_left_whole() -> None:
+    assert parse(["--no-bbox"]).bbox is False
+    assert parse(["--bbox", "--no-bbox"]).bbox is False
+    assert parse(["--no-bbox", "--bbox"]).bbox is True
+
+
+@pytest.mark.parametrize("flag, names", [
+    ("--dataset", NAMES),
+    ("--small-classes", ("error", "drop", "repeat")),
+    ("--cache", ("pixels", "none")),
+])  # fmt: skip
+def test_of_some_words_each_is_taken_and_the_help_lists_them(
+    flag: str, names: tuple[str, ...], help_text: str
+) -> None:
+    for name in names:
+        assert value_of(flag, parse([flag, name])) == name
+    assert f": {', '.join(names)}" in " ".join(help_text.split())
+
+
+@pytest.mark.parametrize("model", ["inceptionv3", "inception_v3", "InceptionV3"])
+def test_inception_v3_has_the_sizes_that_its_features_need(model: str) -> None:
+    def sizes(*flags: str) -> tuple[int, int]:
+        options = parse(["--model", model, *flags])
+        return options.image_size, options.crop_size
+
+    assert sizes() == (342, 299)
+    assert sizes("--crop-size", "256") == (342, 256)
+    assert sizes("--image-size", "320") == (320, 299)
+    assert sizes("--image-size", "256", "--crop-size", "224") == (256, 224)
+
+
+def test_images_can_be_as_large_as_4096_pixels() -> None:
+    assert parse(["--image-size", "4096"]).image_size == 4096
+
+
+def test_a_run_can_begin_with_its_last_epoch_or_have_none() -> None:
+    assert parse(["--epochs", "3", "--start-epoch", "2"]).start_epoch == 2
+    assert parse(["--epochs", "0", "--start-epoch", "2"]).epochs == 0
 
 
 def test_drawn_images_are_cached_below_the_cache_folder_of_the_user(
@@ -138,12 +184,12 @@ def test_help_answers_at_once() -> None:
     assert min(seconds) < 0.5
 
 
-def test_the_flags_are_read_without_mxnet_and_numpy() -> None:
+def test_the_flags_are_read_without_mxnet_and_what_decodes() -> None:
     code = "import sys, embedding_learning.options as o; o.parse([]); print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert not {"mxnet", "numpy", "cv2", "scipy", "gluoncv"} & set(done.stdout.split())
+    assert not {"mxnet", "cv2", "scipy", "gluoncv"} & set(done.stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -201,6 +247,8 @@ def test_no_steps_are_an_empty_list() -> None:
         ("--print-freq 0", "--log-interval 0"),
         ("--seed -1", "--seed -1"),
         ("--start-epoch -1", "--start-epoch -1"),
+        ("--start-epoch 20", "--start-epoch 20"),
+        ("--start-epoch 3 --epochs 2", "--start-epoch 3"),
         ("--workers -1", "--workers -1"),
         ("--feat-dim 0", "--feat-dim 0"),
         ("--classes 0", "--classes 0"),
@@ -212,8 +260,19 @@ def test_no_steps_are_an_empty_list() -> None:
         ("--crop-size 0", "--crop-size 0"),
         ("--crop-size 257", "--crop-size 257"),
         ("--image-size 200", "--image-size"),
+        ("--image-size 4097", "--image-size 4097"),
+        ("--model inceptionv3 --image-size 256", "--crop-size 299"),
+        ("--dataset birds", "--dataset"),
+        ("--dataset CUB200", "--dataset"),
+        ("--small-classes fill", "--small-classes"),
+        ("--cache memory", "--cache"),
+        ("--bbox=yes", "--bbox"),
+        ("--skip-bad-images=yes", "--skip-bad-images"),
         ("--save-model-prefix missing/model", "--save-model-prefix missing/model"),
         ("--save-prefix missing/model", "--save-model-prefix missing/model"),
+        ("--save-model-prefix=", "--save-model-prefix "),
+        ("--save-model-prefix ./", "--save-model-prefix ./"),
+        ("--save-model-prefix taken", "--save-model-prefix taken"),
         ("--nonsense 1", "--nonsense"),
         ("birds", "birds"),
         ("--epochs", "--epochs"),
@@ -226,6 +285,7 @@ def test_a_bad_value_is_told_in_one_line_that_names_the_flag(
     flags: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken.params").mkdir()
     with pytest.raises(UsageError) as caught:
         parse(flags.split())
     message = str(caught.value)

@@ -22,7 +22,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_every_flag_stands_in_the_readme_with_its_default(action: argparse.Action) -> None:
     (row,) = re.findall(rf"^\| `{action.option_strings[0]}` \| (.*?) \| .+ \|$", README, re.M)
     has_none = action.default is None or action.default in ("", argparse.SUPPRESS)
-    default = "" if has_none or action.default is False else f"`{action.default}`"
+    default = "" if has_none or isinstance(action.default, bool) else f"`{action.default}`"
     assert row == ("`~/.cache/embedding_learning`" if action.dest == "cache_dir" else default)
 
 

@@ -7,10 +7,12 @@ import logging
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
 from embedding_learning import reporting
+from embedding_learning.datasets import ImageSet, Split
 
 LOG = """
 reporting.log_learning_rates(3, [0.0001, 0.1])
@@ -66,6 +68,31 @@ def test_the_gain_stands_above_the_closing_line(capsys: pytest.CaptureFixture[st
     ]
 
 
+def image_set(labels: list[int], classes: int, boxed: bool = False) -> ImageSet:
+    """As much of a set as its line of the log tells of."""
+    paths = [f"{number}.jpg" for number in range(len(labels))]
+    boxes = np.ones((len(labels), 4), np.int32) if boxed else None
+    return ImageSet(paths, np.array(labels, np.int32), [""] * classes, boxes)
+
+
+def test_what_trains_and_tests_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    train, test = (image_set(labels, 2, boxed=True) for labels in ([0, 0, 0, 1, 1], [0, 1, 0]))
+    reporting.log_split(Split("Birds", train, test))
+    assert caplog.messages == ["Birds, cropped to boxes: 5 images of 2 classes train, 3 of 2 test."]
+
+
+def test_a_gallery_is_told_and_classes_that_only_it_has_are_not_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    train, query, gallery = (image_set(labels, 4) for labels in ([0, 1, 2, 3], [0, 2, 0], [0, 1]))
+    reporting.log_split(Split("Clothes", train, query, gallery))
+    assert caplog.messages == [
+        "Clothes, whole images: 4 images of 4 classes train, 3 of 2 test against a gallery of 2."
+    ]
+
+
 def test_progress_shows_nothing_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(reporting.progress("abc", "Epoch 0")) == ["a", "b", "c"]
     assert capsys.readouterr() == ("", "")
@@ -83,3 +110,13 @@ def test_progress_shows_a_bar_on_a_terminal_and_removes_it(
     assert list(bar) == [1, 2]
     last_line = terminal.getvalue().split("\r")[-2:]
     assert not "".join(last_line).strip()
+
+
+@pytest.mark.parametrize("settings, unit", [({}, "batch"), ({"unit": "image"}, "image")])
+def test_progress_counts_in_its_unit(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], unit: str
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert list(reporting.progress(range(3), "Decoding images", **settings)) == [0, 1, 2]
+    assert f"{unit}/s" in terminal.getvalue()

@@ -19,7 +19,7 @@ def unit_rows(n, d, spread=1.0, seed=0):
 
 
 def naive_probabilities(x, batch_k, cutoff=0.5, nonzero_loss_cutoff=1.4):
-    """The definition of DESIGN's section on sampling, pair by pair in float64."""
+    """The definition in the docstring of the sampling, pair by pair in float64."""
     n, d = x.shape
     x = x.astype(np.float64)
     result = np.zeros((n, n))
@@ -82,7 +82,7 @@ def test_golden_probabilities_and_pairs(golden, group):
 
 @pytest.mark.shared
 def test_repeated_rows_that_stop_the_original_are_sampled(golden):
-    """DESIGN, "Where R1 is wrong", 1."""
+    """Rounding makes their squared distance negative, and the original stops."""
     assert golden["sampling3/reference_raised"]
     x, batch_k = golden["sampling3/x"], int(golden["sampling3/batch_k"])
     sampling = DistanceWeightedSampling(batch_k)
@@ -93,7 +93,7 @@ def test_repeated_rows_that_stop_the_original_are_sampled(golden):
 
 @pytest.mark.shared
 def test_weights_that_vanish_in_the_original_are_exact(golden):
-    """DESIGN, "Where R1 is wrong", 2: at d = 512 the original draws uniformly."""
+    """At d = 512 the original draws uniformly without a word."""
     x, batch_k = golden["sampling4/x"], int(golden["sampling4/batch_k"])
     original = golden["sampling4/probabilities"]
     np.testing.assert_allclose(original[original > 0], 1 / (len(x) - batch_k), rtol=1e-5)
@@ -144,7 +144,7 @@ def smallest_p_value(counts, probabilities):
 
 def test_the_draws_of_an_anchor_are_independent():
     """With replacement: two draws of one anchor agree as often as independent ones would."""
-    x = unit_rows(20, 16)
+    x = unit_rows(21, 16)
     sampling = DistanceWeightedSampling(3)
     mx.random.seed(3)
     probabilities = sampling.probabilities(nd.array(x)).asnumpy().astype(np.float64)
@@ -246,3 +246,9 @@ def test_normalized_weights_follow_the_port():
     expected /= expected.sum(axis=1, keepdims=True)
     found = DistanceWeightedSampling(5, normalize_weights=True).probabilities(nd.array(x))
     np.testing.assert_allclose(found.asnumpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [5, 12])
+def test_rows_that_are_not_whole_classes_are_refused(n):
+    with pytest.raises(ValueError, match=f"{n} rows are not two or more whole classes of 5 rows"):
+        DistanceWeightedSampling(5)(nd.array(unit_rows(n, 8)))

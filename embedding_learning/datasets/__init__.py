@@ -1,52 +1,64 @@
-"""The data sets: paths, labels, boxes and the split into training and test classes.
+"""The data sets: paths, labels, boxes and the split into what trains and what tests.
 
 A file per data set; no pixels, no MXNet.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from embedding_learning.datasets import cub200, glyphs
-from embedding_learning.datasets.image_set import DataError, ImageSet
+from embedding_learning.datasets import glyphs, layouts
+from embedding_learning.datasets.image_set import DataError, ImageSet, Split
+from embedding_learning.datasets.layouts import NAMES
+from embedding_learning.datasets.splits import by_class_order
 
-__all__ = ["DataError", "ImageSet", "load"]
+__all__ = ["NAMES", "DataError", "ImageSet", "Split", "load"]
 
 
 def load(
-    data_path: str, cache_dir: str, train_classes: int | None = None
-) -> tuple[ImageSet, ImageSet]:
-    """Training and test images of a data set; their classes do not overlap.
+    data_path: str,
+    cache_dir: str,
+    train_classes: int | None = None,
+    name: str | None = None,
+    use_boxes: bool = True,
+) -> Split:
+    """What trains and what tests; whether the images are there is for ``ImageSet.file_stats``.
 
     Parameters
     ----------
     data_path : str
-        A folder in the layout of CUB-200-2011, or ``glyphs`` for the set that is drawn on first
-        use.
+        The folder of a data set, a CSV file that lists one, or ``glyphs`` for the set that is drawn
+        on first use.
     cache_dir : str
         Where drawn images are kept.
     train_classes : int, optional
-        How many of the classes train, the first ones; by default half of them, rounded down.
+        How many of the classes train, the first ones; by default half of them, rounded down. Only
+        where no file decides it.
+    name : str, optional
+        One of NAMES; by default the data set is told by what the folder holds. With ``glyphs`` the
+        path is not looked at.
+    use_boxes : bool
+        Whether to read boxes where there are any.
 
     Raises
     ------
     DataError
-        If a file is missing or wrong, a half of the split would be empty, or the drawn set cannot
-        be drawn.
+        If the data set cannot be told, a file is missing or wrong, a part of the split would be
+        empty, the split is not for `train_classes` to decide, or the drawn set cannot be drawn.
     """
-    folder = glyphs.cached(Path(cache_dir)) if data_path == glyphs.NAME else Path(data_path)
-    images = cub200.read(folder)
-    classes = len(images.class_names)
-    if train_classes is None:
-        train_classes = classes // 2
-        if train_classes < 1:
-            raise DataError(
-                f"{folder}: holds {classes} class; two are needed, to train and to test"
-            )
-    if not 1 <= train_classes < classes:
+    if name == glyphs.NAME or (name is None and data_path == glyphs.NAME):
+        layout, path = layouts.GLYPHS, glyphs.cached(Path(cache_dir))
+    else:
+        path = Path(data_path)
+        layout = layouts.of_name(name) if name else layouts.recognize(path)
+    found = layout.read(path, use_boxes)
+    if isinstance(found, ImageSet):
+        title = layout.title or os.path.basename(os.path.abspath(path))
+        return by_class_order(title, path, found, train_classes)
+    if train_classes is not None:
         raise DataError(
-            f"--train-classes {train_classes}: {folder} holds {classes} classes, of which "
-            f"1 to {classes - 1} can train and the rest test"
+            f"--train-classes {train_classes}: the files of {path} decide the split "
+            f"({found.name}); leave the flag out"
         )
-    images.check_files()
-    return images.of_classes(0, train_classes), images.of_classes(train_classes, classes)
+    return found

@@ -1,4 +1,5 @@
-"""Caltech-UCSD Birds-200-2011: the folder that its archive unpacks to.
+"""CUB-200-2011: Wah, Branson, Welinder, Perona, Belongie, The Caltech-UCSD Birds-200-2011 Dataset,
+CNS-TR-2011-001, California Institute of Technology, 2011. Read is what its archive unpacks to.
 
 Three files describe the images, one line each, in the same order: ``images.txt`` (id, path below
 ``images/``), ``image_class_labels.txt`` (id, class from 1) and ``bounding_boxes.txt`` (id, x, y,
@@ -13,34 +14,42 @@ from typing import NamedTuple
 import numpy as np
 
 from embedding_learning.datasets.image_set import DataError, ImageSet
+from embedding_learning.datasets.lists import check_each_once, check_folder, read_lines, to_box
 
 IMAGES, LABELS, BOXES = "images.txt", "image_class_labels.txt", "bounding_boxes.txt"
+_LAYOUT = (
+    f"a folder in the layout of CUB-200-2011 holds {IMAGES}, {LABELS}, images/ and {BOXES} "
+    "(not needed with --no-bbox)"
+)
 
 
-def read(folder: Path) -> ImageSet:
+def read(folder: Path, use_boxes: bool = True) -> ImageSet:
     """All images of the folder, the classes numbered from 0 in the order of their numbers there.
 
-    Raises DataError that names the file and the line where the three files are wrong or disagree.
+    Without boxes their file is not read and may be missing.
+
+    Raises DataError that names the file and the line where the files are wrong or disagree.
     """
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder}: no such folder; run ./get_cub200_data.sh, or name the folder of the images "
-            "with --data-path (--data-path=glyphs needs no download)"
-        )
+    check_folder(folder)
     if not (folder / "images").is_dir():
         raise DataError(f"{folder / 'images'}: no such folder; unpack the archive again")
 
-    paths, labels, boxes = (_lines(folder / name) for name in (IMAGES, LABELS, BOXES))
-    for name, lines in ((LABELS, labels), (BOXES, boxes)):
-        _check_same_ids(folder / IMAGES, paths, folder / name, lines)
+    paths, labels = _lines(folder / IMAGES), _lines(folder / LABELS)
+    boxes = _lines(folder / BOXES) if use_boxes else {}
+    _check_same_ids(folder / IMAGES, paths, folder / LABELS, labels)
+    if use_boxes:
+        _check_same_ids(folder / IMAGES, paths, folder / BOXES, boxes)
+    lines = list(paths.values())
+    check_each_once([line.value for line in lines], lambda row: lines[row].where)
 
     numbers = [_class_number(labels[image]) for image in paths]
     classes, class_of_image = np.unique(numbers, return_inverse=True)
+    boxes_in_order = [_box(boxes[image]) for image in paths] if use_boxes else None
     return ImageSet(
-        paths=[str(folder / "images" / line.value) for line in paths.values()],
+        paths=[f"{folder}/images/{line.value}" for line in lines],
         labels=class_of_image.astype(np.int32),
         class_names=_class_names(folder, classes),
-        boxes=np.array([_box(boxes[image]) for image in paths], np.int32),
+        boxes=None if boxes_in_order is None else np.array(boxes_in_order, np.int32),
     )
 
 
@@ -54,27 +63,14 @@ class _Line(NamedTuple):
 def _lines(file: Path) -> dict[str, _Line]:
     """The lines of a file by their ids."""
     found: dict[str, _Line] = {}
-    try:
-        with open(file, encoding="utf-8") as lines:
-            for number, text in enumerate(lines, start=1):
-                image, _, value = text.strip().partition(" ")
-                where = f"{file}:{number}"
-                if not image:
-                    continue
-                if not image.isdecimal() or not value:
-                    raise DataError(f"{where}: an id and a value expected: {text.strip()!r}")
-                if image in found:
-                    raise DataError(f"{where}: image {image} stands here a second time")
-                found[image] = _Line(value.strip(), where)
-    except FileNotFoundError:
-        raise DataError(
-            f"{file}: no such file; a folder in the layout of CUB-200-2011 holds {IMAGES}, "
-            f"{LABELS}, {BOXES} and images/"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from None
-    if not found:
-        raise DataError(f"{file}: is empty")
+    for number, text in read_lines(file, _LAYOUT):
+        image, _, value = text.partition(" ")
+        where = f"{file}:{number}"
+        if not image.isdecimal() or not value:
+            raise DataError(f"{where}: an id and a value expected: {text!r}")
+        if image in found:
+            raise DataError(f"{where}: image {image} stands here a second time")
+        found[image] = _Line(value.strip(), where)
     return found
 
 
@@ -98,15 +94,7 @@ def _class_number(line: _Line) -> int:
 
 def _box(line: _Line) -> list[int]:
     """x, y, width, height: their integer parts, as the original takes them."""
-    try:
-        box = [int(float(value)) for value in line.value.split()]
-    except (ValueError, OverflowError):
-        box = []
-    if len(box) != 4 or max(map(abs, box)) >= 2**31:
-        raise DataError(f"{line.where}: x, y, width and height expected: {line.value!r}")
-    if box[2] < 1 or box[3] < 1:
-        raise DataError(f"{line.where}: the box is empty: {line.value!r}")
-    return box
+    return to_box(line.value.split(), line.where)
 
 
 def _class_names(folder: Path, classes: np.ndarray) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import stat
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -43,20 +44,61 @@ class ImageSet:
 
     def of_classes(self, first: int, last: int) -> ImageSet:
         """The images of classes first to last - 1, these renumbered from 0."""
-        rows = np.flatnonzero((self.labels >= first) & (self.labels < last))
+        some = self.take(np.flatnonzero((self.labels >= first) & (self.labels < last)))
+        names = self.class_names[first:last]
+        return replace(some, labels=some.labels - np.int32(first), class_names=names)
+
+    def take(self, rows: np.ndarray) -> ImageSet:
+        """The images of these rows, the classes as they are."""
         return ImageSet(
             paths=[self.paths[row] for row in rows],
-            labels=self.labels[rows] - np.int32(first),
-            class_names=self.class_names[first:last],
+            labels=self.labels[rows],
+            class_names=self.class_names,
             boxes=None if self.boxes is None else self.boxes[rows],
         )
 
-    def check_files(self) -> None:
-        """Raises DataError that names the first image file that is not there."""
-        missing = [path for path in self.paths if not os.path.isfile(path)]
+    def file_stats(self) -> np.ndarray:
+        """Size in bytes and time of change in nanoseconds of each file; int64, (n, 2).
+
+        Raises DataError that names the first image file that is not there.
+        """
+        stats: list[tuple[int, int]] = []
+        missing: list[str] = []
+        for path in self.paths:
+            try:
+                found = os.stat(path)
+            except (OSError, ValueError):  # ValueError: a zero byte in the path
+                missing.append(path)
+                continue
+            if stat.S_ISREG(found.st_mode):
+                stats.append((found.st_size, found.st_mtime_ns))
+            else:
+                missing.append(path)
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise DataError(
                 f"{missing[0]}{more}: listed but not there; unpack the images again, "
                 "or name another folder with --data-path"
             )
+        return np.array(stats, np.int64).reshape(-1, 2)
+
+
+@dataclass(frozen=True)
+class Split:
+    """What trains, and what is searched in what.
+
+    Attributes
+    ----------
+    name : str
+        Of the data set, for what is printed.
+    train : ImageSet
+    test : ImageSet
+        The queries; searched among each other unless there is a gallery.
+    gallery : ImageSet, optional
+        Its labels count as test's do: the same number is the same class.
+    """
+
+    name: str
+    train: ImageSet
+    test: ImageSet
+    gallery: ImageSet | None = None

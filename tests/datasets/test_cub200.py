@@ -118,6 +118,12 @@ def test_lines_belong_together_by_their_ids(folder: Path) -> None:
         ("images.txt", 2, "2", "an id and a value expected: '2'"),
         ("images.txt", 2, "two b.jpg", "an id and a value expected: 'two b.jpg'"),
         ("images.txt", 3, "2 b.jpg", "image 2 stands here a second time"),
+        (
+            "images.txt",
+            4,
+            "4 010.Great Auk/auk one.jpg",
+            "010.Great Auk/auk one.jpg stands here a ",
+        ),
         ("image_class_labels.txt", 4, "4", "an id and a value expected"),
         ("image_class_labels.txt", 4, "4 -2", "a class number expected: '-2'"),
         ("image_class_labels.txt", 4, "4 2.5", "a class number expected: '2.5'"),

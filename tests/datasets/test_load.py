@@ -1,7 +1,8 @@
-"""The split into training and test classes, and what is checked before any image is decoded."""
+"""Telling data sets apart, the split into training and test classes, and the check of the files."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_learning.datasets import DataError, ImageSet, cub200, glyphs, load
+from embedding_learning.datasets import NAMES, DataError, ImageSet, cub200, glyphs, load
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +19,10 @@ def seven_classes(tmp_path_factory: pytest.TempPathFactory, write_cub: Callable[
     return write_cub(tmp_path_factory.mktemp("data") / "seven", [1, 2, 3, 1, 2, 3, 1], (8, 8))
 
 
-def refusal(data_path: Path, train_classes: int | None = None) -> str:
+def refusal(data_path: Path, train_classes: int | None = None, name: str | None = None) -> str:
     """The message to which loading the folder leads."""
     with pytest.raises(DataError) as caught:
-        load(str(data_path), "nowhere", train_classes)
+        load(str(data_path), "nowhere", train_classes, name)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -31,19 +32,22 @@ def test_the_first_classes_train_by_default_half_rounded_down(
     seven_classes: Path, train_classes: int | None, trains: int
 ) -> None:
     whole = cub200.read(seven_classes)
-    train, test = load(str(seven_classes), "nowhere", train_classes)
+    split = load(str(seven_classes), "nowhere", train_classes)
+    train, test = split.train, split.test
+    assert (split.name, split.gallery) == ("CUB-200-2011", None)
     assert train.class_names + test.class_names == whole.class_names
     assert len(train.class_names) == trains
     assert train.paths + test.paths == whole.paths
 
 
 def test_half_of_an_even_number_of_classes_trains(tiny_cub: Path) -> None:
-    train, test = load(str(tiny_cub), "nowhere")
-    assert (len(train.class_names), len(test.class_names)) == (4, 4)
+    split = load(str(tiny_cub), "nowhere")
+    assert (len(split.train.class_names), len(split.test.class_names)) == (4, 4)
 
 
 def test_each_part_numbers_its_classes_from_0_and_keeps_its_boxes(seven_classes: Path) -> None:
-    for part in load(str(seven_classes), "nowhere"):
+    split = load(str(seven_classes), "nowhere")
+    for part in (split.train, split.test):
         for path, label in zip(part.paths, part.labels):
             assert Path(path).parent.name == part.class_names[label]
         assert part.labels.min() == 0
@@ -63,13 +67,32 @@ def test_a_single_class_is_refused(tmp_path: Path, write_cub: Callable[..., Path
     assert refusal(folder).startswith(f"{folder}: holds 1 class; two are needed")
 
 
+def test_file_stats_are_size_and_time_of_each_file(tiny_cub: Path) -> None:
+    images = cub200.read(tiny_cub)
+    stats = images.file_stats()
+    assert stats.dtype == np.int64
+    found = [os.stat(path) for path in images.paths]
+    assert stats.tolist() == [[stat.st_size, stat.st_mtime_ns] for stat in found]
+    nothing = ImageSet([], np.zeros(0, np.int32), [])
+    assert nothing.file_stats().shape == (0, 2)
+
+
 def test_the_first_image_that_is_not_there_is_named(tiny_cub: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_cub, tmp_path / "copy")
-    images = cub200.read(folder).paths
-    Path(images[30]).unlink()
-    assert refusal(folder).startswith(f"{images[30]}: listed but not there")
-    Path(images[5]).unlink()
-    assert refusal(folder).startswith(f"{images[5]} and 1 more: listed but not there")
+    images = cub200.read(folder)
+
+    def told() -> str:
+        with pytest.raises(DataError) as caught:
+            images.file_stats()
+        return str(caught.value)
+
+    Path(images.paths[30]).unlink()
+    assert told().startswith(f"{images.paths[30]}: listed but not there")
+    Path(images.paths[5]).unlink()
+    Path(images.paths[5]).mkdir()
+    assert told().startswith(f"{images.paths[5]} and 1 more: listed but not there")
+    images.paths[3] += "\0"
+    assert told().startswith(f"{images.paths[3]} and 2 more: listed but not there")
 
 
 def test_glyphs_are_read_from_the_cache(
@@ -77,9 +100,124 @@ def test_glyphs_are_read_from_the_cache(
 ) -> None:
     asked = []
     monkeypatch.setattr(glyphs, "cached", lambda cache_dir: asked.append(cache_dir) or tiny_cub)
-    train, _ = load("glyphs", str(tmp_path))
+    split = load("glyphs", str(tmp_path))
     assert asked == [tmp_path]
-    assert train.paths[0].startswith(str(tiny_cub))
+    assert split.name == "glyphs"
+    assert split.train.paths[0].startswith(str(tiny_cub))
+    assert load("elsewhere", str(tmp_path), name="glyphs").train.paths == split.train.paths
+    assert load("glyphs", str(tmp_path), 2, use_boxes=False).train.boxes is None
+
+
+def test_a_folder_called_glyphs_can_be_named(
+    tiny_cub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "glyphs").symlink_to(tiny_cub)
+    monkeypatch.chdir(tmp_path)
+    assert load("glyphs", "nowhere", name="cub200").name == "CUB-200-2011"
+    assert load("./glyphs", "nowhere").name == "CUB-200-2011"
+
+
+# What gives a data set away, and what its reader says of a folder that holds nothing else.
+TRACES = [
+    ("cub200", ["images.txt"], "images: no such folder"),
+    ("cub200", ["image_class_labels.txt"], "images: no such folder"),
+    ("cub200", ["bounding_boxes.txt", "images/"], "images.txt: no such file"),
+    ("cars196", ["cars_annos.mat"], "cars_annos.mat: is damaged or another file"),
+    ("sop", ["Ebay_train.txt"], "Ebay_train.txt: is empty"),
+    ("sop", ["Ebay_test.txt", "chair_final/1.JPG"], "Ebay_train.txt: no such file"),
+    ("inshop", ["list_eval_partition.txt"], "list_eval_partition.txt: is empty"),
+    ("inshop", ["Eval/list_eval_partition.txt"], "Eval/list_eval_partition.txt: is empty"),
+    ("train-val", ["train/", "val/"], "train: holds no class folders"),
+    ("train-val", ["train/", "test/", "a/1.jpg"], "train: holds no class folders"),
+    ("folders", ["a/1.jpg", "b/"], "b: holds no image"),
+    ("folders", ["train/a/1.jpg", "b/"], "b: holds no image"),
+]
+
+
+def lay_out(folder: Path, names: list[str]) -> Path:
+    """Empty files, and folders where the name ends in a slash."""
+    for name in names:
+        path = folder / name
+        (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            path.touch()
+    return folder
+
+
+@pytest.mark.parametrize("name, names, told", TRACES)
+def test_a_data_set_is_told_by_what_the_folder_holds(
+    tmp_path: Path, name: str, names: list[str], told: str
+) -> None:
+    folder = lay_out(tmp_path, names)
+    message = refusal(folder)
+    assert message.startswith(f"{folder}/{told}")
+    assert refusal(folder, name=name) == message
+
+
+def test_a_folder_that_could_be_two_data_sets_is_refused_until_one_is_named(
+    tiny_cub: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_cub, tmp_path / "both")
+    lay_out(folder, ["train/a/1.jpg", "val/b/1.jpg", "Ebay_test.txt"])
+    message = refusal(folder)
+    told = "cub200 (images.txt) or sop (Ebay_test.txt) or train-val (train/+val/)"
+    assert message == f"{folder}: could be {told}; say which with --dataset"
+    assert load(str(folder), "nowhere", name="cub200").train.class_names[0] == "001.Bird_1"
+    assert load(str(folder), "nowhere", name="train-val").train.class_names == ["a"]
+    images = folder / "images"
+    assert load(str(images), "nowhere").train.class_names[0] == "001.Bird_1"
+
+
+@pytest.mark.parametrize("names", [[], ["1.jpg", "notes.txt"], ["a/notes.txt", ".b/1.jpg"]])
+def test_a_folder_that_is_no_data_set_is_refused_with_all_that_was_looked_for(
+    tmp_path: Path, names: list[str]
+) -> None:
+    message = refusal(lay_out(tmp_path, names))
+    assert message.startswith(f"{tmp_path}: no data set is recognized; looked for images.txt")
+    for name in (*(name for name in NAMES if name not in ("csv", "glyphs")), ".csv", "--dataset"):
+        assert name in message
+
+
+def test_paths_that_are_no_folder_and_names_that_are_no_data_set_are_refused(
+    tmp_path: Path,
+) -> None:
+    assert refusal(tmp_path / "gone").startswith(f"{tmp_path}/gone: no such folder; run ./get_cub")
+    (tmp_path / "cars.zip").touch()
+    for name in (None, *NAMES[:-2]):
+        message = refusal(tmp_path / "cars.zip", name=name)
+        assert message.startswith(f"{tmp_path}/cars.zip: is not a folder")
+    message = refusal(tmp_path, name="imagenet")
+    assert message == f"--dataset imagenet: unknown; choose of {', '.join(NAMES)}"
+
+
+def test_a_csv_file_is_told_by_its_name_or_else_by_the_flag(tmp_path: Path) -> None:
+    rows = "path,label,split\na.jpg,x,train\nb.jpg,y,test\n"
+    for name in ("a.csv", "A.CSV", "list.txt"):
+        (tmp_path / name).write_text(rows)
+    assert load(str(tmp_path / "a.csv"), "nowhere").name == "a.csv"
+    assert load(str(tmp_path / "A.CSV"), "nowhere").name == "A.CSV"
+    assert load(str(tmp_path / "list.txt"), "nowhere", name="csv").name == "list.txt"
+    folder = lay_out(tmp_path / "folder.csv", ["a/1.jpg", "b/1.jpg"])
+    assert load(str(folder), "nowhere").name == "folder.csv"
+
+
+def test_train_classes_is_refused_where_files_decide_the_split(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("path,label,split\na.jpg,x,train\nb.jpg,y,test\n")
+    message = refusal(tmp_path / "a.csv", train_classes=1)
+    assert message.startswith(f"--train-classes 1: the files of {tmp_path}/a.csv decide the split")
+    folder = lay_out(tmp_path / "f", ["train/a/1.jpg", "val/b/1.jpg"])
+    assert refusal(folder, train_classes=1).startswith(f"--train-classes 1: the files of {folder}")
+
+
+def test_boxes_can_be_left_out(tiny_cub: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_cub, tmp_path / "copy")
+    (folder / "bounding_boxes.txt").unlink()
+    assert "--no-bbox" in refusal(folder)
+    split = load(str(folder), "nowhere", use_boxes=False)
+    assert split.train.boxes is None and split.test.boxes is None
+    assert split.train.paths == [
+        path.replace(str(tiny_cub), str(folder)) for path in load(str(tiny_cub), "").train.paths
+    ]
 
 
 def test_rows_by_class_are_the_rows_with_each_label() -> None:

@@ -1,0 +1,30 @@
+"""The commands beside train.py: `python -m embedding_learning VERB …`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from embedding_learning.entry import exit_status
+from embedding_learning.options import UsageError
+
+# A file each in `commands`, imported only when called for.
+VERBS = {"check": "list all that is wrong with a data set"}
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the verb; its exit status."""
+    verb, *rest = arguments or [""]
+    if verb in ("-h", "--help"):
+        print("usage: python -m embedding_learning VERB ... (VERB --help lists its flags)\n")
+        for name, meaning in VERBS.items():
+            print(f"  {name:10s} {meaning}")
+        return 0
+    if verb not in VERBS:
+        raise UsageError(f"{verb or 'no verb'}: choose of {', '.join(VERBS)}")
+    status: int = importlib.import_module(f"embedding_learning.commands.{verb}").main(rest)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status("embedding_learning", lambda: main(sys.argv[1:])))

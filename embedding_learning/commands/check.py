@@ -1,0 +1,37 @@
+"""`check`: decode every image of a data set and list all that is wrong with it at once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from embedding_learning import datasets, reporting
+from embedding_learning.images import find_faults
+from embedding_learning.options import parse_check
+
+# Of no consequence for whether a file can be decoded.
+_SIZE = 64
+
+
+def main(arguments: list[str]) -> int:
+    """Prints a line per fault and a closing one; 0 if there is none, else 2."""
+    options = parse_check(arguments)
+    with reporting.log_to_terminal():
+        split = datasets.load(
+            options.data_path,
+            options.cache_dir,
+            options.train_classes,
+            options.dataset,
+            options.bbox,
+        )
+        parts = [split.train, split.test, *([split.gallery] if split.gallery else [])]
+        faults = [
+            fault for part in parts for fault in find_faults(part, _SIZE, options.workers).values()
+        ]
+    for fault in faults:
+        print(fault)
+    sizes = np.bincount(split.train.labels)
+    print(
+        f"{split.name}: {sum(map(len, parts))} images, {len(faults)} of them bad; {len(sizes)} "
+        f"classes train, of {sizes.min()} to {sizes.max()} images."
+    )
+    return 2 if faults else 0

@@ -1,0 +1,168 @@
+"""From the flags to batches: the data set, its decoded images, and the iterators over them."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from embedding_learning import datasets, reporting
+from embedding_learning.datasets import DataError, ImageSet, Split
+from embedding_learning.image_store import open_store
+from embedding_learning.images import Decoder, Pixels, find_faults
+from embedding_learning.iterators import BalancedBatches, SequentialBatches
+from embedding_learning.options import UsageError
+
+
+@dataclass(frozen=True)
+class Data:
+    """The batches of a run.
+
+    Attributes
+    ----------
+    train : BalancedBatches
+    test : SequentialBatches
+        The images searched for; among each other, unless there is a gallery.
+    gallery : SequentialBatches, optional
+        The images searched in; classes are numbered as in `test`.
+    classes : int
+        Number of training classes.
+    """
+
+    train: BalancedBatches
+    test: SequentialBatches
+    gallery: SequentialBatches | None
+    classes: int
+
+    def close(self) -> None:
+        """Stops the workers."""
+        for batches in (self.train, self.test, self.gallery):
+            if batches:
+                batches.close()
+
+
+def read_split(options: Namespace) -> Split:
+    """What trains and what tests, nothing of it decoded.
+
+    Raises UsageError or DataError if flags and data do not fit.
+    """
+    split = datasets.load(
+        options.data_path, options.cache_dir, options.train_classes, options.dataset, options.bbox
+    )
+    train, _ = fit_to_batches(split.train, options)
+    split = replace(split, train=train)
+    reporting.log_split(split)
+    return split
+
+
+def open_data(split: Split, options: Namespace) -> Data:
+    """The batches; decodes what is not stored yet.
+
+    Raises DataError if a file is missing or cannot be decoded.
+    """
+    parts = [split.train, split.test, *([split.gallery] if split.gallery else [])]
+    pixels, good = _decoded(_joined(parts), options)
+    starts = np.cumsum([0, *map(len, parts)])
+    rows = [np.flatnonzero(good[start:end]) for start, end in zip(starts, starts[1:])]
+    if not good.all():
+        logging.warning("%d images that cannot be decoded are left out.", np.sum(~good))
+        for part, some, which in zip(parts, rows, ("that train", "that test", "of the gallery")):
+            if not len(some):
+                raise DataError(
+                    f"{split.name}: none of the {len(part)} images {which} can be decoded; unpack "
+                    "the images again, or name another folder with --data-path"
+                )
+        parts = [part.take(some) for part, some in zip(parts, rows)]
+        parts[0], kept = fit_to_batches(parts[0], options)
+        rows[0] = rows[0][kept]
+    sources = [_Rows(pixels, some + start) for some, start in zip(rows, starts)]
+
+    shape = (options.total_batch_size, options.crop_size, options.workers)
+    searched = [
+        SequentialBatches(source, part.labels, *shape)
+        for source, part in zip(sources[1:], parts[1:])
+    ]
+    return Data(
+        BalancedBatches(sources[0], parts[0].labels, options.batch_k, options.seed, *shape),
+        searched[0],
+        searched[1] if split.gallery else None,
+        len(parts[0].class_names),
+    )
+
+
+def fit_to_batches(images: ImageSet, options: Namespace) -> tuple[ImageSet, np.ndarray]:
+    """The training images that balanced batches can be drawn from, and their rows in `images`.
+
+    Classes of fewer than batch_k images are what --small-classes says. Raises UsageError or
+    DataError if the rest cannot fill a batch.
+    """
+    rows_by_class = images.rows_by_class()
+    least = 1 if options.small_classes == "repeat" else options.batch_k
+    kept = [label for label, rows in enumerate(rows_by_class) if len(rows) >= least]
+    if options.small_classes == "error" and len(kept) < len(rows_by_class):
+        small = min(set(range(len(rows_by_class))) - set(kept))
+        raise DataError(
+            f"class {images.class_names[small]}: has {len(rows_by_class[small])} images, fewer "
+            f"than --batch-k {options.batch_k}; lower --batch-k, or see --small-classes"
+        )
+    _check_classes(options, len(kept))
+    rows = np.sort(np.concatenate([rows_by_class[label] for label in kept]))
+    images = images.take(rows)
+    number = np.zeros(len(rows_by_class), np.int32)
+    number[kept] = np.arange(len(kept))
+    names = [images.class_names[label] for label in kept]
+    return replace(images, labels=number[images.labels], class_names=names), rows
+
+
+def _check_classes(options: Namespace, classes: int) -> None:
+    if options.classes not in (None, classes):
+        raise UsageError(f"--classes {options.classes}: the data has {classes} classes to train")
+    in_batch = options.total_batch_size // options.batch_k
+    if in_batch > classes:
+        raise UsageError(
+            f"--batch-size, --total-batch-size: a batch of {options.total_batch_size} with "
+            f"--batch-k {options.batch_k} holds {in_batch} classes, but only {classes} train; "
+            f"{classes * options.batch_k} images over all devices are the most"
+        )
+
+
+def _decoded(images: ImageSet, options: Namespace) -> tuple[Pixels, np.ndarray]:
+    """The images' pixels, from the store unless that is off, and which can be decoded, (n,)."""
+    size, workers, skip_bad = options.image_size, options.workers, options.skip_bad_images
+    if options.cache != "none":
+        store = open_store(images, size, Path(options.cache_dir) / "pixels", workers, skip_bad)
+        if store is not None:
+            return store
+    images.file_stats()  # names a file that is missing
+    good = np.ones(len(images), bool)
+    if skip_bad:
+        for row, fault in find_faults(images, size, workers).items():
+            logging.warning("Skipped: %s", fault)
+            good[row] = False
+    return Decoder(images, size), good
+
+
+def _joined(parts: list[ImageSet]) -> ImageSet:
+    """All images as one set; the labels of its parts do not count in it."""
+    boxes = [part.boxes for part in parts if part.boxes is not None]
+    return ImageSet(
+        [path for part in parts for path in part.paths],
+        np.concatenate([part.labels for part in parts]),
+        [],
+        np.concatenate(boxes) if boxes else None,
+    )
+
+
+class _Rows:
+    """Some rows of the decoded images."""
+
+    def __init__(self, pixels: Pixels, rows: np.ndarray) -> None:
+        self._pixels = pixels
+        self._rows = rows
+        self.shape = (len(rows), *pixels.shape[1:])
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self._pixels[self._rows[row]]

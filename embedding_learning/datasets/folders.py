@@ -1,0 +1,91 @@
+"""One folder for each class: the layout of torchvision's ImageFolder.
+
+A class is a folder, named after it, and its images are the files below it, at any depth, that have
+one of EXTENSIONS. Both are sorted by name as ImageFolder sorts them. What begins with a dot is
+passed over, and so are files beside the class folders.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from embedding_learning.datasets.image_set import DataError, ImageSet
+from embedding_learning.datasets.lists import check_folder
+
+# In any case, such as .JPG.
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+
+def read(folder: Path) -> ImageSet:
+    """All images of the folder, the classes in the order of their names.
+
+    Raises DataError if there is no class, a class without an image, or a link that leads back to
+    a folder above it.
+    """
+    check_folder(folder)
+    names = class_folders(folder)
+    if not names:
+        raise DataError(
+            f"{folder}: holds no class folders; name another folder with --data-path, or its "
+            "layout with --dataset"
+        )
+    images_of_class = [_images_below(f"{folder}/{name}") for name in names]
+    for name, images in zip(names, images_of_class):
+        if not images:
+            raise DataError(
+                f"{folder / name}: holds no image ({' '.join(EXTENSIONS)}); remove it, or list "
+                "the images in a CSV file and name that with --data-path"
+            )
+    counts = [len(images) for images in images_of_class]
+    return ImageSet(
+        paths=[path for images in images_of_class for path in images],
+        labels=np.repeat(np.arange(len(names), dtype=np.int32), counts),
+        class_names=names,
+    )
+
+
+def class_folders(folder: Path) -> list[str]:
+    """The names of the folders in it, sorted."""
+    return sorted(entry.name for entry in _entries(str(folder)) if entry.is_dir())
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether any of the folders in it holds an image."""
+    return any(_images_below(f"{folder}/{name}") for name in class_folders(folder))
+
+
+def _images_below(top: str) -> list[str]:
+    """The image files of a folder and all folders below it."""
+    found: list[tuple[str, str]] = []
+    folders = [top]
+    for folder in folders:
+        for entry in _entries(folder):
+            if entry.is_dir():
+                _check_no_circle(folder, entry)
+                folders.append(entry.path)
+            elif entry.name.lower().endswith(EXTENSIONS):
+                found.append((folder, entry.name))
+    # By folder and then by file, as ImageFolder does: not the same as by path.
+    return [f"{folder}/{name}" for folder, name in sorted(found)]
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be read: {error.strerror}; let it be read, or name another folder "
+            "with --data-path"
+        ) from None
+
+
+def _check_no_circle(folder: str, entry: os.DirEntry[str]) -> None:
+    """Raises DataError if the entry is a link to the folder where it stands, or one above."""
+    if entry.is_symlink():
+        here, target = os.path.realpath(folder), os.path.realpath(entry.path)
+        if os.path.commonpath([here, target]) == target:
+            raise DataError(f"{entry.path}: links to a folder that holds it; remove the link")

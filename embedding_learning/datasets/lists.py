@@ -1,0 +1,106 @@
+"""What the readers share: folders and lists that may be missing or wrong, columns, boxes.
+
+A fault is one DataError that names the file, the line and the way out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from embedding_learning.datasets.image_set import DataError
+
+_WIDTH_AND_HEIGHT, _CORNERS = "x, y, width and height", "x_1, y_1, x_2 and y_2"
+
+
+def check_folder(folder: Path) -> None:
+    """Raises DataError if there is no such folder."""
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "no such folder"
+        raise DataError(
+            f"{folder}: {what}; run ./get_cub200_data.sh, or name the folder of the images, "
+            "or a .csv file, with --data-path (--data-path=glyphs needs no download)"
+        )
+
+
+def read_lines(file: Path, layout: str) -> list[tuple[int, str]]:
+    """Number, from 1, and text of each line that is not blank.
+
+    `layout` tells what the folder should hold, for the message where the file is missing.
+    """
+    try:
+        with open(file, encoding="utf-8-sig") as lines:
+            stripped = [line.strip() for line in lines]
+    except FileNotFoundError:
+        raise DataError(
+            f"{file}: no such file; {layout}; name another folder with --data-path, "
+            "or its layout with --dataset"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read as UTF-8 text: {error}") from None
+    found = [(number, line) for number, line in enumerate(stripped, start=1) if line]
+    if not found:
+        raise DataError(f"{file}: is empty")
+    return found
+
+
+def read_table(
+    file: Path, header: str, layout: str, counted: bool = False
+) -> list[tuple[int, list[str]]]:
+    """Number and columns of each line below a header that must be as given.
+
+    Columns are parted by white space; the last one may hold some itself. With `counted` the line
+    before the header tells how many lines follow it.
+    """
+    lines = read_lines(file, layout)
+    count = lines.pop(0) if counted else None
+    columns = header.split()
+    if not lines or lines[0][1].split() != columns:
+        number, text = lines[0] if lines else (1, "")
+        raise DataError(f"{file}:{number}: the header {header!r} expected: {text!r}; {layout}")
+    rows = [(number, text.split(None, len(columns) - 1)) for number, text in lines[1:]]
+    for number, row in rows:
+        if len(row) != len(columns):
+            raise DataError(f"{file}:{number}: {header!r} expected: {' '.join(row)!r}")
+    if count and count[1] != str(len(rows)):
+        raise DataError(
+            f"{file}:{count[0]}: {len(rows)} lines follow the header, not {count[1]!r}; "
+            "the file is not whole, fetch it again"
+        )
+    return rows
+
+
+def check_each_once(images: Sequence[str], place: Callable[[int], str]) -> None:
+    """Raises DataError where a list names an image again; `place` tells where a row stands."""
+    if len(set(images)) == len(images):
+        return
+    first: dict[str, int] = {}
+    for row, image in enumerate(images):
+        if image in first:
+            raise DataError(
+                f"{place(row)}: {image} stands here a second time, after {place(first[image])}; "
+                "remove one of the two"
+            )
+        first[image] = row
+
+
+def to_box(values: Sequence[Any], place: str, corners: bool = False) -> list[int]:
+    """x, y, width and height in pixels: the integer parts of four numbers.
+
+    With `corners` the numbers are the first column and row of the box and its last ones, counted
+    from 1, as MATLAB does.
+    """
+    try:
+        box = [int(float(value)) for value in values]
+        if corners:
+            left, top, right, bottom = box
+            box = [left - 1, top - 1, right - left + 1, bottom - top + 1]
+    except (TypeError, ValueError, OverflowError):
+        box = []
+    if len(box) == 4 and min(box[2:]) >= 1 and max(map(abs, box)) < 2**31:
+        return box
+    told = " ".join(map(str, values))
+    expected = _CORNERS if corners else _WIDTH_AND_HEIGHT
+    fault = "the box is empty" if len(box) == 4 and min(box[2:]) < 1 else f"{expected} expected"
+    raise DataError(f"{place}: {fault}: {told!r}; --no-bbox does without the boxes")
