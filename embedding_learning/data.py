@@ -53,6 +53,9 @@ def read_split(options: Namespace) -> Split:
         options.data_path, options.cache_dir, options.train_classes, options.dataset, options.bbox
     )
     train, _ = fit_to_batches(split.train, options)
+    classes = len(train.class_names)
+    if options.classes not in (None, classes):
+        raise UsageError(f"--classes {options.classes}: the data has {classes} classes to train")
     split = replace(split, train=train)
     reporting.log_split(split)
     return split
@@ -108,25 +111,19 @@ def fit_to_batches(images: ImageSet, options: Namespace) -> tuple[ImageSet, np.n
             f"class {images.class_names[small]}: has {len(rows_by_class[small])} images, fewer "
             f"than --batch-k {options.batch_k}; lower --batch-k, or see --small-classes"
         )
-    _check_classes(options, len(kept))
+    in_batch = options.total_batch_size // options.batch_k
+    if in_batch > len(kept):
+        raise UsageError(
+            f"--batch-size, --total-batch-size: a batch of {options.total_batch_size} with "
+            f"--batch-k {options.batch_k} holds {in_batch} classes, but only {len(kept)} train; "
+            f"{len(kept) * options.batch_k} images over all devices are the most"
+        )
     rows = np.sort(np.concatenate([rows_by_class[label] for label in kept]))
     images = images.take(rows)
     number = np.zeros(len(rows_by_class), np.int32)
     number[kept] = np.arange(len(kept))
     names = [images.class_names[label] for label in kept]
     return replace(images, labels=number[images.labels], class_names=names), rows
-
-
-def _check_classes(options: Namespace, classes: int) -> None:
-    if options.classes not in (None, classes):
-        raise UsageError(f"--classes {options.classes}: the data has {classes} classes to train")
-    in_batch = options.total_batch_size // options.batch_k
-    if in_batch > classes:
-        raise UsageError(
-            f"--batch-size, --total-batch-size: a batch of {options.total_batch_size} with "
-            f"--batch-k {options.batch_k} holds {in_batch} classes, but only {classes} train; "
-            f"{classes * options.batch_k} images over all devices are the most"
-        )
 
 
 def _decoded(images: ImageSet, options: Namespace) -> tuple[Pixels, np.ndarray]:
@@ -136,7 +133,7 @@ def _decoded(images: ImageSet, options: Namespace) -> tuple[Pixels, np.ndarray]:
         store = open_store(images, size, Path(options.cache_dir) / "pixels", workers, skip_bad)
         if store is not None:
             return store
-    images.file_stats()  # names a file that is missing
+    images.file_stats(missing_ok=skip_bad)  # names a file that is missing
     good = np.ones(len(images), bool)
     if skip_bad:
         for row, fault in find_faults(images, size, workers).items():

@@ -55,6 +55,8 @@ def recall_at_k(
     if any(k < 1 for k in ks):
         raise ValueError(f"every k is at least 1: {ks}")
     embeddings, labels = _checked(embeddings, labels)
+    if (gallery is None) != (gallery_labels is None):
+        raise ValueError("a gallery and its labels come together")
     if gallery is None or gallery_labels is None:
         exact = _as_whole_numbers(embeddings)
         rank = _rank_of_nearest_match(exact, labels, exact, labels, among_each_other=True)

@@ -148,7 +148,7 @@ def _fill(
 ) -> np.ndarray:
     """Decodes what the store lacks or holds of an older file; which images are good, (n,)."""
     index = np.memmap(home / "index", _RECORD, "r+", offset=_HEADER_BYTES, shape=shape[:1])
-    stats = images.file_stats()
+    stats = images.file_stats(missing_ok=skip_bad)
     fresh = (index["file_bytes"] == stats[:, 0]) & (index["modified"] == stats[:, 1])
     todo = np.flatnonzero(~fresh | (index["state"] == _MISSING))
     if not skip_bad:

@@ -253,3 +253,11 @@ def test_memory_does_not_grow_with_the_square_of_the_images() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 60e6
+
+
+def test_a_gallery_comes_with_its_labels() -> None:
+    x, labels = np.eye(4), np.arange(4)
+    with pytest.raises(ValueError, match="come together"):
+        recall_at_k(x, labels, gallery=x)
+    with pytest.raises(ValueError, match="come together"):
+        recall_at_k(x, labels, gallery_labels=labels)

@@ -236,3 +236,18 @@ def test_two_builds_at_once_do_no_harm(images: ImageSet, tmp_path: Path) -> None
         build.stdout.close()
     pixels, _ = open_store(images, SIZE, tmp_path / "store", 2)
     np.testing.assert_array_equal(pixels, anew(images))
+
+
+def test_a_missing_file_is_skipped_as_a_bad_one_until_it_is_back(
+    images: ImageSet, tmp_path: Path
+) -> None:
+    content = Path(images.paths[2]).read_bytes()
+    Path(images.paths[2]).unlink()
+    with pytest.raises(DataError, match=r"listed but not there"):
+        open_store(images, SIZE, tmp_path / "store", 2)
+    _, good = open_store(images, SIZE, tmp_path / "store", 2, skip_bad=True)
+    assert np.flatnonzero(~good).tolist() == [2]
+    Path(images.paths[2]).write_bytes(content)
+    pixels, good = open_store(images, SIZE, tmp_path / "store", 2)
+    assert good.all()
+    np.testing.assert_array_equal(pixels, anew(images))

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+_MISSING = (-1, -1)
+
 
 class DataError(Exception):
     """The data is not as it should be; the message names the file and the way out."""
@@ -57,30 +59,28 @@ class ImageSet:
             boxes=None if self.boxes is None else self.boxes[rows],
         )
 
-    def file_stats(self) -> np.ndarray:
+    def file_stats(self, missing_ok: bool = False) -> np.ndarray:
         """Size in bytes and time of change in nanoseconds of each file; int64, (n, 2).
 
-        Raises DataError that names the first image file that is not there.
+        A file that is not there has -1 for both if that is allowed; else DataError names the first.
         """
-        stats: list[tuple[int, int]] = []
-        missing: list[str] = []
-        for path in self.paths:
-            try:
-                found = os.stat(path)
-            except (OSError, ValueError):  # ValueError: a zero byte in the path
-                missing.append(path)
-                continue
-            if stat.S_ISREG(found.st_mode):
-                stats.append((found.st_size, found.st_mtime_ns))
-            else:
-                missing.append(path)
-        if missing:
+        stats = [_file_stat(path) for path in self.paths]
+        missing = [path for path, found in zip(self.paths, stats) if found == _MISSING]
+        if missing and not missing_ok:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise DataError(
-                f"{missing[0]}{more}: listed but not there; unpack the images again, "
-                "or name another folder with --data-path"
+                f"{missing[0]}{more}: listed but not there, or not to be read; unpack the images "
+                "again, or name another folder with --data-path"
             )
         return np.array(stats, np.int64).reshape(-1, 2)
+
+
+def _file_stat(path: str) -> tuple[int, int]:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a zero byte in the path
+        return _MISSING
+    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else _MISSING
 
 
 @dataclass(frozen=True)
