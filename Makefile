@@ -8,7 +8,7 @@
 PYTHON ?= python3
 # A small network and small images, so that it learns within three minutes on two cores.
 DEMO_FLAGS ?= --model=resnet18_v1 --image-size=56 --crop-size=48 --lr=0.001 \
-	--epochs=5 --batch-num=70 --steps=3,4 --evaluate-first --save-model-prefix=glyphs
+	--epochs=6 --batch-num=80 --steps=4,5 --evaluate-first --save-model-prefix=glyphs
 
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)

@@ -24,7 +24,7 @@ from embedding_learning.options import UsageError
 _BATCHES_QUEUED = 2
 # MXNet's dummy, and one that takes no weight decay.
 _NOT_FOR_TRAINING = {"test", "groupadagrad"}
-# A learned beta starts as one value per class, or stays a constant.
+# One learned boundary per class, or one constant.
 Beta = Union[gluon.Parameter, float]
 
 
