@@ -78,9 +78,10 @@ class _BatchIter(mx.io.DataIter):
         if not self._planned:
             raise StopIteration
         plan, batch = self._planned.popleft()
-        # The array takes the batch's memory over; a copy would cost more than making the batch.
+        # The arrays take the memory over. A copy would queue behind the step that is computed, and
+        # take longer than making the batch did.
         data = mx.nd.from_numpy(batch.result(), zero_copy=True)
-        label = mx.nd.array(self._labels[plan.rows])
+        label = mx.nd.from_numpy(self._labels[plan.rows], zero_copy=True)
         return mx.io.DataBatch(data=[data], label=[label], pad=plan.pad)
 
     def _start(self, plan: _Plan) -> Future[np.ndarray]:
