@@ -103,7 +103,15 @@ def _classifier(name: str) -> HybridBlock:
     if name in GLUON_NAMES:
         return vision.get_model(name)
     # Only here, since importing gluoncv takes seconds.
-    from gluoncv import model_zoo
+    try:
+        from gluoncv import model_zoo
+    except RuntimeError as error:
+        # It refuses to work where a PyTorch is installed that is younger than itself.
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"--model: {name} comes from gluoncv, which refuses this environment ({reason}); "
+            "install the requirements into an environment of their own"
+        ) from error
 
     return model_zoo.get_model(name)
 

@@ -30,12 +30,15 @@ class Data:
         The images searched in; classes are numbered as in `test`.
     classes : int
         Number of training classes.
+    title : str
+        The data set, and what is seen of each image.
     """
 
     train: BalancedBatches
     test: SequentialBatches
     gallery: SequentialBatches | None
     classes: int
+    title: str
 
     def close(self) -> None:
         """Stops the workers."""
@@ -93,6 +96,7 @@ def open_data(split: Split, options: Namespace) -> Data:
         searched[0],
         searched[1] if split.gallery else None,
         len(parts[0].class_names),
+        split.title,
     )
 
 

@@ -34,9 +34,8 @@ def progress(items: Iterable[T], description: str, unit: str = "batch") -> Itera
 def log_split(split: Split) -> None:
     """What the recalls of the run are about."""
     logging.info(
-        "%s, %s: %d images of %d classes train, %d of %d test%s.",
-        split.name,
-        "whole images" if split.train.boxes is None else "cropped to boxes",
+        "%s: %d images of %d classes train, %d of %d test%s.",
+        split.title,
         len(split.train),
         len(split.train.class_names),
         len(split.test),
@@ -77,8 +76,9 @@ def log_saving(prefix: str) -> None:
     logging.info("Saving %s.", prefix)
 
 
-def print_best(recall_at_1: float, before: float | None = None) -> None:
-    """The closing line; above it the gain, where the untrained network was evaluated."""
+def print_best(title: str, recall_at_1: float, before: float | None = None) -> None:
+    """The closing line; above it on what data, and the gain if the network was evaluated before."""
+    print(f"{title}.")
     if before is not None:
         print(f"Recall@1 before training: {before:.4f}, best after: {recall_at_1:.4f}.")
     print(f"Best validation Recall@1: {recall_at_1:.2f}.")

@@ -98,7 +98,7 @@ def train(
             best = recalls[1]
             reporting.log_saving(options.save_model_prefix)
             checkpoints.save_parameters(net, f"{options.save_model_prefix}.params")
-    reporting.print_best(best, before)
+    reporting.print_best(data.title, best, before)
 
 
 def train_step(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -376,3 +377,17 @@ def test_a_damaged_file_in_the_cache_is_not_used(no_network: Path) -> None:
     file = no_network / f"squeezenet1.1-{model_store.short_hash('squeezenet1.1')}.params"
     file.write_bytes(b"half of it")
     assert refusal("squeezenet1_1", use_pretrained=True).startswith("--use-pretrained: ")
+
+
+def test_an_environment_that_gluoncv_refuses_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As it does beside a PyTorch that is younger than itself."""
+    (tmp_path / "gluoncv").mkdir()
+    code = 'raise RuntimeError("Legacy torch==2.0 detected\\nand more")'
+    (tmp_path / "gluoncv" / "__init__.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.split(".")[0] == "gluoncv"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UsageError, match=r"this environment \(Legacy torch==2.0 detected\)"):
+        backbones.create("resnet18", [mx.cpu()])

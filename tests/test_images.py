@@ -85,6 +85,23 @@ def test_files_of_every_kind_become_the_pixels_that_mxnet_decodes(
     np.testing.assert_array_equal(found, mx.image.imread(str(path)).asnumpy())
 
 
+def test_an_image_wider_than_20000_pixels_works(tmp_path: Path) -> None:
+    Image.fromarray(np.tile(picture(), (1, 20_000 // SIDE + 1, 1))).save(tmp_path / "wide.jpg")
+    assert read_image(str(tmp_path / "wide.jpg"), None, 24).shape == (24, 24, 3)
+
+
+@pytest.mark.parametrize("name", ["two words.jpg", "Grünspecht 啄木鳥.jpg"])
+def test_names_of_any_letters_work(tmp_path: Path, name: str) -> None:
+    save_plain(tmp_path / name)
+    assert read_image(str(tmp_path / name), None, SIDE).shape == (SIDE, SIDE, 3)
+
+
+def test_a_broken_link_is_named(tmp_path: Path) -> None:
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "gone.jpg")
+    with pytest.raises(DataError, match=r"link\.jpg: cannot be read"):
+        read_image(str(tmp_path / "link.jpg"), None, SIDE)
+
+
 @pytest.mark.parametrize("save", [save_plain, save_with_alpha, save_16_bits])
 def test_pixels_are_rgb_and_8_bits_deep(tmp_path: Path, save: Callable[[Path], None]) -> None:
     save(tmp_path / "image.png")

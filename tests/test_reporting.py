@@ -56,13 +56,16 @@ def test_recalls_before_training_say_so(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_the_closing_line_is_that_of_the_original(capsys: pytest.CaptureFixture[str]) -> None:
-    reporting.print_best(0.6249)
-    assert capsys.readouterr() == ("Best validation Recall@1: 0.62.\n", "")
+    reporting.print_best("Birds, whole images", 0.6249)
+    output, errors = capsys.readouterr()
+    assert output.splitlines() == ["Birds, whole images.", "Best validation Recall@1: 0.62."]
+    assert errors == ""
 
 
 def test_the_gain_stands_above_the_closing_line(capsys: pytest.CaptureFixture[str]) -> None:
-    reporting.print_best(0.625, before=0.0)
+    reporting.print_best("Birds, whole images", 0.625, before=0.0)
     assert capsys.readouterr().out.splitlines() == [
+        "Birds, whole images.",
         "Recall@1 before training: 0.0000, best after: 0.6250.",
         "Best validation Recall@1: 0.62.",
     ]

@@ -224,7 +224,7 @@ def test_the_logged_loss_is_the_sum_over_devices_and_batches(monkeypatch, tmp_pa
                   "--batch-size=4", "--batch-k=2")  # fmt: skip
     devices = training.find_devices(opt)
     batches = Recorded([batch_of(8)], 8)
-    training.train(opt, small_net(devices), 1.2, devices, Data(batches, batches, None, 4))
+    training.train(opt, small_net(devices), 1.2, devices, Data(batches, batches, None, 4, "Birds"))
     logged = [line for line in caplog.messages if "training loss" in line]
     assert logged == [
         "[Epoch 0, Iter 2] training loss=10.000000",
@@ -237,7 +237,7 @@ def test_training_hybridizes_with_static_memory(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     opt = options("--epochs=1", "--batch-num=1", "--batch-size=8", "--batch-k=2")
     net, batches = net_with_statistics(), Recorded([batch_of(8)], 8)
-    training.train(opt, net, 1.2, [mx.cpu()], Data(batches, batches, None, 4))
+    training.train(opt, net, 1.2, [mx.cpu()], Data(batches, batches, None, 4, "Birds"))
     assert net._active
     assert {"static_alloc": True, "static_shape": True}.items() <= dict(net._flags).items()
 
@@ -245,7 +245,7 @@ def test_training_hybridizes_with_static_memory(monkeypatch, tmp_path):
 def test_a_diverged_network_is_told_in_one_line():
     net = small_net([mx.cpu()])
     net.dense.weight.set_data(nd.full(net.dense.weight.shape, np.nan))
-    data = Data(None, Recorded([batch_of(8)], 8), None, 4)
+    data = Data(None, Recorded([batch_of(8)], 8), None, 4, "Birds")
     with pytest.raises(UsageError, match=r"--lr: training diverged"):
         training.evaluate(net, [mx.cpu()], data)
 
@@ -262,7 +262,9 @@ def test_a_resumed_network_is_replaced_by_a_better_one_only(monkeypatch, tmp_pat
     opt = options("--epochs=4", "--batch-num=1", "--batch-size=8", "--batch-k=2")
     opt.resume = "former.params"
     batches = Recorded([batch_of(8)], 8)
-    training.train(opt, small_net([mx.cpu()]), 1.2, [mx.cpu()], Data(batches, batches, None, 4))
+    training.train(
+        opt, small_net([mx.cpu()]), 1.2, [mx.cpu()], Data(batches, batches, None, 4, "Birds")
+    )
     assert len(saved) == 1
 
 
@@ -302,7 +304,7 @@ def test_each_step_is_seeded_with_its_number_in_the_run(monkeypatch, tmp_path):
     opt = options("--epochs=3", "--start-epoch=1", "--batch-num=2", "--seed=9", "--batch-size=8",
                   "--batch-k=2")  # fmt: skip
     net, batches = small_net([mx.cpu()]), Recorded([batch_of(8)], 8)
-    training.train(opt, net, 1.2, [mx.cpu()], Data(batches, batches, None, 4))
+    training.train(opt, net, 1.2, [mx.cpu()], Data(batches, batches, None, 4, "Birds"))
     assert seeded == [(9, 2), (9, 3), (9, 4), (9, 5)]
     assert batches.sought == 2
 
@@ -332,7 +334,7 @@ def test_evaluation_of_padded_batches_on_any_number_of_devices(count):
     net = small_net(devices)
     batches = [batch_of(8, seed=seed) for seed in range(6)]
     batches[-1].pad = 3
-    found = training.evaluate(net, devices, Data(None, Recorded(batches, 8), None, 4))
+    found = training.evaluate(net, devices, Data(None, Recorded(batches, 8), None, 4, "Birds"))
     embeddings = np.concatenate([net.embed(b.data[0]).asnumpy() for b in batches])[:45]
     labels = np.concatenate([b.label[0].asnumpy() for b in batches])[:45]
     assert found == training.recall_at_k(embeddings, labels)
@@ -347,7 +349,7 @@ def test_evaluation_changes_nothing_that_follows():
         net = net_with_statistics()
         mx.random.seed(3)
         if evaluating:
-            data = Data(None, Recorded([batch_of(8)], 8), None, 4)
+            data = Data(None, Recorded([batch_of(8)], 8), None, 4, "Birds")
             training.evaluate(net, [mx.cpu()], data)
         return [*parameters_of(net), nd.random.uniform(shape=(5,)).asnumpy(), np.random.rand(5)]
 

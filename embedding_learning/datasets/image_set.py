@@ -102,3 +102,8 @@ class Split:
     train: ImageSet
     test: ImageSet
     gallery: ImageSet | None = None
+
+    @property
+    def title(self) -> str:
+        """The data set, and what is seen of each image; results are comparable under one title."""
+        return f"{self.name}, {'whole images' if self.train.boxes is None else 'cropped to boxes'}"
