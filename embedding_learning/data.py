@@ -69,7 +69,7 @@ def open_data(split: Split, options: Namespace) -> Data:
 
     Raises DataError if a file is missing or cannot be decoded.
     """
-    parts = [split.train, split.test, *([split.gallery] if split.gallery else [])]
+    parts = split.parts
     pixels, good = _decoded(_joined(parts), options)
     starts = np.cumsum([0, *map(len, parts)])
     rows = [np.flatnonzero(good[start:end]) for start, end in zip(starts, starts[1:])]

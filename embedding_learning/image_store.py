@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -74,11 +75,10 @@ def open_store(
                 _create(home, header, shape)
             good = _fill(home, images, shape, workers, skip_bad)
     except OSError as error:
-        gigabytes = np.prod(shape, dtype=np.int64) / 1e9
         logging.warning(
             "Cannot keep decoded images in %s (%s; %.1f GB are needed): each image is decoded "
             "anew every time; name another folder with --cache-dir.",
-            home, error.strerror or error, gigabytes,
+            home, error.strerror or error, _pixels_bytes(shape) / 1e9,
         )  # fmt: skip
         return None
     pixels = np.memmap(home / "pixels", np.uint8, "r", shape=shape)
@@ -114,8 +114,8 @@ def _is_sound(home: Path, header: bytes, shape: tuple[int, ...]) -> bool:
     index, pixels = home / "index", home / "pixels"
     if not index.exists():
         return False
-    wanted = (_HEADER_BYTES + shape[0] * _RECORD.itemsize, int(np.prod(shape, dtype=np.int64)))
-    found = (index.stat().st_size, pixels.stat().st_size if pixels.exists() else 0)
+    wanted = _pixels_bytes(shape), _index_bytes(shape)
+    found = pixels.stat().st_size if pixels.exists() else 0, index.stat().st_size
     with open(index, "rb") as file:
         if found == wanted and file.read(_HEADER_BYTES) == header:
             return True
@@ -123,12 +123,20 @@ def _is_sound(home: Path, header: bytes, shape: tuple[int, ...]) -> bool:
     return False
 
 
+def _pixels_bytes(shape: tuple[int, ...]) -> int:
+    return math.prod(shape)
+
+
+def _index_bytes(shape: tuple[int, ...]) -> int:
+    return _HEADER_BYTES + shape[0] * _RECORD.itemsize
+
+
 def _create(home: Path, header: bytes, shape: tuple[int, ...]) -> None:
     """An empty store. Files are replaced, not cut: another run may have the old ones mapped."""
     try:
         for name, content, length in (
-            ("pixels", b"", int(np.prod(shape, dtype=np.int64))),
-            ("index", header, _HEADER_BYTES + shape[0] * _RECORD.itemsize),
+            ("pixels", b"", _pixels_bytes(shape)),
+            ("index", header, _index_bytes(shape)),
         ):
             new = home / f"{name}.new"
             with open(new, "wb") as file:
@@ -150,13 +158,12 @@ def _fill(
     index = np.memmap(home / "index", _RECORD, "r+", offset=_HEADER_BYTES, shape=shape[:1])
     stats = images.file_stats(missing_ok=skip_bad)
     fresh = (index["file_bytes"] == stats[:, 0]) & (index["modified"] == stats[:, 1])
-    todo = np.flatnonzero(~fresh | (index["state"] == _MISSING))
-    if not skip_bad:
-        # Decoding a known bad file again is what names its fault.
-        todo = np.union1d(todo, np.flatnonzero(index["state"] == _BAD))
+    # Decoding a known bad file again is what names its fault, unless it is to be skipped.
+    known = (_STORED, _BAD) if skip_bad else (_STORED,)
+    todo = np.flatnonzero(~(fresh & np.isin(index["state"], known)))
     if len(todo):
         logging.info("Decoding %d of %d images into %s.", len(todo), len(images), home)
-    decoder, image_bytes = Decoder(images, shape[1]), int(np.prod(shape[1:]))
+    decoder, image_bytes = Decoder(images, shape[1]), math.prod(shape[1:])
 
     def store(row: int) -> int:
         try:

@@ -23,15 +23,16 @@ def main(arguments: list[str]) -> int:
             options.dataset,
             options.bbox,
         )
-        parts = [split.train, split.test, *([split.gallery] if split.gallery else [])]
         faults = [
-            fault for part in parts for fault in find_faults(part, _SIZE, options.workers).values()
+            fault
+            for part in split.parts
+            for fault in find_faults(part, _SIZE, options.workers).values()
         ]
     for fault in faults:
         print(fault)
     sizes = np.bincount(split.train.labels)
     print(
-        f"{split.name}: {sum(map(len, parts))} images, {len(faults)} of them bad; {len(sizes)} "
-        f"classes train, of {sizes.min()} to {sizes.max()} images."
+        f"{split.name}: {sum(map(len, split.parts))} images, {len(faults)} of them bad; "
+        f"{len(sizes)} classes train, of {sizes.min()} to {sizes.max()} images."
     )
     return 2 if faults else 0

@@ -104,6 +104,11 @@ class Split:
     gallery: ImageSet | None = None
 
     @property
+    def parts(self) -> list[ImageSet]:
+        """What trains, the queries, and the gallery if there is one."""
+        return [self.train, self.test, *([self.gallery] if self.gallery else [])]
+
+    @property
     def title(self) -> str:
         """The data set, and what is seen of each image; results are comparable under one title."""
         return f"{self.name}, {'whole images' if self.train.boxes is None else 'cropped to boxes'}"
