@@ -47,12 +47,19 @@ def load(
         If the data set cannot be told, a file is missing or wrong, a part of the split would be
         empty, the split is not for `train_classes` to decide, or the drawn set cannot be drawn.
     """
-    if name == glyphs.NAME or (name is None and data_path == glyphs.NAME):
-        layout, path = layouts.GLYPHS, glyphs.cached(Path(cache_dir))
-    else:
-        path = Path(data_path)
-        layout = layouts.of_name(name) if name else layouts.recognize(path)
-    found = layout.read(path, use_boxes)
+    try:
+        if name == glyphs.NAME or (name is None and data_path == glyphs.NAME):
+            layout, path = layouts.GLYPHS, glyphs.cached(Path(cache_dir))
+        else:
+            path = Path(data_path)
+            layout = layouts.of_name(name) if name else layouts.recognize(path)
+        found = layout.read(path, use_boxes)
+    except OSError as error:
+        # Readers name a list that is missing; this is a folder closed to us, or an impossible name.
+        raise DataError(
+            f"{error.filename or data_path}: cannot be read: {error.strerror}; name another folder "
+            "with --data-path"
+        ) from error
     if isinstance(found, ImageSet):
         title = layout.title or os.path.basename(os.path.abspath(path))
         return by_class_order(title, path, found, train_classes)

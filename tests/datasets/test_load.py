@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -231,3 +232,19 @@ def test_of_classes_without_boxes_has_none() -> None:
     part = images.of_classes(1, 2)
     assert (part.paths, part.labels.tolist(), part.class_names) == (["b"], [0], ["y"])
     assert part.boxes is None
+
+
+def test_a_path_that_cannot_be_looked_at_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot be read: File name too long; name another folder"):
+        load(str(tmp_path / ("x" * 300)), str(tmp_path))
+
+
+def test_a_folder_closed_to_us_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", closed)
+    with pytest.raises(DataError, match=r"birds: cannot be read: Permission denied"):
+        load(str(tmp_path / "birds"), str(tmp_path))
