@@ -9,8 +9,8 @@ import mxnet as mx
 from mxnet.gluon import HybridBlock, nn
 from mxnet.gluon.model_zoo import vision
 
-from embedding_learning.checkpoints import read_parameters, set_parameters
 from embedding_learning.options import UsageError
+from embedding_learning.parameter_files import read_parameters, set_parameters
 
 _RESNET_DEPTHS = (18, 34, 50, 101, 152)
 GLUON_NAMES = (

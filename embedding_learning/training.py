@@ -11,7 +11,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 
-from embedding_learning import backbones, checkpoints, reporting
+from embedding_learning import backbones, parameter_files, reporting
 from embedding_learning.data import Data, open_data, read_split
 from embedding_learning.evaluation import recall_at_k
 from embedding_learning.iterators import SequentialBatches
@@ -97,7 +97,7 @@ def train(
         if recalls[1] > best:
             best = recalls[1]
             reporting.log_saving(options.save_model_prefix)
-            checkpoints.save_parameters(net, f"{options.save_model_prefix}.params")
+            parameter_files.save_parameters(net, f"{options.save_model_prefix}.params")
     reporting.print_best(data.title, best, before)
 
 
@@ -197,9 +197,9 @@ def build_network(options: Namespace, devices: list[mx.Context]) -> MarginNet:
             f"--embed-dim, --feat-dim: layers of this size do not run ({_first_line(error)})"
         ) from error
     if options.resume:
-        arrays = checkpoints.read_parameters(options.resume, "--resume")
+        arrays = parameter_files.read_parameters(options.resume, "--resume")
         source = f"--resume {options.resume}"
-        checkpoints.set_parameters(net._collect_params_with_prefix(), arrays, source, devices)
+        parameter_files.set_parameters(net._collect_params_with_prefix(), arrays, source, devices)
     return net
 
 

@@ -254,7 +254,7 @@ def test_a_resumed_network_is_replaced_by_a_better_one_only(monkeypatch, tmp_pat
     """Evaluated first; the file of its prefix may be the resumed one."""
     monkeypatch.chdir(tmp_path)
     saved = []
-    monkeypatch.setattr(training.checkpoints, "save_parameters", lambda *_: saved.append(1))
+    monkeypatch.setattr(training.parameter_files, "save_parameters", lambda *_: saved.append(1))
     recalls = iter([0.5, 0.4, 0.5, 0.6, 0.55])
     monkeypatch.setattr(
         training, "evaluate", lambda *_: dict.fromkeys((1, 2, 4, 8, 16), next(recalls))

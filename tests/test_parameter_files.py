@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from mxnet.gluon import Block, nn
 
-from embedding_learning import checkpoints
-from embedding_learning.checkpoints import read_parameters, save_parameters, set_parameters
+from embedding_learning import parameter_files
 from embedding_learning.model import MarginNet
 from embedding_learning.options import UsageError
+from embedding_learning.parameter_files import read_parameters, save_parameters, set_parameters
 
 DIMENSIONS = 5
 
@@ -114,7 +114,7 @@ def test_the_new_file_takes_the_place_of_the_former_at_once(
         seen.append((path.read_bytes(), len(mx.nd.load(source))))
         replace(source, target)
 
-    monkeypatch.setattr(checkpoints.os, "replace", watch)
+    monkeypatch.setattr(parameter_files.os, "replace", watch)
     net = margin_net()
     save_parameters(net, str(path))
     assert seen == [(b"former", len(net.collect_params().keys()))]

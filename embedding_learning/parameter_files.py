@@ -1,4 +1,4 @@
-"""What a run leaves on disk, written whole or not at all."""
+"""Files of named parameters: written whole or not at all, read without trust."""
 
 from __future__ import annotations
 
