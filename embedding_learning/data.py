@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import os
 from argparse import Namespace
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +35,8 @@ class Data:
         Number of training classes.
     title : str
         The data set, and what is seen of each image.
+    digest : str
+        Equal for equal classes, labels, boxes and file names, wherever the files lie.
     """
 
     train: BalancedBatches
@@ -39,6 +44,7 @@ class Data:
     gallery: SequentialBatches | None
     classes: int
     title: str
+    digest: str
 
     def close(self) -> None:
         """Stops the workers."""
@@ -97,6 +103,7 @@ def open_data(split: Split, options: Namespace) -> Data:
         searched[1] if split.gallery else None,
         len(parts[0].class_names),
         split.title,
+        _digest(parts),
     )
 
 
@@ -155,6 +162,17 @@ def _joined(parts: list[ImageSet]) -> ImageSet:
         [],
         np.concatenate(boxes) if boxes else None,
     )
+
+
+def _digest(parts: list[ImageSet]) -> str:
+    """SHA-256 of what the parts hold, but for the folders' names and the pixels."""
+    digest = hashlib.sha256()
+    for part in parts:
+        names = [os.path.basename(path) for path in part.paths]
+        digest.update(json.dumps([names, part.class_names]).encode())
+        digest.update(part.labels.astype("<i8").tobytes())
+        digest.update(b"" if part.boxes is None else part.boxes.astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 class _Rows:

@@ -7,13 +7,20 @@ from collections.abc import Callable
 
 from embedding_learning import mxnet_runtime
 from embedding_learning.datasets import DataError
+from embedding_learning.monitoring import TrainingFault
 from embedding_learning.options import UsageError
+from embedding_learning.stopping import Interrupted, interrupted_by_signals
 
 
 def exit_status(program: str, action: Callable[[], int]) -> int:
-    """The action's own status; 2 after a mistake in a flag or in the data, 130 after Ctrl-C."""
+    """The action's own status, or that of what ended it.
+
+    2: a mistake in a flag or in the data; 3: a fault in training, with the last checkpoint left;
+    130, 143: Ctrl-C, SIGTERM.
+    """
     try:
-        return action()
+        with interrupted_by_signals():
+            return action()
     except (UsageError, DataError) as error:
         message = str(error)
     except (ImportError, OSError) as error:
@@ -21,8 +28,11 @@ def exit_status(program: str, action: Callable[[], int]) -> int:
         if explanation is None:
             raise
         message = explanation
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        return 130
+    except TrainingFault as fault:
+        print(f"{program}: stopped: {fault}", file=sys.stderr)
+        return 3
+    except Interrupted as interruption:
+        print(f"{program}: {interruption}", file=sys.stderr)
+        return 128 + interruption.number
     print(f"{program}: error: {message}", file=sys.stderr)
     return 2

@@ -15,6 +15,7 @@ import hashlib
 import logging
 import math
 import os
+import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -100,27 +101,39 @@ def _header(images: ImageSet, size: int) -> bytes:
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
     """One process at a time; the lock of one that was killed is gone with it."""
-    with open(file, "w") as lock:
+    # Whoever hands over a store could have put a link to a file of ours in the lock's place.
+    lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             logging.info("Waiting for another run that decodes the same images.")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def _is_sound(home: Path, header: bytes, shape: tuple[int, ...]) -> bool:
     """Whether there is a store of these images with nothing cut off; says so if it is damaged."""
     index, pixels = home / "index", home / "pixels"
-    if not index.exists():
+    if not os.path.lexists(index):
         return False
-    wanted = _pixels_bytes(shape), _index_bytes(shape)
-    found = pixels.stat().st_size if pixels.exists() else 0, index.stat().st_size
-    with open(index, "rb") as file:
-        if found == wanted and file.read(_HEADER_BYTES) == header:
-            return True
+    if (_plain_bytes(pixels), _plain_bytes(index)) == (_pixels_bytes(shape), _index_bytes(shape)):
+        with open(index, "rb") as file:
+            if file.read(_HEADER_BYTES) == header:
+                return True
     logging.warning("The store of decoded images in %s is damaged: it is built anew.", home)
     return False
+
+
+def _plain_bytes(file: Path) -> int:
+    """The size of a plain file; -1 if it is none, such as a link to a file that is not ours."""
+    try:
+        found = file.lstat()
+    except FileNotFoundError:
+        return -1
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1
 
 
 def _pixels_bytes(shape: tuple[int, ...]) -> int:
@@ -139,7 +152,8 @@ def _create(home: Path, header: bytes, shape: tuple[int, ...]) -> None:
             ("index", header, _index_bytes(shape)),
         ):
             new = home / f"{name}.new"
-            with open(new, "wb") as file:
+            new.unlink(missing_ok=True)
+            with open(new, "xb") as file:
                 file.write(content)
                 file.flush()
                 # Takes the room now, so that a full disk shows before hours of decoding.

@@ -10,6 +10,7 @@ import numpy as np
 
 from embedding_learning import reporting
 from embedding_learning.datasets import DataError, ImageSet
+from embedding_learning.datasets.lists import check_plain
 
 # Images are decoded by several threads at once; more threads inside each would only contend.
 cv2.setNumThreads(1)
@@ -72,10 +73,11 @@ def read_image(path: str, box: np.ndarray | None, size: int) -> np.ndarray:
         If the file cannot be read, is no whole image, or the box lies outside of it.
     """
     try:
+        check_plain(path)
         with open(path, "rb") as file:
             encoded = file.read()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from None
     try:
         # Unlike imread, which fills up with grey what a cut-off JPEG file lacks, this refuses it.
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), _DECODE)
@@ -86,7 +88,7 @@ def read_image(path: str, box: np.ndarray | None, size: int) -> np.ndarray:
     if box is not None:
         x, y, width, height = (int(value) for value in box)
         whole = image.shape
-        image = image[max(y, 0) : y + height, max(x, 0) : x + width]
+        image = image[max(y, 0) : max(y + height, 0), max(x, 0) : max(x + width, 0)]
         if image.size == 0:
             raise DataError(
                 f"{path}: the box {x, y, width, height} lies outside of the image, "

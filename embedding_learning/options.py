@@ -15,6 +15,7 @@ KVSTORES = ("local", "device", "nccl")
 # The first of each is the default.
 SMALL_CLASSES = ("error", "drop", "repeat")
 CACHES = ("pixels", "none")
+ON_NONFINITE = ("stop", "skip")
 
 _LARGEST_IMAGE = 4096  # pixels; a batch of such images takes 3.5 GB already
 
@@ -141,8 +142,8 @@ def _add_port_flags(group: argparse._ArgumentGroup) -> None:
     _add(group, "--batch-num", 200, "number of batches in an epoch")
     _add_count(group, "--total-batch-size", "the port's --batch-size: images over all devices")
     _add(group, "--momentum", 0.9, "momentum of sgd")
-    text = "start from the network in a .params file; beta and the optimizers start anew"
-    group.add_argument("--resume", metavar="FILE", help=text)
+    text = "go on with a run: its folder, a checkpoint, or auto; or start from a .params file"
+    group.add_argument("--resume", metavar="WHAT", help=text)
     _add_alias(group, "--print-freq", "--log-interval", int)
     text = "scale the log weights of the sampling to [0, 1]"
     group.add_argument("--normalize-weights", action="store_true", help=text)
@@ -158,6 +159,10 @@ def _add_further_flags(group: argparse._ArgumentGroup) -> None:
     _add_count(group, "--image-size", text)
     text = "pixels of the square that is cut out of it (default: 224; Inception v3: 299)"
     _add_count(group, "--crop-size", text)
+    _add_count(group, "--checkpoint-interval", "save the state every N batches, beside each epoch")
+    _add(group, "--keep", 2, "number of checkpoints that are kept, the latest")
+    text = "what a loss or gradient that is not finite does to the run or the batch"
+    _add_choice(group, "--on-nonfinite", ON_NONFINITE, text)
     _add_choice(group, "--cache", CACHES, "what is kept of images once they are decoded")
     text = "take the ImageNet weights from a Gluon parameter file"
     group.add_argument("--pretrained-params", metavar="FILE", help=text)
@@ -174,6 +179,11 @@ def _add_data_flags(group: argparse._ActionsContainer) -> None:
     group.add_argument("--bbox", action=argparse.BooleanOptionalAction, default=True, help=text)
     _add_count(group, "--train-classes", "the first N classes train (default: half of them)")
     _add(group, "--cache-dir", default_cache_dir(), "where decoded and drawn images are kept")
+
+
+def resumes_network(options: argparse.Namespace) -> bool:
+    """Whether --resume names a network alone, not the state of a run."""
+    return bool(options.resume) and options.resume.endswith(".params")
 
 
 def parse_check(arguments: Sequence[str]) -> argparse.Namespace:
@@ -225,7 +235,7 @@ def _check_ranges(options: argparse.Namespace) -> None:
         "margin": 0, "nu": 0, "factor": 0, "wd": 0, "seed": 0, "log_interval": 1,
         "start_epoch": 0, "workers": 0, "feat_dim": 1, "classes": 1, "batch_num": 1,
         "total_batch_size": 1, "momentum": 0, "train_classes": 1, "image_size": 1,
-        "crop_size": 1, "cpu_contexts": 1,
+        "crop_size": 1, "cpu_contexts": 1, "checkpoint_interval": 1, "keep": 1,
     }  # fmt: skip
     for name, least in at_least.items():
         value = getattr(options, name)

@@ -69,7 +69,7 @@ class DistanceWeightedSampling(HybridBlock):
     ) -> None:
         super().__init__(**kwargs)
         self._batch_k = batch_k
-        self._cutoff = cutoff
+        self.cutoff = cutoff
         self._nonzero_loss_cutoff = nonzero_loss_cutoff
         self._normalize_weights = normalize_weights
 
@@ -135,7 +135,7 @@ class DistanceWeightedSampling(HybridBlock):
         if self._normalize_weights:
             diagonal = F.broadcast_equal(F.expand_dims(row, axis=1), F.expand_dims(row, axis=0))
             squared_distance = F.where(diagonal, F.ones_like(diagonal), squared_distance)
-        squared = F.maximum(squared_distance, max(self._cutoff**2, _SMALLEST_SQUARE))
+        squared = F.maximum(squared_distance, max(self.cutoff**2, _SMALLEST_SQUARE))
         chord_term = F.maximum(1.0 - 0.25 * squared, _SMALLEST_SQUARE)
         dimension = F.cast(F.slice_axis(F.shape_array(x), axis=0, begin=1, end=2), "float32")
         # Halves of the exponents, since the logarithm is taken of the squared distance.
@@ -165,7 +165,7 @@ class DistanceWeightedSampling(HybridBlock):
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}(batch_k={self._batch_k}, cutoff={self._cutoff}, "
+            f"{type(self).__name__}(batch_k={self._batch_k}, cutoff={self.cutoff}, "
             f"nonzero_loss_cutoff={self._nonzero_loss_cutoff})"
         )
 

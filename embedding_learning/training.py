@@ -1,231 +1,289 @@
-"""The loop: epochs, steps, schedules, when to evaluate and when to save."""
+"""The loop: epochs, steps, schedules, when to evaluate, save and stop."""
 
 from __future__ import annotations
 
+import logging
+import signal
 import time
 from argparse import Namespace
-from collections import deque
-from typing import Union
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import mxnet as mx
 import numpy as np
-from mxnet import autograd, gluon
+from mxnet import gluon
 
-from embedding_learning import backbones, parameter_files, reporting
+from embedding_learning import checkpoints, learner_state, reporting, resuming
+from embedding_learning.checkpoints import Checkpoint, RunFolder
 from embedding_learning.data import Data, open_data, read_split
 from embedding_learning.evaluation import recall_at_k
-from embedding_learning.iterators import SequentialBatches
-from embedding_learning.losses import MarginLoss
-from embedding_learning.model import ImageNormalization, MarginNet
-from embedding_learning.options import UsageError
+from embedding_learning.inference import embed_all
+from embedding_learning.learner import (
+    Learner,
+    Step,
+    build,
+    build_network,
+    check_names,
+    find_devices,
+)
+from embedding_learning.model import MarginNet
+from embedding_learning.monitoring import Monitor, TrainingFault
+from embedding_learning.options import UsageError, resumes_network
+from embedding_learning.parameter_files import save_parameters
+from embedding_learning.resuming import Progress
+from embedding_learning.stopping import Interrupted, StopRequest, stop_on_signals
 
 # How many batches Python may queue beyond the one being computed: enough that a device never waits
 # for Python, few enough that queued batches do not fill the memory.
 _BATCHES_QUEUED = 2
-# MXNet's dummy, and one that takes no weight decay.
-_NOT_FOR_TRAINING = {"test", "groupadagrad"}
-# One learned boundary per class, or one constant.
-Beta = Union[gluon.Parameter, float]
 
 
 def run(options: Namespace) -> None:
     """Everything that train.py does once its flags are read.
 
-    Raises UsageError or DataError if flags and data do not fit, before anything is decoded.
+    Raises
+    ------
+    UsageError, DataError
+        If flags, data and checkpoint do not fit; flags and annotations are checked before anything
+        is decoded.
+    TrainingFault
+        If training cannot go on; the last good checkpoint stays.
+    Interrupted
+        After a signal, once the state is saved.
     """
     check_names(options)
     devices = find_devices(options)
-    split = read_split(options)
-    mx.random.seed(options.seed)
-    net = build_network(options, devices)
-    data = open_data(split, options)
-    try:
-        beta = build_beta(options, data.classes, devices)
-        train(options, net, beta, devices, data)
-    finally:
-        # What is queued still reads the batches' memory.
-        mx.nd.waitall()
-        data.close()
+    with RunFolder(options.save_model_prefix, options.keep) as folder:
+        checkpoint, progress = _find_start(options)
+        split = read_split(options)
+        if checkpoint and progress.epoch >= options.epochs:
+            logging.info(
+                "The run is finished: %d of %d epochs are done; a higher --epochs goes on with it.",
+                progress.epoch, options.epochs,
+            )  # fmt: skip
+            reporting.print_best(split.title, progress.best, progress.before)
+            return
+        mx.random.seed(options.seed)
+        net = build_network(options, devices, is_resumed=checkpoint is not None)
+        data = open_data(split, options)
+        try:
+            learner = build(options, data.classes, net, devices)
+            if checkpoint:
+                resuming.check_data(checkpoint, data.digest, options)
+                _restore(learner, checkpoint)
+            Loop(options, learner, data, folder, progress).run(checkpoint)
+        finally:
+            # What is queued still reads the batches' memory.
+            mx.nd.waitall()
+            data.close()
 
 
-def train(
-    options: Namespace,
+def _find_start(options: Namespace) -> tuple[Checkpoint | None, Progress]:
+    """The checkpoint to go on from, its flags checked, and how far its run had come."""
+    start = Progress(epoch=options.start_epoch)
+    if not options.resume or resumes_network(options):
+        return None, start
+    checkpoint = checkpoints.find(options.resume, options.save_model_prefix)
+    if checkpoint is None:
+        logging.info("There is no run of this prefix to resume: it starts anew.")
+        return None, start
+    resuming.check_flags(checkpoint, options)
+    progress = resuming.read_progress(checkpoint, options.batch_num)
+    logging.info(
+        "Resuming from %s: epoch %d, %d batches of it done.",
+        checkpoint.path, progress.epoch, progress.batch,
+    )  # fmt: skip
+    return checkpoint, progress
+
+
+def _restore(learner: Learner, checkpoint: Checkpoint) -> None:
+    source = f"--resume {checkpoint.path}"
+    state = checkpoint.state.get("learner")
+    if not isinstance(state, dict):
+        raise UsageError(f"{source}: holds no learner")
+    learner_state.restore(learner, checkpoint.arrays, state, source)
+
+
+@dataclass
+class Loop:
+    """Trains from where it stands to the last epoch, or until it is stopped.
+
+    Attributes
+    ----------
+    options : Namespace
+    learner : Learner
+    data : Data
+    folder : RunFolder
+        Where the state is kept.
+    progress : Progress
+        Where it stands.
+    """
+
+    options: Namespace
+    learner: Learner
+    data: Data
+    folder: RunFolder
+    progress: Progress
+    _stop: StopRequest = field(default_factory=StopRequest)
+    # Steps whose losses have not been read.
+    _unread: list[Step] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._monitor = Monitor(
+            self.learner.net.sampled.cutoff, self.options.on_nonfinite == "stop"
+        )
+
+    def run(self, checkpoint: Checkpoint | None) -> None:
+        """All that is left of the run that the checkpoint, if there is one, belongs to.
+
+        Raises TrainingFault, or Interrupted after the state is saved.
+        """
+        progress = self.progress
+        if (progress.epoch, progress.batch) == (self.options.start_epoch, 0):
+            self._evaluate_before_training()
+        if progress.epoch < self.options.epochs:
+            with stop_on_signals() as self._stop:
+                self._train(checkpoint)
+        reporting.print_best(self.data.title, progress.best, progress.before)
+
+    def _evaluate_before_training(self) -> None:
+        if self.options.evaluate_first or resumes_network(self.options):
+            recalls = evaluate(self.learner.net, self.learner.devices, self.data)
+            reporting.log_recalls(None, recalls)
+            self.progress.before = recalls[1]
+            # A resumed network is replaced by a better one only.
+            self.progress.best = recalls[1] if resumes_network(self.options) else 0.0
+
+    def _train(self, checkpoint: Checkpoint | None) -> None:
+        options, progress = self.options, self.progress
+        with self._disk_faults():
+            self.folder.begin(checkpoint, progress.best_epoch)
+        # A disk without room shows now, and there is always something to go on from.
+        self._save_state()
+        self.data.train.seek(progress.epoch * options.batch_num + progress.batch)
+        for epoch in range(progress.epoch, options.epochs):
+            self._train_epoch(epoch)
+            self._evaluate_epoch(epoch)
+
+    def _train_epoch(self, epoch: int) -> None:
+        """The batches of an epoch that are not done yet."""
+        options, learner, progress = self.options, self.learner, self.progress
+        if progress.batch == options.batch_num:
+            return
+        set_learning_rates(options, learner.trainers, epoch)
+        if progress.batch == 0:
+            rates = [trainer.learning_rate for trainer in learner.trainers]
+            reporting.log_learning_rates(epoch, rates)
+        started = time.time() - progress.seconds
+        for i in reporting.progress(range(progress.batch, options.batch_num), f"Epoch {epoch}"):
+            batch = self.data.train.next()
+            seed_step(options.seed, epoch * options.batch_num + i)
+            self._unread.append(learner.step(batch))
+            progress.batch = i + 1
+            progress.seconds = time.time() - started
+            if len(self._unread) > _BATCHES_QUEUED:
+                self._unread[-1 - _BATCHES_QUEUED].losses[0].wait_to_read()
+
+            if progress.batch % options.log_interval == 0:
+                self._read_steps(look=True)
+                reporting.log_interval_loss(epoch, progress.batch, progress.interval_loss)
+                self._end_interval()
+            if progress.batch < options.batch_num:
+                self._stop_if_asked()
+                if (
+                    options.checkpoint_interval
+                    and progress.batch % options.checkpoint_interval == 0
+                ):
+                    self._save_state()
+        self._read_steps()
+        self._end_interval()
+        reporting.log_epoch_loss(epoch, progress.epoch_loss, time.time() - started)
+
+    def _evaluate_epoch(self, epoch: int) -> None:
+        options, learner, progress = self.options, self.learner, self.progress
+        recalls = evaluate(learner.net, learner.devices, self.data, self._stop_if_asked)
+        reporting.log_recalls(epoch, recalls)
+        if recalls[1] > progress.best:
+            progress.best, progress.best_epoch = recalls[1], epoch
+            reporting.log_saving(options.save_model_prefix)
+            with self._disk_faults():
+                self.folder.restore()
+                save_parameters(learner.net, str(self.folder.best(epoch)))
+                self.folder.publish(epoch)
+        progress.epoch, progress.batch = epoch + 1, 0
+        progress.epoch_loss = progress.seconds = 0.0
+        self._save_state()
+        if progress.epoch < options.epochs:
+            self._stop_if_asked()
+
+    def _read_steps(self, look: bool = False) -> None:
+        """Adds up the losses of the steps done, and has the monitor look at them.
+
+        With `look` it sees the last step's embeddings, and beta, too.
+        """
+        progress, unread = self.progress, self._unread
+        self._unread = []
+        for number, step in enumerate(unread, progress.batch - len(unread) + 1):
+            finite = step.is_finite()
+            losses = [float(loss.asscalar()) for loss in step.losses]
+            self._monitor.see_batch(progress.epoch, number, finite, losses)
+            if finite:
+                for loss in losses:
+                    progress.interval_loss += loss
+        if look and finite:
+            for embeddings in step.embeddings:
+                self._monitor.see_embeddings(embeddings.asnumpy())
+            self._monitor.see_beta(self.learner.boundaries())
+
+    def _end_interval(self) -> None:
+        self.progress.epoch_loss += self.progress.interval_loss
+        self.progress.interval_loss = 0.0
+
+    def _save_state(self) -> None:
+        """Only a state that is finite: the steps before it are read first."""
+        self._read_steps()
+        arrays, learner = learner_state.gather(self.learner)
+        state = resuming.describe(self.options, self.data.digest, self.progress)
+        with self._disk_faults():
+            position = self.progress.epoch, self.progress.batch
+            self.folder.save(*position, arrays, {**state, "learner": learner})
+
+    def _stop_if_asked(self) -> None:
+        number = self._stop.number
+        if number is None:
+            return
+        self._save_state()
+        raise Interrupted(
+            number,
+            f"stopped by {signal.Signals(number).name}; the state is in {self.folder.path}, and "
+            "--resume auto goes on with it",
+        )
+
+    @contextmanager
+    def _disk_faults(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, UsageError) as error:
+            raise TrainingFault(
+                f"{self.folder.path}: cannot be written to: "
+                f"{getattr(error, 'strerror', None) or error}; what was written before is whole: "
+                "remove the cause and go on with --resume auto"
+            ) from error
+
+
+def evaluate(
     net: MarginNet,
-    beta: Beta,
     devices: list[mx.Context],
     data: Data,
-) -> None:
-    """All epochs; saves the network whenever Recall@1 is the best so far."""
-    loss = MarginLoss(options.margin, options.nu)
-    for block in (net, loss):
-        block.hybridize(static_alloc=True, static_shape=True)
-    trainers = build_trainers(options, net, beta)
-
-    best, before = 0.0, None
-    if options.evaluate_first or options.resume:
-        recalls = evaluate(net, devices, data)
-        reporting.log_recalls(None, recalls)
-        before = recalls[1]
-        # A resumed network is replaced by a better one only.
-        best = before if options.resume else 0.0
-
-    data.train.seek(options.start_epoch * options.batch_num)
-    for epoch in range(options.start_epoch, options.epochs):
-        started = time.time()
-        set_learning_rates(options, trainers, epoch)
-        reporting.log_learning_rates(epoch, [trainer.learning_rate for trainer in trainers])
-
-        interval_losses: list[mx.nd.NDArray] = []
-        epoch_loss = 0.0
-        for i in reporting.progress(range(options.batch_num), f"Epoch {epoch}"):
-            batch = data.train.next()
-            seed_step(options.seed, epoch * options.batch_num + i)
-            losses = train_step(net, loss, beta, trainers, devices, batch)
-            interval_losses += losses
-            _wait_for_older(interval_losses, len(devices) * _BATCHES_QUEUED)
-
-            if (i + 1) % options.log_interval == 0:
-                interval_loss = _read_sum(interval_losses)
-                reporting.log_interval_loss(epoch, i + 1, interval_loss)
-                epoch_loss += interval_loss
-                interval_losses = []
-        epoch_loss += _read_sum(interval_losses)
-        reporting.log_epoch_loss(epoch, epoch_loss, time.time() - started)
-
-        recalls = evaluate(net, devices, data)
-        reporting.log_recalls(epoch, recalls)
-        if recalls[1] > best:
-            best = recalls[1]
-            reporting.log_saving(options.save_model_prefix)
-            parameter_files.save_parameters(net, f"{options.save_model_prefix}.params")
-    reporting.print_best(data.title, best, before)
-
-
-def train_step(
-    net: MarginNet,
-    loss: MarginLoss,
-    beta: Beta,
-    trainers: list[gluon.Trainer],
-    devices: list[mx.Context],
-    batch: mx.io.DataBatch,
-) -> list[mx.nd.NDArray]:
-    """One update from one batch, queued without waiting for any device; each device's loss (1,)."""
-    images = gluon.utils.split_and_load(batch.data[0], devices)
-    labels = gluon.utils.split_and_load(batch.label[0], devices)
-    losses = []
-    with autograd.record():
-        for x, y in zip(images, labels):
-            anchor_rows, anchors, positives, negatives, _ = net(x)
-            anchor_labels = y.take(anchor_rows) if isinstance(beta, gluon.Parameter) else None
-            losses.append(loss(anchors, positives, negatives, beta, anchor_labels))
-    # Only after the forward pass has been queued on every device, so that all compute at once.
-    autograd.backward(losses)
-    for trainer in trainers:
-        trainer.step(batch.data[0].shape[0])
-    return losses
-
-
-def evaluate(net: MarginNet, devices: list[mx.Context], data: Data) -> dict[int, float]:
+    after_batch: Callable[[], None] = lambda: None,
+) -> dict[int, float]:
     """Recall@1, 2, 4, 8, 16 of the test images, among each other or in the gallery."""
-    queries, labels = embed_all(net, devices, data.test)
+    queries, labels = embed_all(net, devices, data.test, after_batch)
     if data.gallery is None:
         return recall_at_k(queries, labels)
-    gallery, gallery_labels = embed_all(net, devices, data.gallery)
+    gallery, gallery_labels = embed_all(net, devices, data.gallery, after_batch)
     return recall_at_k(queries, labels, gallery=gallery, gallery_labels=gallery_labels)
-
-
-def embed_all(
-    net: MarginNet, devices: list[mx.Context], batches: SequentialBatches
-) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (n, d) and labels (n,) of all images of the batches."""
-    batches.reset()
-    embeddings: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
-    queued: deque[list[mx.nd.NDArray]] = deque()
-    for batch in reporting.progress(batches, "Validation"):
-        images = gluon.utils.split_and_load(batch.data[0], devices)
-        queued.append([net.embed(x) for x in images])
-        real = batches.batch_size - batch.pad
-        labels.append(batch.label[0].asnumpy()[:real])
-        if len(queued) > _BATCHES_QUEUED:
-            embeddings += [part.asnumpy() for part in queued.popleft()]
-    embeddings += [part.asnumpy() for parts in queued for part in parts]
-    all_labels = np.concatenate(labels)
-    all_embeddings = np.concatenate(embeddings)[: len(all_labels)]
-    if not np.isfinite(all_embeddings).all():
-        raise UsageError("--lr: training diverged, the embeddings are not finite; try a lower one")
-    return all_embeddings, all_labels
-
-
-def build_network(options: Namespace, devices: list[mx.Context]) -> MarginNet:
-    """The network with its weights on the devices."""
-    if options.resume:
-        # Its weights replace the pretrained ones, but not the rate at which these learn.
-        backbone = backbones.create(options.model, devices)
-        if options.use_pretrained or options.pretrained_params:
-            backbones.slow_down_convolutions(backbone)
-    else:
-        backbone = backbones.create(
-            options.model, devices, options.use_pretrained, options.pretrained_params
-        )
-    normalize = ImageNormalization()
-    net = MarginNet(
-        backbone,
-        options.embed_dim,
-        options.batch_k,
-        options.feat_dim,
-        normalize_weights=options.normalize_weights,
-        preprocess=normalize,
-    )
-    # What came with the backbone is initialized already and stays.
-    fresh = [p for p in net.collect_params().values() if p._data is None]
-    for parameter in fresh:
-        parameter.initialize(ctx=devices, default_init=mx.init.Xavier(magnitude=2))
-    # The first image settles the sizes that depend on the crop.
-    image = mx.nd.zeros((1, 3, options.crop_size, options.crop_size), devices[0], np.uint8)
-    try:
-        backbone(normalize(image)).wait_to_read()
-    except mx.base.MXNetError as error:
-        raise UsageError(
-            f"--crop-size {options.crop_size}: {options.model} does not run with images of this "
-            f"size; try another ({_first_line(error)})"
-        ) from error
-    try:
-        net.embed(image).wait_to_read()
-    except mx.base.MXNetError as error:
-        raise UsageError(
-            f"--embed-dim, --feat-dim: layers of this size do not run ({_first_line(error)})"
-        ) from error
-    if options.resume:
-        arrays = parameter_files.read_parameters(options.resume, "--resume")
-        source = f"--resume {options.resume}"
-        parameter_files.set_parameters(net._collect_params_with_prefix(), arrays, source, devices)
-    return net
-
-
-def build_beta(options: Namespace, classes: int, devices: list[mx.Context]) -> Beta:
-    """One boundary per training class, learned, or the constant if its learning rate is 0."""
-    if not options.lr_beta:
-        return float(options.beta)
-    beta = gluon.Parameter("beta", shape=(classes,))
-    beta.initialize(mx.init.Constant(options.beta), ctx=devices)
-    return beta
-
-
-def build_trainers(options: Namespace, net: MarginNet, beta: Beta) -> list[gluon.Trainer]:
-    """The network's trainer and, where beta is learned, beta's."""
-    settings = {"learning_rate": options.lr, "wd": options.wd}
-    if options.optimizer == "sgd":
-        settings["momentum"] = options.momentum
-    if options.optimizer == "adam":
-        settings["epsilon"] = 1e-7
-    trainers = [
-        gluon.Trainer(net.collect_params(), options.optimizer, settings, kvstore=options.kvstore)
-    ]
-    if isinstance(beta, gluon.Parameter):
-        settings = {"learning_rate": options.lr_beta, "momentum": 0.9}
-        trainers.append(gluon.Trainer([beta], "sgd", settings, kvstore=options.kvstore))
-    return trainers
 
 
 def set_learning_rates(options: Namespace, trainers: list[gluon.Trainer], epoch: int) -> None:
@@ -243,51 +301,3 @@ def seed_step(seed: int, step: int) -> None:
     """
     state = np.random.SeedSequence((seed, step)).generate_state(1)[0]
     mx.random.seed(int(state >> 1))
-
-
-def find_devices(options: Namespace) -> list[mx.Context]:
-    """The GPUs asked for, or CPU contexts. Raises UsageError if a GPU is not there."""
-    if not options.gpus:
-        return [mx.cpu(number) for number in range(options.cpu_contexts)]
-    try:
-        count = mx.context.num_gpus()
-    except mx.base.MXNetError:
-        count = 0
-    if max(options.gpus) >= count:
-        there = f"has {count} GPUs, numbered from 0" if count else "shows MXNet no GPU"
-        cuda = mx.runtime.Features().is_enabled("CUDA")
-        remedy = "" if cuda else "install MXNet's GPU build, pip install -r requirements-gpu.txt; "
-        raise UsageError(
-            f"--gpus {','.join(map(str, options.gpus))}: this machine {there}; {remedy}"
-            "name others, or leave --gpus out to train on the CPU"
-        )
-    return [mx.gpu(number) for number in options.gpus]
-
-
-def check_names(options: Namespace) -> None:
-    """Raises UsageError if there is no such backbone or optimizer, or no NCCL in this MXNet."""
-    backbones.check_name(options.model)
-    optimizers = sorted(set(mx.optimizer.Optimizer.opt_registry) - _NOT_FOR_TRAINING)
-    if options.optimizer.lower() not in optimizers:
-        raise UsageError(
-            f"--optimizer {options.optimizer}: unknown; choose of {', '.join(optimizers)}"
-        )
-    if options.kvstore == "nccl" and not mx.runtime.Features().is_enabled("NCCL"):
-        raise UsageError("--kvstore nccl: this build of MXNet has no NCCL; use device or local")
-
-
-def _wait_for_older(losses: list[mx.nd.NDArray], newest: int) -> None:
-    """Waits for the loss before the newest ones."""
-    if len(losses) > newest:
-        losses[-newest - 1].wait_to_read()
-
-
-def _first_line(error: Exception) -> str:
-    """What MXNet says, without where in its source it says so."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "Check failed" in line or "rror:" in line]
-    return (told or lines or [type(error).__name__])[-1]
-
-
-def _read_sum(losses: list[mx.nd.NDArray]) -> float:
-    return sum(loss.asscalar() for loss in losses)

@@ -18,7 +18,7 @@ import numpy as np
 
 from embedding_learning.datasets import mat_file
 from embedding_learning.datasets.image_set import DataError, ImageSet
-from embedding_learning.datasets.lists import check_each_once, check_folder, to_box
+from embedding_learning.datasets.lists import check_each_once, check_folder, check_plain, to_box
 
 ANNOTATIONS = "cars_annos.mat"
 _FIELDS = ("relative_im_path", "class", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
@@ -63,6 +63,7 @@ def read(folder: Path, use_boxes: bool = True) -> ImageSet:
 def _read_mat(file: Path) -> tuple[dict[str, list[Any]], list[Any]]:
     """annotations, a list for each field, and class_names."""
     try:
+        check_plain(file)
         found = mat_file.read(file)
     except FileNotFoundError:
         raise DataError(f"{file}: no such file; {_LAYOUT}") from None

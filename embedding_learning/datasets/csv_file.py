@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from embedding_learning.datasets.image_set import DataError, Split
-from embedding_learning.datasets.lists import to_box
+from embedding_learning.datasets.lists import check_plain, to_box
 from embedding_learning.datasets.splits import PARTS, Entry, by_lists
 
 COLUMNS = ("path", "label", "split")
@@ -55,6 +55,7 @@ def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
     """Line number and stripped values of each row that is not blank."""
     reader = None
     try:
+        check_plain(file)
         with open(file, encoding="utf-8-sig", newline="") as lines:
             reader = csv.reader(lines, skipinitialspace=True, strict=True)
             for row in reader:

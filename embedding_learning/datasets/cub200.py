@@ -14,7 +14,13 @@ from typing import NamedTuple
 import numpy as np
 
 from embedding_learning.datasets.image_set import DataError, ImageSet
-from embedding_learning.datasets.lists import check_each_once, check_folder, read_lines, to_box
+from embedding_learning.datasets.lists import (
+    check_each_once,
+    check_folder,
+    read_lines,
+    to_box,
+    to_class,
+)
 
 IMAGES, LABELS, BOXES = "images.txt", "image_class_labels.txt", "bounding_boxes.txt"
 _LAYOUT = (
@@ -42,7 +48,7 @@ def read(folder: Path, use_boxes: bool = True) -> ImageSet:
     lines = list(paths.values())
     check_each_once([line.value for line in lines], lambda row: lines[row].where)
 
-    numbers = [_class_number(labels[image]) for image in paths]
+    numbers = [to_class(*labels[image]) for image in paths]
     classes, class_of_image = np.unique(numbers, return_inverse=True)
     boxes_in_order = [_box(boxes[image]) for image in paths] if use_boxes else None
     return ImageSet(
@@ -84,12 +90,6 @@ def _check_same_ids(
     for image, line in others.items():
         if image not in lines:
             raise DataError(f"{line.where}: image {image} does not stand in {file}")
-
-
-def _class_number(line: _Line) -> int:
-    if not line.value.isdecimal():
-        raise DataError(f"{line.where}: a class number expected: {line.value!r}")
-    return int(line.value)
 
 
 def _box(line: _Line) -> list[int]:

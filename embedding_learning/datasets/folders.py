@@ -23,7 +23,7 @@ def read(folder: Path) -> ImageSet:
     """All images of the folder, the classes in the order of their names.
 
     Raises DataError if there is no class, a class without an image, or a link that leads back to
-    a folder above it.
+    a folder above it or, within a class, to where another link has led.
     """
     check_folder(folder)
     names = class_folders(folder)
@@ -61,10 +61,12 @@ def _images_below(top: str) -> list[str]:
     """The image files of a folder and all folders below it."""
     found: list[tuple[str, str]] = []
     folders = [top]
+    targets: set[str] = set()
     for folder in folders:
         for entry in _entries(folder):
             if entry.is_dir():
-                _check_no_circle(folder, entry)
+                if entry.is_symlink():
+                    _check_link(folder, entry, targets)
                 folders.append(entry.path)
             elif entry.name.lower().endswith(EXTENSIONS):
                 found.append((folder, entry.name))
@@ -83,9 +85,15 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         ) from None
 
 
-def _check_no_circle(folder: str, entry: os.DirEntry[str]) -> None:
-    """Raises DataError if the entry is a link to the folder where it stands, or one above."""
-    if entry.is_symlink():
-        here, target = os.path.realpath(folder), os.path.realpath(entry.path)
-        if os.path.commonpath([here, target]) == target:
-            raise DataError(f"{entry.path}: links to a folder that holds it; remove the link")
+def _check_link(folder: str, link: os.DirEntry[str], targets: set[str]) -> None:
+    """Adds where the link leads to the targets of others.
+
+    Raises DataError if that is the folder where it stands, or one above, or among the targets: two
+    links to each other's folders, or a chain of doubled ones, give more paths than can be listed.
+    """
+    here, target = os.path.realpath(folder), os.path.realpath(link.path)
+    if os.path.commonpath([here, target]) == target:
+        raise DataError(f"{link.path}: links to a folder that holds it; remove the link")
+    if target in targets:
+        raise DataError(f"{link.path}: links to {target} as another link does; remove one of them")
+    targets.add(target)

@@ -11,8 +11,26 @@ import numpy as np
 _MISSING = (-1, -1)
 
 
+_LONGEST_MESSAGE = 1000  # characters
+
+
 class DataError(Exception):
-    """The data is not as it should be; the message names the file and the way out."""
+    """The data is not as it should be; the message names the file and the way out.
+
+    It quotes what stands in files, and that may be anything. So characters that a terminal would
+    obey, line ends among them, become escapes, and the middle of a long message is left out.
+    """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > _LONGEST_MESSAGE:
+            half = _LONGEST_MESSAGE // 2
+            message = f"{message[:half]} … {message[-half:]}"
+        super().__init__(
+            "".join(
+                char if char.isprintable() else char.encode("unicode_escape").decode()
+                for char in message
+            )
+        )
 
 
 @dataclass(frozen=True)

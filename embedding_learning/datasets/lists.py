@@ -1,16 +1,21 @@
-"""What the readers share: folders and lists that may be missing or wrong, columns, boxes.
+"""What the readers share: files and lists that may be missing or wrong, columns, classes, boxes.
 
 A fault is one DataError that names the file, the line and the way out.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from embedding_learning.datasets.image_set import DataError
 
+# Far above any list and any photograph; below what would fill the memory.
+_MOST_BYTES = 2**29
 _WIDTH_AND_HEIGHT, _CORNERS = "x, y, width and height", "x_1, y_1, x_2 and y_2"
 
 
@@ -24,14 +29,30 @@ def check_folder(folder: Path) -> None:
         )
 
 
+def check_plain(file: str | Path) -> None:
+    """Raises OSError unless this is a plain file of at most 512 MiB.
+
+    A data set may hold a link to /dev/zero, which never ends, or a pipe, at which reading waits.
+    """
+    found = os.stat(file)
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no plain file", str(file))
+    if found.st_size > _MOST_BYTES:
+        raise OSError(errno.EFBIG, f"it is larger than {_MOST_BYTES >> 20} MiB", str(file))
+
+
 def read_lines(file: Path, layout: str) -> list[tuple[int, str]]:
     """Number, from 1, and text of each line that is not blank.
 
     `layout` tells what the folder should hold, for the message where the file is missing.
     """
     try:
+        check_plain(file)
         with open(file, encoding="utf-8-sig") as lines:
-            stripped = [line.strip() for line in lines]
+            stripped = ((number, line.strip()) for number, line in enumerate(lines, start=1))
+            found = [(number, line) for number, line in stripped if line]
     except FileNotFoundError:
         raise DataError(
             f"{file}: no such file; {layout}; name another folder with --data-path, "
@@ -39,7 +60,6 @@ def read_lines(file: Path, layout: str) -> list[tuple[int, str]]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read as UTF-8 text: {error}") from None
-    found = [(number, line) for number, line in enumerate(stripped, start=1) if line]
     if not found:
         raise DataError(f"{file}: is empty")
     return found
@@ -83,6 +103,14 @@ def check_each_once(images: Sequence[str], place: Callable[[int], str]) -> None:
                 "remove one of the two"
             )
         first[image] = row
+
+
+def to_class(value: str, place: str) -> int:
+    """The number of a class; `place` tells where it stands."""
+    # Longer ones do not fit into 64 bits, and Python refuses to read the longest.
+    if not value.isdecimal() or len(value) > 18:
+        raise DataError(f"{place}: a class number expected: {value!r}; correct the line")
+    return int(value)
 
 
 def to_box(values: Sequence[Any], place: str, corners: bool = False) -> list[int]:

@@ -14,6 +14,11 @@ import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# The file of Cars196 has some 8 MB, unpacked. A compressed one can claim a thousand times its size,
+# and numbers take sixteen times theirs as Python's.
+_MOST_BYTES = 2**25
+_MOST_DIMENSIONS = 32
+
 _HEADER = 128
 _BYTE_ORDERS = {b"\x00\x01IM": "<", b"\x01\x00MI": ">"}  # version 0x0100, then the letters MI
 _MATRIX, _COMPRESSED = 14, 15  # types of elements
@@ -37,8 +42,10 @@ def read(file: Path) -> dict[str, Any]:
     Raises ValueError if the file is damaged, or holds what is not read here; OSError if it cannot
     be opened.
     """
-    data = file.read_bytes()
-    order = _BYTE_ORDERS.get(data[_HEADER - 4 : _HEADER])
+    if file.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES >> 20} MiB")
+    data = memoryview(file.read_bytes())
+    order = _BYTE_ORDERS.get(bytes(data[_HEADER - 4 : _HEADER]))
     if order is None:
         raise ValueError("no header of a MATLAB file of version 5 to 7")
     try:
@@ -48,63 +55,79 @@ def read(file: Path) -> dict[str, Any]:
 
 
 class _Element(NamedTuple):
-    """What the bytes from start to end are; the next element begins at `after`."""
+    """The next element begins at `after`, counted as the beginning of this one was."""
 
     kind: int
-    start: int
-    end: int
+    content: memoryview
     after: int
 
 
-def _element(data: bytes, at: int, order: str) -> _Element:
+def _element(data: memoryview, at: int, order: str) -> _Element:
     kind, size = struct.unpack_from(f"{order}II", data, at)
     if kind >> 16:  # small: the size and up to four bytes share the tag
-        found = _Element(kind & 0xFFFF, at + 4, at + 4 + (kind >> 16), at + 8)
+        kind, size, start, after = kind & 0xFFFF, kind >> 16, at + 4, at + 8
     else:
         padding = 0 if kind == _COMPRESSED else -size % 8
-        found = _Element(kind, at + 8, at + 8 + size, at + 8 + size + padding)
-    if found.end > min(found.after, len(data)):
+        start, after = at + 8, at + 8 + size + padding
+    if start + size > min(after, len(data)):
         raise ValueError(f"the element at byte {at} is cut off")
-    return found
+    return _Element(kind, data[start : start + size], after)
 
 
-def _variables(data: bytes, order: str) -> list[tuple[str, Any]]:
+def _variables(data: memoryview, order: str) -> list[tuple[str, Any]]:
     found = []
-    at = _HEADER
+    at, room = _HEADER, _MOST_BYTES
     while at < len(data):
         element = _element(data, at, order)
         at = element.after
         if element.kind == _COMPRESSED:
-            unpacked = zlib.decompress(data[element.start : element.end])
-            found.append(_matrix(unpacked, _element(unpacked, 0, order), order))
-        else:
-            found.append(_matrix(data, element, order))
+            unpacked = _unpacked(element.content, room)
+            room -= len(unpacked)
+            element = _element(unpacked, 0, order)
+        found.append(_matrix(element, order))
     return found
 
 
-def _matrix(data: bytes, matrix: _Element, order: str) -> tuple[str, Any]:
+def _unpacked(content: memoryview, room: int) -> memoryview:
+    """The content of a compressed element; ValueError if that takes more bytes than there is room.
+
+    All elements of a file share the room, as all that is unpacked is kept.
+    """
+    unpacker = zlib.decompressobj()
+    unpacked = unpacker.decompress(content, room + 1)  # 0 would mean without bound
+    if len(unpacked) > room:
+        raise ValueError(f"it has more than {_MOST_BYTES >> 20} MiB, unpacked")
+    if not unpacker.eof:
+        raise ValueError("a compressed element is cut off")
+    return memoryview(unpacked)
+
+
+def _matrix(matrix: _Element, order: str) -> tuple[str, Any]:
     """Name and value of a matrix, whose elements are flags, dimensions, name and content."""
     if matrix.kind != _MATRIX:
         raise ValueError(f"an element of type {matrix.kind} in place of a matrix")
-    if matrix.start == matrix.end:
+    data = matrix.content
+    if not data:
         return "", []
-    flags = _element(data, matrix.start, order)
+    flags = _element(data, 0, order)
     dimensions = _element(data, flags.after, order)
     name = _element(data, dimensions.after, order)
-    (kind,) = struct.unpack_from(f"{order}I", data, flags.start)
-    shape = _numbers(data, dimensions, order)
+    (kind,) = struct.unpack_from(f"{order}I", flags.content)
+    shape = _numbers(dimensions, order)
+    if len(shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"a matrix of {len(shape)} dimensions")
     value = _value(data, name.after, order, kind & 0xFF, math.prod(shape))
-    return data[name.start : name.end].decode("latin-1"), value
+    return str(name.content, "latin-1"), value
 
 
-def _value(data: bytes, at: int, order: str, kind: int, count: int) -> Any:
+def _value(data: memoryview, at: int, order: str, kind: int, count: int) -> Any:
     """The content of a matrix of this class, with `count` items."""
     if kind == _CELL:
         return _matrices(data, at, order, count)
     if kind == _STRUCT:
         length = _element(data, at, order)
         names = _element(data, length.after, order)
-        fields = _field_names(data[names.start : names.end], _numbers(data, length, order)[0])
+        fields = _field_names(bytes(names.content), _numbers(length, order)[0])
         values = _matrices(data, names.after, order, count * len(fields))
         return {field: values[place :: len(fields)] for place, field in enumerate(fields)}
     content = _element(data, at, order)
@@ -114,28 +137,28 @@ def _value(data: bytes, at: int, order: str, kind: int, count: int) -> Any:
             encoding += "-le" if order == "<" else "-be"
         if not encoding:
             raise ValueError(f"a text of type {content.kind}")
-        return data[content.start : content.end].decode(encoding)
+        return str(content.content, encoding)
     if kind not in _NUMBERS:
         raise ValueError(f"a matrix of class {kind}")
-    numbers = _numbers(data, content, order)
+    numbers = _numbers(content, order)
     return numbers[0] if len(numbers) == 1 else list(numbers)
 
 
-def _matrices(data: bytes, at: int, order: str, count: int) -> list[Any]:
+def _matrices(data: memoryview, at: int, order: str, count: int) -> list[Any]:
     values = []
     for _ in range(count):
         element = _element(data, at, order)
-        values.append(_matrix(data, element, order)[1])
+        values.append(_matrix(element, order)[1])
         at = element.after
     return values
 
 
-def _numbers(data: bytes, element: _Element, order: str) -> tuple[Any, ...]:
+def _numbers(element: _Element, order: str) -> tuple[Any, ...]:
     code = _FORMATS.get(element.kind)
     if code is None:
         raise ValueError(f"numbers of type {element.kind}")
-    count = (element.end - element.start) // struct.calcsize(code)
-    return struct.unpack_from(f"{order}{count}{code}", data, element.start)
+    count = len(element.content) // struct.calcsize(code)
+    return struct.unpack_from(f"{order}{count}{code}", element.content)
 
 
 def _field_names(names: bytes, length: int) -> list[str]:

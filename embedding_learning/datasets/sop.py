@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from embedding_learning.datasets.image_set import DataError, Split
-from embedding_learning.datasets.lists import check_folder, read_table
+from embedding_learning.datasets.lists import check_folder, read_table, to_class
 from embedding_learning.datasets.splits import Entry, by_lists
 
 NAME = "Stanford Online Products"
@@ -35,9 +35,8 @@ def _entries(folder: Path, name: str, part: str) -> list[Entry]:
     for line, (_, label, _, path) in read_table(
         file, "image_id class_id super_class_id path", _LAYOUT
     ):
-        if not label.isdecimal():
-            raise DataError(f"{file}:{line}: a class number expected: {label!r}; correct the line")
-        entries.append(Entry(start + path, int(label), part, None, file, line))
+        number = to_class(label, f"{file}:{line}")
+        entries.append(Entry(start + path, number, part, None, file, line))
     if not entries:
         raise DataError(f"{file}: lists no image; fetch it again")
     return entries

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from embedding_learning import MarginLoss, backbones, training
+from embedding_learning import backbones, learner, training
 from embedding_learning.options import parse
 from tests.benchmarks.timing import interleaved, print_ratios
 
@@ -36,12 +36,7 @@ def main() -> None:
             f"--crop-size={args.crop_size}",
         ]
     )
-    net = training.build_network(options, devices)
-    beta = training.build_beta(options, 100, devices)
-    trainers = training.build_trainers(options, net, beta)
-    loss = MarginLoss()
-    for block in (net, loss):
-        block.hybridize(static_alloc=True, static_shape=True)
+    learning = learner.build(options, 100, learner.build_network(options, devices), devices)
     shape = (args.batch_size, 3, args.crop_size, args.crop_size)
     pixels = nd.array(np.random.default_rng(0).integers(0, 256, shape), dtype=np.uint8)
     labels = nd.array(np.arange(args.batch_size) // options.batch_k)
@@ -50,7 +45,7 @@ def main() -> None:
 
     def whole_step() -> None:
         training.seed_step(1, next(step))
-        training.train_step(net, loss, beta, trainers, devices, batch)
+        learning.step(batch)
 
     bare = backbones.create(args.model, devices)
     bare.initialize(mx.init.Xavier(magnitude=2), ctx=devices)

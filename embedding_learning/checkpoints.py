@@ -1,0 +1,260 @@
+"""A run's folder on disk: its latest checkpoints, each written whole or not at all.
+
+A checkpoint is a safetensors file: arrays by name, and in its header the rest of the state as JSON
+with a SHA-256 of everything. Nothing in it can run code, and a torn or altered one is told from a
+whole one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from embedding_learning.options import UsageError
+from embedding_learning.whole_files import replaced_whole
+
+# Goes up when an older program could not go on from what is written.
+FORMAT = 1
+_NAME = re.compile(r"checkpoint-(\d{4,})-(\d{6,})\.safetensors")
+
+
+class DamagedError(Exception):
+    """A file is no whole checkpoint; the message says why."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes
+    ----------
+    path : Path
+    arrays : dict of str to ndarray
+    state : dict
+        As JSON gives it: nothing in it is vouched for but that it was written by whoever wrote the
+        arrays.
+    """
+
+    path: Path
+    arrays: dict[str, np.ndarray]
+    state: dict[str, Any]
+
+
+def write(path: Path, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
+    """Writes a checkpoint; raises OSError if it cannot, and leaves the former content then."""
+    text = json.dumps(state)
+    metadata = {"state": text, "sha256": _digest(arrays, text)}
+    with replaced_whole(path) as partial:
+        try:
+            save_file(arrays, partial, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def read(path: Path) -> Checkpoint:
+    """Reads a checkpoint.
+
+    Raises DamagedError if it is not whole or of another format, OSError if it cannot be read.
+    """
+    with open(path, "rb"):  # An OSError of Python's own says why it cannot be read.
+        pass
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DamagedError("it is cut off, damaged or no checkpoint") from error
+    text = metadata.get("state", "")
+    if metadata.get("sha256") != _digest(arrays, text):
+        raise DamagedError("its checksum does not fit its content")
+    try:
+        state = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError("its state cannot be read") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise DamagedError("it is of another version of this program")
+    return Checkpoint(path, arrays, state)
+
+
+def _digest(arrays: dict[str, np.ndarray], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+class RunFolder:
+    """The folder ``PREFIX.run``: the checkpoints of one run, held by one process at a time.
+
+    Use it in a `with` statement. Beside the checkpoints lie the networks that were the best when
+    these were written, so that the folder alone is enough to go on from.
+
+    Parameters
+    ----------
+    prefix : str
+        What the names of the run's files begin with.
+    keep : int
+        How many checkpoints are kept, the latest.
+    """
+
+    def __init__(self, prefix: str, keep: int) -> None:
+        self._prefix = prefix
+        self._keep = keep
+        self._lock = -1
+        self.path = Path(f"{prefix}.run")
+
+    def __enter__(self) -> RunFolder:
+        self._claim()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._lock)
+        with suppress(OSError):  # It holds a run.
+            self.path.rmdir()
+
+    def _claim(self) -> None:
+        """Creates the folder if need be and locks it; the lock of a killed run is gone with it."""
+        try:
+            self.path.mkdir(exist_ok=True)
+            lock = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise UsageError(
+                f"--save-model-prefix {self._prefix}: cannot use the folder {self.path} "
+                f"({error.strerror}); choose another prefix"
+            ) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise UsageError(
+                f"--save-model-prefix {self._prefix}: another run is writing to {self.path}; wait "
+                "for it, or choose another prefix"
+            ) from None
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = lock
+
+    def begin(self, continued: Checkpoint | None, best_epoch: int | None) -> None:
+        """Makes room for a run, or for the rest of the one that `continued` belongs to.
+
+        A run that does not go on from the newest checkpoint here gets an empty folder; what lies
+        in this one is moved aside. `best_epoch` is the epoch of the best network up to there.
+        """
+        source = continued.path.parent if continued else self.path
+        files = _newest_first(self.path)
+        goes_on = continued is not None and files and continued.path.samefile(files[0])
+        if not goes_on and any(_position(file) > (0, 0) for file in files):
+            aside = next(
+                path for n in range(1, 10**6) if not (path := Path(f"{self.path}.{n}")).exists()
+            )
+            if source.samefile(self.path):
+                source = aside
+            self.path.rename(aside)
+            logging.info("The former run of this prefix is kept in %s.", aside)
+            self._claim()
+        if continued and best_epoch is not None:
+            self._take_best(source, best_epoch)
+
+    def _take_best(self, source: Path, epoch: int) -> None:
+        """Makes the best network so far this run's own again."""
+        best = source / self.best(epoch).name
+        if not best.exists():
+            logging.warning(
+                "%s is not there: the best network so far is lost unless a better one comes.", best
+            )
+            return
+        if not source.samefile(self.path):
+            with replaced_whole(self.best(epoch)) as partial:
+                shutil.copyfile(best, partial)
+        self.publish(epoch)
+
+    def best(self, epoch: int) -> Path:
+        """Where the network is kept that was the best after an epoch."""
+        return self.path / f"best-{epoch:04d}.params"
+
+    def publish(self, epoch: int) -> None:
+        """Copies the best network to the run's result, ``PREFIX.params``."""
+        with replaced_whole(Path(f"{self._prefix}.params")) as partial:
+            shutil.copyfile(self.best(epoch), partial)
+
+    def save(
+        self, epoch: int, batch: int, arrays: dict[str, np.ndarray], state: dict[str, Any]
+    ) -> None:
+        """Writes a checkpoint, then removes those beyond the number to keep.
+
+        Raises OSError if it cannot be written; the former ones are left as they are.
+        """
+        self.restore()
+        write(self.path / f"checkpoint-{epoch:04d}-{batch:06d}.safetensors", arrays, state)
+        files = _newest_first(self.path)
+        for file in files[self._keep :]:
+            file.unlink(missing_ok=True)
+        # Only later best networks, and the last before it, can be those of a checkpoint.
+        oldest = self.best(_position(files[: self._keep][-1])[0])
+        former = sorted(file for file in self.path.glob("best-*.params") if file < oldest)
+        for file in former[:-1]:
+            file.unlink(missing_ok=True)
+
+    def restore(self) -> None:
+        """Makes the folder anew if it was removed while the run went on."""
+        if self.path.exists() and os.path.samestat(os.fstat(self._lock), self.path.stat()):
+            return
+        logging.warning("%s was removed while the run went on; it is made anew.", self.path)
+        self._claim()
+
+
+def find(resume: str, prefix: str) -> Checkpoint | None:
+    """The checkpoint that --resume means: a file, the newest whole one of a run's folder, or with
+    `auto` that of the prefix; None if there is none to be found automatically.
+
+    Raises UsageError if what it names is not there or damaged.
+    """
+    path = Path(f"{prefix}.run" if resume == "auto" else resume)
+    if not path.is_dir():
+        if resume == "auto":
+            return None
+        try:
+            return read(path)
+        except (DamagedError, OSError) as error:
+            raise UsageError(f"--resume {resume}: {_reason(error)}") from None
+    files = _newest_first(path)
+    for file in files:
+        try:
+            return read(file)
+        except (DamagedError, OSError) as error:
+            logging.warning("%s: %s; the one before it is used.", file, _reason(error))
+    if resume == "auto" and not files:
+        return None
+    what = "no checkpoint of it is whole" if files else "holds no checkpoint"
+    raise UsageError(f"--resume {resume}: {what}; leave --resume out to start anew")
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    files = [file for file in folder.iterdir() if _NAME.fullmatch(file.name)]
+    return sorted(files, key=_position, reverse=True)
+
+
+def _position(file: Path) -> tuple[int, int]:
+    """The epoch and the batch that a checkpoint's name tells."""
+    match = _NAME.fullmatch(file.name)
+    assert match
+    return int(match[1]), int(match[2])

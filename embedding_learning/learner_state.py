@@ -1,0 +1,188 @@
+"""A learner's state as named arrays and numbers, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+
+from embedding_learning.learner import Learner
+from embedding_learning.options import UsageError
+from embedding_learning.parameter_files import set_parameters
+
+# What optimizers keep beside their arrays, where they have it: Nadam's schedule, LARS's last rate,
+# LBSGD's progress. How often each parameter was updated is kept apart.
+_OPTIMIZER_NUMBERS = ("num_update", "m_schedule", "last_lr", "cur_lr", "lbmult", "admult")
+_LARGEST_COUNT = 2**31
+
+
+def gather(learner: Learner) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """All that the learner's next step depends on; waits for the steps before it.
+
+    Returns
+    -------
+    (dict of str to ndarray, dict)
+        ``network/NAME``, ``statistics/DEVICE/NAME`` (what each device counts for itself: batch
+        norm's running statistics), ``beta`` and ``optimizer/TRAINER/PARAMETER/PLACE``; and as JSON
+        knows it the number of devices and each optimizer's counts.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for name, parameter in _network(learner).items():
+        arrays[f"network/{name}"] = parameter.data(learner.devices[0]).asnumpy()
+        if parameter.grad_req == "null":
+            for number, data in enumerate(parameter.list_data()):
+                arrays[f"statistics/{number}/{name}"] = data.asnumpy()
+    if isinstance(learner.beta, gluon.Parameter):
+        arrays["beta"] = learner.beta.data(learner.devices[0]).asnumpy()
+    optimizers = []
+    for number, trainer in enumerate(learner.trainers):
+        updater = _updaters(trainer)[0]
+        for index, state in updater.states.items():
+            for place, array in _leaves(state):
+                arrays[f"optimizer/{number}/{index}/{place}"] = array.asnumpy()
+        optimizers.append(
+            {
+                "counts": _counts(trainer.optimizer),
+                "numbers": {
+                    name: getattr(trainer.optimizer, name)
+                    for name in _OPTIMIZER_NUMBERS
+                    if hasattr(trainer.optimizer, name)
+                },
+            }
+        )
+    return arrays, {"devices": len(learner.devices), "optimizers": optimizers}
+
+
+def restore(
+    learner: Learner, arrays: dict[str, np.ndarray], state: dict[str, Any], source: str
+) -> None:
+    """Makes a new learner what another was when `gather` was called.
+
+    On another number of devices what each had counted for itself is averaged. Raises UsageError,
+    which begins with `source`, if arrays or numbers are missing, left over or misshapen.
+    """
+    left = {name: mx.nd.array(array, dtype=array.dtype) for name, array in arrays.items()}
+    _restore_network(learner, left, state, source)
+    if isinstance(learner.beta, gluon.Parameter):
+        beta = {"beta": left.pop("beta")} if "beta" in left else {}
+        set_parameters({"beta": learner.beta}, beta, source, learner.devices)
+    try:
+        for number, trainer in enumerate(learner.trainers):
+            told = state["optimizers"][number]
+            prefix = f"optimizer/{number}/"
+            _restore_optimizer(trainer, _taken(left, prefix), told, learner.devices)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{source}: the optimizer's state does not fit the run") from error
+    if left:
+        raise UsageError(f"{source}: has {min(left)}, which is no part of this run")
+
+
+def _restore_network(
+    learner: Learner, left: dict[str, mx.nd.NDArray], state: dict[str, Any], source: str
+) -> None:
+    parameters = _network(learner)
+    set_parameters(parameters, _taken(left, "network/"), source, learner.devices)
+    devices = state.get("devices")
+    if not isinstance(devices, int) or not 0 < devices <= len(left) + 1:
+        raise UsageError(f"{source}: tells no number of devices")
+    counted = [_taken(left, f"statistics/{number}/") for number in range(devices)]
+    for name, parameter in parameters.items():
+        if parameter.grad_req != "null":
+            continue
+        try:
+            values = [arrays.pop(name) for arrays in counted]
+            if devices != len(learner.devices):
+                values = [sum(values) / devices] * len(learner.devices)
+            for data, value in zip(parameter.list_data(), values):
+                if value.shape != data.shape or not np.isfinite(value.asnumpy()).all():
+                    raise KeyError(name)
+                value.astype(data.dtype).copyto(data)
+        except (KeyError, mx.base.MXNetError) as error:
+            raise UsageError(f"{source}: has no fitting {name} for each device") from error
+    if any(counted):
+        raise UsageError(f"{source}: has statistics that are no part of this run")
+
+
+def _restore_optimizer(
+    trainer: gluon.Trainer,
+    arrays: dict[str, mx.nd.NDArray],
+    told: dict[str, Any],
+    devices: list[mx.Context],
+) -> None:
+    """Raises KeyError, TypeError or ValueError if something does not fit."""
+    optimizer = trainer.optimizer
+    counts = {int(index): _count(count) for index, count in told["counts"].items()}
+    for updater in _updaters(trainer):
+        remaining = dict(arrays)
+        for index in counts:
+            parameter = trainer._params[index]
+            weight = parameter.list_data()[0]
+            state = optimizer.create_state_multi_precision(index, weight)
+            for place, array in _leaves(state):
+                value = remaining.pop(f"{index}/{place}")
+                if value.shape != array.shape or not np.isfinite(value.asnumpy()).all():
+                    raise ValueError(f"{index}/{place}")
+                value.astype(array.dtype).copyto(array)
+            updater.states[index] = state
+            # Its first use puts the state on the device of the weights.
+            updater.states_synced[index] = False
+        if remaining:
+            raise KeyError(min(remaining))
+    ids = {0, *(device.device_id for device in devices)}
+    optimizer._all_index_update_counts = {number: dict(counts) for number in ids}
+    optimizer._index_update_count = optimizer._all_index_update_counts[0]
+    for name, value in told["numbers"].items():
+        if name not in _OPTIMIZER_NUMBERS:
+            raise KeyError(name)
+        if name == "num_update":
+            value = _count(value)
+        elif value is not None and not np.isfinite(value):
+            raise ValueError(name)
+        setattr(optimizer, name, value)
+
+
+def _network(learner: Learner) -> dict[str, gluon.Parameter]:
+    parameters: dict[str, gluon.Parameter] = learner.net._collect_params_with_prefix()
+    return parameters
+
+
+def _updaters(trainer: gluon.Trainer) -> list[mx.optimizer.Updater]:
+    """Where a trainer keeps its optimizer's arrays, as `Trainer.save_states` finds them."""
+    if not trainer._kv_initialized:
+        trainer._init_kvstore()
+    if trainer._params_to_init:
+        trainer._init_params()
+    return [trainer._kvstore._updater] if trainer._update_on_kvstore else trainer._updaters
+
+
+def _counts(optimizer: mx.optimizer.Optimizer) -> dict[str, int]:
+    """How often each parameter was updated; all devices count the same."""
+    counts: dict[str, int] = {}
+    for of_device in optimizer._all_index_update_counts.values():
+        for index, count in of_device.items():
+            counts[str(index)] = max(count, counts.get(str(index), 0))
+    return counts
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or not 0 <= value < _LARGEST_COUNT:
+        raise ValueError(value)
+    return value
+
+
+def _leaves(state: Any, place: str = "0") -> Iterator[tuple[str, mx.nd.NDArray]]:
+    """The arrays of an optimizer's state: none, one, or nested lists of them."""
+    if isinstance(state, mx.nd.NDArray):
+        yield place, state
+    elif isinstance(state, (list, tuple)):
+        for number, part in enumerate(state):
+            yield from _leaves(part, f"{place}.{number}")
+
+
+def _taken(arrays: dict[str, mx.nd.NDArray], prefix: str) -> dict[str, mx.nd.NDArray]:
+    """Removes the arrays whose names begin with the prefix; their names go on without it."""
+    names = [name for name in arrays if name.startswith(prefix)]
+    return {name[len(prefix) :]: arrays.pop(name) for name in names}

@@ -1,0 +1,169 @@
+"""What a run goes on from: which checkpoint, and whether the flags still fit it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from argparse import Namespace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from embedding_learning.checkpoints import FORMAT, Checkpoint
+from embedding_learning.options import UsageError
+
+# What the state was made with; with another value it would not fit, or not be the same run.
+_MUST_AGREE = (
+    "model", "embed_dim", "feat_dim", "batch_k", "total_batch_size", "batch_num", "image_size",
+    "crop_size", "normalize_weights", "optimizer", "seed",
+)  # fmt: skip
+# What may change, but leads to another model.
+_MAY_CHANGE = (
+    "lr", "lr_beta", "margin", "nu", "factor", "steps", "wd", "momentum", "kvstore",
+    "on_nonfinite",
+)  # fmt: skip
+_PACKAGES = ("mxnet", "mxnet-cu112", "numpy", "opencv-python", "gluoncv")
+_LARGEST = 2**31
+
+
+@dataclass
+class Progress:
+    """How far a run has come; what the log lines to come depend on.
+
+    Attributes
+    ----------
+    epoch : int
+        The one in hand, counted from 0.
+    batch : int
+        Batches of it that are done.
+    interval_loss : float
+        Sum of the losses since the last log interval.
+    epoch_loss : float
+        Sum of the losses of the epoch's log intervals.
+    seconds : float
+        Spent on the epoch's batches.
+    best : float
+        The best Recall@1.
+    best_epoch : int, optional
+        The epoch it was reached in.
+    before : float, optional
+        Recall@1 before training, where that was asked for.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    interval_loss: float = 0.0
+    epoch_loss: float = 0.0
+    seconds: float = 0.0
+    best: float = 0.0
+    best_epoch: int | None = None
+    before: float | None = None
+
+
+def describe(options: Namespace, data_digest: str, progress: Progress) -> dict[str, Any]:
+    """The part of a checkpoint's state that is not the learner's."""
+    return {
+        "format": FORMAT,
+        "progress": asdict(progress),
+        "flags": json.loads(json.dumps(vars(options))),
+        "data": data_digest,
+        "made_with": _made_with(),
+    }
+
+
+def read_progress(checkpoint: Checkpoint, batch_num: int) -> Progress:
+    """How far the run had come. Raises UsageError if that is not told sensibly."""
+    told = checkpoint.state.get("progress")
+    names = {field.name for field in fields(Progress)}
+    if isinstance(told, dict) and told.keys() == names:
+        progress = Progress(**told)
+        counts = (progress.epoch, progress.batch, progress.best_epoch or 0)
+        numbers = (
+            progress.interval_loss, progress.epoch_loss, progress.seconds, progress.best,
+            progress.before or 0.0,
+        )  # fmt: skip
+        if (
+            all(type(count) is int and 0 <= count < _LARGEST for count in counts)
+            and progress.batch <= batch_num
+            and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+        ):
+            return progress
+    raise UsageError(f"--resume {checkpoint.path}: does not tell how far its run had come")
+
+
+def check_flags(checkpoint: Checkpoint, options: Namespace) -> None:
+    """Compares the flags with those of the checkpoint's run.
+
+    Raises UsageError that names all that must agree and do not; logs what else makes the rest of
+    the run another one.
+    """
+    former = checkpoint.state.get("flags")
+    if not isinstance(former, dict):
+        raise UsageError(f"--resume {checkpoint.path}: does not tell the flags of its run")
+    now = json.loads(json.dumps(vars(options)))
+    differing = [_flag(name, former) for name in _MUST_AGREE if former.get(name) != now[name]]
+    if _is_pretrained(former) != _is_pretrained(now):
+        differing.append(f"{'with' if _is_pretrained(former) else 'without'} pretrained weights")
+    if bool(former.get("lr_beta")) != bool(now["lr_beta"]):
+        differing.append(_flag("lr_beta", former))
+    if differing:
+        raise UsageError(
+            f"--resume {checkpoint.path}: was made with {', '.join(differing)}; give these, or "
+            "start anew without --resume"
+        )
+    for name in _MAY_CHANGE:
+        if former.get(name) != now[name]:
+            logging.info(
+                "The run goes on with %s instead of %s.", _flag(name, now), former.get(name)
+            )
+    learner = checkpoint.state.get("learner")
+    former_devices = learner.get("devices") if isinstance(learner, dict) else None
+    devices = len(options.gpus) or options.cpu_contexts
+    if former_devices != devices:
+        logging.warning(
+            "The run goes on with %d devices instead of %s: from the same state, but not to the "
+            "same numbers. Negatives are drawn within a device's share of the batch, and batch "
+            "norm's statistics, which each device counts for itself, are averaged.",
+            devices, former_devices,
+        )  # fmt: skip
+    made_with = checkpoint.state.get("made_with")
+    for name, value in _made_with().items():
+        if isinstance(made_with, dict) and made_with.get(name) != value:
+            logging.info(
+                "Made with %s %s, goes on with %s: the last digits may differ.",
+                name, made_with.get(name), value,
+            )  # fmt: skip
+
+
+def check_data(checkpoint: Checkpoint, data_digest: str, options: Namespace) -> None:
+    """Raises UsageError if the run was trained on other images."""
+    if checkpoint.state.get("data") != data_digest:
+        raise UsageError(
+            f"--resume {checkpoint.path}: was trained on other images, classes or boxes than "
+            f"--data-path {options.data_path} holds with these flags; give those of its run"
+        )
+
+
+def _is_pretrained(flags: dict[str, Any]) -> bool:
+    return bool(flags.get("use_pretrained") or flags.get("pretrained_params"))
+
+
+def _flag(name: str, flags: dict[str, Any]) -> str:
+    flag, value = name.replace("_", "-"), flags.get(name)
+    if isinstance(value, bool) or value is None:
+        return f"--{flag}" if value else f"no --{flag}"
+    if isinstance(value, list):
+        value = ",".join(map(str, value))
+    return f"--{flag} {value}"
+
+
+def _made_with() -> dict[str, str]:
+    """What else decides a number's last digits."""
+    found = {"threads": os.environ.get("OMP_NUM_THREADS", "")}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

@@ -1,0 +1,212 @@
+"""The step: the original's numbers, several devices, no waits; and how the learner is built."""
+
+import hashlib
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd, nd
+from mxnet.gluon import nn
+
+from embedding_learning import MarginLoss, MarginNet, backbones, learner, training
+from embedding_learning.learner import Learner
+from embedding_learning.options import UsageError
+from tests.small import batch_of, net_with_statistics, options, parameters_of, small_net
+
+
+def draw_from_the_next_class(monkeypatch, batch_k=2):
+    """Instead of random negatives: each anchor's place within the class after its own."""
+
+    def draw(self, F, weights, row, like):
+        past_end = F.broadcast_sub(row, F.max(row)) + batch_k
+        rows = F.where(past_end > 0, past_end - 1, row + batch_k)
+        return F.broadcast_add(F.expand_dims(rows, axis=1), F.zeros_like(like))
+
+    monkeypatch.setattr("embedding_learning.sampling.DistanceWeightedSampling._draw", draw)
+
+
+@pytest.mark.shared
+def test_golden_two_steps_of_the_whole_network(golden, shared, monkeypatch):
+    """SqueezeNet, Adam and beta's SGD as the command builds them, the negatives given."""
+    opt = options("--embed-dim=16", "--batch-size=20", f"--batch-k={golden['step/batch_k']}")
+    devices = [mx.cpu()]
+    features = backbones.create(
+        "squeezenet1.1", devices, pretrained_params=str(shared / "weights/squeezenet1.1.params")
+    )
+    for layer in features:
+        if isinstance(layer, nn.Dropout):
+            layer._rate = 0.0
+    net = MarginNet(features, 16, opt.batch_k)
+    net.dense.initialize(ctx=devices)
+    net.embed(nd.array(golden["step/x"][0]))
+    net.dense.weight.set_data(nd.array(golden["step/dense_weight0"]))
+    net.dense.bias.set_data(nd.array(golden["step/dense_bias0"]))
+    given = iter(golden["step/negative_indices"])
+    monkeypatch.setattr(
+        net.sampled,
+        "_draw",
+        lambda F, weights, row, like: nd.array(next(given)).reshape(like.shape),
+    )
+    beta = learner.build_beta(opt, len(golden["step/beta2"]), devices)
+    trainers = learner.build_trainers(opt, net, beta)
+    loss = MarginLoss(opt.margin, opt.nu)
+    for x, expected in zip(golden["step/x"], golden["step/losses"]):
+        batch = mx.io.DataBatch(data=[nd.array(x)], label=[nd.array(golden["step/labels"])])
+        (found,) = Learner(net, beta, loss, trainers, devices).step(batch).losses
+        np.testing.assert_allclose(found.asscalar(), expected, rtol=1e-5)
+
+    np.testing.assert_allclose(beta.data().asnumpy(), golden["step/beta2"], rtol=1e-6)
+    convolutions = [p for name, p in features.collect_params().items() if "conv" in name]
+    weights = [p.data().asnumpy() for p in convolutions if p.name.endswith("weight")]
+    # Adam's first steps are the rate times the gradient's sign, so that a sign lost to rounding
+    # moves a weight by twice the rate; hence absolute tolerances, far below the rates' moves.
+    moved = abs(golden["step/dense_weight2"] - golden["step/dense_weight0"]).max()
+    assert moved > 1e-4
+    for found, name in (
+        (net.dense.weight.data().asnumpy(), "dense_weight2"),
+        (weights[0], "first_conv_weight2"),
+        (weights[-1], "last_conv_weight2"),
+    ):
+        np.testing.assert_allclose(found, golden[f"step/{name}"], atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("kvstore", ["device", "local"])
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_devices_sum_what_one_computes_share_by_share(monkeypatch, kvstore, count):
+    """Parameters after 20 steps equal those of one device that adds up the shares' gradients."""
+    draw_from_the_next_class(monkeypatch)
+    opt = options(
+        f"--cpu-contexts={count}", "--batch-size=8", "--batch-k=2", f"--kvstore={kvstore}"
+    )
+    devices = learner.find_devices(opt)
+    assert devices == [mx.cpu(number) for number in range(count)]
+    net, beta = small_net(devices), learner.build_beta(opt, 5, devices)
+    trainers = learner.build_trainers(opt, net, beta)
+    one, one_beta = small_net([mx.cpu()]), learner.build_beta(opt, 5, [mx.cpu()])
+    one_trainers = learner.build_trainers(opt, one, one_beta)
+    for parameter in [*one.collect_params().values(), one_beta]:
+        parameter.grad_req = "add"
+
+    loss = MarginLoss()
+    loss.hybridize(static_alloc=True, static_shape=True)
+    for step in range(20):
+        batch = batch_of(8 * count, seed=step)
+        Learner(net, beta, loss, trainers, devices).step(batch)
+        for start in range(0, 8 * count, 8):
+            x, y = batch.data[0][start : start + 8], batch.label[0][start : start + 8]
+            with autograd.record():
+                rows, anchors, positives, negatives, _ = one(x)
+                value = loss(anchors, positives, negatives, one_beta, y.take(rows))
+            value.backward()
+        for trainer in one_trainers:
+            trainer.step(8 * count)
+        for parameter in [*one.collect_params().values(), one_beta]:
+            parameter.zero_grad()
+
+    for device in devices:
+        for found, expected in zip(parameters_of(net, device), parameters_of(one)):
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+        np.testing.assert_allclose(
+            beta.data(device).asnumpy(), one_beta.data().asnumpy(), atol=1e-5
+        )
+    assert abs(one_beta.data().asnumpy() - opt.beta).max() > 1e-3
+
+
+def test_a_step_waits_for_no_device(monkeypatch):
+    """Nothing is read back, nothing waited for; the original waits some 70 times."""
+    opt = options("--batch-size=20", "--batch-k=2")
+    devices = [mx.cpu()]
+    net, beta = small_net(devices), learner.build_beta(opt, 10, devices)
+    trainers, loss = learner.build_trainers(opt, net, beta), MarginLoss()
+    loss.hybridize(static_alloc=True, static_shape=True)
+    batch = batch_of(20)
+    learning = Learner(net, beta, loss, trainers, devices)
+    learning.step(batch)
+
+    def wait(*_):
+        raise AssertionError("the step waits")
+
+    for name in ("asnumpy", "asscalar", "wait_to_read", "__bool__"):
+        monkeypatch.setattr(nd.NDArray, name, wait)
+    monkeypatch.setattr(nd, "waitall", wait)
+    training.seed_step(1, 1)
+    (value,) = learning.step(batch).losses
+    monkeypatch.undo()
+    assert np.isfinite(value.asscalar())
+
+
+def test_the_learning_rates_are_divided_by_the_whole_batch():
+    """One sgd step on beta: 0.1 times the gradient over the batch size."""
+    opt = options("--batch-size=20", "--batch-k=2", "--optimizer=sgd")
+    net, beta = small_net([mx.cpu()]), learner.build_beta(opt, 10, [mx.cpu()])
+    trainers = learner.build_trainers(opt, net, beta)
+    Learner(net, beta, MarginLoss(), trainers, [mx.cpu()]).step(batch_of(20))
+    expected = opt.beta - 0.1 * beta.grad().asnumpy() / 20
+    np.testing.assert_allclose(beta.data().asnumpy(), expected, rtol=1e-6)
+
+
+def test_weight_decay_is_on_every_parameter_and_batch_norm_learns():
+    """One sgd step: weight - lr * (gradient / batch + wd * weight), beta and gamma not left out."""
+    opt = options("--batch-size=20", "--batch-k=2", "--optimizer=sgd", "--lr=0.1", "--wd=0.5",
+                  "--momentum=0")  # fmt: skip
+    net = net_with_statistics()
+    learned = [p for p in net.collect_params().values() if p.grad_req != "null"]
+    assert {p.name.rsplit("_", 1)[1] for p in learned} == {"weight", "bias", "gamma", "beta"}
+    before = [p.data().asnumpy() + 0.25 for p in learned]
+    for parameter, value in zip(learned, before):
+        parameter.set_data(nd.array(value))
+    trainers = learner.build_trainers(opt, net, 1.2)
+    Learner(net, 1.2, MarginLoss(), trainers, [mx.cpu()]).step(batch_of(20))
+    for parameter, value in zip(learned, before):
+        expected = value - 0.1 * (parameter.grad().asnumpy() / 20 + 0.5 * value)
+        np.testing.assert_allclose(parameter.data().asnumpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_beta_is_a_constant_without_a_learning_rate_of_its_own():
+    opt = options("--lr-beta=0", "--beta=1.1")
+    assert learner.build_beta(opt, 10, [mx.cpu()]) == 1.1
+    assert len(learner.build_trainers(opt, small_net([mx.cpu()]), 1.1)) == 1
+
+
+@pytest.mark.parametrize(
+    "optimizer, expected", [("adam", {"epsilon": 1e-7}), ("sgd", {"momentum": 0.7}), ("nag", {})]
+)
+def test_optimizer_settings(optimizer, expected):
+    opt = options(f"--optimizer={optimizer}", "--momentum=0.7", "--wd=0.01", "--lr=0.5")
+    trainer = learner.build_trainers(opt, small_net([mx.cpu()]), 1.2)[0]
+    assert (trainer.optimizer.wd, trainer.learning_rate) == (0.01, 0.5)
+    for name, value in expected.items():
+        assert getattr(trainer.optimizer, name) == value
+
+
+def test_missing_gpus_are_told_in_one_line():
+    if mx.context.num_gpus():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UsageError, match=r"--gpus 0,1: .*requirements-gpu.txt.*leave --gpus out"):
+        learner.find_devices(options("--gpus=0,1"))
+
+
+@pytest.mark.gpu
+def test_gpus_are_found():
+    if not mx.context.num_gpus():
+        pytest.skip("needs an NVIDIA GPU")
+    assert learner.find_devices(options("--gpus=0")) == [mx.gpu(0)]
+
+
+def test_a_crop_that_the_backbone_cannot_take_is_told_in_one_line():
+    opt = options("--model=squeezenet1.1", "--image-size=8", "--crop-size=8")
+    with pytest.raises(UsageError, match=r"--crop-size 8: squeezenet1.1 does not run"):
+        learner.build_network(opt, [mx.cpu()])
+
+
+def test_the_whole_network_starts_alike_for_one_seed_and_otherwise_not():
+    def digest(seed):
+        mx.random.seed(seed)
+        opt = options("--model=mobilenet0.25", "--crop-size=32", "--feat-dim=5")
+        net = learner.build_network(opt, [mx.cpu(0), mx.cpu(1)])
+        for parameter in net.collect_params().values():
+            first, second = (parameter.data(device).asnumpy() for device in parameter.list_ctx())
+            np.testing.assert_array_equal(first, second)
+        return hashlib.sha256(b"".join(map(bytes, parameters_of(net)))).hexdigest()
+
+    assert digest(1) == digest(1) != digest(2)
