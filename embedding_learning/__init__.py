@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 from embedding_learning import mxnet_runtime
 
 mxnet_runtime.install()
+
+# OpenCV reads this once, when it is loaded, which MXNet does too. By its own limit, 2**30 pixels, a
+# file of some KB could take 3 GB in each thread that decodes.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**27))
 
 # Imported when first used: MXNet takes seconds to import, and --help needs none of it.
 _HOME_OF = {

@@ -8,6 +8,7 @@ whole one.
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import json
 import logging
@@ -29,6 +30,12 @@ from embedding_learning.whole_files import replaced_whole
 # Goes up when an older program could not go on from what is written.
 FORMAT = 1
 _NAME = re.compile(r"checkpoint-(\d{4,})-(\d{6,})\.safetensors")
+_BEST_NAME = re.compile(r"best-(\d{4,})\.params")
+
+# What no run comes near: the largest backbones have some 1,500 arrays, an optimizer a few for each.
+_MOST_ARRAYS = 100_000
+_LONGEST_NAME = 1000  # characters
+_LONGEST_STATE = 2**20  # characters
 
 
 class DamagedError(Exception):
@@ -69,15 +76,19 @@ def read(path: Path) -> Checkpoint:
 
     Raises DamagedError if it is not whole or of another format, OSError if it cannot be read.
     """
+    if path.exists() and not path.is_file():  # Opening a pipe would wait for a writer.
+        raise DamagedError("it is no file")
     with open(path, "rb"):  # An OSError of Python's own says why it cannot be read.
         pass
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
+            names, metadata = file.keys(), file.metadata() or {}
+            text = metadata.get("state", "")
+            _check_sizes(names, text)
+            arrays = {name: file.get_tensor(name) for name in names}
+    # An AttributeError is a type of numbers that numpy lacks.
+    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError("it is cut off, damaged or no checkpoint") from error
-    text = metadata.get("state", "")
     if metadata.get("sha256") != _digest(arrays, text):
         raise DamagedError("its checksum does not fit its content")
     try:
@@ -87,6 +98,16 @@ def read(path: Path) -> Checkpoint:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise DamagedError("it is of another version of this program")
     return Checkpoint(path, arrays, state)
+
+
+def _check_sizes(names: list[str], state: str) -> None:
+    """Raises DamagedError for what no run writes, or a message of one line could not tell."""
+    if (
+        len(names) > _MOST_ARRAYS
+        or len(state) > _LONGEST_STATE
+        or not all(name.isprintable() and len(name) <= _LONGEST_NAME for name in names)
+    ):
+        raise DamagedError("it is no checkpoint of this program")
 
 
 def _digest(arrays: dict[str, np.ndarray], text: str) -> str:
@@ -132,18 +153,20 @@ class RunFolder:
         try:
             self.path.mkdir(exist_ok=True)
             lock = os.open(self.path, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(lock)
+                raise
+        except BlockingIOError:
+            raise UsageError(
+                f"--save-model-prefix {self._prefix}: another run is writing to {self.path}; wait "
+                "for it, or choose another prefix"
+            ) from None
         except OSError as error:
             raise UsageError(
                 f"--save-model-prefix {self._prefix}: cannot use the folder {self.path} "
                 f"({error.strerror}); choose another prefix"
-            ) from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise UsageError(
-                f"--save-model-prefix {self._prefix}: another run is writing to {self.path}; wait "
-                "for it, or choose another prefix"
             ) from None
         if self._lock >= 0:
             os.close(self._lock)
@@ -155,9 +178,11 @@ class RunFolder:
         A run that does not go on from the newest checkpoint here gets an empty folder; what lies
         in this one is moved aside. `best_epoch` is the epoch of the best network up to there.
         """
+        self._sweep()
         source = continued.path.parent if continued else self.path
         files = _newest_first(self.path)
-        goes_on = continued is not None and files and continued.path.samefile(files[0])
+        # Another run may have removed the checkpoint meanwhile, so the names are compared.
+        goes_on = continued and files and continued.path.resolve() == files[0].resolve()
         if not goes_on and any(_position(file) > (0, 0) for file in files):
             aside = next(
                 path for n in range(1, 10**6) if not (path := Path(f"{self.path}.{n}")).exists()
@@ -169,6 +194,13 @@ class RunFolder:
             self._claim()
         if continued and best_epoch is not None:
             self._take_best(source, best_epoch)
+
+    def _sweep(self) -> None:
+        """Removes what a run that was killed had begun to write."""
+        folder, name = os.path.split(self._prefix)
+        beside = Path(folder).glob(f"{glob.escape(name)}.params.*.partial")
+        for file in [*self.path.glob("*.partial"), *beside]:
+            file.unlink(missing_ok=True)
 
     def _take_best(self, source: Path, epoch: int) -> None:
         """Makes the best network so far this run's own again."""
@@ -205,10 +237,11 @@ class RunFolder:
         for file in files[self._keep :]:
             file.unlink(missing_ok=True)
         # Only later best networks, and the last before it, can be those of a checkpoint.
-        oldest = self.best(_position(files[: self._keep][-1])[0])
-        former = sorted(file for file in self.path.glob("best-*.params") if file < oldest)
-        for file in former[:-1]:
-            file.unlink(missing_ok=True)
+        oldest, _ = _position(files[: self._keep][-1])
+        matches = (_BEST_NAME.fullmatch(file.name) for file in self.path.iterdir())
+        former = sorted(int(match[1]) for match in matches if match and int(match[1]) < oldest)
+        for best_epoch in former[:-1]:
+            self.best(best_epoch).unlink(missing_ok=True)
 
     def restore(self) -> None:
         """Makes the folder anew if it was removed while the run went on."""
@@ -225,14 +258,17 @@ def find(resume: str, prefix: str) -> Checkpoint | None:
     Raises UsageError if what it names is not there or damaged.
     """
     path = Path(f"{prefix}.run" if resume == "auto" else resume)
-    if not path.is_dir():
+    if not os.path.isdir(path):  # unlike Path's it raises nothing
         if resume == "auto":
             return None
         try:
             return read(path)
         except (DamagedError, OSError) as error:
             raise UsageError(f"--resume {resume}: {_reason(error)}") from None
-    files = _newest_first(path)
+    try:
+        files = _newest_first(path)
+    except OSError as error:
+        raise UsageError(f"--resume {resume}: {_reason(error)}") from None
     for file in files:
         try:
             return read(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from mxnet import gluon
 
 from embedding_learning.learner import Learner
+from embedding_learning.monitoring import TrainingFault
 from embedding_learning.options import UsageError
 from embedding_learning.parameter_files import set_parameters
 
@@ -17,6 +19,8 @@ from embedding_learning.parameter_files import set_parameters
 # LBSGD's progress. How often each parameter was updated is kept apart.
 _OPTIMIZER_NUMBERS = ("num_update", "m_schedule", "last_lr", "cur_lr", "lbmult", "admult")
 _LARGEST_COUNT = 2**31
+# What no machine has.
+_MOST_DEVICES = 1024
 
 
 def gather(learner: Learner) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -28,6 +32,9 @@ def gather(learner: Learner) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         ``network/NAME``, ``statistics/DEVICE/NAME`` (what each device counts for itself: batch
         norm's running statistics), ``beta`` and ``optimizer/TRAINER/PARAMETER/PLACE``; and as JSON
         knows it the number of devices and each optimizer's counts.
+
+    Raises TrainingFault if any of it is not finite: even a finite gradient can lead to an infinite
+    weight, and nothing could go on from that.
     """
     arrays: dict[str, np.ndarray] = {}
     for name, parameter in _network(learner).items():
@@ -43,16 +50,14 @@ def gather(learner: Learner) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         for index, state in updater.states.items():
             for place, array in _leaves(state):
                 arrays[f"optimizer/{number}/{index}/{place}"] = array.asnumpy()
-        optimizers.append(
-            {
-                "counts": _counts(trainer.optimizer),
-                "numbers": {
-                    name: getattr(trainer.optimizer, name)
-                    for name in _OPTIMIZER_NUMBERS
-                    if hasattr(trainer.optimizer, name)
-                },
-            }
-        )
+        counts, numbers = _counts(trainer.optimizer), _numbers(trainer.optimizer)
+        optimizers.append({"counts": counts, "numbers": numbers})
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise TrainingFault(
+                f"{name} is not finite any more; most often --lr or --lr-beta is too high: try a "
+                "tenth, from the last checkpoint with --resume"
+            )
     return arrays, {"devices": len(learner.devices), "optimizers": optimizers}
 
 
@@ -62,34 +67,45 @@ def restore(
     """Makes a new learner what another was when `gather` was called.
 
     On another number of devices what each had counted for itself is averaged. Raises UsageError,
-    which begins with `source`, if arrays or numbers are missing, left over or misshapen.
+    which begins with `source`, if arrays or numbers are missing, left over, misshapen or not
+    finite.
     """
-    left = {name: mx.nd.array(array, dtype=array.dtype) for name, array in arrays.items()}
-    _restore_network(learner, left, state, source)
+    left = _loaded(arrays, source)
+    set_parameters(_network(learner), _taken(left, "network/"), source, learner.devices)
     if isinstance(learner.beta, gluon.Parameter):
         beta = {"beta": left.pop("beta")} if "beta" in left else {}
         set_parameters({"beta": learner.beta}, beta, source, learner.devices)
+    # With several devices a trainer begins by giving all of them what the first one has.
+    for trainer in learner.trainers:
+        _updaters(trainer)
+    _restore_statistics(learner, left, state, source)
     try:
         for number, trainer in enumerate(learner.trainers):
             told = state["optimizers"][number]
             prefix = f"optimizer/{number}/"
             _restore_optimizer(trainer, _taken(left, prefix), told, learner.devices)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UsageError(f"{source}: the optimizer's state does not fit the run") from error
     if left:
         raise UsageError(f"{source}: has {min(left)}, which is no part of this run")
 
 
-def _restore_network(
+def _loaded(arrays: dict[str, np.ndarray], source: str) -> dict[str, mx.nd.NDArray]:
+    """The arrays as MXNet's; it knows no other types and no empty ones."""
+    for name, array in arrays.items():
+        if array.dtype != np.float32 or not array.size or not np.isfinite(array).all():
+            raise UsageError(f"{source}: {name} is no array of finite numbers (float32)")
+    return {name: mx.nd.array(array) for name, array in arrays.items()}
+
+
+def _restore_statistics(
     learner: Learner, left: dict[str, mx.nd.NDArray], state: dict[str, Any], source: str
 ) -> None:
-    parameters = _network(learner)
-    set_parameters(parameters, _taken(left, "network/"), source, learner.devices)
     devices = state.get("devices")
-    if not isinstance(devices, int) or not 0 < devices <= len(left) + 1:
+    if not isinstance(devices, int) or not 0 < devices <= _MOST_DEVICES:
         raise UsageError(f"{source}: tells no number of devices")
     counted = [_taken(left, f"statistics/{number}/") for number in range(devices)]
-    for name, parameter in parameters.items():
+    for name, parameter in _network(learner).items():
         if parameter.grad_req != "null":
             continue
         try:
@@ -97,9 +113,9 @@ def _restore_network(
             if devices != len(learner.devices):
                 values = [sum(values) / devices] * len(learner.devices)
             for data, value in zip(parameter.list_data(), values):
-                if value.shape != data.shape or not np.isfinite(value.asnumpy()).all():
+                if value.shape != data.shape:
                     raise KeyError(name)
-                value.astype(data.dtype).copyto(data)
+                value.copyto(data)
         except (KeyError, mx.base.MXNetError) as error:
             raise UsageError(f"{source}: has no fitting {name} for each device") from error
     if any(counted):
@@ -112,9 +128,9 @@ def _restore_optimizer(
     told: dict[str, Any],
     devices: list[mx.Context],
 ) -> None:
-    """Raises KeyError, TypeError or ValueError if something does not fit."""
+    """Raises some of Python's own errors if something does not fit."""
     optimizer = trainer.optimizer
-    counts = {int(index): _count(count) for index, count in told["counts"].items()}
+    counts = {_count(int(index)): _count(count) for index, count in told["counts"].items()}
     for updater in _updaters(trainer):
         remaining = dict(arrays)
         for index in counts:
@@ -123,9 +139,9 @@ def _restore_optimizer(
             state = optimizer.create_state_multi_precision(index, weight)
             for place, array in _leaves(state):
                 value = remaining.pop(f"{index}/{place}")
-                if value.shape != array.shape or not np.isfinite(value.asnumpy()).all():
+                if value.shape != array.shape:
                     raise ValueError(f"{index}/{place}")
-                value.astype(array.dtype).copyto(array)
+                value.copyto(array)
             updater.states[index] = state
             # Its first use puts the state on the device of the weights.
             updater.states_synced[index] = False
@@ -134,12 +150,16 @@ def _restore_optimizer(
     ids = {0, *(device.device_id for device in devices)}
     optimizer._all_index_update_counts = {number: dict(counts) for number in ids}
     optimizer._index_update_count = optimizer._all_index_update_counts[0]
-    for name, value in told["numbers"].items():
-        if name not in _OPTIMIZER_NUMBERS:
-            raise KeyError(name)
+    numbers = told["numbers"]
+    if numbers.keys() != _numbers(optimizer).keys():
+        raise KeyError("numbers")
+    for name, value in numbers.items():
         if name == "num_update":
-            value = _count(value)
-        elif value is not None and not np.isfinite(value):
+            _count(value)
+        elif value is None:  # LARS begins so.
+            if getattr(optimizer, name) is not None:
+                raise ValueError(name)
+        elif not math.isfinite(value):
             raise ValueError(name)
         setattr(optimizer, name, value)
 
@@ -165,6 +185,13 @@ def _counts(optimizer: mx.optimizer.Optimizer) -> dict[str, int]:
         for index, count in of_device.items():
             counts[str(index)] = max(count, counts.get(str(index), 0))
     return counts
+
+
+def _numbers(optimizer: mx.optimizer.Optimizer) -> dict[str, Any]:
+    """What the optimizer keeps beside arrays and counts."""
+    return {
+        name: getattr(optimizer, name) for name in _OPTIMIZER_NUMBERS if hasattr(optimizer, name)
+    }
 
 
 def _count(value: Any) -> int:

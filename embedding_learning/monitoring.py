@@ -73,7 +73,8 @@ class Monitor:
         """The embeddings (n, d) of a device's batch."""
         x = embeddings.astype(np.float64)
         squares = (x**2).sum(axis=1)
-        farthest = np.sqrt((squares[:, None] + squares - 2 * x @ x.T).max())
+        # Rounding makes the squares of equal embeddings' distances negative.
+        farthest = np.sqrt(max(0.0, (squares[:, None] + squares - 2 * x @ x.T).max()))
         if farthest < self._cutoff:
             self._warn(
                 "collapse",

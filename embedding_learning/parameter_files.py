@@ -150,7 +150,8 @@ def set_parameters(
             raise UsageError(
                 f"{source}: {name} has the shape {found}, the network needs {needed}; {_OTHER}"
             )
-        if not np.isfinite(arrays[name].asnumpy()).all():
+        # A float64 may be too large for the parameter's type.
+        if not np.isfinite(arrays[name].astype(parameter.dtype, copy=False).asnumpy()).all():
             raise UsageError(f"{source}: {name} holds values that are not finite")
     for name, parameter in parameters.items():
         parameter.shape = arrays[name].shape
@@ -214,9 +215,9 @@ def _passed_over(file: BinaryIO) -> _Stored:
     _require(min(shape, default=1) >= 1 and math.prod(shape) <= _MOST_VALUES)
     _require(0 <= code < len(_DTYPES))
     length = math.prod(shape) * np.dtype(_DTYPES[code]).itemsize
+    _require(length <= _left(file))
     array = _Stored(_DTYPES[code], shape, file.tell(), length)
     file.seek(length, os.SEEK_CUR)
-    _require(_left(file) >= 0)
     return array
 
 
@@ -280,10 +281,9 @@ def _integers(file: BinaryIO, layout: str) -> tuple[int, ...]:
 
 
 def _read(file: BinaryIO, length: int) -> bytes:
-    """The next bytes of the file, if it holds that many."""
-    _require(length <= _left(file))
+    """The next bytes of the file. The caller has bounded their number."""
     data = file.read(length)
-    _require(len(data) == length)  # nobody has cut it meanwhile
+    _require(len(data) == length)
     return data
 
 

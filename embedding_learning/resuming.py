@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
+import sys
 from argparse import Namespace
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -27,6 +27,8 @@ _MAY_CHANGE = (
 )  # fmt: skip
 _PACKAGES = ("mxnet", "mxnet-cu112", "numpy", "opencv-python", "gluoncv")
 _LARGEST = 2**31
+_LARGEST_NUMBER = sys.float_info.max
+_LONGEST_SHOWN = 500  # characters
 
 
 @dataclass
@@ -80,15 +82,17 @@ def read_progress(checkpoint: Checkpoint, batch_num: int) -> Progress:
     names = {field.name for field in fields(Progress)}
     if isinstance(told, dict) and told.keys() == names:
         progress = Progress(**told)
-        counts = (progress.epoch, progress.batch, progress.best_epoch or 0)
-        numbers = (
-            progress.interval_loss, progress.epoch_loss, progress.seconds, progress.best,
-            progress.before or 0.0,
-        )  # fmt: skip
+        counts = [progress.epoch, progress.batch]
+        if progress.best_epoch is not None:
+            counts.append(progress.best_epoch)
+        numbers = [progress.interval_loss, progress.epoch_loss, progress.seconds, progress.best]
+        if progress.before is not None:
+            numbers.append(progress.before)
         if (
             all(type(count) is int and 0 <= count < _LARGEST for count in counts)
             and progress.batch <= batch_num
-            and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+            and all(type(number) in (int, float) for number in numbers)
+            and all(abs(number) <= _LARGEST_NUMBER for number in numbers)  # no NaN either
         ):
             return progress
     raise UsageError(f"--resume {checkpoint.path}: does not tell how far its run had come")
@@ -101,7 +105,8 @@ def check_flags(checkpoint: Checkpoint, options: Namespace) -> None:
     the run another one.
     """
     former = checkpoint.state.get("flags")
-    if not isinstance(former, dict):
+    names = (*_MUST_AGREE, *_MAY_CHANGE, "beta")
+    if not isinstance(former, dict) or not all(_is_showable(former.get(name)) for name in names):
         raise UsageError(f"--resume {checkpoint.path}: does not tell the flags of its run")
     now = json.loads(json.dumps(vars(options)))
     differing = [_flag(name, former) for name in _MUST_AGREE if former.get(name) != now[name]]
@@ -114,7 +119,8 @@ def check_flags(checkpoint: Checkpoint, options: Namespace) -> None:
             f"--resume {checkpoint.path}: was made with {', '.join(differing)}; give these, or "
             "start anew without --resume"
         )
-    for name in _MAY_CHANGE:
+    # Where beta is learned, its first value does not matter any more.
+    for name in _MAY_CHANGE if now["lr_beta"] else (*_MAY_CHANGE, "beta"):
         if former.get(name) != now[name]:
             logging.info(
                 "The run goes on with %s instead of %s.", _flag(name, now), former.get(name)
@@ -122,7 +128,7 @@ def check_flags(checkpoint: Checkpoint, options: Namespace) -> None:
     learner = checkpoint.state.get("learner")
     former_devices = learner.get("devices") if isinstance(learner, dict) else None
     devices = len(options.gpus) or options.cpu_contexts
-    if former_devices != devices:
+    if former_devices != devices and _is_showable(former_devices):
         logging.warning(
             "The run goes on with %d devices instead of %s: from the same state, but not to the "
             "same numbers. Negatives are drawn within a device's share of the batch, and batch "
@@ -131,10 +137,11 @@ def check_flags(checkpoint: Checkpoint, options: Namespace) -> None:
         )  # fmt: skip
     made_with = checkpoint.state.get("made_with")
     for name, value in _made_with().items():
-        if isinstance(made_with, dict) and made_with.get(name) != value:
+        former_value = made_with.get(name) if isinstance(made_with, dict) else None
+        if former_value != value and _is_showable(former_value):
             logging.info(
                 "Made with %s %s, goes on with %s: the last digits may differ.",
-                name, made_with.get(name), value,
+                name, former_value, value,
             )  # fmt: skip
 
 
@@ -149,6 +156,15 @@ def check_data(checkpoint: Checkpoint, data_digest: str, options: Namespace) -> 
 
 def _is_pretrained(flags: dict[str, Any]) -> bool:
     return bool(flags.get("use_pretrained") or flags.get("pretrained_params"))
+
+
+def _is_showable(value: Any) -> bool:
+    """Whether a value from a file, which may be a stranger's, can stand in a line of text."""
+    parts = value if isinstance(value, list) else [value]
+    if any(isinstance(part, (list, dict)) for part in parts):
+        return False
+    text = ",".join(map(str, parts))
+    return text.isprintable() and len(text) <= _LONGEST_SHOWN
 
 
 def _flag(name: str, flags: dict[str, Any]) -> str:

@@ -129,6 +129,30 @@ def test_a_damaged_store_is_built_anew_and_says_so(
     np.testing.assert_array_equal(before, anew(images))
 
 
+@pytest.mark.parametrize("name", ["lock", "index", "pixels", "index.new", "pixels.new"])
+@pytest.mark.parametrize("other_is_damaged", [False, True])
+def test_a_link_in_a_store_leads_to_no_other_file(
+    images: ImageSet, tmp_path: Path, name: str, other_is_damaged: bool
+) -> None:
+    """The link's target has the size and the beginning of what the store should have there."""
+    folder = tmp_path / "store"
+    open_store(images, SIZE, folder, 2)
+    home, precious = home_of(folder), tmp_path / "precious"
+    content = (home / name.replace(".new", "")).read_bytes() or b"not to be changed"
+    precious.write_bytes(content)
+    (home / name).unlink(missing_ok=True)
+    (home / name).symlink_to(precious)
+    if other_is_damaged:
+        (home / ("pixels" if name.startswith("index") else "index")).unlink()
+    os.utime(images.paths[4], ns=(0, 0))
+    Path(images.paths[5]).write_bytes(Path(images.paths[0]).read_bytes())
+    store = open_store(images, SIZE, folder, 2)
+    assert precious.read_bytes() == content
+    if name != "lock":
+        assert store is not None
+        np.testing.assert_array_equal(store[0], anew(images))
+
+
 def test_a_full_disk_falls_back_with_a_warning(
     images: ImageSet,
     tmp_path: Path,

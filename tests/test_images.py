@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedding_learning.datasets import DataError, ImageSet
+from embedding_learning.datasets import DataError, ImageSet, lists
 from embedding_learning.images import Decoder, crop, find_faults, read_image
 from embedding_learning.iterators import SequentialBatches
 from embedding_learning.model import ImageNormalization
@@ -144,7 +147,11 @@ def test_what_leaves_the_image_is_cut_off_the_box(
 
 
 @pytest.mark.parametrize(
-    "box", [(SIDE, 0, 5, 5), (0, SIDE, 5, 5), (-5, 0, 5, 5), (0, -5, 5, 5), (90, 90, 2, 2)]
+    "box",
+    [
+        *((SIDE, 0, 5, 5), (0, SIDE, 5, 5), (-5, 0, 5, 5), (0, -5, 5, 5), (90, 90, 2, 2)),
+        *((-9, 0, 5, 5), (0, -9, 5, 5), (-9, -9, 5, 5)),
+    ],
 )
 def test_a_box_outside_of_the_image_is_refused(tmp_path: Path, box: tuple[int, ...]) -> None:
     path = tmp_path / "image.png"
@@ -202,6 +209,57 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         with pytest.raises(DataError) as caught:
             read_image(str(path), None, SIDE)
         assert str(caught.value).startswith(f"{path}: cannot be read: ")
+
+
+def test_a_path_with_a_zero_byte_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\\x00b\.jpg: cannot be read: "):
+        read_image(f"{tmp_path}/a\0b.jpg", None, SIDE)
+
+
+def test_what_is_no_plain_file_or_too_large_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a link to /dev/zero would be, which never ends; /dev/null ends at once."""
+    (tmp_path / "link.jpg").symlink_to("/dev/null")
+    with pytest.raises(DataError, match=r"link\.jpg: cannot be read: it is no plain file"):
+        read_image(str(tmp_path / "link.jpg"), None, SIDE)
+    save_plain(tmp_path / "image.png")
+    monkeypatch.setattr(lists, "_MOST_BYTES", (tmp_path / "image.png").stat().st_size)
+    read_image(str(tmp_path / "image.png"), None, SIDE)
+    monkeypatch.setattr(lists, "_MOST_BYTES", (tmp_path / "image.png").stat().st_size - 1)
+    with pytest.raises(DataError, match=r"image\.png: cannot be read: it is larger than"):
+        read_image(str(tmp_path / "image.png"), None, SIDE)
+
+
+@pytest.mark.parametrize("height, refused", [(2**14, False), (2**14 + 1, True)])
+def test_an_image_of_more_than_134_million_pixels_is_refused_by_its_header(
+    tmp_path: Path, height: int, refused: bool
+) -> None:
+    """In a process of its own, where the package is imported before OpenCV, as in the program."""
+    header = cv2.imencode(".bmp", np.zeros((1, 1, 3), np.uint8))[1].tobytes()
+    header = header[:18] + struct.pack("<ii", 2**13, height) + header[26:]
+    (tmp_path / "image.bmp").write_bytes(header)
+    decode = (
+        "import embedding_learning, cv2, numpy as np; "
+        f"cv2.imdecode(np.fromfile({str(tmp_path / 'image.bmp')!r}, np.uint8), 1)"
+    )
+    result = subprocess.run([sys.executable, "-c", decode], stderr=subprocess.PIPE, text=True)
+    assert ("IO_MAX_IMAGE_PIXELS" in result.stderr) == refused == bool(result.returncode)
+
+
+def test_a_png_chunk_that_claims_gigabytes_takes_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenCV would take them, so it must not see the file."""
+    save_plain(tmp_path / "image.png")
+    encoded = (tmp_path / "image.png").read_bytes()
+    at = encoded.index(b"IDAT") - 4
+    (tmp_path / "claims.png").write_bytes(encoded[:at] + b"\xff" * 4 + encoded[at + 4 :])
+    (tmp_path / "longer.png").write_bytes(encoded + b"\xff" * 9)
+    read_image(str(tmp_path / "longer.png"), None, SIDE)
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("was decoded"))
+    with pytest.raises(DataError, match=r"claims\.png: is not a whole image"):
+        read_image(str(tmp_path / "claims.png"), None, SIDE)
 
 
 @pytest.mark.parametrize("flip", [False, True])

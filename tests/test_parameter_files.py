@@ -29,6 +29,7 @@ from embedding_learning.parameter_files import (
     set_parameters,
 )
 
+ROOT = Path(__file__).resolve().parent.parent
 DIMENSIONS = 5
 DTYPES = ["float32", "float64", "float16", "uint8", "int32", "int8", "int64", "bool"]
 MARKER = b"\nembedding_learning description of the network\n"
@@ -102,9 +103,9 @@ def small_file() -> bytes:
     return packed(arrays, [b"conv.weight", b"arg:conv.bias", b"scale"])
 
 
-def described(content: bytes, text: bytes) -> bytes:
+def described(content: bytes, text: bytes, marker: bytes = MARKER) -> bytes:
     """The file with a description and its right checksum behind it."""
-    content += MARKER + b'{"description": ' + text + b', "sha256": "'
+    content += marker + b'{"description": ' + text + b', "sha256": "'
     return content + hashlib.sha256(content).hexdigest().encode() + b'"}\n'
 
 
@@ -232,7 +233,7 @@ def test_a_full_disk_leaves_the_former_file(tmp_path: Path) -> None:
     path, whole = tmp_path / "net.params", tmp_path / "whole"
     path.write_bytes(b"former")
     command = [sys.executable, "-c", _SAVE_ON_A_FULL_DISK, str(path), str(whole)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == f"{errno.EFBIG} former\n" * 4
     assert path.read_bytes() == whole.read_bytes()
     assert len(list(tmp_path.iterdir())) == 2
@@ -382,6 +383,14 @@ def test_a_description_of_a_stranger_is_refused_though_its_sum_is_right(
     assert refused(tmp_path / "net.params", described(small_file(), text))
 
 
+def test_a_description_behind_another_line_is_refused_though_its_sum_is_right(
+    tmp_path: Path,
+) -> None:
+    for marker in (MARKER, MARKER.replace(b"network", b"newtork")):
+        content = described(small_file(), b'{"a": 1}', marker)
+        assert refused(tmp_path / "net.params", content) == (marker != MARKER)
+
+
 @pytest.mark.parametrize("line", [b"[1]", b"1", b"", b"{}", b'{"description": {}}', b"[" * 10**6])
 def test_a_line_that_describes_nothing_is_refused(tmp_path: Path, line: bytes) -> None:
     assert refused(tmp_path / "net.params", small_file() + MARKER + line + b"\n")
@@ -502,6 +511,13 @@ def test_a_file_that_holds_no_parameters_is_refused(tmp_path: Path, content: byt
     with pytest.raises(UsageError) as caught:
         read_parameters(str(file), "--resume")
     assert str(caught.value) == f"--resume {file}: is damaged or not a Gluon parameter file"
+
+
+@pytest.mark.parametrize("place", range(16))
+def test_a_file_that_begins_otherwise_is_refused(tmp_path: Path, place: int) -> None:
+    content = small_file()
+    changed = bytes([content[place] ^ 1])
+    assert refused(tmp_path / "net.params", content[:place] + changed + content[place + 1 :])
 
 
 @pytest.mark.parametrize("arrays", [[mx.nd.ones(2)], [], {}])
@@ -661,10 +677,13 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
         for size in HUGE:
             changed = content[:place] + struct.pack("<Q", size) + content[place + 8 :]
             (tmp_path / f"2-{place}-{size}").write_bytes(changed)
+    with open(tmp_path / "2-tail", "wb") as file:
+        file.write(content + MARKER)
+        file.truncate(2**30)  # a hole that takes no place
     command = [sys.executable, "-c", _READ_WITHOUT_MEMORY, str(tmp_path), str(2 * bytes_in_all)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.stderr == ""
-    assert done.stdout.split() == ["refused"] * len(places) * len(HUGE) + ["2"]
+    assert done.stdout.split() == ["refused"] * (len(places) * len(HUGE) + 1) + ["2"]
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
@@ -699,17 +718,13 @@ def test_a_file_that_is_cut_while_it_is_read_is_refused(
 ) -> None:
     file = tmp_path / "net.params"
     file.write_bytes(packed([packed_array((30_000,))], [b"a"]))
-    size = file.stat().st_size
-    monkeypatch.setattr(os, "fstat", lambda _: os.stat_result((0,) * 6 + (size, 0, 0, 0)))
-    read_parameters(str(file), "--resume")
-
-    loaded = parameter_files._loaded
+    checked = parameter_files._description
 
     def cut(*arguments: Any) -> Any:
         os.truncate(file, 20_000)
-        return loaded(*arguments)
+        return checked(*arguments)
 
-    monkeypatch.setattr(parameter_files, "_loaded", cut)
+    monkeypatch.setattr(parameter_files, "_description", cut)
     with pytest.raises(UsageError, match="is damaged"):
         read_parameters(str(file), "--resume")
 
@@ -745,6 +760,13 @@ def test_a_size_that_is_not_known_yet_is_shown_as_such() -> None:
     parameters = {"weight": nn.Dense(10).weight}
     with pytest.raises(UsageError, match=r"the shape \(10,\), the network needs \(10, \?\); "):
         set_parameters(parameters, {"weight": mx.nd.ones(10)}, "--resume x", [mx.cpu()])
+
+
+def test_a_number_too_large_for_the_parameter_is_not_finite() -> None:
+    parameters = {"weight": nn.BatchNorm(in_channels=2).gamma}
+    arrays = {"weight": mx.nd.array([1, 1e300], dtype="float64")}
+    with pytest.raises(UsageError, match=r"^--resume x: weight holds values that are not finite$"):
+        set_parameters(parameters, arrays, "--resume x", [mx.cpu()])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

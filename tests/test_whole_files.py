@@ -12,6 +12,8 @@ import pytest
 
 from embedding_learning.whole_files import replaced_whole
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 def contents(folder: Path) -> dict[str, bytes]:
     """The files of a folder by name."""
@@ -139,6 +141,6 @@ except OSError as error:
 def test_a_full_disk_leaves_the_former_file_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"former")
     command = [sys.executable, "-c", _FILL, str(tmp_path / "file")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == f"{errno.EFBIG}\n"
     assert contents(tmp_path) == {"file": b"former"}

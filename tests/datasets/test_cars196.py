@@ -131,6 +131,9 @@ def test_a_missing_file_and_a_folder_in_its_place_are_named(tmp_path: Path) -> N
     assert "no such file" in fault(tmp_path)
     (tmp_path / "cars_annos.mat").mkdir()
     assert "is damaged or another file" in fault(tmp_path)
+    (tmp_path / "cars_annos.mat").rmdir()
+    (tmp_path / "cars_annos.mat").symlink_to("/dev/null")
+    assert "it is no plain file" in fault(tmp_path)
     with pytest.raises(DataError, match="nowhere: no such folder"):
         cars196.read(tmp_path / "nowhere")
 

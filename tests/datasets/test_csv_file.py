@@ -121,3 +121,11 @@ def test_a_file_that_is_empty_or_no_text_or_missing_is_named(tmp_path: Path) -> 
     assert fault(tmp_path, ROWS.encode("utf-16")).startswith(" cannot be read as UTF-8 text")
     with pytest.raises(DataError, match=r"nowhere.csv: no such file; .*--data-path"):
         load(str(tmp_path / "nowhere.csv"), "nowhere")
+    (tmp_path / "link.csv").symlink_to("/dev/null")
+    with pytest.raises(DataError, match=r"link.csv: cannot be read .* it is no plain file"):
+        load(str(tmp_path / "link.csv"), "nowhere")
+
+
+def test_a_path_with_a_line_end_is_told_in_one_line(tmp_path: Path) -> None:
+    rows = ROWS + '"two\nlines.jpg",9,test\n"two\nlines.jpg",9,test\n'
+    assert f"{tmp_path}/two\\nlines.jpg stands here a second time" in fault(tmp_path, rows)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_learning.datasets import DataError, cub200
+from embedding_learning.datasets import DataError, cub200, lists
 
 # Three classes whose numbers have gaps and are not in order, names with spaces, fractional boxes.
 FILES = {
@@ -128,6 +128,9 @@ def test_lines_belong_together_by_their_ids(folder: Path) -> None:
         ("image_class_labels.txt", 4, "4 -2", "a class number expected: '-2'"),
         ("image_class_labels.txt", 4, "4 2.5", "a class number expected: '2.5'"),
         ("image_class_labels.txt", 4, "4 ²", "a class number expected: '²'"),
+        ("image_class_labels.txt", 4, f"4 {2**63}", f"a class number expected: '{2**63}'"),
+        # More digits than int() takes.
+        ("image_class_labels.txt", 4, f"4 {'9' * 5000}", "a class number expected: '9999"),
         ("image_class_labels.txt", 4, "4 2 2", "a class number expected: '2 2'"),
         ("image_class_labels.txt", 4, "3 2", "image 3 stands here a second time"),
         ("image_class_labels.txt", 4, "44 2", "image 44 does not stand in"),
@@ -230,3 +233,20 @@ def test_the_whole_of_cub_200_2011_is_read(shared: Path, tmp_path: Path) -> None
     assert images.boxes.tolist() == expected
     assert len(images.of_classes(0, 100)) == 5864
     assert len(images.of_classes(100, 200)) == 5924
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_no_plain_file_or_too_large_is_not_read(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a link to /dev/zero would be, which never ends; /dev/null ends at once."""
+    monkeypatch.setattr(lists, "_MOST_BYTES", 1000)
+    (folder / name).write_bytes((folder / name).read_bytes().ljust(1000, b"\n"))
+    assert len(cub200.read(folder)) == 5
+    (folder / name).write_bytes((folder / name).read_bytes() + b"\n")
+    with pytest.raises(DataError, match=f"{name}: cannot be read .*it is larger than"):
+        cub200.read(folder)
+    (folder / name).unlink()
+    (folder / name).symlink_to("/dev/null")
+    with pytest.raises(DataError, match=f"{name}: cannot be read .*it is no plain file"):
+        cub200.read(folder)

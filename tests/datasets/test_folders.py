@@ -85,6 +85,21 @@ def test_links_are_followed_but_not_in_a_circle(tmp_path: Path) -> None:
     assert fault(data).startswith(f"{data}/a/up: links to a folder that holds it")
 
 
+def test_links_that_multiply_the_paths_are_refused(tmp_path: Path) -> None:
+    """Two folders that link to each other, and doubled links in a chain: 2**30 paths to a file."""
+    touch(tmp_path / "ring", "a/1.jpg", "b/1.jpg")
+    for one, other in ("ab", "ba"):
+        (tmp_path / "ring" / one / "x").symlink_to(tmp_path / "ring" / other)
+    assert fault(tmp_path / "ring").startswith(f"{tmp_path}/ring/a/x/x/x: links to ")
+    for number in range(30):
+        folder = tmp_path / "chain" / f"{number}"
+        folder.mkdir(parents=True)
+        for name in ("x", "y"):
+            (folder / name).symlink_to(tmp_path / "chain" / f"{number + 1}")
+    touch(tmp_path / "chain", "30/1.jpg")
+    assert fault(tmp_path / "chain").startswith(f"{tmp_path}/chain/0/")
+
+
 def test_the_first_half_of_the_classes_trains(tmp_path: Path) -> None:
     touch(tmp_path / "photos", *(f"{name}/1.jpg" for name in "edcba"))
     split = load(str(tmp_path / "photos"), "nowhere")

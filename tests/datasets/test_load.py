@@ -93,7 +93,7 @@ def test_the_first_image_that_is_not_there_is_named(tiny_cub: Path, tmp_path: Pa
     Path(images.paths[5]).mkdir()
     assert told().startswith(f"{images.paths[5]} and 1 more: listed but not there")
     images.paths[3] += "\0"
-    assert told().startswith(f"{images.paths[3]} and 2 more: listed but not there")
+    assert told().startswith(f"{images.paths[3][:-1]}\\x00 and 2 more: listed but not there")
 
 
 def test_glyphs_are_read_from_the_cache(
@@ -248,3 +248,15 @@ def test_a_folder_closed_to_us_is_told_in_one_line(
     monkeypatch.setattr(Path, "is_dir", closed)
     with pytest.raises(DataError, match=r"birds: cannot be read: Permission denied"):
         load(str(tmp_path / "birds"), str(tmp_path))
+
+
+def test_a_message_is_one_line_that_no_terminal_obeys() -> None:
+    told = str(DataError("naïve 日本.jpg\n\x1b[2J\u2028\x85\0\udcff: wrong"))
+    assert told == r"naïve 日本.jpg\n\x1b[2J\u2028\x85\x00\udcff: wrong"
+    told.encode("utf-8")
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end() -> None:
+    told = str(DataError(f"list.txt:1: {'x' * 10**6}; fetch it again"))
+    assert told.startswith("list.txt:1: xxx") and told.endswith("xxx; fetch it again")
+    assert " … " in told and len(told) < 1100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,57 @@ def test_nested_without_end_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.mat").write_bytes(b"MATLAB 5.0".ljust(124) + b"\x00\x01IM" + content)
     with pytest.raises(ValueError):
         mat_file.read(tmp_path / "a.mat")
+
+
+def element(kind: int, content: bytes) -> bytes:
+    return struct.pack("<II", kind, len(content)) + content
+
+
+def written(folder: Path, body: bytes) -> Path:
+    (folder / "a.mat").write_bytes(b"MATLAB 5.0".ljust(124) + b"\x00\x01IM" + body)
+    return folder / "a.mat"
+
+
+def test_a_cell_array_does_not_read_past_its_end(tmp_path: Path) -> None:
+    """If it did, a row of these would be read anew by each before it: the last some 2**40 times."""
+    flags = element(6, struct.pack("<II", 1, 0)) + element(5, struct.pack("<ii", 1, 2))
+    cell, empty = element(14, flags + element(1, b"")), element(14, b"")
+    file = written(tmp_path, cell * 60 + empty * 60)
+    with pytest.raises(ValueError):
+        mat_file.read(file)
+
+
+@pytest.mark.parametrize("streams", [1, 9])
+def test_what_unpacks_to_more_than_the_memory_is_refused(tmp_path: Path, streams: int) -> None:
+    """One stream of zeros, and several that take too much together."""
+    flags = element(6, struct.pack("<II", 6, 0)) + element(5, struct.pack("<ii", 1, 1))
+    zeros = bytes(2**25 // streams)
+    matrix = element(14, flags + element(1, b"a" * 8) + element(1, zeros))
+    file = written(tmp_path, element(15, zlib.compress(matrix)) * streams)
+    assert file.stat().st_size < 2**20
+    with pytest.raises(ValueError, match="more than 32 MiB, unpacked"):
+        mat_file.read(file)
+
+
+def test_a_file_beyond_all_sense_is_not_read(tmp_path: Path) -> None:
+    file = written(tmp_path, b"")
+    with open(file, "r+b") as grown:
+        grown.truncate(2**25 + 1)
+    with pytest.raises(ValueError, match="more than 32 MiB"):
+        mat_file.read(file)
+
+
+def test_the_product_of_countless_dimensions_is_not_computed(tmp_path: Path) -> None:
+    dimensions = element(5, struct.pack("<i", 2**31 - 1) * 500_000)
+    flags = element(6, struct.pack("<II", 6, 0))
+    matrix = element(14, flags + dimensions + element(1, b"") + element(1, b""))
+    with pytest.raises(ValueError, match="a matrix of 500000 dimensions"):
+        mat_file.read(written(tmp_path, matrix))
+
+
+def test_a_compressed_variable_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+    savemat(tmp_path / "whole.mat", {"one": np.arange(1000.0)}, do_compression=True)
+    body = (tmp_path / "whole.mat").read_bytes()[136:]
+    mat_file.read(written(tmp_path, element(15, body)))
+    with pytest.raises(ValueError, match="cut off"):
+        mat_file.read(written(tmp_path, element(15, body[:-1])))

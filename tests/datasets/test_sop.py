@@ -67,6 +67,7 @@ def test_a_class_may_stand_on_both_sides(folder: Path) -> None:
         ("7 eight 9 c.JPG", "a class number expected: 'eight'"),
         ("7 8.5 9 c.JPG", "a class number expected: '8.5'"),
         ("7 -8 9 c.JPG", "a class number expected: '-8'"),
+        (f"7 {'8' * 5000} 9 c.JPG", "a class number expected: '8888"),
     ],
 )
 def test_a_wrong_line_is_named(folder: Path, name: str, line: str, told: str) -> None:

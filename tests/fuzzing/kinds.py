@@ -1,0 +1,218 @@
+"""The kinds of files that the program reads, with a small valid sample of each.
+
+To add one: a function that writes a sample into an empty folder, one that reads it as the program
+does, and a line in KINDS. Both import what they need when they are called, so that a run loads
+MXNet only where it is read with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, NamedTuple
+
+import cv2
+import numpy as np
+
+from embedding_learning import datasets
+from embedding_learning.datasets import DataError, cub200
+from embedding_learning.image_store import open_store
+from embedding_learning.images import find_faults, read_image
+from tests.fuzzing import crafted, samples
+
+if TYPE_CHECKING:
+    from embedding_learning.learner import Learner
+
+_SCRIPT = Path(__file__).resolve().parents[2] / "get_cub200_data.sh"
+_SIZE = 8
+
+
+class Kind(NamedTuple):
+    """How a kind of file is tried.
+
+    ``write`` writes a sample into a folder that is there and empty; of its files, those that a
+    pattern of ``files`` fits are changed. ``read`` reads the sample as the program does. ``craft``
+    changes a file's bytes knowing the format. With ``starts_programs`` the reading starts some: it
+    is tried on a tenth of the mutations, and on plain files only.
+    """
+
+    write: Callable[[Path], object]
+    files: tuple[str, ...]
+    read: Callable[[Path], object]
+    craft: Callable[[Random, bytes], bytes] | None = None
+    starts_programs: bool = False
+
+
+def _read_data_set(path: Path) -> None:
+    """What training and `check` do with a data set before a batch is drawn."""
+    split = datasets.load(str(path), "nowhere")
+    for part in split.parts:
+        part.file_stats(missing_ok=True)
+        for fault in find_faults(part, _SIZE, workers=1).values():
+            raise DataError(fault)
+
+
+def _write_pictures(folder: Path) -> None:
+    names = ["a.jpg", "b.png", "c.bmp", "d.tiff", "e.webp", "f.ppm"]
+    samples.write_images(folder, names)
+    cv2.imwrite(str(folder / "g.jpg"), samples.pixels(7, 40), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])
+    cv2.imwrite(str(folder / "h.png"), samples.pixels(8)[..., 0].astype(np.uint16) * 257)
+
+
+def _read_pictures(folder: Path) -> None:
+    for name in ["a.jpg", "b.png", "c.bmp", "d.tiff", "e.webp", "f.ppm", "g.jpg", "h.png"]:
+        read_image(str(folder / name), np.array([2, 3, 9, 9]), _SIZE)
+
+
+def _write_store(folder: Path) -> None:
+    """With what a build that was killed leaves behind."""
+    samples.write_cub(folder)
+    _read_store(folder)
+    (home,) = (folder / "store").iterdir()
+    for name in ("index", "pixels"):
+        (home / f"{name}.new").write_bytes(b"begun")
+
+
+def _read_store(folder: Path) -> None:
+    store = open_store(cub200.read(folder), _SIZE, folder / "store", workers=2)
+    if store is not None:
+        pixels, good = store
+        assert pixels.sum() > 0 and good.all()
+
+
+def _write_parameters(folder: Path) -> None:
+    """As MXNet writes them, and as this program does."""
+    import mxnet as mx
+
+    from embedding_learning.parameter_files import save_parameters
+    from tests.small import small_net
+
+    net = small_net([mx.cpu()])
+    net.save_parameters(str(folder / "plain.params"))
+    description = {"model": "resnet50_v2", "embed_dim": 8, "classes": ["a", "b"], "mean": [0.5]}
+    save_parameters(net, str(folder / "described.params"), description)
+
+
+def _read_parameters(folder: Path) -> None:
+    from embedding_learning.parameter_files import read_description, read_parameters
+
+    for name in ("plain.params", "described.params"):
+        file = str(folder / name)
+        for array in read_parameters(file, "--resume").values():
+            array.asnumpy()
+        read_description(file, "--resume")
+
+
+_RUN = ["--batch-size=4", "--batch-k=2", "--embed-dim=8", "--batch-num=10"]
+
+
+def _learner() -> tuple[Namespace, Learner]:
+    import mxnet as mx
+
+    from embedding_learning import learner
+    from embedding_learning.options import parse
+    from tests.small import small_net
+
+    options, devices = parse(_RUN), [mx.cpu()]
+    return options, learner.build(options, 5, small_net(devices), devices)
+
+
+def _write_checkpoint(folder: Path) -> None:
+    from embedding_learning import checkpoints, learner_state, resuming
+    from tests.small import batch_of
+
+    options, learner = _learner()
+    learner.step(batch_of(4))
+    arrays, state = learner_state.gather(learner)
+    state = {"learner": state, **resuming.describe(options, "sum of the data", resuming.Progress())}
+    checkpoints.write(folder / "checkpoint-0001-000003.safetensors", arrays, state)
+
+
+def _read_checkpoint(folder: Path) -> None:
+    from embedding_learning import checkpoints, learner_state, resuming
+
+    options, learner = _learner()
+    file = str(folder / "checkpoint-0001-000003.safetensors")
+    checkpoint = checkpoints.find(file, "nowhere")
+    resuming.check_flags(checkpoint, options)
+    resuming.read_progress(checkpoint, options.batch_num)
+    resuming.check_data(checkpoint, "sum of the data", options)
+    state = checkpoint.state.get("learner")
+    if isinstance(state, dict):
+        learner_state.restore(learner, checkpoint.arrays, state, f"--resume {file}")
+
+
+def _write_archive(folder: Path) -> None:
+    with tarfile.open(folder / "served.tgz", "w:gz") as archive:
+        for name in ("images.txt", "image_class_labels.txt", "bounding_boxes.txt", "images/a.jpg"):
+            member = tarfile.TarInfo(f"CUB_200_2011/{name}")
+            member.size = 600
+            archive.addfile(member, io.BytesIO(samples.pixels(0).tobytes()[:600]))
+    content = (folder / "served.tgz").read_bytes()
+    sum_of_content = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    (folder / "sum").write_text(sum_of_content, encoding="ascii")
+
+
+def _read_archive(folder: Path) -> None:
+    """Once downloaded and, if that is refused, once put there by hand."""
+    if shutil.which("curl"):
+        try:
+            _get_data(folder / "downloaded", folder, left=[])
+            return
+        except DataError:
+            pass
+    checkout = folder / "by_hand"
+    (checkout / "data").mkdir(parents=True)
+    shutil.copy(folder / "served.tgz", checkout / "data" / "CUB_200_2011.tgz")
+    _get_data(checkout, folder, left=["CUB_200_2011.tgz"])
+
+
+def _get_data(checkout: Path, served: Path, left: list[str]) -> None:
+    """Runs the script in a checkout; it unpacks, or refuses, and then only `left` is in data/."""
+    checkout.mkdir(exist_ok=True)
+    shutil.copy(_SCRIPT, checkout)
+    address = {"CUB200_URL": f"file://{served}/served.tgz"}
+    checksum = {"CUB200_MD5": (served / "sum").read_text(encoding="ascii")}
+    result = subprocess.run(
+        ["bash", str(checkout / _SCRIPT.name)],
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(checkout),
+            "LC_ALL": "C",
+            **address,
+            **checksum,
+        },
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+    )
+    found = sorted(entry.name for entry in (checkout / "data").iterdir())
+    if result.returncode == 0:
+        assert found == ["CUB_200_2011", "CUB_200_2011.tgz"], found
+        return
+    assert (result.returncode, found) == (1, left), (result, found)
+    raise DataError(result.stderr.decode().rstrip("\n"))
+
+
+KINDS = {
+    "cub200-images": Kind(samples.write_cub, ("images.txt",), _read_data_set),
+    "cub200-labels": Kind(samples.write_cub, ("image_class_labels.txt",), _read_data_set),
+    "cub200-boxes": Kind(samples.write_cub, ("bounding_boxes.txt",), _read_data_set),
+    "cub200-classes": Kind(samples.write_cub, ("classes.txt",), _read_data_set),
+    "cars196": Kind(samples.write_cars, ("cars_annos.mat",), _read_data_set, crafted.mat),
+    "sop": Kind(samples.write_sop, ("Ebay_*.txt",), _read_data_set),
+    "inshop": Kind(samples.write_inshop, ("*/list_*.txt",), _read_data_set),
+    "csv": Kind(samples.write_csv, ("own.csv",), lambda folder: _read_data_set(folder / "own.csv")),
+    "pictures": Kind(_write_pictures, ("*",), _read_pictures, crafted.image),
+    "store": Kind(_write_store, ("store/*/*",), _read_store),
+    "params": Kind(_write_parameters, ("*.params",), _read_parameters, crafted.parameters),
+    "checkpoint": Kind(_write_checkpoint, ("*",), _read_checkpoint, crafted.checkpoint),
+    "archive": Kind(_write_archive, ("served.tgz",), _read_archive, starts_programs=True),
+}
