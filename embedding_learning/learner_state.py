@@ -108,16 +108,13 @@ def _restore_statistics(
     for name, parameter in _network(learner).items():
         if parameter.grad_req != "null":
             continue
-        try:
-            values = [arrays.pop(name) for arrays in counted]
-            if devices != len(learner.devices):
-                values = [sum(values) / devices] * len(learner.devices)
-            for data, value in zip(parameter.list_data(), values):
-                if value.shape != data.shape:
-                    raise KeyError(name)
-                value.copyto(data)
-        except (KeyError, mx.base.MXNetError) as error:
-            raise UsageError(f"{source}: has no fitting {name} for each device") from error
+        values = [arrays.pop(name, None) for arrays in counted]
+        if any(value is None or value.shape != parameter.shape for value in values):
+            raise UsageError(f"{source}: has no fitting {name} for each device")
+        if devices != len(learner.devices):
+            values = [sum(values) / devices] * len(learner.devices)
+        for data, value in zip(parameter.list_data(), values):
+            value.copyto(data)
     if any(counted):
         raise UsageError(f"{source}: has statistics that are no part of this run")
 

@@ -111,7 +111,7 @@ def check_flags(checkpoint: Checkpoint, options: Namespace) -> None:
     now = json.loads(json.dumps(vars(options)))
     differing = [_flag(name, former) for name in _MUST_AGREE if former.get(name) != now[name]]
     if _is_pretrained(former) != _is_pretrained(now):
-        differing.append(f"{'with' if _is_pretrained(former) else 'without'} pretrained weights")
+        differing.append("pretrained weights" if _is_pretrained(former) else "random weights")
     if bool(former.get("lr_beta")) != bool(now["lr_beta"]):
         differing.append(_flag("lr_beta", former))
     if differing:

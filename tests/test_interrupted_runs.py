@@ -1,0 +1,289 @@
+"""Runs that are stopped, killed or fail, and what they become when they go on."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import train
+from embedding_learning import inference, learner
+from tests.test_command import QUICK
+
+ROOT = Path(__file__).resolve().parent.parent
+PREFIX = "margin_loss_model"
+DEVICES = {
+    "one device": ["--cpu-contexts=1"],
+    "two devices": ["--cpu-contexts=2", "--total-batch-size=12"],
+}
+Start = Callable[..., int]
+
+
+@pytest.fixture
+def start(
+    monkeypatch: pytest.MonkeyPatch, tiny_cub: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Start:
+    """A function that runs train.py in this process, from the folder given."""
+    cache = tmp_path_factory.getbasetemp() / "cache-of-interrupted-runs"
+
+    def start(folder: Path, *flags: str) -> int:
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir(folder)
+        data = [f"--data-path={tiny_cub}", f"--cache-dir={cache}"]
+        monkeypatch.setattr(sys, "argv", ["train.py", *QUICK, *data, *flags])
+        return train.main()
+
+    return start
+
+
+def signal_at_call(
+    monkeypatch: pytest.MonkeyPatch, where: object, name: str, call: int, number: int
+) -> None:
+    """Sends this process a signal in the given call of a function, counted from 1."""
+    original = getattr(where, name)
+    calls = iter(range(1, 10**6))
+
+    def signalling(*arguments: object) -> object:
+        if next(calls) == call:
+            os.kill(os.getpid(), number)
+            time.sleep(0.1)  # until the watching thread has noted it
+        return original(*arguments)
+
+    monkeypatch.setattr(where, name, signalling)
+
+
+def last_state(folder: Path) -> dict[str, bytes]:
+    """The arrays of the newest checkpoint."""
+    arrays = load_file(max((folder / f"{PREFIX}.run").glob("checkpoint-*")))
+    return {name: array.tobytes() for name, array in arrays.items()}
+
+
+def logged_values(text: str) -> list[str]:
+    return re.findall(r"\[?Epoch \d.*=\d.*", text)
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def alone(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_cub: Path
+) -> tuple[list[str], Path, list[str]]:
+    """A run left alone: its flags, its folder and the values it logged."""
+    folder = tmp_path_factory.mktemp("alone")
+    flags = DEVICES[request.param]
+    command = [sys.executable, str(ROOT / "train.py"), *QUICK, f"--data-path={tiny_cub}", *flags]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return flags, folder, logged_values(done.stderr)
+
+
+@pytest.mark.parametrize(
+    "where, name, call",
+    [
+        (learner.Learner, "step", 1),
+        (learner.Learner, "step", 3),  # the last batch of its epoch
+        (learner.Learner, "step", 5),
+        (inference.SequentialBatches, "next", 2),  # in the first evaluation
+    ],
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(
+    alone: tuple[list[str], Path, list[str]],
+    start: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    where: object,
+    name: str,
+    call: int,
+    number: int,
+) -> None:
+    flags, folder, expected = alone
+    caplog.set_level("INFO")
+    with monkeypatch.context() as patched:
+        signal_at_call(patched, where, name, call, number)
+        assert start(tmp_path, *flags) == 128 + number
+    told = f"train.py: stopped by {signal.Signals(number).name}; the state is in {PREFIX}.run"
+    assert told in capsys.readouterr().err
+    assert start(tmp_path, *flags, "--resume=auto") == 0
+    assert logged_values(caplog.text) == expected
+    assert last_state(tmp_path) == last_state(folder)
+    best = f"{PREFIX}.params"
+    assert (tmp_path / best).read_bytes() == (folder / best).read_bytes()
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_bytes(
+    alone: tuple[list[str], Path, list[str]], start: Start, tmp_path: Path, tiny_cub: Path
+) -> None:
+    """Between two checkpoints within an epoch; what it had begun to write is swept away."""
+    flags, folder, _ = alone
+    flags = [*flags, "--checkpoint-interval=1"]
+    run = tmp_path / f"{PREFIX}.run"
+    command = [sys.executable, str(ROOT / "train.py"), *QUICK, f"--data-path={tiny_cub}", *flags]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (run / "checkpoint-0000-000002.safetensors").exists():
+            time.sleep(0.001)
+        process.kill()
+    (run / "checkpoint-0000-000003.safetensors.1.partial").write_bytes(b"cut off")
+    assert start(tmp_path, *flags, "--resume=auto") == 0
+    assert last_state(tmp_path) == last_state(folder)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_finished_run_says_so_and_goes_on_with_more_epochs(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    longer = tmp_path / "longer"
+    assert start(longer, "--epochs=3") == 0
+    here = tmp_path / "here"
+    assert start(here, "--epochs=1") == 0
+    caplog.clear()
+    assert start(here, "--epochs=1", "--resume", f"{PREFIX}.run") == 0
+    assert "The run is finished: 1 of 1 epochs are done" in caplog.text
+    assert "training loss" not in caplog.text
+    assert start(here, "--epochs=3", "--resume=auto", "--log-interval=1", "--workers=0") == 0
+    assert last_state(here) == last_state(longer)
+
+
+def test_a_torn_checkpoint_is_told_and_the_one_before_is_used(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert start(tmp_path) == 0
+    expected = last_state(tmp_path)
+    newest = tmp_path / f"{PREFIX}.run" / "checkpoint-0002-000000.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert start(tmp_path, "--resume=auto") == 0
+    assert f"{newest.name}: it is cut off" in caplog.text
+    assert last_state(tmp_path) == expected
+
+
+def test_a_new_run_keeps_what_the_former_one_left(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert start(tmp_path) == 0
+    former = last_state(tmp_path)
+    assert start(tmp_path, "--seed=7") == 0
+    assert f"The former run of this prefix is kept in {PREFIX}.run.1." in caplog.messages
+    assert last_state(tmp_path) != former
+    (tmp_path / f"{PREFIX}.run").rename(tmp_path / "second")
+    (tmp_path / f"{PREFIX}.run.1").rename(tmp_path / f"{PREFIX}.run")
+    assert last_state(tmp_path) == former
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (["--embed-dim=8", "--seed=1"], "was made with --embed-dim 16, --seed 123; give these"),
+        (["--lr-beta=0"], "was made with --lr-beta 0.1;"),
+        (["--train-classes=5"], "was trained on other images, classes or boxes"),
+        (["--no-bbox"], "was trained on other images, classes or boxes"),
+        (["--batch-num=4"], "was made with --batch-num 3;"),
+    ],
+)
+def test_flags_that_do_not_fit_are_told_in_one_line(
+    start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str], flags: list[str], told: str
+) -> None:
+    assert start(tmp_path, "--epochs=1") == 0
+    before = last_state(tmp_path)
+    capfd.readouterr()
+    assert start(tmp_path, *flags, "--resume=auto") == 2
+    out, err = capfd.readouterr()
+    assert not out
+    assert re.fullmatch(rf"train\.py: error: --resume .*{told}.*\n", err), err
+    assert last_state(tmp_path) == before
+
+
+def test_another_number_of_devices_goes_on_and_says_what_differs(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert start(tmp_path, "--total-batch-size=12", "--epochs=1") == 0
+    flags = ["--total-batch-size=12", "--cpu-contexts=2", "--resume=auto"]
+    assert start(tmp_path, *flags) == 0
+    assert "goes on with 2 devices instead of 1: from the same state, but not" in caplog.text
+
+
+def test_training_that_is_not_finite_stops_and_goes_on_with_a_lower_rate(
+    start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert start(tmp_path, "--epochs=1") == 0
+    assert start(tmp_path, "--lr=1e30", "--resume=auto") == 3
+    err = capfd.readouterr().err
+    assert re.search(r"^train\.py: stopped: epoch 1, batch 2: .* not finite;", err, re.M), err
+    assert all(np.isfinite(np.frombuffer(a, "f4")).all() for a in last_state(tmp_path).values())
+    assert start(tmp_path, "--resume=auto") == 0
+    assert (tmp_path / f"{PREFIX}.run" / "checkpoint-0002-000000.safetensors").exists()
+
+
+def test_a_batch_that_is_not_finite_can_be_skipped(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing of it stays: a run of only such batches ends where it began."""
+    monkeypatch.setattr(learner.Step, "is_finite", lambda _: False)
+    assert start(tmp_path, "--on-nonfinite=skip", "--epochs=1", "--keep=9") == 0
+    assert caplog.text.count("is skipped") == 3
+    first, last = (load_file(file) for file in sorted(tmp_path.rglob("checkpoint-*")))
+    assert first.keys() == last.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], last[name])
+
+
+def test_a_folder_removed_meanwhile_is_made_anew(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    step = learner.Learner.step
+    folder = tmp_path / f"{PREFIX}.run"
+
+    def removing(*arguments: object) -> object:
+        shutil.rmtree(folder, ignore_errors=True)
+        return step(*arguments)
+
+    monkeypatch.setattr(learner.Learner, "step", removing)
+    assert start(tmp_path) == 0
+    assert "was removed while the run went on; it is made anew" in caplog.text
+    assert (folder / "checkpoint-0002-000000.safetensors").exists()
+
+
+def test_a_full_disk_stops_the_run_and_the_former_checkpoint_goes_on(
+    start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A limit on the size of files stands in for the disk's."""
+    assert start(tmp_path, "--epochs=1") == 0
+    before = last_state(tmp_path)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limit[1]))
+    try:
+        assert start(tmp_path, "--resume=auto") == 3
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, former)
+    told = rf"train\.py: stopped: {PREFIX}\.run: cannot be written to: .*File too large.*\n"
+    assert re.search(told, capfd.readouterr().err)
+    assert last_state(tmp_path) == before
+    assert not list(tmp_path.rglob("*.partial"))
+    assert start(tmp_path, "--resume=auto") == 0
+
+
+def test_two_runs_cannot_have_the_same_prefix(
+    start: Start, tmp_path: Path, tiny_cub: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*QUICK, f"--data-path={tiny_cub}", "--epochs=1000"]
+    command = [sys.executable, str(ROOT / "train.py"), *flags]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not list(tmp_path.rglob("checkpoint-*")):
+            time.sleep(0.01)
+        assert start(tmp_path) == 2
+        process.kill()
+    assert "another run is writing to margin_loss_model.run" in capfd.readouterr().err
