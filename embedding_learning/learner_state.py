@@ -18,7 +18,8 @@ from embedding_learning.parameter_files import set_parameters
 # What optimizers keep beside their arrays, where they have it: Nadam's schedule, LARS's last rate,
 # LBSGD's progress. How often each parameter was updated is kept apart.
 _OPTIMIZER_NUMBERS = ("num_update", "m_schedule", "last_lr", "cur_lr", "lbmult", "admult")
-_LARGEST_COUNT = 2**31
+# MXNet counts on from there, in 32 bits.
+_LARGEST_COUNT = 2**30
 # What no machine has.
 _MOST_DEVICES = 1024
 

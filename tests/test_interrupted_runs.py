@@ -18,14 +18,15 @@ import pytest
 from safetensors.numpy import load_file
 
 import train
-from embedding_learning import inference, learner
+from embedding_learning import checkpoints, inference, learner
 from tests.test_command import QUICK
 
 ROOT = Path(__file__).resolve().parent.parent
 PREFIX = "margin_loss_model"
+# The learning rate falls in the second of the two epochs.
 DEVICES = {
-    "one device": ["--cpu-contexts=1"],
-    "two devices": ["--cpu-contexts=2", "--total-batch-size=12"],
+    "one device": ["--cpu-contexts=1", "--steps=1"],
+    "two devices": ["--cpu-contexts=2", "--steps=1", "--total-batch-size=12"],
 }
 Start = Callable[..., int]
 
@@ -122,6 +123,81 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(
     assert (tmp_path / best).read_bytes() == (folder / best).read_bytes()
 
 
+def test_a_run_that_is_stopped_in_every_batch_goes_on_to_the_same_bytes(
+    alone: tuple[list[str], Path, list[str]],
+    start: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    flags, folder, expected = alone
+    caplog.set_level("INFO")
+    statuses = []
+    while not statuses or statuses[-1] != 0:
+        with monkeypatch.context() as patched:
+            signal_at_call(patched, learner.Learner, "step", 1, signal.SIGTERM)
+            statuses.append(start(tmp_path, *flags, "--resume=auto"))
+    # The last batch of the last epoch is followed by its evaluation alone.
+    assert statuses == [143] * 6 + [0]
+    assert logged_values(caplog.text) == expected
+    assert last_state(tmp_path) == last_state(folder)
+    best = f"{PREFIX}.params"
+    assert (tmp_path / best).read_bytes() == (folder / best).read_bytes()
+
+
+def test_the_loss_of_an_epoch_that_was_stopped_is_that_of_all_its_batches(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with monkeypatch.context() as patched:
+        signal_at_call(patched, learner.Learner, "step", 5, signal.SIGTERM)
+        assert start(tmp_path, "--log-interval=1") == 143
+    assert start(tmp_path, "--log-interval=1", "--resume=auto") == 0
+    for epoch in (0, 1):
+        line = rf"\[Epoch {epoch}(, Iter \d)?\] training loss=(\S+)"
+        *batches, whole = [float(loss) for _, loss in re.findall(line, caplog.text)]
+        assert len(batches) == 3
+        assert whole == pytest.approx(sum(batches), abs=1e-5)
+
+
+def test_batch_norm_s_statistics_of_each_device_go_on_to_the_same_bytes(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SqueezeNet has none."""
+    flags = ["--model=mobilenet0.25", *DEVICES["two devices"], "--batch-num=2"]
+    alone, stopped = tmp_path / "alone", tmp_path / "stopped"
+    assert start(alone, *flags) == 0
+    with monkeypatch.context() as patched:
+        signal_at_call(patched, learner.Learner, "step", 3, signal.SIGTERM)
+        assert start(stopped, *flags) == 143
+    assert start(stopped, *flags, "--resume=auto") == 0
+    arrays = last_state(alone)
+    assert last_state(stopped) == arrays
+    name = "base_net.1.running_mean"
+    assert arrays[f"statistics/0/{name}"] != arrays[f"statistics/1/{name}"]
+    best = f"{PREFIX}.params"
+    assert (stopped / best).read_bytes() == (alone / best).read_bytes()
+
+
+def test_a_second_signal_ends_it_at_once_and_the_former_checkpoint_is_whole(
+    tmp_path: Path, tiny_cub: Path
+) -> None:
+    flags = [*QUICK, f"--data-path={tiny_cub}", "--batch-num=100000", "--log-interval=1"]
+    command = [sys.executable, str(ROOT / "train.py"), *flags]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        while "Iter 2]" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        err = process.communicate(timeout=60)[1]
+    assert process.returncode in (130, 143)  # the system may deliver them in either order
+    assert err.endswith("Stopped at once.\n")
+    found = checkpoints.find("auto", str(tmp_path / PREFIX))
+    assert found
+    assert found.state["progress"]["batch"] == 0
+
+
 def test_a_run_that_is_killed_goes_on_to_the_same_bytes(
     alone: tuple[list[str], Path, list[str]], start: Start, tmp_path: Path, tiny_cub: Path
 ) -> None:
@@ -182,6 +258,46 @@ def test_a_new_run_keeps_what_the_former_one_left(
     assert last_state(tmp_path) == former
 
 
+def test_a_run_of_another_prefix_takes_the_best_network_along(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(tmp_path, "--epochs=1") == 0
+    recall = capsys.readouterr().out.splitlines()[-1]
+    first = (tmp_path / f"{PREFIX}.params").read_bytes()
+    flags = ["--save-prefix=other", f"--resume={PREFIX}.run", "--lr=0", "--lr-beta=1e-9"]
+    assert start(tmp_path, *flags) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == recall
+    assert (tmp_path / "other.params").read_bytes() == first
+    shutil.rmtree(tmp_path / f"{PREFIX}.run")
+    (tmp_path / "other.params").unlink()
+    assert start(tmp_path, "--save-prefix=other", "--resume=auto", "--lr=0", "--epochs=3") == 0
+    assert (tmp_path / "other.params").read_bytes() == first
+
+
+def test_a_run_that_began_with_a_former_network_goes_on_as_that_run(
+    start: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What it recalled before training is neither measured anew nor forgotten."""
+    former, alone, stopped = tmp_path / "former", tmp_path / "alone", tmp_path / "stopped"
+    assert start(former, "--epochs=1") == 0
+    network = f"--resume={former / PREFIX}.params"
+    assert start(alone, network) == 0
+    out = capsys.readouterr().out.splitlines()[-3:]
+    assert out[1].startswith("Recall@1 before training: 0.")
+    caplog.set_level("INFO")
+    with monkeypatch.context() as patched:
+        signal_at_call(patched, learner.Learner, "step", 2, signal.SIGTERM)
+        assert start(stopped, network) == 143
+    assert start(stopped, "--resume=auto") == 0
+    assert caplog.text.count("[Before training] validation: Recall@1=") == 1
+    assert capsys.readouterr().out.splitlines() == out
+    assert last_state(stopped) == last_state(alone)
+
+
 @pytest.mark.parametrize(
     "flags, told",
     [
@@ -224,6 +340,19 @@ def test_training_that_is_not_finite_stops_and_goes_on_with_a_lower_rate(
     assert all(np.isfinite(np.frombuffer(a, "f4")).all() for a in last_state(tmp_path).values())
     assert start(tmp_path, "--resume=auto") == 0
     assert (tmp_path / f"{PREFIX}.run" / "checkpoint-0002-000000.safetensors").exists()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_finite_gradient_that_leads_to_infinite_weights_is_not_saved(
+    start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str], optimizer: str
+) -> None:
+    """It would take the place of the last good checkpoint."""
+    flags = [f"--optimizer={optimizer}", "--checkpoint-interval=1", "--keep=1", "--epochs=1"]
+    assert start(tmp_path, *flags, "--lr=1e38") == 3
+    told = r"^train\.py: stopped: network/\S+ is not finite any more; .* --lr .*--resume$"
+    assert re.search(told, capfd.readouterr().err, re.M)
+    assert all(np.isfinite(np.frombuffer(a, "f4")).all() for a in last_state(tmp_path).values())
+    assert start(tmp_path, *flags, "--resume=auto") == 0
 
 
 def test_a_batch_that_is_not_finite_can_be_skipped(

@@ -327,7 +327,7 @@ def with_optimizer(told, **changes):
     return {**told, "optimizers": [{**first, **changes}, *others]}
 
 
-COUNTS = [-1, 2**31, 10**30, 2.0, "2", None, [2], {}, float("nan")]
+COUNTS = [-1, 2**30, 10**30, 2.0, "2", None, [2], {}, float("nan")]
 INDICES = ["-1", "99", "x", "", "1.0", "1" * 30, "2147483648", "0x1", "2"]
 
 
@@ -362,6 +362,20 @@ def test_counts_of_an_optimizer_without_arrays_are_checked_too():
         with pytest.raises(UsageError, match="does not fit the run"):
             wrong = with_optimizer(told, counts={**counts, index: 1})
             learner_state.restore(new_learner(*flags), arrays, wrong, SOURCE)
+
+
+@pytest.mark.parametrize("optimizer", ["lamb", "ftml"])
+def test_the_largest_count_is_one_that_mxnet_can_count_on_from(optimizer):
+    """These hand it to MXNet as 32 bits."""
+    learning = begun(f"--optimizer={optimizer}")
+    train(learning, 0, 1)
+    arrays, told = learner_state.gather(learning)
+    counts = dict.fromkeys(told["optimizers"][0]["counts"], 2**30 - 1)
+    changes = {"counts": counts, "numbers": {"num_update": 2**30 - 1}}
+    learner_state.restore(learning, arrays, with_optimizer(told, **changes), SOURCE)
+    train(learning, 1, 3)
+    _, told = learner_state.gather(learning)
+    assert {*told["optimizers"][0]["counts"].values()} == {2**30 + 1}
 
 
 @pytest.mark.parametrize("optimizers", [[], {}, None, 3, "ab", [None, None], [{}, {}], [[], []]])
