@@ -11,11 +11,11 @@ from embedding_learning.options import parse
 def train() -> int:
     options = parse(sys.argv[1:])
     # Only now, since MXNet takes seconds to import and --help needs none of it.
-    from embedding_learning import reporting, training
+    from embedding_learning import reporting, runs
 
     with reporting.log_to_terminal():
         logging.info(options)
-        training.run(options)
+        runs.run(options, sys.argv[1:])
     return 0
 
 

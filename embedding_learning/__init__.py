@@ -19,9 +19,20 @@ _HOME_OF = {
     "DistanceWeightedSampling": "sampling",
     "MarginLoss": "losses",
     "MarginNet": "model",
+    "embed": "commands.embed",
+    "load_model": "inference",
     "recall_at_k": "evaluation",
+    "search": "commands.search",
 }
-__all__ = ["DistanceWeightedSampling", "MarginLoss", "MarginNet", "recall_at_k"]
+__all__ = [
+    "DistanceWeightedSampling",
+    "MarginLoss",
+    "MarginNet",
+    "embed",
+    "load_model",
+    "recall_at_k",
+    "search",
+]
 
 
 def __getattr__(name: str) -> Any:

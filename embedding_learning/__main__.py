@@ -9,7 +9,15 @@ from embedding_learning.entry import exit_status
 from embedding_learning.options import UsageError
 
 # A file each in `commands`, imported only when called for.
-VERBS = {"check": "list all that is wrong with a data set"}
+VERBS = {
+    "check": "list all that is wrong with a data set",
+    "evaluate": "measure a saved model on a data set's test images",
+    "embed": "write the embeddings of images to a file",
+    "search": "print or draw the images that are nearest to others",
+    "plot": "draw t-SNE, a gallery of queries, or the curves of a run",
+    "report": "put a run on one page",
+    "export": "write a saved model as ONNX or for SymbolBlock",
+}
 
 
 def main(arguments: list[str]) -> int:

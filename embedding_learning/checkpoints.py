@@ -29,6 +29,8 @@ from embedding_learning.whole_files import replaced_whole
 
 # Goes up when an older program could not go on from what is written.
 FORMAT = 1
+# The records of a run, in its folder.
+RECORDS = "metrics.jsonl"
 _NAME = re.compile(r"checkpoint-(\d{4,})-(\d{6,})\.safetensors")
 _BEST_NAME = re.compile(r"best-(\d{4,})\.params")
 
@@ -192,8 +194,8 @@ class RunFolder:
             self.path.rename(aside)
             logging.info("The former run of this prefix is kept in %s.", aside)
             self._claim()
-        if continued and best_epoch is not None:
-            self._take_best(source, best_epoch)
+        if continued:
+            self._take_over(source, best_epoch)
 
     def _sweep(self) -> None:
         """Removes what a run that was killed had begun to write."""
@@ -202,18 +204,23 @@ class RunFolder:
         for file in [*self.path.glob("*.partial"), *beside]:
             file.unlink(missing_ok=True)
 
-    def _take_best(self, source: Path, epoch: int) -> None:
-        """Makes the best network so far this run's own again."""
-        best = source / self.best(epoch).name
-        if not best.exists():
-            logging.warning(
-                "%s is not there: the best network so far is lost unless a better one comes.", best
-            )
+    def _take_over(self, source: Path, best_epoch: int | None) -> None:
+        """Makes the records and the best network of a run up to a checkpoint this run's own."""
+        self._take(source / RECORDS)
+        if best_epoch is None:
             return
-        if not source.samefile(self.path):
-            with replaced_whole(self.best(epoch)) as partial:
-                shutil.copyfile(best, partial)
-        self.publish(epoch)
+        best = source / self.best(best_epoch).name
+        if self._take(best):
+            self.publish(best_epoch)
+        else:
+            logging.warning("%s is not there; %s.params is left as it is.", best, self._prefix)
+
+    def _take(self, file: Path) -> bool:
+        """Copies a file into the folder, unless it is there; whether there is one."""
+        if file.exists() and not file.parent.samefile(self.path):
+            with replaced_whole(self.path / file.name) as partial:
+                shutil.copyfile(file, partial)
+        return file.exists()
 
     def best(self, epoch: int) -> Path:
         """Where the network is kept that was the best after an epoch."""

@@ -41,8 +41,8 @@ class _BatchIter(mx.io.DataIter):
         self, pixels: Pixels, labels: np.ndarray, batch_size: int, crop_size: int, workers: int
     ) -> None:
         super().__init__(batch_size)
-        self._pixels = pixels
-        self._labels = labels.astype(np.float32)
+        self.pixels = pixels
+        self.labels = labels.astype(np.float32)
         self._crop_size = crop_size
         self._pool = ThreadPoolExecutor(workers) if workers else None
         self._ahead = workers + _BATCHES_READY if workers else 0
@@ -81,7 +81,7 @@ class _BatchIter(mx.io.DataIter):
         # The arrays take the memory over. A copy would queue behind the step that is computed, and
         # take longer than making the batch did.
         data = mx.nd.from_numpy(batch.result(), zero_copy=True)
-        label = mx.nd.from_numpy(self._labels[plan.rows], zero_copy=True)
+        label = mx.nd.from_numpy(self.labels[plan.rows], zero_copy=True)
         return mx.io.DataBatch(data=[data], label=[label], pad=plan.pad)
 
     def _start(self, plan: _Plan) -> Future[np.ndarray]:
@@ -96,7 +96,7 @@ class _BatchIter(mx.io.DataIter):
         batch = np.empty(self.provide_data[0].shape, np.uint8)
         for place, row in enumerate(plan.rows):
             top, left, flip = plan.tops[place], plan.lefts[place], plan.flips[place]
-            crop(self._pixels[row], top, left, flip, out=batch[place])
+            crop(self.pixels[row], top, left, flip, out=batch[place])
         return batch
 
     def close(self) -> None:
@@ -154,7 +154,7 @@ class BalancedBatches(_BatchIter):
             np.resize(rng.permutation(self._rows_by_class[label]), self._batch_k)
             for label in classes
         ]
-        room = self._pixels.shape[1] - self._crop_size
+        room = self.pixels.shape[1] - self._crop_size
         tops, lefts = rng.integers(0, room, (2, self.batch_size), endpoint=True)
         flips = np.less(rng.random(self.batch_size), 0.5)
         return _Plan(np.concatenate(rows), tops, lefts, flips)
@@ -167,10 +167,10 @@ class SequentialBatches(_BatchIter):
     """
 
     def _plan(self, number: int) -> _Plan | None:
-        start, count = number * self.batch_size, len(self._labels)
+        start, count = number * self.batch_size, len(self.labels)
         if start >= count:
             return None
         rows = np.arange(start, start + self.batch_size)
-        centre = np.full(self.batch_size, (self._pixels.shape[1] - self._crop_size) // 2)
+        centre = np.full(self.batch_size, (self.pixels.shape[1] - self._crop_size) // 2)
         pad = max(0, start + self.batch_size - count)
         return _Plan(rows % count, centre, centre, np.zeros(self.batch_size, bool), pad)

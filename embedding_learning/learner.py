@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from argparse import Namespace
 from dataclasses import dataclass
-from typing import Union
+from typing import Any, Union
 
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 
 from embedding_learning import backbones
-from embedding_learning.losses import MarginLoss
+from embedding_learning.losses import MarginLoss, distances
 from embedding_learning.model import ImageNormalization, MarginNet
 from embedding_learning.options import UsageError, resumes_network
 from embedding_learning.parameter_files import read_parameters, set_parameters
@@ -34,11 +34,15 @@ class Step:
         1 if a device's loss, embeddings and gradients are all finite, else 0.
     embeddings : list of NDArray (n, d)
         Each device's.
+    triples : list of tuple
+        Each device's anchors, positives, negatives (m, d) and the anchors' labels (m,), or None
+        if beta is one constant.
     """
 
     losses: list[mx.nd.NDArray]
     finite: list[mx.nd.NDArray]
     embeddings: list[mx.nd.NDArray]
+    triples: list[tuple[Any, ...]]
 
     def is_finite(self) -> bool:
         """Waits for the step."""
@@ -77,7 +81,7 @@ class Learner:
         images = gluon.utils.split_and_load(batch.data[0], self.devices)
         labels = gluon.utils.split_and_load(batch.label[0], self.devices)
         former = self._statistics() if self.skip_nonfinite else []
-        losses, embeddings = [], []
+        losses, embeddings, triples = [], [], []
         with autograd.record():
             for x, y in zip(images, labels):
                 anchor_rows, anchors, positives, negatives, embedded = self.net(x)
@@ -85,10 +89,11 @@ class Learner:
                 anchor_labels = y.take(anchor_rows) if learned else None
                 losses.append(self.loss(anchors, positives, negatives, self.beta, anchor_labels))
                 embeddings.append(embedded)
+                triples.append((anchors, positives, negatives, anchor_labels))
         # Only after the forward pass has been queued on every device, so that all compute at once.
         autograd.backward(losses)
         finite = [self._all_finite(*parts) for parts in zip(self.devices, losses, embeddings)]
-        step = Step(losses, finite, embeddings)
+        step = Step(losses, finite, embeddings, triples)
         if self.skip_nonfinite and not step.is_finite():
             for statistics, copy in former:
                 copy.copyto(statistics)
@@ -96,6 +101,24 @@ class Learner:
         for trainer in self.trainers:
             trainer.step(batch.data[0].shape[0])
         return step
+
+    def measure(self, step: Step) -> dict[str, np.ndarray]:
+        """The step's pairs, all devices', (m,) each; waits for the step.
+
+        `positive_distances` and `negative_distances`, and `active`: whether each pair has a loss,
+        positive ones first.
+        """
+        positive, negative, active = [], [], []
+        for anchors, positives, negatives, labels in step.triples:
+            positive.append(distances(mx.nd, anchors, positives).asnumpy())
+            negative.append(distances(mx.nd, anchors, negatives).asnumpy())
+            losses = self.loss.pair_losses(anchors, positives, negatives, self.beta, labels)
+            active += [pair_loss.asnumpy() > 0 for pair_loss in losses]
+        return {
+            "positive_distances": np.concatenate(positive),
+            "negative_distances": np.concatenate(negative),
+            "active": np.concatenate(active),
+        }
 
     def boundaries(self) -> np.ndarray | float:
         """Beta of each class, (classes,), or the constant; waits for the steps before."""

@@ -49,10 +49,7 @@ class MarginLoss(HybridBlock):
         beta: nd.NDArray | gluon.Parameter | float,
         labels: nd.NDArray | None = None,
     ) -> Any:
-        if isinstance(beta, gluon.Parameter):
-            beta = beta.data(anchors.context)
-        elif isinstance(beta, numbers.Real):
-            beta = nd.full((1,), beta, ctx=anchors.context)
+        beta = _on_device_of(anchors, beta)
         return super().forward(anchors, positives, negatives, beta, labels)
 
     def hybrid_forward(
@@ -62,22 +59,46 @@ class MarginLoss(HybridBlock):
         if labels is not None:
             beta = F.take(beta, labels)
             regularisation = self._nu * F.sum(beta)
-
-        positive_loss = F.maximum(
-            F.broadcast_sub(_distances(F, anchors, positives), beta) + self._margin, 0.0
-        )
-        negative_loss = F.maximum(
-            F.broadcast_sub(beta, _distances(F, anchors, negatives)) + self._margin, 0.0
-        )
+        positive_loss, negative_loss = self._pair_losses(F, anchors, positives, negatives, beta)
         active = F.stop_gradient(F.sum((positive_loss > 0.0) + (negative_loss > 0.0)))
         total = F.sum(positive_loss + negative_loss) + regularisation
         return total * (active > 0.0) / F.maximum(active, 1.0)
+
+    def pair_losses(
+        self,
+        anchors: nd.NDArray,
+        positives: nd.NDArray,
+        negatives: nd.NDArray,
+        beta: nd.NDArray | gluon.Parameter | float,
+        labels: nd.NDArray | None = None,
+    ) -> tuple[nd.NDArray, nd.NDArray]:
+        """The loss of each positive pair (m,) and of each negative pair (m,)."""
+        with anchors.context:
+            beta = _on_device_of(anchors, beta)
+            beta = beta if labels is None else nd.take(beta, labels)
+            return self._pair_losses(nd, anchors, positives, negatives, beta)
+
+    def _pair_losses(
+        self, F: Any, anchors: Any, positives: Any, negatives: Any, beta: Any
+    ) -> tuple[Any, Any]:
+        return (
+            F.maximum(F.broadcast_sub(distances(F, anchors, positives), beta) + self._margin, 0.0),
+            F.maximum(F.broadcast_sub(beta, distances(F, anchors, negatives)) + self._margin, 0.0),
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(margin={self._margin}, nu={self._nu})"
 
 
-def _distances(F: Any, x: Any, y: Any) -> Any:
+def _on_device_of(anchors: nd.NDArray, beta: nd.NDArray | gluon.Parameter | float) -> nd.NDArray:
+    if isinstance(beta, gluon.Parameter):
+        return beta.data(anchors.context)
+    if isinstance(beta, numbers.Real):
+        return nd.full((1,), beta, ctx=anchors.context)
+    return beta
+
+
+def distances(F: Any, x: Any, y: Any) -> Any:
     """Euclidean distance row by row: (m, d), (m, d) -> (m,)."""
     ones = F.reshape(F.ones_like(F.slice_axis(x, axis=0, begin=0, end=1)), (-1,))
     # A product with ones takes a sixth of the time of a sum along an axis.

@@ -10,8 +10,8 @@ from embedding_learning.sampling import DistanceWeightedSampling
 
 # Mean and standard deviation of ImageNet's pixels, by channel, of 1: what the weights of the model
 # zoos were trained with.
-_MEAN = (0.485, 0.456, 0.406)
-_DEVIATION = (0.229, 0.224, 0.225)
+MEAN = (0.485, 0.456, 0.406)
+DEVIATION = (0.229, 0.224, 0.225)
 
 
 class ImageNormalization(HybridBlock):
@@ -19,7 +19,7 @@ class ImageNormalization(HybridBlock):
 
     def hybrid_forward(self, F: Any, x: Any) -> Any:
         # Mean and deviation scaled to 255 save a pass over the batch.
-        mean, deviation = (tuple(255 * value for value in v) for v in (_MEAN, _DEVIATION))
+        mean, deviation = (tuple(255 * value for value in v) for v in (MEAN, DEVIATION))
         return F.image.normalize(F.cast(x, "float32"), mean=mean, std=deviation)
 
 

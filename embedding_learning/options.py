@@ -17,14 +17,14 @@ SMALL_CLASSES = ("error", "drop", "repeat")
 CACHES = ("pixels", "none")
 ON_NONFINITE = ("stop", "skip")
 
-_LARGEST_IMAGE = 4096  # pixels; a batch of such images takes 3.5 GB already
+LARGEST_IMAGE = 4096  # pixels; a batch of such images takes 3.5 GB already
 
 
 class UsageError(Exception):
     """A flag cannot be followed; the message names the flag and the way out."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Answers a mistake with one line instead of the whole usage."""
 
     def error(self, message: str) -> NoReturn:
@@ -43,9 +43,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         If a flag is unknown, cannot be read, or contradicts another.
     """
     options = _parser().parse_args(arguments)
-    _set_sizes(options)
-    options.gpus = _integers("--gpus", options.gpus, "different")
-    options.steps = _integers("--steps", options.steps, "increasing")
+    set_sizes(options)
+    options.gpus = integers("--gpus", options.gpus, "different")
+    options.steps = integers("--steps", options.steps, "increasing")
     _check_ranges(options)
     _check_devices(options)
     _check_batch(options)
@@ -70,7 +70,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="train.py",
         description="Train an image embedding with the margin-based loss and distance weighted "
         "sampling (Wu et al., Sampling Matters in Deep Embedding Learning, ICCV 2017).",
@@ -81,18 +81,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(group: argparse._ActionsContainer, name: str, default: Any, text: str) -> None:
+def add(group: argparse._ActionsContainer, name: str, default: Any, text: str) -> None:
     """A flag of its default's type."""
     told = f"{text} (default: %(default)s)" if default != "" else text
     group.add_argument(name, default=default, type=type(default), help=told)
 
 
-def _add_count(group: argparse._ActionsContainer, name: str, text: str) -> None:
+def add_count(group: argparse._ActionsContainer, name: str, text: str) -> None:
     """A whole number that is found otherwise where the flag is not given."""
     group.add_argument(name, type=int, metavar="N", help=text)
 
 
-def _add_choice(
+def add_choice(
     group: argparse._ActionsContainer, name: str, choices: tuple[str, ...], text: str
 ) -> None:
     """One of some words, of which the first is the default."""
@@ -109,39 +109,39 @@ def _add_alias(group: argparse._ActionsContainer, name: str, of: str, kind: type
 
 def _add_original_flags(parser: argparse.ArgumentParser) -> None:
     """Names, types and defaults of MXNet's example embedding_learning; none may change."""
-    _add(parser, "--data-path", DATA_PATH, "folder of the images; glyphs: a drawn set")
-    _add(parser, "--embed-dim", 128, "dimensionality of the image embedding")
-    _add(parser, "--batch-size", 70, "training batch size per device (CPU/GPU)")
-    _add(parser, "--batch-k", 5, "number of images per class in a batch")
-    _add(parser, "--gpus", "", "list of gpus to use, e.g. 0 or 0,2,5; empty means using cpu")
-    _add(parser, "--epochs", 20, "number of training epochs")
-    _add(parser, "--optimizer", "adam", "optimizer of MXNet")
-    _add(parser, "--lr", 0.0001, "learning rate")
-    _add(parser, "--lr-beta", 0.1, "learning rate for beta, one per class; 0: beta is constant")
-    _add(parser, "--margin", 0.2, "margin of the margin-based loss")
-    _add(parser, "--beta", 1.2, "initial value of beta")
-    _add(parser, "--nu", 0.0, "regularization parameter for beta")
-    _add(parser, "--factor", 0.5, "learning rate schedule factor")
-    _add(parser, "--steps", "12,14,16,18", "epochs that multiply the learning rates by the factor")
-    _add(parser, "--wd", 0.0001, "weight decay rate")
-    _add(parser, "--seed", 123, "random seed; it fixes the whole run")
-    _add(parser, "--model", "resnet50_v2", "backbone, as Gluon's model zoo or torchvision names it")
-    _add(parser, "--save-model-prefix", "margin_loss_model", "the best model's file less .params")
+    add(parser, "--data-path", DATA_PATH, "folder of the images; glyphs: a drawn set")
+    add(parser, "--embed-dim", 128, "dimensionality of the image embedding")
+    add(parser, "--batch-size", 70, "training batch size per device (CPU/GPU)")
+    add(parser, "--batch-k", 5, "number of images per class in a batch")
+    add(parser, "--gpus", "", "list of gpus to use, e.g. 0 or 0,2,5; empty means using cpu")
+    add(parser, "--epochs", 20, "number of training epochs")
+    add(parser, "--optimizer", "adam", "optimizer of MXNet")
+    add(parser, "--lr", 0.0001, "learning rate")
+    add(parser, "--lr-beta", 0.1, "learning rate for beta, one per class; 0: beta is constant")
+    add(parser, "--margin", 0.2, "margin of the margin-based loss")
+    add(parser, "--beta", 1.2, "initial value of beta")
+    add(parser, "--nu", 0.0, "regularization parameter for beta")
+    add(parser, "--factor", 0.5, "learning rate schedule factor")
+    add(parser, "--steps", "12,14,16,18", "epochs that multiply the learning rates by the factor")
+    add(parser, "--wd", 0.0001, "weight decay rate")
+    add(parser, "--seed", 123, "random seed; it fixes the whole run")
+    add(parser, "--model", "resnet50_v2", "backbone, as Gluon's model zoo or torchvision names it")
+    add(parser, "--save-model-prefix", "margin_loss_model", "the best model's file less .params")
     text = "start from the ImageNet weights of Gluon's model zoo"
     parser.add_argument("--use-pretrained", action="store_true", help=text)
-    _add(parser, "--kvstore", "device", f"how devices exchange gradients: {', '.join(KVSTORES)}")
-    _add(parser, "--log-interval", 20, "number of batches between log lines")
+    add(parser, "--kvstore", "device", f"how devices exchange gradients: {', '.join(KVSTORES)}")
+    add(parser, "--log-interval", 20, "number of batches between log lines")
 
 
 def _add_port_flags(group: argparse._ArgumentGroup) -> None:
     """What suruoxi/DistanceWeightedSampling adds; with none given the original's run results."""
-    _add(group, "--start-epoch", 0, "number of the first epoch")
-    _add(group, "--workers", WORKERS, "threads that decode images; 0: the trainer's own")
-    _add_count(group, "--feat-dim", "add a fully connected layer of N units before the embedding")
-    _add_count(group, "--classes", "number of training classes; read from the data and checked")
-    _add(group, "--batch-num", 200, "number of batches in an epoch")
-    _add_count(group, "--total-batch-size", "the port's --batch-size: images over all devices")
-    _add(group, "--momentum", 0.9, "momentum of sgd")
+    add(group, "--start-epoch", 0, "number of the first epoch")
+    add(group, "--workers", WORKERS, "threads that decode images; 0: the trainer's own")
+    add_count(group, "--feat-dim", "add a fully connected layer of N units before the embedding")
+    add_count(group, "--classes", "number of training classes; read from the data and checked")
+    add(group, "--batch-num", 200, "number of batches in an epoch")
+    add_count(group, "--total-batch-size", "the port's --batch-size: images over all devices")
+    add(group, "--momentum", 0.9, "momentum of sgd")
     text = "go on with a run: its folder, a checkpoint, or auto; or start from a .params file"
     group.add_argument("--resume", metavar="WHAT", help=text)
     _add_alias(group, "--print-freq", "--log-interval", int)
@@ -151,51 +151,43 @@ def _add_port_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_further_flags(group: argparse._ArgumentGroup) -> None:
-    _add_data_flags(group)
-    _add_choice(group, "--small-classes", SMALL_CLASSES, "training classes of fewer than --batch-k")
+    add_data_flags(group)
+    add_choice(group, "--small-classes", SMALL_CLASSES, "training classes of fewer than --batch-k")
     text = "leave out images that cannot be decoded"
     group.add_argument("--skip-bad-images", action="store_true", help=text)
     text = "pixels of the square that each image is resized to (default: 256; Inception v3: 342)"
-    _add_count(group, "--image-size", text)
+    add_count(group, "--image-size", text)
     text = "pixels of the square that is cut out of it (default: 224; Inception v3: 299)"
-    _add_count(group, "--crop-size", text)
-    _add_count(group, "--checkpoint-interval", "save the state every N batches, beside each epoch")
-    _add(group, "--keep", 2, "number of checkpoints that are kept, the latest")
+    add_count(group, "--crop-size", text)
+    add_count(group, "--checkpoint-interval", "save the state every N batches, beside each epoch")
+    add(group, "--keep", 2, "number of checkpoints that are kept, the latest")
     text = "what a loss or gradient that is not finite does to the run or the batch"
-    _add_choice(group, "--on-nonfinite", ON_NONFINITE, text)
-    _add_choice(group, "--cache", CACHES, "what is kept of images once they are decoded")
+    add_choice(group, "--on-nonfinite", ON_NONFINITE, text)
+    add_choice(group, "--cache", CACHES, "what is kept of images once they are decoded")
     text = "take the ImageNet weights from a Gluon parameter file"
     group.add_argument("--pretrained-params", metavar="FILE", help=text)
     text = "print the recalls before training too"
     group.add_argument("--evaluate-first", action="store_true", help=text)
-    _add(group, "--cpu-contexts", 1, "without --gpus: CPU contexts that act as devices, for trials")
+    text = "what to log of each epoch: recall@K for any K, map@r, r-precision, nmi, ami"
+    add(group, "--metrics", "recall@1,recall@2,recall@4,recall@8,recall@16", text)
+    text = "write scalars, histograms and a projection for TensorBoard into a folder"
+    group.add_argument("--tensorboard", metavar="DIR", help=text)
+    add(group, "--cpu-contexts", 1, "without --gpus: CPU contexts that act as devices, for trials")
 
 
-def _add_data_flags(group: argparse._ActionsContainer) -> None:
+def add_data_flags(group: argparse._ActionsContainer) -> None:
     """Which images, and where their like is kept."""
     text = f"what --data-path holds, where its files do not tell: {', '.join(NAMES)}"
     group.add_argument("--dataset", choices=NAMES, metavar="NAME", help=text)
     text = "crop images to their bounding boxes where there are any"
     group.add_argument("--bbox", action=argparse.BooleanOptionalAction, default=True, help=text)
-    _add_count(group, "--train-classes", "the first N classes train (default: half of them)")
-    _add(group, "--cache-dir", default_cache_dir(), "where decoded and drawn images are kept")
+    add_count(group, "--train-classes", "the first N classes train (default: half of them)")
+    add(group, "--cache-dir", default_cache_dir(), "where decoded and drawn images are kept")
 
 
 def resumes_network(options: argparse.Namespace) -> bool:
     """Whether --resume names a network alone, not the state of a run."""
     return bool(options.resume) and options.resume.endswith(".params")
-
-
-def parse_check(arguments: Sequence[str]) -> argparse.Namespace:
-    """The flags of ``python -m embedding_learning check``. Raises UsageError like `parse`."""
-    parser = _Parser(
-        prog="python -m embedding_learning check",
-        description="Decode every image of a data set and list all that is wrong with it.",
-    )
-    _add(parser, "--data-path", DATA_PATH, "as for train.py")
-    _add(parser, "--workers", WORKERS, "threads that decode images")
-    _add_data_flags(parser)
-    return parser.parse_args(arguments)
 
 
 def default_cache_dir() -> str:
@@ -204,7 +196,7 @@ def default_cache_dir() -> str:
     return os.path.join(cache, "embedding_learning")
 
 
-def _integers(flag: str, text: str, order: str) -> list[int]:
+def integers(flag: str, text: str, order: str) -> list[int]:
     """A list such as 0,2,5, its numbers "different" or even "increasing"; empty for no text."""
     try:
         numbers = [int(part) for part in text.split(",")] if text else []
@@ -217,7 +209,7 @@ def _integers(flag: str, text: str, order: str) -> list[int]:
     return numbers
 
 
-def _set_sizes(options: argparse.Namespace) -> None:
+def set_sizes(options: argparse.Namespace) -> None:
     """Fills in the sizes that were not given; Inception v3's features need larger images."""
     image_size, crop_size = (342, 299) if "inception" in options.model.lower() else (256, 224)
     if options.crop_size is None:
@@ -229,7 +221,7 @@ def _set_sizes(options: argparse.Namespace) -> None:
 def _check_ranges(options: argparse.Namespace) -> None:
     for name, value in vars(options).items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"{_flag(name)} {value}: must be a finite number")
+            raise UsageError(f"{as_flag(name)} {value}: must be a finite number")
     at_least = {
         "embed_dim": 1, "batch_size": 1, "batch_k": 2, "epochs": 0, "lr": 0, "lr_beta": 0,
         "margin": 0, "nu": 0, "factor": 0, "wd": 0, "seed": 0, "log_interval": 1,
@@ -240,9 +232,9 @@ def _check_ranges(options: argparse.Namespace) -> None:
     for name, least in at_least.items():
         value = getattr(options, name)
         if value is not None and value < least:
-            raise UsageError(f"{_flag(name)} {value}: must be at least {least}")
-    if options.image_size > _LARGEST_IMAGE:
-        raise UsageError(f"--image-size {options.image_size}: {_LARGEST_IMAGE} is the most")
+            raise UsageError(f"{as_flag(name)} {value}: must be at least {least}")
+    if options.image_size > LARGEST_IMAGE:
+        raise UsageError(f"--image-size {options.image_size}: {LARGEST_IMAGE} is the most")
     if options.crop_size > options.image_size:
         raise UsageError(
             f"--crop-size {options.crop_size}: cannot be cut out of --image-size "
@@ -281,5 +273,6 @@ def _check_batch(options: argparse.Namespace) -> None:
         )
 
 
-def _flag(name: str) -> str:
+def as_flag(name: str) -> str:
+    """The flag that sets an attribute of the options."""
     return "--" + name.replace("_", "-")

@@ -64,11 +64,12 @@ def log_epoch_loss(epoch: int, loss: float, seconds: float) -> None:
     logging.info("[Epoch %d] time cost: %f", epoch, seconds)
 
 
-def log_recalls(epoch: int | None, recalls: dict[int, float]) -> None:
-    """After an epoch, or before the first one (`epoch` is None)."""
+def log_metrics(epoch: int | None, metrics: dict[str, float]) -> None:
+    """After an epoch, or before the first one (`epoch` is None); named as `evaluate` does."""
     when = "Before training" if epoch is None else f"Epoch {epoch}"
-    for k, recall in recalls.items():
-        logging.info("[%s] validation: Recall@%d=%f", when, k, recall)
+    for name, value in metrics.items():
+        # The original writes Recall@1.
+        logging.info("[%s] validation: %s=%f", when, name.replace("recall", "Recall"), value)
 
 
 def log_saving(prefix: str) -> None:

@@ -53,6 +53,10 @@ class Progress:
         The epoch it was reached in.
     before : float, optional
         Recall@1 before training, where that was asked for.
+    run_seconds : float
+        Spent on all epochs, evaluation included.
+    records_bytes : int
+        Size of the run's records.
     """
 
     epoch: int = 0
@@ -63,6 +67,8 @@ class Progress:
     best: float = 0.0
     best_epoch: int | None = None
     before: float | None = None
+    run_seconds: float = 0.0
+    records_bytes: int = 0
 
 
 def describe(options: Namespace, data_digest: str, progress: Progress) -> dict[str, Any]:
@@ -72,7 +78,7 @@ def describe(options: Namespace, data_digest: str, progress: Progress) -> dict[s
         "progress": asdict(progress),
         "flags": json.loads(json.dumps(vars(options))),
         "data": data_digest,
-        "made_with": _made_with(),
+        "made_with": made_with(),
     }
 
 
@@ -85,12 +91,17 @@ def read_progress(checkpoint: Checkpoint, batch_num: int) -> Progress:
         counts = [progress.epoch, progress.batch]
         if progress.best_epoch is not None:
             counts.append(progress.best_epoch)
-        numbers = [progress.interval_loss, progress.epoch_loss, progress.seconds, progress.best]
+        numbers = [
+            progress.interval_loss, progress.epoch_loss, progress.seconds, progress.best,
+            progress.run_seconds,
+        ]  # fmt: skip
         if progress.before is not None:
             numbers.append(progress.before)
         if (
             all(type(count) is int and 0 <= count < _LARGEST for count in counts)
             and progress.batch <= batch_num
+            and type(progress.records_bytes) is int
+            and 0 <= progress.records_bytes < sys.maxsize
             and all(type(number) in (int, float) for number in numbers)
             and all(abs(number) <= _LARGEST_NUMBER for number in numbers)  # no NaN either
         ):
@@ -135,9 +146,9 @@ def check_flags(checkpoint: Checkpoint, options: Namespace) -> None:
             "norm's statistics, which each device counts for itself, are averaged.",
             devices, former_devices,
         )  # fmt: skip
-    made_with = checkpoint.state.get("made_with")
-    for name, value in _made_with().items():
-        former_value = made_with.get(name) if isinstance(made_with, dict) else None
+    former_made_with = checkpoint.state.get("made_with")
+    for name, value in made_with().items():
+        former_value = former_made_with.get(name) if isinstance(former_made_with, dict) else None
         if former_value != value and _is_showable(former_value):
             logging.info(
                 "Made with %s %s, goes on with %s: the last digits may differ.",
@@ -176,7 +187,7 @@ def _flag(name: str, flags: dict[str, Any]) -> str:
     return f"--{flag} {value}"
 
 
-def _made_with() -> dict[str, str]:
+def made_with() -> dict[str, str]:
     """What else decides a number's last digits."""
     found = {"threads": os.environ.get("OMP_NUM_THREADS", "")}
     for package in _PACKAGES:

@@ -2,107 +2,40 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from embedding_learning import checkpoints, learner_state, reporting, resuming
-from embedding_learning.checkpoints import Checkpoint, RunFolder
-from embedding_learning.data import Data, open_data, read_split
-from embedding_learning.evaluation import recall_at_k
+from embedding_learning import learner_state, reporting, resuming
+from embedding_learning.checkpoints import RunFolder
+from embedding_learning.data import Data
+from embedding_learning.descriptions import describe
+from embedding_learning.evaluation import evaluate
 from embedding_learning.inference import embed_all
 from embedding_learning.learner import (
     Learner,
     Step,
-    build,
-    build_network,
-    check_names,
-    find_devices,
 )
 from embedding_learning.model import MarginNet
 from embedding_learning.monitoring import Monitor, TrainingFault
 from embedding_learning.options import UsageError, resumes_network
 from embedding_learning.parameter_files import save_parameters
+from embedding_learning.records import Recorder
 from embedding_learning.resuming import Progress
 from embedding_learning.stopping import Interrupted, StopRequest, stop_on_signals
+from embedding_learning.tensorboard import TensorBoard
 
 # How many batches Python may queue beyond the one being computed: enough that a device never waits
-# for Python, few enough that queued batches do not fill the memory.
-_BATCHES_QUEUED = 2
-
-
-def run(options: Namespace) -> None:
-    """Everything that train.py does once its flags are read.
-
-    Raises
-    ------
-    UsageError, DataError
-        If flags, data and checkpoint do not fit; flags and annotations are checked before anything
-        is decoded.
-    TrainingFault
-        If training cannot go on; the last good checkpoint stays.
-    Interrupted
-        After a signal, once the state is saved.
-    """
-    check_names(options)
-    devices = find_devices(options)
-    with RunFolder(options.save_model_prefix, options.keep) as folder:
-        checkpoint, progress = _find_start(options)
-        split = read_split(options)
-        if checkpoint and progress.epoch >= options.epochs:
-            logging.info(
-                "The run is finished: %d of %d epochs are done; a higher --epochs goes on with it.",
-                progress.epoch, options.epochs,
-            )  # fmt: skip
-            reporting.print_best(split.title, progress.best, progress.before)
-            return
-        mx.random.seed(options.seed)
-        net = build_network(options, devices, is_resumed=checkpoint is not None)
-        data = open_data(split, options)
-        try:
-            learner = build(options, data.classes, net, devices)
-            if checkpoint:
-                resuming.check_data(checkpoint, data.digest, options)
-                _restore(learner, checkpoint)
-            Loop(options, learner, data, folder, progress).run(checkpoint)
-        finally:
-            # What is queued still reads the batches' memory.
-            mx.nd.waitall()
-            data.close()
-
-
-def _find_start(options: Namespace) -> tuple[Checkpoint | None, Progress]:
-    """The checkpoint to go on from, its flags checked, and how far its run had come."""
-    start = Progress(epoch=options.start_epoch)
-    if not options.resume or resumes_network(options):
-        return None, start
-    checkpoint = checkpoints.find(options.resume, options.save_model_prefix)
-    if checkpoint is None:
-        logging.info("There is no run of this prefix to resume: it starts anew.")
-        return None, start
-    resuming.check_flags(checkpoint, options)
-    progress = resuming.read_progress(checkpoint, options.batch_num)
-    logging.info(
-        "Resuming from %s: epoch %d, %d batches of it done.",
-        checkpoint.path, progress.epoch, progress.batch,
-    )  # fmt: skip
-    return checkpoint, progress
-
-
-def _restore(learner: Learner, checkpoint: Checkpoint) -> None:
-    source = f"--resume {checkpoint.path}"
-    state = checkpoint.state.get("learner")
-    if not isinstance(state, dict):
-        raise UsageError(f"{source}: holds no learner")
-    learner_state.restore(learner, checkpoint.arrays, state, source)
+# for Python, few enough that they neither fill the memory nor keep a run from stopping.
+_BATCHES_QUEUED = 1
 
 
 @dataclass
@@ -134,37 +67,43 @@ class Loop:
             self.learner.net.sampled.cutoff, self.options.on_nonfinite == "stop"
         )
 
-    def run(self, checkpoint: Checkpoint | None) -> None:
-        """All that is left of the run that the checkpoint, if there is one, belongs to.
-
-        Raises TrainingFault, or Interrupted after the state is saved.
-        """
+    def run(self) -> None:
+        """All that is left of the run. Raises TrainingFault, or Interrupted once it is saved."""
         progress = self.progress
         if (progress.epoch, progress.batch) == (self.options.start_epoch, 0):
             self._evaluate_before_training()
         if progress.epoch < self.options.epochs:
             with stop_on_signals() as self._stop:
-                self._train(checkpoint)
+                self._train()
         reporting.print_best(self.data.title, progress.best, progress.before)
 
     def _evaluate_before_training(self) -> None:
         if self.options.evaluate_first or resumes_network(self.options):
-            recalls = evaluate(self.learner.net, self.learner.devices, self.data)
-            reporting.log_recalls(None, recalls)
-            self.progress.before = recalls[1]
+            learner, metrics = self.learner, self.options.metrics
+            values, _ = evaluate_test(learner.net, learner.devices, self.data, metrics)
+            reporting.log_metrics(None, values)
+            self.progress.before = values["recall@1"]
             # A resumed network is replaced by a better one only.
-            self.progress.best = recalls[1] if resumes_network(self.options) else 0.0
+            self.progress.best = values["recall@1"] if resumes_network(self.options) else 0.0
 
-    def _train(self, checkpoint: Checkpoint | None) -> None:
+    def _train(self) -> None:
         options, progress = self.options, self.progress
-        with self._disk_faults():
-            self.folder.begin(checkpoint, progress.best_epoch)
-        # A disk without room shows now, and there is always something to go on from.
-        self._save_state()
-        self.data.train.seek(progress.epoch * options.batch_num + progress.batch)
-        for epoch in range(progress.epoch, options.epochs):
-            self._train_epoch(epoch)
-            self._evaluate_epoch(epoch)
+        with disk_faults(self.folder.path):
+            self._recorder = Recorder(
+                self.folder.path,
+                progress.records_bytes,
+                progress.run_seconds,
+                options.tensorboard and TensorBoard(options.tensorboard, self._step_number()),
+            )
+        try:
+            # A disk without room shows now, and there is always something to go on from.
+            self._save_state()
+            self.data.train.seek(self._step_number())
+            for epoch in range(progress.epoch, options.epochs):
+                self._train_epoch(epoch)
+                self._evaluate_epoch(epoch)
+        finally:
+            self._recorder.close()
 
     def _train_epoch(self, epoch: int) -> None:
         """The batches of an epoch that are not done yet."""
@@ -176,8 +115,10 @@ class Loop:
             rates = [trainer.learning_rate for trainer in learner.trainers]
             reporting.log_learning_rates(epoch, rates)
         started = time.time() - progress.seconds
+        self._recorder.begin_interval()
         for i in reporting.progress(range(progress.batch, options.batch_num), f"Epoch {epoch}"):
-            batch = self.data.train.next()
+            with self._recorder.waiting():
+                batch = self.data.train.next()
             seed_step(options.seed, epoch * options.batch_num + i)
             self._unread.append(learner.step(batch))
             progress.batch = i + 1
@@ -186,8 +127,6 @@ class Loop:
                 self._unread[-1 - _BATCHES_QUEUED].losses[0].wait_to_read()
 
             if progress.batch % options.log_interval == 0:
-                self._read_steps(look=True)
-                reporting.log_interval_loss(epoch, progress.batch, progress.interval_loss)
                 self._end_interval()
             if progress.batch < options.batch_num:
                 self._stop_if_asked()
@@ -197,19 +136,27 @@ class Loop:
                 ):
                     self._save_state()
         self._read_steps()
-        self._end_interval()
+        progress.epoch_loss += progress.interval_loss
+        progress.interval_loss = 0.0
         reporting.log_epoch_loss(epoch, progress.epoch_loss, time.time() - started)
 
     def _evaluate_epoch(self, epoch: int) -> None:
         options, learner, progress = self.options, self.learner, self.progress
-        recalls = evaluate(learner.net, learner.devices, self.data, self._stop_if_asked)
-        reporting.log_recalls(epoch, recalls)
-        if recalls[1] > progress.best:
-            progress.best, progress.best_epoch = recalls[1], epoch
+        values, embeddings = evaluate_test(
+            learner.net, learner.devices, self.data, options.metrics, self._stop_if_asked
+        )
+        reporting.log_metrics(epoch, values)
+        self._recorder.evaluation(epoch, progress.batch, self._step_number(), values)
+        if epoch + 1 == options.epochs:
+            test = self.data.test
+            self._recorder.project(self._step_number(), embeddings, test.labels, test.pixels)
+        if values["recall@1"] > progress.best:
+            progress.best, progress.best_epoch = values["recall@1"], epoch
             reporting.log_saving(options.save_model_prefix)
-            with self._disk_faults():
+            with disk_faults(self.folder.path):
                 self.folder.restore()
-                save_parameters(learner.net, str(self.folder.best(epoch)))
+                description = describe(options, self.data.title, epoch, progress.best)
+                save_parameters(learner.net, str(self.folder.best(epoch)), description)
                 self.folder.publish(epoch)
         progress.epoch, progress.batch = epoch + 1, 0
         progress.epoch_loss = progress.seconds = 0.0
@@ -217,11 +164,42 @@ class Loop:
         if progress.epoch < options.epochs:
             self._stop_if_asked()
 
-    def _read_steps(self, look: bool = False) -> None:
-        """Adds up the losses of the steps done, and has the monitor look at them.
+    def _step_number(self) -> int:
+        """Batches since the run began."""
+        return self.progress.epoch * self.options.batch_num + self.progress.batch
 
-        With `look` it sees the last step's embeddings, and beta, too.
-        """
+    def _end_interval(self) -> None:
+        """Logs the losses since the last interval, and looks closer at its last step."""
+        options, learner, progress = self.options, self.learner, self.progress
+        step = self._unread[-1]
+        self._read_steps()
+        epoch, loss = progress.epoch, progress.interval_loss
+        reporting.log_interval_loss(epoch, progress.batch, loss)
+        progress.epoch_loss += loss
+        progress.interval_loss = 0.0
+        if not step.is_finite():
+            return
+        for embeddings in step.embeddings:
+            self._monitor.see_embeddings(embeddings.asnumpy())
+        beta = learner.boundaries()
+        self._monitor.see_beta(beta)
+        pairs = learner.measure(step)
+        values = {
+            "loss": loss / options.log_interval / len(learner.devices),
+            "active_share": pairs["active"].mean(),
+            "positive_distance": pairs["positive_distances"].mean(),
+            "negative_distance": pairs["negative_distances"].mean(),
+            "beta_min": np.min(beta),
+            "beta_median": np.median(beta),
+            "beta_max": np.max(beta),
+            "learning_rate": learner.trainers[0].learning_rate,
+        }
+        images = options.log_interval * options.total_batch_size
+        values = {name: float(value) for name, value in values.items()}
+        self._recorder.interval(epoch, progress.batch, self._step_number(), images, values, pairs)
+
+    def _read_steps(self) -> None:
+        """Adds up the losses of the steps done, once the monitor has seen them."""
         progress, unread = self.progress, self._unread
         self._unread = []
         for number, step in enumerate(unread, progress.batch - len(unread) + 1):
@@ -231,21 +209,16 @@ class Loop:
             if finite:
                 for loss in losses:
                     progress.interval_loss += loss
-        if look and finite:
-            for embeddings in step.embeddings:
-                self._monitor.see_embeddings(embeddings.asnumpy())
-            self._monitor.see_beta(self.learner.boundaries())
-
-    def _end_interval(self) -> None:
-        self.progress.epoch_loss += self.progress.interval_loss
-        self.progress.interval_loss = 0.0
 
     def _save_state(self) -> None:
         """Only a state that is finite: the steps before it are read first."""
         self._read_steps()
+        with disk_faults(self.folder.path):
+            self.progress.records_bytes = self._recorder.flush()
+        self.progress.run_seconds = self._recorder.seconds
         arrays, learner = learner_state.gather(self.learner)
         state = resuming.describe(self.options, self.data.digest, self.progress)
-        with self._disk_faults():
+        with disk_faults(self.folder.path):
             position = self.progress.epoch, self.progress.batch
             self.folder.save(*position, arrays, {**state, "learner": learner})
 
@@ -260,30 +233,32 @@ class Loop:
             "--resume auto goes on with it",
         )
 
-    @contextmanager
-    def _disk_faults(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, UsageError) as error:
-            raise TrainingFault(
-                f"{self.folder.path}: cannot be written to: "
-                f"{getattr(error, 'strerror', None) or error}; what was written before is whole: "
-                "remove the cause and go on with --resume auto"
-            ) from error
+
+@contextmanager
+def disk_faults(folder: Path) -> Iterator[None]:
+    """Within, what goes wrong in writing to the run's folder is a TrainingFault."""
+    try:
+        yield
+    except (OSError, UsageError) as error:
+        raise TrainingFault(
+            f"{folder}: cannot be written to: {getattr(error, 'strerror', None) or error}; what "
+            "was written before is whole: remove the cause and go on with --resume auto"
+        ) from error
 
 
-def evaluate(
+def evaluate_test(
     net: MarginNet,
     devices: list[mx.Context],
     data: Data,
+    metrics: Sequence[str],
     after_batch: Callable[[], None] = lambda: None,
-) -> dict[int, float]:
-    """Recall@1, 2, 4, 8, 16 of the test images, among each other or in the gallery."""
+) -> tuple[dict[str, float], np.ndarray]:
+    """The metrics of the test images, among each other or in the gallery, and their embeddings."""
     queries, labels = embed_all(net, devices, data.test, after_batch)
     if data.gallery is None:
-        return recall_at_k(queries, labels)
+        return evaluate(queries, labels, metrics), queries
     gallery, gallery_labels = embed_all(net, devices, data.gallery, after_batch)
-    return recall_at_k(queries, labels, gallery=gallery, gallery_labels=gallery_labels)
+    return evaluate(queries, labels, metrics, gallery, gallery_labels), queries
 
 
 def set_learning_rates(options: Namespace, trainers: list[gluon.Trainer], epoch: int) -> None:

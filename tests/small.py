@@ -5,7 +5,8 @@ import numpy as np
 from mxnet import nd
 from mxnet.gluon import nn
 
-from embedding_learning import MarginNet
+from embedding_learning import MarginNet, training
+from embedding_learning.evaluation import recall_metrics
 from embedding_learning.options import parse
 
 
@@ -50,11 +51,18 @@ def parameters_of(net, device=None):
     ]
 
 
+def recalls(net, devices, data):
+    """Recall@1, 2, 4, 8, 16 of the test images by K."""
+    values, _ = training.evaluate_test(net, devices, data, recall_metrics())
+    return {int(name.partition("@")[2]): value for name, value in values.items()}
+
+
 class Recorded:
     """Batches given in advance, in the iterators' shape."""
 
     def __init__(self, batches, batch_size):
         self.batches, self.batch_size = batches, batch_size
+        self.labels = self.pixels = None
 
     def reset(self):
         pass

@@ -670,10 +670,7 @@ def test_a_best_network_that_is_lost_is_told(
     (here / where / "best-0002.params").unlink()
     begin("p", where, best_epoch=2)
     (line,) = caplog.messages
-    assert line == (
-        f"{where}/best-0002.params is not there: the best network so far is lost unless a better "
-        "one comes."
-    )
+    assert line == f"{where}/best-0002.params is not there; p.params is left as it is."
     assert Path("p.params").read_text() == "p 2"
 
 

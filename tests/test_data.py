@@ -17,12 +17,13 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from embedding_learning import images, training
+from embedding_learning import images
 from embedding_learning.data import Data, open_data, read_split
 from embedding_learning.datasets import DataError, ImageSet, Split, cub200
 from embedding_learning.images import read_image
 from embedding_learning.iterators import SequentialBatches
 from embedding_learning.options import UsageError, parse
+from tests.small import recalls
 
 CACHES = pytest.mark.parametrize("cache", ["pixels", "none"])
 # Label and part of each image, for `photos`: training classes of 4, 2, 5 and 1 images, mixed.
@@ -540,7 +541,7 @@ def test_queries_are_searched_in_the_gallery(
     split.gallery.labels[split.gallery.labels == 3] = 2
     data = open_data(split, flags(tmp_path, f"--cache={cache}"))
     try:
-        found = training.evaluate(MeanColour(), [mx.cpu(i) for i in range(devices)], data)
+        found = recalls(MeanColour(), [mx.cpu(i) for i in range(devices)], data)
         assert found == recalls_by_hand(split.test, split.gallery)
         assert 0 < found[1] < found[4] < found[16] < 1
         assert found != recalls_by_hand(split.test, None)
@@ -558,7 +559,7 @@ def test_without_a_gallery_test_images_are_searched_among_each_other(
     data = open_data(split, flags(tmp_path, f"--cache={cache}"))
     try:
         assert data.gallery is None
-        found = training.evaluate(MeanColour(), [mx.cpu()], data)
+        found = recalls(MeanColour(), [mx.cpu()], data)
         assert found == recalls_by_hand(split.test, None)
         assert 0 < found[1] < found[4] < 1
     finally:

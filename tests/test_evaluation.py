@@ -1,17 +1,29 @@
-"""Recall@k against a loop over its definition and the original's numbers."""
+"""Metrics against loops over their definitions, recalls against the original's numbers too."""
 
 from __future__ import annotations
 
+import math
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 
-from embedding_learning import evaluation
-from embedding_learning.evaluation import recall_at_k
+from embedding_learning import evaluation, neighbours
+from embedding_learning.clustering import ami, k_means, nmi
+from embedding_learning.datasets import inshop, sop
+from embedding_learning.evaluation import (
+    evaluate,
+    map_at_r,
+    parse_metrics,
+    r_precision,
+    recall_at_k,
+    recall_metrics,
+)
 
 KS = (1, 2, 4, 8, 16)
+
+Draw = Callable[[int, int], np.ndarray]
 
 
 def naive_recall(
@@ -80,42 +92,82 @@ def far_from_the_origin(count: int, dimensions: int) -> np.ndarray:
     return 1000 + unit_rows(count, dimensions)
 
 
-@pytest.mark.parametrize(
-    "draw",
-    [unit_rows, duplicated, collapsed, nearly_collapsed, lattice, far_from_the_origin],
-)
+def naive_map_and_precision(
+    queries: np.ndarray,
+    labels: np.ndarray,
+    gallery: np.ndarray | None = None,
+    gallery_labels: np.ndarray | None = None,
+) -> tuple[float, float]:
+    """MAP@R and R-precision, query by query and place by place."""
+    rows = (queries if gallery is None else gallery).astype(np.float64)
+    row_labels = labels if gallery_labels is None else gallery_labels
+    averages, precisions = [], []
+    for query in range(len(queries)):
+        distance = np.sqrt(((rows - queries[query].astype(np.float64)) ** 2).sum(axis=1))
+        order = [
+            i for i in np.argsort(distance, kind="stable") if gallery is not None or i != query
+        ]
+        r = sum(row_labels[i] == labels[query] for i in order)
+        if r == 0:
+            continue
+        right, total = 0, 0.0
+        for place in range(1, r + 1):
+            if row_labels[order[place - 1]] == labels[query]:
+                right += 1
+                total += right / place
+        averages.append(total / r)
+        precisions.append(right / r)
+    if not averages:
+        return math.nan, math.nan
+    return sum(averages) / len(averages), sum(precisions) / len(precisions)
+
+
+DRAWS = [unit_rows, duplicated, collapsed, nearly_collapsed, lattice, far_from_the_origin]
+
+
+@pytest.fixture(params=["listed", "counted"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A match is found among listed neighbours, or those before it are counted."""
+    if request.param == "counted":
+        monkeypatch.setattr(evaluation, "_LISTED_RANKS", 0)
+
+
+@pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize("count, dimensions", [(40, 2), (101, 33), (260, 128)])
-def test_recall_follows_the_definition(draw: object, count: int, dimensions: int) -> None:
-    assert callable(draw)
+@pytest.mark.usefixtures("way")
+def test_recall_follows_the_definition(draw: Draw, count: int, dimensions: int) -> None:
     embeddings, labels = draw(count, dimensions), some_labels(count)
     assert recall_at_k(embeddings, labels) == naive_recall(embeddings, labels)
 
 
 @pytest.mark.parametrize("draw", [unit_rows, duplicated, collapsed])
-@pytest.mark.parametrize("rows_at_once", [0.5, 1, 7, 100])
-def test_recall_does_not_depend_on_the_pieces_it_is_computed_in(
-    monkeypatch: pytest.MonkeyPatch, draw: object, rows_at_once: float
+@pytest.mark.parametrize("size", [(1, 1), (50, 7), (200, 2**16)])
+@pytest.mark.usefixtures("way")
+def test_metrics_do_not_depend_on_the_pieces_they_are_computed_in(
+    monkeypatch: pytest.MonkeyPatch, draw: Draw, size: tuple[int, int]
 ) -> None:
-    assert callable(draw)
-    embeddings, labels = draw(130, 16), some_labels(130)
-    monkeypatch.setattr(evaluation, "_DISTANCES_AT_ONCE", int(rows_at_once * 130))
-    pieces = recall_at_k(embeddings, labels)
-    monkeypatch.setattr(evaluation, "_DISTANCES_AT_ONCE", 130 * 130)
-    assert pieces == recall_at_k(embeddings, labels)
+    embeddings, labels = draw(50, 16), some_labels(50)
+    names = ["recall@1", "recall@5", "map@r", "r-precision"]
+    gallery = embeddings[20:], labels[20:]
+    whole = evaluate(embeddings, labels, names)
+    in_gallery = evaluate(embeddings[:20], labels[:20], names, *gallery)
+    monkeypatch.setattr(neighbours, "_LISTING", size)
+    monkeypatch.setattr(neighbours, "_COUNTING", size)
+    monkeypatch.setattr(neighbours, "_LISTED", size[0])
+    monkeypatch.setattr(evaluation, "_PAIRS", size[0])
+    assert evaluate(embeddings, labels, names) == whole
+    assert evaluate(embeddings[:20], labels[:20], names, *gallery) == in_gallery
 
 
-@pytest.mark.parametrize(
-    "draw",
-    [unit_rows, duplicated, collapsed, nearly_collapsed, lattice, far_from_the_origin],
-)
+@pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize(
     "count, gallery_count, dimensions", [(40, 3, 2), (33, 70, 33), (160, 100, 128), (1, 9, 4)]
 )
+@pytest.mark.usefixtures("way")
 def test_recall_in_a_gallery_follows_the_definition(
-    draw: object, count: int, gallery_count: int, dimensions: int
+    draw: Draw, count: int, gallery_count: int, dimensions: int
 ) -> None:
     """Images on both sides are equal or equally distant in most of the draws."""
-    assert callable(draw)
     both = draw(count + gallery_count, dimensions)
     labels = some_labels(len(both))
     split = both[:count], labels[:count], both[count:], labels[count:]
@@ -124,18 +176,7 @@ def test_recall_in_a_gallery_follows_the_definition(
     assert found == naive_recall_in(*split)
 
 
-@pytest.mark.parametrize("rows_at_once", [0.5, 1, 7])
-def test_recall_in_a_gallery_does_not_depend_on_the_pieces_it_is_computed_in(
-    monkeypatch: pytest.MonkeyPatch, rows_at_once: float
-) -> None:
-    both, labels = duplicated(130, 16), some_labels(130)
-    split = both[:50], labels[:50], both[50:], labels[50:]
-    monkeypatch.setattr(evaluation, "_DISTANCES_AT_ONCE", int(rows_at_once * 80))
-    queries, query_labels, gallery, gallery_labels = split
-    found = recall_at_k(queries, query_labels, KS, gallery, gallery_labels)
-    assert found == naive_recall_in(*split)
-
-
+@pytest.mark.usefixtures("way")
 def test_a_query_that_stands_in_the_gallery_too_is_not_left_out() -> None:
     x, labels = unit_rows(30, 8), np.arange(30)
     assert recall_at_k(x, labels, KS) == dict.fromkeys(KS, 0.0)
@@ -143,12 +184,14 @@ def test_a_query_that_stands_in_the_gallery_too_is_not_left_out() -> None:
     assert recall_at_k(x, labels, (1,), x, np.roll(labels, 1)) == {1: 0.0}
 
 
+@pytest.mark.usefixtures("way")
 def test_of_equal_images_in_the_gallery_the_lower_index_is_the_nearer() -> None:
     query, gallery = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
     for labels, expected in (((2, 1, 0), {1: 0.0, 2: 1.0}), ((2, 0, 1), {1: 1.0, 2: 1.0})):
         assert recall_at_k(query, np.zeros(1), (1, 2), gallery, np.array(labels)) == expected
 
 
+@pytest.mark.usefixtures("way")
 def test_a_query_whose_class_the_gallery_lacks_can_only_miss() -> None:
     queries, labels = unit_rows(4, 8), np.array([0, 0, 1, 7])
     gallery, gallery_labels = unit_rows(3, 8, seed=1), np.array([0, 1, 5])
@@ -179,29 +222,35 @@ def test_the_recalls_are_those_of_the_original(golden: dict[str, np.ndarray]) ->
     assert [found[k] for k in at] == golden["recall/values"].tolist()
 
 
+@pytest.mark.usefixtures("way")
 def test_of_one_class_every_image_hits() -> None:
     assert recall_at_k(unit_rows(20, 8), np.zeros(20)) == dict.fromkeys(KS, 1.0)
 
 
+@pytest.mark.usefixtures("way")
 def test_an_image_alone_in_its_class_misses_at_any_k() -> None:
     labels = np.array([0, 0, 1, 2])
     assert recall_at_k(unit_rows(4, 8), labels, (1000,)) == {1000: 0.5}
 
 
+@pytest.mark.usefixtures("way")
 def test_classes_of_single_images_have_no_recall() -> None:
     assert recall_at_k(unit_rows(20, 8), np.arange(20)) == dict.fromkeys(KS, 0.0)
 
 
+@pytest.mark.usefixtures("way")
 def test_a_single_image_has_no_recall() -> None:
     assert recall_at_k(unit_rows(1, 8), np.zeros(1)) == dict.fromkeys(KS, 0.0)
 
 
+@pytest.mark.usefixtures("way")
 def test_a_duplicate_is_a_neighbour() -> None:
     x = np.array([[1.0, 0.0], [1.0, 0.0], [0.9, 0.1], [0.8, 0.3]])
     assert recall_at_k(x, np.array([0, 1, 0, 1]), (1, 2)) == {1: 0.25, 2: 0.5}
     assert recall_at_k(x, np.array([0, 0, 1, 1]), (1, 2)) == {1: 0.75, 2: 0.75}
 
 
+@pytest.mark.usefixtures("way")
 def test_of_equally_distant_neighbours_the_lower_index_is_the_nearer() -> None:
     x = np.array([[0.0], [1.0], [-1.0]])
     assert recall_at_k(x, np.array([0, 1, 0]), (1, 2)) == {1: 1 / 3, 2: 2 / 3}
@@ -248,11 +297,11 @@ def test_memory_does_not_grow_with_the_square_of_the_images() -> None:
     x, labels = unit_rows(10_000, 8), np.arange(10_000) // 50
     tracemalloc.start()
     try:
-        recall_at_k(x, labels)
+        evaluate(x, labels, ["recall@1", "recall@1000", "map@r"])
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 60e6
+    assert peak < 150e6
 
 
 def test_a_gallery_comes_with_its_labels() -> None:
@@ -261,3 +310,140 @@ def test_a_gallery_comes_with_its_labels() -> None:
         recall_at_k(x, labels, gallery=x)
     with pytest.raises(ValueError, match="come together"):
         recall_at_k(x, labels, gallery_labels=labels)
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("count, dimensions", [(40, 2), (101, 33), (200, 128)])
+def test_map_and_precision_follow_the_definition(draw: Draw, count: int, dimensions: int) -> None:
+    """In classes of 1, of many and of some; a gallery lacks classes and has others."""
+    embeddings = draw(count, dimensions)
+    labels = np.minimum(some_labels(count, 30), 20)
+    labels[:3] = 100, 101, 102
+    expected = naive_map_and_precision(embeddings, labels)
+    assert map_at_r(embeddings, labels) == pytest.approx(expected[0], abs=1e-12)
+    assert r_precision(embeddings, labels) == pytest.approx(expected[1], abs=1e-12)
+    split = embeddings[:30], labels[:30], embeddings[30:], labels[30:]
+    expected = naive_map_and_precision(*split)
+    assert map_at_r(*split) == pytest.approx(expected[0], abs=1e-12)
+    assert r_precision(*split) == pytest.approx(expected[1], abs=1e-12)
+
+
+def test_map_at_r_of_a_list_done_by_hand() -> None:
+    """Musgrave et al. weigh by place what R-precision only counts: of R = 3, places 1 and 3."""
+    gallery, labels = np.array([[1.0], [2.0], [3.0], [4.0]]), np.array([7, 0, 7, 7])
+    task = np.zeros((1, 1)), np.array([7]), gallery, labels
+    assert map_at_r(*task) == pytest.approx((1 + 2 / 3) / 3)
+    assert r_precision(*task) == pytest.approx(2 / 3)
+    # The other way about the place of the wrong one counts.
+    task = np.zeros((1, 1)), np.array([7]), gallery, labels[[1, 0, 2, 3]]
+    assert map_at_r(*task) == pytest.approx((1 / 2 + 2 / 3) / 3)
+    assert r_precision(*task) == pytest.approx(2 / 3)
+
+
+def test_single_images_are_left_out_of_map_and_precision_but_not_of_recall() -> None:
+    x = np.array([[0.0], [0.1], [5.0], [5.1], [9.0]])
+    names = ["recall@1", "map@r", "r-precision"]
+    found = evaluate(x, np.array([0, 0, 1, 1, 2]), names)
+    assert found == {"recall@1": 0.8, "map@r": 1.0, "r-precision": 1.0}
+
+
+@pytest.mark.parametrize("labels", [np.arange(5), np.arange(1)])
+def test_without_any_image_to_find_map_and_precision_are_no_number(labels: np.ndarray) -> None:
+    x = unit_rows(len(labels), 3)
+    found = evaluate(x, labels, ["map@r", "r-precision", "recall@1000"])
+    assert math.isnan(found["map@r"]) and math.isnan(found["r-precision"])
+    assert found["recall@1000"] == 0.0
+    assert math.isnan(map_at_r(x, labels, x, labels + 10))
+
+
+def test_of_one_class_all_is_right() -> None:
+    names = ["recall@1", "map@r", "r-precision", "nmi", "ami"]
+    assert evaluate(unit_rows(30, 4), np.zeros(30), names) == dict.fromkeys(names, 1.0)
+
+
+def test_many_metrics_at_once_are_those_of_one_at_a_time() -> None:
+    """Also where a match is not among the neighbours that MAP@R lists."""
+    x, labels = unit_rows(300, 5), some_labels(300, 60)
+    names = ["nmi", "recall@1", "map@r", "recall@2", "recall@100", "recall@299", "ami"]
+    names.append("r-precision")
+    found = evaluate(x, labels, names)
+    assert list(found) == names
+    for name in names:
+        assert evaluate(x, labels, [name]) == {name: found[name]}
+    recalls = naive_recall(x, labels, (1, 2, 100, 299))
+    assert {k: found[f"recall@{k}"] for k in recalls} == recalls
+    assert len(set(recalls.values())) == 4
+    some = x[:90], labels[:90], names, x[90:], labels[90:]
+    found = evaluate(*some)
+    expected = naive_recall_in(x[:90], labels[:90], x[90:], labels[90:], (1, 2, 100, 299))
+    assert {k: found[f"recall@{k}"] for k in recalls} == expected
+
+
+def test_clusters_are_as_many_as_classes_and_of_the_queries_alone() -> None:
+    x, labels = unit_rows(120, 4), some_labels(120, 7)
+    clusters = k_means(x, 7)
+    expected = {"nmi": nmi(labels, clusters), "ami": ami(labels, clusters)}
+    assert evaluate(x, labels, ["nmi", "ami"]) == expected
+    assert evaluate(x, labels, ["nmi", "ami"], unit_rows(9, 4, 1), np.arange(9) - 5) == expected
+
+
+def test_one_search_serves_all_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    searches = []
+
+    def counted(*arguments: object) -> object:
+        searches.append(arguments[1])
+        return neighbours.nearest_blocks(*arguments)
+
+    monkeypatch.setattr(evaluation, "nearest_blocks", counted)
+    x, labels = unit_rows(60, 4), np.arange(60) // 5
+    evaluate(x, labels, ["recall@1", "recall@8", "map@r", "r-precision"])
+    assert searches == [8]
+    evaluate(x, labels, ["recall@1", "map@r", "nmi"])
+    assert searches == [8, 4]
+    evaluate(x, labels, ["nmi", "ami"])
+    assert searches == [8, 4]
+
+
+def test_the_metrics_that_papers_report() -> None:
+    assert recall_metrics() == [f"recall@{k}" for k in (1, 2, 4, 8, 16)]
+    assert recall_metrics("CUB-200-2011") == recall_metrics(None) == recall_metrics()
+    assert recall_metrics(sop.NAME) == [f"recall@{k}" for k in (1, 10, 100, 1000)]
+    assert recall_metrics(inshop.NAME) == [f"recall@{k}" for k in (1, 10, 20, 30, 40, 50)]
+    x, labels = unit_rows(40, 4), some_labels(40)
+    assert list(evaluate(x, labels)) == recall_metrics()
+
+
+def test_metrics_are_read_with_commas_between_them() -> None:
+    read = parse_metrics(" Recall@1, map@R,recall@1000,r-precision,NMI,ami,recall@1")
+    assert read == ["recall@1", "map@r", "recall@1000", "r-precision", "nmi", "ami"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "recall",
+        "recall@",
+        "recall@0",
+        "recall@-1",
+        "recall@1.5",
+        "recall@01",
+        "map",
+        "map@5",
+        "recall@1,,nmi",
+        "nmi;ami",
+        "recall@²",
+        "recall@٣",
+        "recall@999999999999999999999",
+        "recall@1\n2",
+    ],
+)
+def test_what_is_no_metric_is_told_with_those_there_are(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is no metric; there are recall@K .* ami") as error:
+        parse_metrics(text)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_metric_is_not_evaluated() -> None:
+    with pytest.raises(ValueError, match="'f1' is no metric"):
+        evaluate(unit_rows(5, 2), np.arange(5), ["recall@1", "f1"])

@@ -19,7 +19,7 @@ reporting.log_learning_rates(3, [0.0001, 0.1])
 reporting.log_learning_rates(4, [0.00005])
 reporting.log_interval_loss(3, 20, 7.25)
 reporting.log_epoch_loss(3, 70.125, 12.3456789)
-reporting.log_recalls(3, {1: 0.5, 16: 2 / 3})
+reporting.log_metrics(3, {"recall@1": 0.5, "recall@16": 2 / 3})
 reporting.log_saving("runs/margin_loss_model")
 """
 LOGGED = """\
@@ -51,7 +51,7 @@ def test_log_lines_are_those_of_the_original() -> None:
 
 def test_recalls_before_training_say_so(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    reporting.log_recalls(None, {1: 0.25})
+    reporting.log_metrics(None, {"recall@1": 0.25})
     assert caplog.messages == ["[Before training] validation: Recall@1=0.250000"]
 
 

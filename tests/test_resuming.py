@@ -187,6 +187,7 @@ def test_every_flag_has_been_thought_of() -> None:
     without_influence = {
         *("epochs", "workers", "log_interval", "cache", "cache_dir", "keep", "evaluate_first"),
         *("checkpoint_interval", "start_epoch", "save_model_prefix", "resume"),
+        *("metrics", "tensorboard"),
     }
     told_apart = {"use_pretrained", "pretrained_params", "gpus", "cpu_contexts", "batch_size"}
     first_value_only = {"beta"}

@@ -8,18 +8,28 @@ from mxnet import nd
 from embedding_learning import learner, training
 from embedding_learning.checkpoints import RunFolder
 from embedding_learning.data import Data
+from embedding_learning.evaluation import recall_at_k
 from embedding_learning.learner import Step
 from embedding_learning.monitoring import TrainingFault
 from embedding_learning.resuming import Progress
-from tests.small import Recorded, batch_of, net_with_statistics, options, parameters_of, small_net
+from tests.small import (
+    Recorded,
+    batch_of,
+    net_with_statistics,
+    options,
+    parameters_of,
+    recalls,
+    small_net,
+)
 
 
 def train(opt, net, devices, batches):
     """All epochs, in the current folder."""
+    opt.metrics = ["recall@1"]
     learning = learner.build(opt, 5, net, devices)
     data = Data(batches, batches, None, 5, "Birds", "")
     with RunFolder(opt.save_model_prefix, opt.keep) as folder:
-        training.Loop(opt, learning, data, folder, Progress(epoch=opt.start_epoch)).run(None)
+        training.Loop(opt, learning, data, folder, Progress(epoch=opt.start_epoch)).run()
 
 
 @pytest.mark.shared
@@ -41,7 +51,8 @@ def test_the_logged_loss_is_the_sum_over_devices_and_batches(monkeypatch, tmp_pa
 
     def step(*_):
         losses = [nd.array([next(values)]), nd.array([next(values)])]
-        return Step(losses, [nd.ones(1)] * 2, [nd.array([[0, 1], [1, 0]])] * 2)
+        x = nd.array([[0, 1], [1, 0]])
+        return Step(losses, [nd.ones(1)] * 2, [x] * 2, [(x, x, x, nd.array([0, 1]))] * 2)
 
     monkeypatch.setattr(learner.Learner, "step", step)
     opt = options("--epochs=1", "--batch-num=5", "--log-interval=2", "--cpu-contexts=2",
@@ -71,7 +82,7 @@ def test_a_diverged_network_is_told_when_it_is_evaluated():
     net.dense.weight.set_data(nd.full(net.dense.weight.shape, np.nan))
     data = Data(None, Recorded([batch_of(8)], 8), None, 4, "Birds", "")
     with pytest.raises(TrainingFault, match=r"training diverged; .* --lr"):
-        training.evaluate(net, [mx.cpu()], data)
+        recalls(net, [mx.cpu()], data)
 
 
 def test_a_resumed_network_is_replaced_by_a_better_one_only(monkeypatch, tmp_path):
@@ -79,10 +90,8 @@ def test_a_resumed_network_is_replaced_by_a_better_one_only(monkeypatch, tmp_pat
     monkeypatch.chdir(tmp_path)
     saved = []
     monkeypatch.setattr(RunFolder, "publish", lambda *_: saved.append(1))
-    recalls = iter([0.5, 0.4, 0.5, 0.6, 0.55])
-    monkeypatch.setattr(
-        training, "evaluate", lambda *_: dict.fromkeys((1, 2, 4, 8, 16), next(recalls))
-    )
+    values = iter([0.5, 0.4, 0.5, 0.6, 0.55])
+    monkeypatch.setattr(training, "evaluate_test", lambda *_: ({"recall@1": next(values)}, None))
     opt = options("--epochs=4", "--batch-num=1", "--batch-size=8", "--batch-k=2")
     opt.resume = "former.params"
     batches = Recorded([batch_of(8)], 8)
@@ -120,10 +129,10 @@ def test_evaluation_of_padded_batches_on_any_number_of_devices(count):
     net = small_net(devices)
     batches = [batch_of(8, seed=seed) for seed in range(6)]
     batches[-1].pad = 3
-    found = training.evaluate(net, devices, Data(None, Recorded(batches, 8), None, 4, "Birds", ""))
+    found = recalls(net, devices, Data(None, Recorded(batches, 8), None, 4, "Birds", ""))
     embeddings = np.concatenate([net.embed(b.data[0]).asnumpy() for b in batches])[:45]
     labels = np.concatenate([b.label[0].asnumpy() for b in batches])[:45]
-    assert found == training.recall_at_k(embeddings, labels)
+    assert found == recall_at_k(embeddings, labels)
 
 
 def test_evaluation_changes_nothing_that_follows():
@@ -136,7 +145,7 @@ def test_evaluation_changes_nothing_that_follows():
         mx.random.seed(3)
         if evaluating:
             data = Data(None, Recorded([batch_of(8)], 8), None, 4, "Birds", "")
-            training.evaluate(net, [mx.cpu()], data)
+            recalls(net, [mx.cpu()], data)
         return [*parameters_of(net), nd.random.uniform(shape=(5,)).asnumpy(), np.random.rand(5)]
 
     for found, expected in zip(drawn(True), drawn(False)):

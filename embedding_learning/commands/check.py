@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+
 import numpy as np
 
 from embedding_learning import datasets, reporting
 from embedding_learning.images import find_faults
-from embedding_learning.options import parse_check
+from embedding_learning.options import DATA_PATH, WORKERS, Parser, add, add_data_flags
 
 # Of no consequence for whether a file can be decoded.
 _SIZE = 64
@@ -14,7 +16,7 @@ _SIZE = 64
 
 def main(arguments: list[str]) -> int:
     """Prints a line per fault and a closing one; 0 if there is none, else 2."""
-    options = parse_check(arguments)
+    options = _parse(arguments)
     with reporting.log_to_terminal():
         split = datasets.load(
             options.data_path,
@@ -36,3 +38,14 @@ def main(arguments: list[str]) -> int:
         f"{len(sizes)} classes train, of {sizes.min()} to {sizes.max()} images."
     )
     return 2 if faults else 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m embedding_learning check",
+        description="Decode every image of a data set and list all that is wrong with it.",
+    )
+    add(parser, "--data-path", DATA_PATH, "as for train.py")
+    add(parser, "--workers", WORKERS, "threads that decode images")
+    add_data_flags(parser)
+    return parser.parse_args(arguments)

@@ -32,7 +32,7 @@ def read(folder: Path) -> ImageSet:
             f"{folder}: holds no class folders; name another folder with --data-path, or its "
             "layout with --dataset"
         )
-    images_of_class = [_images_below(f"{folder}/{name}") for name in names]
+    images_of_class = [images_below(f"{folder}/{name}") for name in names]
     for name, images in zip(names, images_of_class):
         if not images:
             raise DataError(
@@ -54,10 +54,10 @@ def class_folders(folder: Path) -> list[str]:
 
 def holds_images(folder: Path) -> bool:
     """Whether any of the folders in it holds an image."""
-    return any(_images_below(f"{folder}/{name}") for name in class_folders(folder))
+    return any(images_below(f"{folder}/{name}") for name in class_folders(folder))
 
 
-def _images_below(top: str) -> list[str]:
+def images_below(top: str) -> list[str]:
     """The image files of a folder and all folders below it."""
     found: list[tuple[str, str]] = []
     folders = [top]

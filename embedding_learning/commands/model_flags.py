@@ -1,0 +1,53 @@
+"""The flags of all commands that take a saved model, and the model that they name."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from embedding_learning.options import WORKERS, UsageError, add, as_flag, integers
+
+if TYPE_CHECKING:
+    from embedding_learning.inference import EmbeddingModel
+
+_BATCH_SIZE = 64
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The model, where it computes, and how its images are decoded."""
+    add_model(parser)
+    add_devices(parser)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The model alone; it is loaded on the CPU."""
+    text = "the .params file of a trained network"
+    parser.add_argument("model_file", metavar="MODEL", help=text)
+    text = "the network's backbone, for a file of the original example, which does not tell it"
+    parser.add_argument("--model", metavar="NAME", help=text)
+    parser.set_defaults(gpus=[])
+
+
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    """Where images are embedded, and how they are decoded. `check` is for these flags."""
+    add(parser, "--gpus", "", "list of gpus to use, e.g. 0 or 0,2,5; empty means using cpu")
+    add(parser, "--batch-size", _BATCH_SIZE, "images that are computed at once, over all devices")
+    add(parser, "--workers", WORKERS, "threads that decode images; 0: none beside the main one")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Reads the list of GPUs; raises UsageError if a flag is out of range."""
+    options.gpus = integers("--gpus", options.gpus, "different")
+    for name, least in {"batch_size": 1, "workers": 0}.items():
+        if getattr(options, name) < least:
+            raise UsageError(f"{as_flag(name)} {getattr(options, name)}: must be at least {least}")
+
+
+def load(options: argparse.Namespace) -> EmbeddingModel:
+    """The model on the devices asked for. Raises UsageError if there is none."""
+    # Only now, since MXNet takes seconds to import and --help needs none of it.
+    from embedding_learning.inference import load_model
+    from embedding_learning.learner import find_devices
+
+    devices = find_devices(argparse.Namespace(gpus=options.gpus, cpu_contexts=1))
+    return load_model(options.model_file, devices, options.model)

@@ -1,0 +1,86 @@
+"""`report`: a run on one page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from embedding_learning import options as flags
+from embedding_learning import reporting
+from embedding_learning.commands import model_flags, plot, test_images
+from embedding_learning.evaluation import evaluate, recall_metrics
+from embedding_learning.options import Parser
+
+_OTHER_METRICS = ("map@r", "r-precision", "nmi", "ami")
+
+
+def main(arguments: list[str]) -> int:
+    """Embeds the run's test images with its best network, draws, and writes the page."""
+    options = _parse(arguments)
+    # Only now, since these import matplotlib.
+    from embedding_learning import plots, records, report
+    from embedding_learning.report import Picture
+
+    folder = Path(f"{options.prefix}.run")
+    typed, title, made_with = records.read_description(folder)
+    run = flags.parse(typed)
+    measured = records.read(folder)
+    options.model_file, options.model = f"{options.prefix}.params", None
+    for name in ("data_path", "dataset", "train_classes", "cache_dir", "bbox"):
+        setattr(options, name, getattr(run, name))
+    with reporting.log_to_terminal():
+        model = model_flags.load(options)
+        found = test_images.embed(model, options)
+    test, gallery = found.split.test, found.split.gallery
+    metrics = evaluate(
+        found.queries,
+        test.labels,
+        [*recall_metrics(found.split.name), *_OTHER_METRICS],
+        found.gallery,
+        None if gallery is None else gallery.labels,
+    )
+    best = {"": f"the best network, of epoch {model.description['epoch']}", **metrics}
+    epochs = [
+        {"": f"epoch {record['epoch']}", **{k: v for k, v in record.items() if k in metrics}}
+        for record in measured
+        if record.get("kind") == "evaluation"
+    ]
+    with TemporaryDirectory() as name:
+        pictures = [
+            Picture("Curves", f"{name}/curves.png"),
+            Picture("Queries and their nearest neighbours", f"{name}/gallery.png"),
+            Picture("t-SNE: photographs", f"{name}/photographs.png"),
+            Picture("t-SNE: classes", f"{name}/points.png"),
+        ]
+        plots.curves(measured, pictures[0].path, title)
+        plot.draw_gallery(found, pictures[1].path)
+        plot.draw_photographs(found, pictures[2].path)
+        plot.draw_points(found, pictures[3].path)
+        report.write(
+            options.output or f"{options.prefix}.run/report.html",
+            f"{Path(options.prefix).name}: {title}",
+            shlex.join(["python3", "train.py", *typed]),
+            vars(run),
+            made_with,
+            [*epochs, best],
+            pictures,
+        )
+    print(options.output or f"{options.prefix}.run/report.html")
+    return 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m embedding_learning report",
+        description="Write a run's page: metrics, curves, t-SNE, gallery, command and versions.",
+    )
+    text = "the run's --save-model-prefix: PREFIX.params and PREFIX.run are read"
+    parser.add_argument("prefix", metavar="PREFIX", help=text)
+    text = "the page (default: PREFIX.run/report.html)"
+    parser.add_argument("--output", metavar="FILE", help=text)
+    model_flags.add_devices(parser)
+    options = parser.parse_args(arguments)
+    model_flags.check(options)
+    return options

@@ -1,0 +1,75 @@
+"""What several commands do first: the test images of a data set, embedded by a saved model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from embedding_learning import datasets, reporting
+from embedding_learning.datasets import ImageSet, Split
+from embedding_learning.images import Decoder, read_image
+from embedding_learning.options import DATA_PATH, add, add_data_flags
+
+if TYPE_CHECKING:
+    from embedding_learning.inference import EmbeddingModel
+
+# Side of the photographs in pictures, in pixels.
+_THUMBNAIL = 224
+
+
+class TestImages(NamedTuple):
+    """Embedded test images.
+
+    Attributes
+    ----------
+    split : Split
+    queries : float32 array (n, d)
+        Of ``split.test``.
+    gallery : float32 array (m, d), optional
+        Of ``split.gallery``, where there is one.
+    """
+
+    split: Split
+    queries: np.ndarray
+    gallery: np.ndarray | None
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Which images; whether boxes are cut is what the model was trained with, unless told."""
+    add(parser, "--data-path", DATA_PATH, "as for train.py")
+    add_data_flags(parser)
+    parser.set_defaults(bbox=None)
+
+
+def embed(model: EmbeddingModel, options: argparse.Namespace) -> TestImages:
+    """Raises DataError if an image is missing or cannot be decoded."""
+    split = datasets.load(
+        options.data_path,
+        options.cache_dir,
+        options.train_classes,
+        options.dataset,
+        model.description["bbox"] if options.bbox is None else options.bbox,
+    )
+    reporting.log_split(split)
+
+    def embedded(part: ImageSet) -> np.ndarray:
+        pixels = Decoder(part, model.description["image_size"])
+        size = model.batch_size(len(part), options.batch_size)
+        batches = model.embed_batches(pixels, size, options.workers)
+        return np.concatenate(list(reporting.progress(batches, "Embedding")))
+
+    gallery = None if split.gallery is None else embedded(split.gallery)
+    return TestImages(split, embedded(split.test), gallery)
+
+
+def thumbnails(part: ImageSet) -> Callable[[int], np.ndarray]:
+    """A function from a row to its photograph as the model sees it, square and in its box."""
+
+    def thumbnail(row: int) -> np.ndarray:
+        box = None if part.boxes is None else part.boxes[row]
+        return read_image(part.paths[row], box, _THUMBNAIL)
+
+    return thumbnail

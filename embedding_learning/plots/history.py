@@ -1,0 +1,230 @@
+"""The curves of a run, from its records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
+
+from embedding_learning.plots import paper
+
+# Distinct also to the colour-blind (Okabe and Ito's), and dark enough on white.
+_COLOURS = ("#0072b2", "#d55e00", "#008f68", "#b5518f", "#8a6d00", "#3f9bd1", "#1b1f24")
+# What is no measurement, in records of evaluations.
+_WHEN = {"kind", "epoch", "batch", "seconds"}
+# Values of one panel: with more, lines cannot be told apart.
+_MOST_LINES = len(_COLOURS)
+_WIDE, _HIGH, _LEGEND = 900, 430, 210  # pixels of a panel, and of the legend in it
+_TEXT = 20
+_MARKED = 30  # values up to which each has a mark
+
+
+class _Panel(NamedTuple):
+    """A title and the values it shows, with their names in the legend."""
+
+    title: str
+    values: Mapping[str, str]
+    band: Optional[tuple[str, str]] = None  # the values at the edges of a shaded area
+    scale: str = "close"  # or "from 0", "percent" (from 0 too), "log"
+
+
+_TRAINING = (
+    _Panel("Training loss, mean of a batch", {"loss": "loss"}, scale="from 0"),
+    _Panel(
+        "Mean distance of pairs",
+        {"positive_distance": "positives", "negative_distance": "negatives"},
+    ),
+    _Panel("Pairs with a loss above 0", {"active_share": "active"}, scale="percent"),
+    _Panel("Beta over the classes", {"beta_median": "median"}, band=("beta_min", "beta_max")),
+    _Panel(
+        "Learning rate", {"learning_rate": "network", "learning_rate_beta": "beta"}, scale="log"
+    ),
+    _Panel("Images a second", {"images_per_second": "images a second"}, scale="from 0"),
+    _Panel("Time spent waiting for data", {"waiting_share": "waiting"}, scale="percent"),
+)
+
+
+@paper.plain_style
+def curves(records: Iterable[Mapping[str, Any]], path: str, title: str = "The run") -> None:
+    """Draws a run's values over its epochs, a panel for each kind; none for what no record has.
+
+    Parameters
+    ----------
+    records : iterable of mapping
+        In the order of writing. Each has `kind` ("interval", "epoch" or "evaluation") and `epoch`
+        (from 0; none or below 0: before training), may have `batch` (batches done in the epoch),
+        and then values by name. An interval stands where its batch ends, all else at the end of
+        its epoch. Values of evaluations are metrics and may have any name. What is not a finite
+        number is left out.
+    path : str
+        The file, PNG or SVG by its suffix.
+    title : str
+
+    Raises
+    ------
+    UsageError
+        If the file cannot be written.
+    """
+    paper.check_path(path)
+    records = list(records)
+    evaluations = [record for record in records if record.get("kind") == "evaluation"]
+    training = [record for record in records if record.get("kind") != "evaluation"]
+    batches = max((_number(record, "batch") or 0 for record in training), default=0)
+    drawn = [
+        (panel, lines)
+        for panels, source in ((_metric_panels(evaluations), evaluations), (_TRAINING, training))
+        for panel in panels
+        if (lines := _lines(panel, source, batches))
+    ]
+    lines_of_panels = max(1, -(-len(drawn) // 2))
+    width, height = 2 * _WIDE, lines_of_panels * _HIGH + 80
+    figure, page = paper.page(width, height)
+    paper.write(page, 30, 50, title, 32, width - 60, weight="bold")
+    if not drawn:
+        paper.write(page, 30, 150, "No values are recorded yet.", 24, color=paper.GREY)
+    last = max((at[-1] for _, lines in drawn for at, _ in lines.values()), default=1)
+    for number, (panel, lines) in enumerate(drawn):
+        line, column = divmod(number, 2)
+        _draw(_axes(figure, column, line, width, height), panel, lines, last)
+    paper.save(figure, path)
+
+
+Lines = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def _metric_panels(evaluations: list[Mapping[str, Any]]) -> list[_Panel]:
+    """Recalls in one panel, other metrics in further ones, in the order they are found in."""
+    names = list(dict.fromkeys(n for record in evaluations for n in record if n not in _WHEN))
+    recalls = [name for name in names if name.lower().startswith("recall")]
+    others = [name for name in names if name not in recalls]
+    panels = []
+    for title, group in (("Recall on the test images", recalls), ("Other metrics", others)):
+        for start in range(0, len(group), _MOST_LINES):
+            some = group[start : start + _MOST_LINES]
+            panels.append(_Panel(title, {name: _metric_title(name) for name in some}))
+    return panels
+
+
+def _metric_title(name: str) -> str:
+    """recall@1 is Recall@1, map@r MAP@R; a name that is not known stays."""
+    known = {"map@r": "MAP@R", "r_precision": "R-precision", "nmi": "NMI", "ami": "AMI"}
+    title = known.get(name.lower(), name[:1].upper() + name[1:])
+    return paper.fitted(title, _TEXT, _LEGEND - 75)
+
+
+def _number(record: Mapping[str, Any], name: str) -> float | None:
+    """The value if it is a finite number."""
+    value = record.get(name)
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def _at(record: Mapping[str, Any], batches: float) -> float:
+    """Epochs done when the record was written; `batches` are in an epoch."""
+    epoch, batch = _number(record, "epoch"), _number(record, "batch")
+    if epoch is None or epoch < 0:
+        return 0.0
+    inside = record.get("kind") == "interval" and batch is not None and batches > 0
+    return epoch + (batch / batches if inside and batch is not None else 1.0)
+
+
+def _lines(panel: _Panel, records: list[Mapping[str, Any]], batches: float) -> Lines:
+    """Epochs done and value, of every value of the panel that a record has."""
+    found = {}
+    for name in (*panel.values, *(panel.band or ())):
+        points = [(_at(r, batches), v) for r in records if (v := _number(r, name)) is not None]
+        if points:
+            points.sort(key=lambda point: point[0])
+            at, values = np.array(points).T
+            found[name] = (at, values)
+    return found
+
+
+def _axes(figure: Figure, column: int, line: int, width: int, height: int) -> Axes:
+    left, top = column * _WIDE + 90, 80 + line * _HIGH + 50
+    wide, high = _WIDE - 90 - _LEGEND, _HIGH - 130
+    return figure.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
+
+
+def _draw(axes: Axes, panel: _Panel, lines: Lines, last: float) -> None:
+    small = paper.font(_TEXT)
+    _scale(axes, panel, lines)
+    for name, colour in zip(panel.values, _COLOURS):
+        if name in lines:
+            at, values = lines[name]
+            axes.plot(
+                at,
+                values,
+                "o-" if len(at) <= _MARKED else "-",
+                color=colour,
+                label=panel.values[name],
+                linewidth=paper.points(3),
+                clip_on=False,
+                # A rate holds for the epoch at whose end it is recorded.
+                drawstyle="steps-pre" if panel.scale == "log" else "default",
+            )
+    if panel.band and all(edge in lines for edge in panel.band):
+        (at, low), (at_high, high) = (lines[edge] for edge in panel.band)
+        if np.array_equal(at, at_high):
+            axes.fill_between(
+                at,
+                low,
+                high,
+                color=_COLOURS[0],
+                alpha=0.2,
+                linewidth=0,
+                label="range",
+            )
+    axes.set_title(
+        panel.title,
+        font=paper.font(1.25 * _TEXT),
+        color=paper.INK,
+        loc="left",
+        pad=paper.points(12),
+    )
+    axes.set_xlabel("epochs", font=small, color=paper.GREY)
+    axes.set_xlim(0, last)
+    axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=last >= 2))
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        label.set(font=small, color=paper.GREY)
+    axes.grid(color=paper.FAINT, linewidth=paper.points(1))
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(axes.get_legend_handles_labels()[0]) > 1:
+        # Beside the axes: within them it would hide lines.
+        legend = axes.legend(
+            prop=small,
+            labelcolor=paper.INK,
+            frameon=False,
+            loc="upper left",
+            bbox_to_anchor=(1.0, 1.0),
+            handlelength=1.2,
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+
+
+def _scale(axes: Axes, panel: _Panel, lines: Lines) -> None:
+    """What the vertical axis shows: `close`, the values and no more."""
+    values = np.concatenate([values for _, values in lines.values()])
+    low, high = values.min(), values.max()
+    if panel.scale == "log" and low > 0:
+        axes.set_yscale("log")
+        axes.set_ylim(low / 2, high * 2)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        return
+    if panel.scale != "close":
+        low = min(low, 0.0)
+    room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    axes.set_ylim(low if low == 0 else low - room, high + room)
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    if panel.scale == "percent":
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    else:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))

@@ -1,0 +1,265 @@
+"""Maps of embeddings in the plane, drawn with the photographs themselves or with points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.patheffects import withStroke
+
+from embedding_learning.plots import paper
+from embedding_learning.plots.paper import Thumbnail
+
+# Pixels of a map's longer side, of the lines above it, and of the room that these take.
+_PHOTOGRAPHS, _POINTS = 3000, 2000
+_PHOTOGRAPHS_TEXT, _POINTS_TEXT = 60, 40
+_HEADING = 2.75  # times the text
+_BORDER = 30
+# Photographs along the longer side: from few large ones to so many that birds are just told apart
+# when the whole map is seen on a screen.
+_GRIDS = (8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32)
+# The share of photographs that is to be seen, if a grid of these can show it.
+_ENOUGH = 0.9
+# Cells between a photograph and the place it is moved to if its own is taken.
+_REACH = 2
+# More classes than this are not named: the names would cover the points.
+_MOST_NAMES = 100
+_NAME = 26  # pixels
+# Points of a class that its name does not lie on.
+_FEW = 10
+# Strong enough for small points on white; the first ones differ most.
+_PALETTE = (
+    "#1f5fb4", "#e4572e", "#1a9850", "#8e44ad", "#b8860b", "#00a6b4", "#c51b7d", "#7f4f24",
+    "#66a61e", "#d7263d", "#3d348b", "#f08c00", "#2f6b4f", "#e07ab0", "#5b6c8f", "#6ba4e7",
+    "#a3a300", "#8c1c13",
+)  # fmt: skip
+# Of a class's points so many are looked at to find where most are.
+_LOOKED_AT = 500
+
+
+@paper.plain_style
+def tsne_photographs(
+    points: np.ndarray, thumbnail: Thumbnail, path: str, title: str = "t-SNE of the embeddings"
+) -> None:
+    """Draws the photographs at their points, none over another.
+
+    They stand on a grid, each in the cell of its point or in a free one at most two cells away.
+    Whoever finds none is left out, and the heading says how many are. The grid is the coarsest
+    that shows nine in ten.
+
+    Parameters
+    ----------
+    points : array (n, 2)
+    thumbnail : function
+        From a row to RGB pixels (height, width, 3); called for those that are shown.
+    path : str
+        The file, 3,000 pixels wide; PNG or SVG by its suffix.
+    title : str
+        Stands above; say in it what the images are.
+
+    Raises
+    ------
+    UsageError
+        If the file cannot be written.
+    """
+    paper.check_path(path)
+    rows, cells, grid = _laid_out(_unit_square(points))
+    side = _PHOTOGRAPHS // grid
+    cells = cells - cells.min(axis=0)
+    columns, lines = cells.max(axis=0) + 1
+    # Room for the heading even above a single photograph.
+    width = max(columns * side, _PHOTOGRAPHS // 2) + 2 * _BORDER
+    left = (width - columns * side) // 2
+    above = int(_HEADING * _PHOTOGRAPHS_TEXT)
+    canvas = paper.blank(width, lines * side + above + _BORDER)
+    for row, (column, line) in zip(rows, cells):
+        # A white line keeps neighbours apart.
+        paper.paste(
+            canvas, thumbnail(row), left + column * side + 1, above + line * side + 1, side - 2
+        )
+    figure, axes = paper.page(width, len(canvas))
+    paper.show(axes, canvas)
+    shown = f"Photographs: {len(points):,}"
+    if len(rows) < len(points):
+        shown = (
+            f"Photographs: {len(rows):,} of {len(points):,}; the others would lie on top of them"
+        )
+    _heading(axes, width, title, shown, _PHOTOGRAPHS_TEXT)
+    paper.save(figure, path)
+
+
+@paper.plain_style
+def tsne_points(
+    points: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    path: str,
+    title: str = "t-SNE of the embeddings",
+) -> None:
+    """Draws a point an image, coloured by class, and the classes' names where most of them are.
+
+    There are eighteen colours; classes that share one lie far from each other. A name that would
+    cover another is moved aside, with a line to its place, or left out; more than a hundred classes
+    are not named.
+
+    Parameters
+    ----------
+    points : array (n, 2)
+    labels : array (n,)
+        The class of each point, an index into the names.
+    class_names : sequence of str
+    path : str
+        The file, 2,000 pixels wide; PNG or SVG by its suffix.
+    title : str
+        Stands above; say in it what the images are.
+
+    Raises
+    ------
+    UsageError
+        If the file cannot be written.
+    """
+    paper.check_path(path)
+    margin = 3 * _BORDER
+    places = margin + _unit_square(points) * (_POINTS - 2 * margin)
+    above = int(_HEADING * _POINTS_TEXT)
+    height = int(np.ptp(places[:, 1])) + 2 * margin + above
+    places[:, 1] += margin + above - places[:, 1].min()
+    classes, members = np.unique(labels, return_inverse=True)
+    sizes = np.bincount(members)
+    by_class = np.split(np.argsort(members, kind="stable"), np.cumsum(sizes)[:-1])
+    centres = np.array([_densest(places[rows]) for rows in by_class])
+    colours = np.array(_PALETTE)[_far_apart(centres, sizes)]
+
+    figure, axes = paper.page(_POINTS, height)
+    # Many points are fewer bytes as pixels, also within an SVG.
+    axes.scatter(
+        places[:, 0],
+        places[:, 1],
+        s=paper.points(np.clip(420 / np.sqrt(len(points)), 5, 20)) ** 2,
+        c=colours[members],
+        alpha=0.85,
+        linewidths=0,
+        rasterized=len(points) > 2000,
+    )
+    told = f"Images: {len(points):,}. Classes: {len(classes):,}"
+    if len(classes) > _MOST_NAMES:
+        told += ", too many to be named"
+    else:
+        names = [paper.class_title(class_names[c]) for c in classes]
+        left_out = _write_names(axes, names, colours, centres, sizes, (_POINTS, height))
+        told += f", {left_out} of them without room for the name" if left_out else ""
+    _heading(axes, _POINTS, title, told, _POINTS_TEXT)
+    paper.save(figure, path)
+
+
+def _heading(axes: Axes, width: int, title: str, below: str, text: int) -> None:
+    room = width - 2 * _BORDER
+    paper.write(axes, _BORDER, 1.25 * text, title, text, room, weight="bold")
+    paper.write(axes, _BORDER, 2.25 * text, below, 0.7 * text, room, color=paper.GREY)
+
+
+def _unit_square(points: np.ndarray) -> np.ndarray:
+    """The points moved and scaled to fill [0, 1] along the longer side, and centred, (n, 2)."""
+    points = np.asarray(points, np.float64)
+    if points.ndim != 2 or points.shape[1] != 2 or not len(points):
+        raise ValueError(f"points (n, 2) expected, not {points.shape}")
+    if not np.isfinite(points).all():
+        raise ValueError("the points hold values that are not finite")
+    least, most = points.min(axis=0), points.max(axis=0)
+    return 0.5 + (points - (least + most) / 2) / (max(most - least) or 1)
+
+
+def _laid_out(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Which rows are shown, (m,), in which cells (column, line), (m, 2), and cells along a side."""
+    for grid in _GRIDS:
+        if grid == _GRIDS[-1] or grid * grid >= _ENOUGH * len(points):
+            rows, cells = _snapped(points, grid)
+            if len(rows) >= _ENOUGH * len(points):
+                break
+    return rows, cells, grid
+
+
+def _snapped(points: np.ndarray, grid: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gives cells to points of the unit square; those nearest to a cell's centre choose first."""
+    at = points * grid - 0.5  # cell (column, line) has its centre there
+    home = np.clip(np.rint(at), 0, grid - 1).astype(int)
+    reach = np.arange(-_REACH, _REACH + 1)
+    steps = np.stack(np.meshgrid(reach, reach), axis=-1).reshape(-1, 2)
+    near = home[:, None] + steps
+    distance = np.square(near - at[:, None]).sum(axis=-1)
+    distance[((near < 0) | (near >= grid)).any(axis=-1)] = np.inf
+    choices = np.argsort(distance, axis=1, kind="stable")
+    taken = np.zeros((grid, grid), bool)
+    rows, cells = [], []
+    for row in np.argsort(distance.min(axis=1), kind="stable"):
+        for choice in choices[row]:
+            column, line = near[row, choice]
+            if np.isinf(distance[row, choice]):
+                break
+            if not taken[column, line]:
+                taken[column, line] = True
+                rows.append(row)
+                cells.append((column, line))
+                break
+    return np.array(rows), np.array(cells)
+
+
+def _densest(points: np.ndarray) -> np.ndarray:
+    """The point with a quarter of the others nearest to it: unlike a median, amid a cluster."""
+    points = points[:: len(points) // _LOOKED_AT + 1]
+    distance = np.square(points[:, None] - points).sum(axis=-1)
+    return points[np.sort(distance, axis=1)[:, len(points) // 4].argmin()]
+
+
+def _far_apart(centres: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """A colour for each centre, far from the others of that colour; large classes choose first."""
+    colours = np.zeros(len(centres), int)
+    nearest = np.full((len(centres), len(_PALETTE)), np.inf)
+    for centre in np.argsort(-sizes, kind="stable"):
+        colour = colours[centre] = nearest[centre].argmax()
+        distance = np.square(centres - centres[centre]).sum(axis=1)
+        nearest[:, colour] = np.minimum(nearest[:, colour], distance)
+    return colours
+
+
+def _write_names(
+    axes: Axes,
+    names: Sequence[str],
+    colours: Sequence[str],
+    centres: np.ndarray,
+    sizes: np.ndarray,
+    room: tuple[int, int],
+) -> int:
+    """Writes names near their centres, none over another; returns how many found no place."""
+    angles = np.arange(0, 2 * np.pi, np.pi / 8)
+    ring = np.stack([2 * np.cos(angles), np.sin(angles)], axis=1)  # text is wide
+    steps = np.concatenate([np.zeros((1, 2)), *(radius * ring for radius in range(15, 121, 15))])
+    boxes = np.zeros((0, 4))  # left, top, right, bottom
+    halo = [withStroke(linewidth=paper.points(7), foreground=paper.PAPER)]
+    for row in np.argsort(-sizes, kind="stable"):
+        text = paper.fitted(names[row], _NAME, room[0] / 4, "bold")
+        half = np.array([paper.text_width(text, _NAME, "bold") / 2 + 6, 0.65 * _NAME])
+        most = np.array(room) - half - 10
+        # A name may cover some of a cluster's points, but not a few points.
+        start = centres[row] + ([0, 1.2 * _NAME] if sizes[row] < _FEW else [0, 0])
+        for place in np.clip(
+            start + steps, [half[0] + 10, _HEADING * _POINTS_TEXT + half[1]], most
+        ):
+            box = np.concatenate([place - half, place + half])
+            apart = (boxes[:, :2] >= box[2:]) | (boxes[:, 2:] <= box[:2])
+            if apart.any(axis=1).all():
+                break
+        else:
+            continue
+        boxes = np.vstack([boxes, box])
+        if np.abs(place - start)[1] > _NAME:
+            axes.plot(
+                *np.stack([centres[row], place]).T, color=paper.INK, linewidth=paper.points(1.5)
+            )
+        dark = 0.6 * np.array(to_rgb(colours[row]))
+        how: dict[str, Any] = {"ha": "center", "va": "center_baseline", "path_effects": halo}
+        paper.write(axes, place[0], place[1], text, _NAME, weight="bold", color=dark, **how)
+    return len(names) - len(boxes)

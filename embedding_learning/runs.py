@@ -1,0 +1,100 @@
+"""A run from its flags to its end: data, network, what it goes on from, training."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from collections.abc import Sequence
+
+import mxnet as mx
+
+from embedding_learning import checkpoints, learner_state, records, reporting, resuming
+from embedding_learning.checkpoints import Checkpoint, RunFolder
+from embedding_learning.data import open_data, read_split
+from embedding_learning.evaluation import parse_metrics
+from embedding_learning.learner import Learner, build, build_network, check_names, find_devices
+from embedding_learning.options import UsageError, resumes_network
+from embedding_learning.resuming import Progress
+from embedding_learning.training import Loop, disk_faults
+
+
+def run(options: Namespace, arguments: Sequence[str]) -> None:
+    """Everything that train.py does once its flags are read.
+
+    `arguments` are the flags as they were typed; the run's folder keeps them.
+
+    Raises
+    ------
+    UsageError, DataError
+        If flags, data and checkpoint do not fit; flags and annotations are checked before anything
+        is decoded.
+    TrainingFault
+        If training cannot go on; the last good checkpoint stays.
+    Interrupted
+        After a signal, once the state is saved.
+    """
+    check_names(options)
+    options.metrics = _metrics(options)
+    devices = find_devices(options)
+    with RunFolder(options.save_model_prefix, options.keep) as folder:
+        checkpoint, progress = _find_start(options)
+        split = read_split(options)
+        if checkpoint and progress.epoch >= options.epochs:
+            logging.info(
+                "The run is finished: %d of %d epochs are done; a higher --epochs goes on with it.",
+                progress.epoch, options.epochs,
+            )  # fmt: skip
+            reporting.print_best(split.title, progress.best, progress.before)
+            return
+        mx.random.seed(options.seed)
+        net = build_network(options, devices, is_resumed=checkpoint is not None)
+        data = open_data(split, options)
+        try:
+            learner = build(options, data.classes, net, devices)
+            if checkpoint:
+                resuming.check_data(checkpoint, data.digest, options)
+                _restore(learner, checkpoint)
+            if progress.epoch < options.epochs:
+                with disk_faults(folder.path):
+                    folder.begin(checkpoint, progress.best_epoch)
+                    records.describe(folder.path, arguments, split.title, resuming.made_with())
+            Loop(options, learner, data, folder, progress).run()
+        finally:
+            # What is queued still reads the batches' memory.
+            mx.nd.waitall()
+            data.close()
+
+
+def _metrics(options: Namespace) -> list[str]:
+    """The metrics to log; Recall@1, by which the best network is chosen, is always among them."""
+    try:
+        names = parse_metrics(options.metrics)
+    except ValueError as error:
+        raise UsageError(f"--metrics {options.metrics}: {error}") from None
+    return list(dict.fromkeys(["recall@1", *names]))
+
+
+def _find_start(options: Namespace) -> tuple[Checkpoint | None, Progress]:
+    """The checkpoint to go on from, its flags checked, and how far its run had come."""
+    start = Progress(epoch=options.start_epoch)
+    if not options.resume or resumes_network(options):
+        return None, start
+    checkpoint = checkpoints.find(options.resume, options.save_model_prefix)
+    if checkpoint is None:
+        logging.info("There is no run of this prefix to resume: it starts anew.")
+        return None, start
+    resuming.check_flags(checkpoint, options)
+    progress = resuming.read_progress(checkpoint, options.batch_num)
+    logging.info(
+        "Resuming from %s: epoch %d, %d batches of it done.",
+        checkpoint.path, progress.epoch, progress.batch,
+    )  # fmt: skip
+    return checkpoint, progress
+
+
+def _restore(learner: Learner, checkpoint: Checkpoint) -> None:
+    source = f"--resume {checkpoint.path}"
+    state = checkpoint.state.get("learner")
+    if not isinstance(state, dict):
+        raise UsageError(f"{source}: holds no learner")
+    learner_state.restore(learner, checkpoint.arrays, state, source)

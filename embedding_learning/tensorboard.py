@@ -1,0 +1,73 @@
+"""What a run measures, as TensorBoard shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+
+from embedding_learning.images import Pixels
+from embedding_learning.options import UsageError
+
+# The projector's photographs are parts of one picture of at most 8192 pixels a side, which a
+# browser has to hold.
+_MOST_PROJECTED = 2000
+_THUMBNAIL = 64  # pixels
+
+
+class TensorBoard:
+    """Writes scalars, histograms and a projection into a folder that TensorBoard reads.
+
+    Parameters
+    ----------
+    folder : str
+    step : int
+        Where the run goes on; what the folder holds of later steps is no longer shown.
+
+    Raises UsageError if the package is missing or the folder cannot be written to.
+    """
+
+    def __init__(self, folder: str, step: int) -> None:
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            raise UsageError(
+                f"--tensorboard {folder}: needs another package; pip install tensorboardX"
+            ) from None
+        try:
+            self._writer = SummaryWriter(folder, purge_step=step + 1)
+        except OSError as error:
+            raise UsageError(f"--tensorboard {folder}: {error.strerror or error}") from None
+
+    def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """A curve for each name, under the kind of record they come from."""
+        for name, value in values.items():
+            # An @ is no letter of a name there.
+            self._writer.add_scalar(f"{kind}/{name.replace('@', '_')}", value, step)
+
+    def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        """A histogram for each name."""
+        for name, array in values.items():
+            self._writer.add_histogram(name, array.astype(np.float32), step)
+
+    def project(
+        self, step: int, embeddings: np.ndarray, labels: np.ndarray, pixels: Pixels
+    ) -> None:
+        """Embeddings (n, d) with their labels (n,) and thumbnails; of very many, some at random."""
+        count = len(embeddings)
+        rows = np.random.default_rng(0).permutation(count)[:_MOST_PROJECTED]
+        size = (_THUMBNAIL, _THUMBNAIL)
+        images = [cv2.resize(pixels[row], size, interpolation=cv2.INTER_AREA) for row in rows]
+        # (n, size, size, 3) -> (n, 3, size, size), from 0 to 1
+        thumbnails = np.stack(images).transpose(0, 3, 1, 2).astype(np.float32) / 255
+        self._writer.add_embedding(
+            embeddings[rows],
+            metadata=[str(int(label)) for label in labels[rows]],
+            label_img=thumbnails,
+            global_step=step,
+            tag="test_images",
+        )
+
+    def close(self) -> None:
+        self._writer.close()

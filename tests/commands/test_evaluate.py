@@ -1,0 +1,77 @@
+"""`evaluate` measures what training measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedding_learning import load_model
+from embedding_learning.commands import evaluate
+from embedding_learning.datasets import cub200
+from embedding_learning.evaluation import map_at_r, recall_at_k
+from embedding_learning.options import UsageError
+from tests.models import save_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("model") / "birds.params"
+    save_model(path)
+    return str(path)
+
+
+def test_the_table_and_the_json_hold_the_metrics_of_the_test_images(
+    model: str, tiny_cub: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = cub200.read(tiny_cub).take(np.arange(16, 32))  # classes 5 to 8
+    embeddings = load_model(model).embed(images.paths, images.boxes)
+    expected = {
+        **{f"recall@{k}": v for k, v in recall_at_k(embeddings, images.labels, (1, 3)).items()},
+        "map@r": map_at_r(embeddings, images.labels),
+    }
+    flags = [model, f"--data-path={tiny_cub}", "--metrics=recall@1,recall@3,map@r"]
+    assert evaluate.main([*flags, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed.pop("data") == "CUB-200-2011, cropped to boxes"
+    assert printed.pop("images") == 16
+    assert printed == pytest.approx(expected)
+    assert evaluate.main(flags) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == f"{model} on CUB-200-2011, cropped to boxes: 16 test images."
+    assert lines == [f"{name:12s} {value:.4f}" for name, value in expected.items()]
+
+
+def test_boxes_are_those_of_training_unless_told(
+    model: str, tiny_cub: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main([model, f"--data-path={tiny_cub}", "--no-bbox", "--metrics=nmi"]) == 0
+    assert "CUB-200-2011, whole images" in capsys.readouterr().out
+
+
+def test_by_default_all_metrics_are_measured(
+    model: str, tiny_cub: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main([model, f"--data-path={tiny_cub}"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    recalls = [f"recall@{k}" for k in (1, 2, 4, 8, 16)]
+    assert names == [*recalls, "map@r", "r-precision", "nmi", "ami"]
+
+
+@pytest.mark.parametrize("flags", ["--metrics=recall@0", "--metrics=accuracy", "--gpus=x"])
+def test_mistakes_are_told(model: str, flags: str) -> None:
+    with pytest.raises(UsageError, match=flags.split("=")[0]):
+        evaluate.main([model, flags])
+
+
+def test_help_needs_no_mxnet() -> None:
+    blocked = "import sys; sys.modules['mxnet'] = None\n"
+    call = "from embedding_learning.__main__ import main; main(['evaluate', '--help'])"
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", blocked + call]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
+    assert "--metrics" in done.stdout

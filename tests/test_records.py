@@ -1,0 +1,99 @@
+"""A run's records: what is written is read, and going on leaves out what was undone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedding_learning import records
+from embedding_learning.checkpoints import RECORDS
+from embedding_learning.datasets import DataError
+from embedding_learning.records import Recorder
+
+
+def write(folder: Path, size: int, batches: range, loss: float = 0.5) -> int:
+    recorder = Recorder(folder, size, 10.0, None)
+    for batch in batches:
+        with recorder.waiting():
+            pass
+        recorder.interval(0, batch, batch, 70, {"loss": loss}, {})
+    written = recorder.flush()
+    recorder.close()
+    return written
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    write(tmp_path, 0, range(1, 3))
+    first, second = records.read(tmp_path)
+    assert (first["kind"], first["epoch"], first["batch"], first["loss"]) == ("interval", 0, 1, 0.5)
+    assert 10 <= first["seconds"] <= second["seconds"] < 60
+    assert first["images_per_second"] > 0
+    assert 0 <= first["waiting_share"] <= 1
+
+
+def test_going_on_cuts_off_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    size = write(tmp_path, 0, range(1, 3))
+    write(tmp_path, size, range(3, 6))
+    write(tmp_path, size, range(3, 5), loss=0.25)
+    assert [record["batch"] for record in records.read(tmp_path)] == [1, 2, 3, 4]
+    assert [record["loss"] for record in records.read(tmp_path)] == [0.5, 0.5, 0.25, 0.25]
+
+
+def test_numbers_that_json_lacks_are_null(tmp_path: Path) -> None:
+    write(tmp_path, 0, range(1, 2), loss=float("nan"))
+    (record,) = records.read(tmp_path)
+    assert record["loss"] is None
+
+
+def test_a_last_line_that_is_cut_off_is_left_out_and_others_are_told(tmp_path: Path) -> None:
+    write(tmp_path, 0, range(1, 3))
+    file = tmp_path / RECORDS
+    whole = file.read_text()
+    file.write_text(whole[:-20])
+    assert len(records.read(tmp_path)) == 1
+    file.write_text("{" + whole)
+    with pytest.raises(DataError, match=f"{RECORDS}:1: is no JSON object"):
+        records.read(tmp_path)
+    file.unlink()
+    with pytest.raises(DataError, match="cannot be read"):
+        records.read(tmp_path)
+
+
+def test_the_run_is_described(tmp_path: Path) -> None:
+    told = (["--lr=1", "--data-path=a b"], "Birds", {"numpy": "2.1.3"})
+    records.describe(tmp_path, *told)
+    assert records.read_description(tmp_path) == told
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"arguments": "x", "data": 1, "made_with": {}}', "[" * 10000,
+     '{"arguments": [1], "data": "x", "made_with": {}}'],
+)  # fmt: skip
+def test_a_description_that_is_none_is_told(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(DataError, match="is missing or damaged"):
+        records.read_description(tmp_path)
+
+
+def test_tensorboard_is_shown_the_same(tmp_path: Path) -> None:
+    tensorboard = pytest.importorskip("tensorboardX")
+    from embedding_learning.tensorboard import TensorBoard
+
+    assert tensorboard
+    board = TensorBoard(str(tmp_path / "board"), 0)
+    recorder = Recorder(tmp_path, 0, 0.0, board)
+    recorder.interval(0, 1, 1, 70, {"loss": 0.5}, {"positive_distances": np.ones(5)})
+    recorder.evaluation(0, 1, 1, {"recall@1": 0.75})
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 40, 40, 3), np.uint8)
+    recorder.project(1, np.eye(6, dtype=np.float32), np.arange(6), pixels)
+    recorder.close()
+    written = b"".join(file.read_bytes() for file in (tmp_path / "board").glob("events*"))
+    for name in (b"interval/loss", b"positive_distances", b"evaluation/recall_1"):
+        assert name in written
+    (sprite,) = (tmp_path / "board").rglob("sprite.png")
+    assert sprite.stat().st_size > 1000
+    assert json.loads((tmp_path / RECORDS).read_text().splitlines()[1])["recall@1"] == 0.75
