@@ -54,7 +54,7 @@ def test_a_run_is_reported_on_one_page(run: Path, monkeypatch: pytest.MonkeyPatc
     assert page.count("data:image/") == 4
     for told in (
         "epoch 1",
-        "the best network, of epoch",
+        "best: epoch",
         "map@r",
         "--model=squeezenet1.1",
         "mxnet",
