@@ -62,6 +62,6 @@ $(WORKS): $(INSTALLED)
 	@.venv/bin/python -m embedding_learning.mxnet_runtime
 	@touch $@
 
-$(TOOLS): $(INSTALLED) requirements-dev.txt
+$(TOOLS): $(INSTALLED) requirements-dev.txt requirements-onnx.txt
 	$(PIP) -r requirements-dev.txt
 	@touch $@

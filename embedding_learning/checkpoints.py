@@ -194,6 +194,11 @@ class RunFolder:
             self.path.rename(aside)
             logging.info("The former run of this prefix is kept in %s.", aside)
             self._claim()
+        if goes_on:
+            # What was the best after the checkpoint may not be so when the run comes there again.
+            for number in self._best_epochs():
+                if number >= _position(files[0])[0]:
+                    self.best(number).unlink()
         if continued:
             self._take_over(source, best_epoch)
 
@@ -245,17 +250,22 @@ class RunFolder:
             file.unlink(missing_ok=True)
         # Only later best networks, and the last before it, can be those of a checkpoint.
         oldest, _ = _position(files[: self._keep][-1])
-        matches = (_BEST_NAME.fullmatch(file.name) for file in self.path.iterdir())
-        former = sorted(int(match[1]) for match in matches if match and int(match[1]) < oldest)
-        for best_epoch in former[:-1]:
-            self.best(best_epoch).unlink(missing_ok=True)
+        former = sorted(number for number in self._best_epochs() if number < oldest)
+        for number in former[:-1]:
+            self.best(number).unlink(missing_ok=True)
 
-    def restore(self) -> None:
-        """Makes the folder anew if it was removed while the run went on."""
+    def _best_epochs(self) -> list[int]:
+        """The epochs whose best networks are kept."""
+        matches = (_BEST_NAME.fullmatch(file.name) for file in self.path.iterdir())
+        return [int(match[1]) for match in matches if match]
+
+    def restore(self) -> bool:
+        """Makes the folder anew if it was removed while the run went on; whether it was."""
         if self.path.exists() and os.path.samestat(os.fstat(self._lock), self.path.stat()):
-            return
+            return False
         logging.warning("%s was removed while the run went on; it is made anew.", self.path)
         self._claim()
+        return True
 
 
 def find(resume: str, prefix: str) -> Checkpoint | None:

@@ -103,7 +103,7 @@ def open_data(split: Split, options: Namespace) -> Data:
         searched[1] if split.gallery else None,
         len(parts[0].class_names),
         split.title,
-        _digest(parts),
+        digest(parts),
     )
 
 
@@ -164,15 +164,15 @@ def _joined(parts: list[ImageSet]) -> ImageSet:
     )
 
 
-def _digest(parts: list[ImageSet]) -> str:
+def digest(parts: list[ImageSet]) -> str:
     """SHA-256 of what the parts hold, but for the folders' names and the pixels."""
-    digest = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for part in parts:
         names = [os.path.basename(path) for path in part.paths]
-        digest.update(json.dumps([names, part.class_names]).encode())
-        digest.update(part.labels.astype("<i8").tobytes())
-        digest.update(b"" if part.boxes is None else part.boxes.astype("<i8").tobytes())
-    return digest.hexdigest()
+        sha256.update(json.dumps([names, part.class_names]).encode())
+        sha256.update(part.labels.astype("<i8").tobytes())
+        sha256.update(b"" if part.boxes is None else part.boxes.astype("<i8").tobytes())
+    return sha256.hexdigest()
 
 
 class _Rows:

@@ -39,6 +39,8 @@ def describe(options: Namespace, title: str, epoch: int, recall_at_1: float) -> 
         "crop_size": options.crop_size,
         # Whether images were cropped to their boxes where there were any.
         "bbox": options.bbox,
+        # How many of the data's classes trained, where its files do not decide.
+        "train_classes": options.train_classes,
         "mean": list(MEAN),
         "deviation": list(DEVIATION),
         "trained_on": title,
@@ -104,6 +106,7 @@ def _presumed(model: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, An
         image_size=None,
         crop_size=None,
         bbox=True,
+        train_classes=None,
     )
     set_sizes(options)
     unknown: Any = None
@@ -115,11 +118,12 @@ def _check(description: Mapping[str, Any]) -> None:
     if description.get("format") != _FORMAT:
         raise UsageError("was written by another version of this program")
     # None is what no value but feat_dim may be, and that one has to be there.
-    values = {"feat_dim": "missing", **description}
+    values = {"feat_dim": "missing", "train_classes": "missing", **description}
     checks: dict[str, Callable[[Any], bool]] = {
         "model": _is_backbone,
         "embed_dim": _is_count,
         "feat_dim": lambda value: value is None or _is_count(value),
+        "train_classes": lambda value: value is None or _is_count(value),
         "image_size": lambda value: _is_count(value, LARGEST_IMAGE),
         "crop_size": lambda value: _is_count(value, values["image_size"]),
         "bbox": lambda value: isinstance(value, bool),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -20,7 +22,13 @@ def exit_status(program: str, action: Callable[[], int]) -> int:
     """
     try:
         with interrupted_by_signals():
-            return action()
+            status = action()
+            sys.stdout.flush()
+            return status
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; nothing more can be written to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (UsageError, DataError) as error:
         message = str(error)
     except (ImportError, OSError) as error:

@@ -156,6 +156,11 @@ def recall_metrics(dataset: str | None = None) -> list[str]:
     return [f"recall@{k}" for k in RECALL_RANKS.get(dataset or "", COMMON_RECALL_RANKS)]
 
 
+def common_metrics(dataset: str) -> list[str]:
+    """The recalls that papers report for this data set, and all other metrics."""
+    return [*recall_metrics(dataset), *_OTHER_METRICS]
+
+
 def parse_metrics(text: str) -> list[str]:
     """Names such as ``recall@1,map@r`` with commas between them, each once, as `evaluate` takes it.
 

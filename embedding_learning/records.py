@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import numpy as np
 
 from embedding_learning.checkpoints import RECORDS
 from embedding_learning.datasets import DataError
-from embedding_learning.images import Pixels
 from embedding_learning.tensorboard import TensorBoard
 from embedding_learning.whole_files import replaced_whole
 
@@ -43,7 +42,8 @@ class Recorder:
 
     def __init__(self, folder: Path, size: int, seconds: float, board: TensorBoard | None) -> None:
         self._board = board
-        self._file = open(folder / RECORDS, "ab")  # noqa: SIM115
+        self._path = folder / RECORDS
+        self._file = open(self._path, "a+b")  # noqa: SIM115
         self._file.truncate(min(size, self._file.tell()))
         self._file.seek(0, os.SEEK_END)
         self._started = time.perf_counter() - seconds
@@ -58,10 +58,12 @@ class Recorder:
         """What is measured by `waiting` and over time counts from here."""
         self._interval_started = time.perf_counter()
         self._waited = 0.0
+        self._batches = 0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time in here is time that the trainer waits for data."""
+        """Time in here is time that the trainer waits for a batch."""
+        self._batches += 1
         started = time.perf_counter()
         yield
         self._waited += time.perf_counter() - started
@@ -71,7 +73,7 @@ class Recorder:
         epoch: int,
         batch: int,
         step: int,
-        images: int,
+        batch_size: int,
         values: dict[str, float],
         distances: dict[str, np.ndarray],
     ) -> None:
@@ -81,7 +83,7 @@ class Recorder:
         """
         seconds = time.perf_counter() - self._interval_started
         speed = {
-            "images_per_second": round(images / seconds, 2),
+            "images_per_second": round(self._batches * batch_size / seconds, 2),
             "waiting_share": round(self._waited / seconds, 5),
         }
         self._write("interval", epoch, batch, step, {**values, **speed})
@@ -92,13 +94,6 @@ class Recorder:
     def evaluation(self, epoch: int, batch: int, step: int, metrics: dict[str, float]) -> None:
         """What the test images showed."""
         self._write("evaluation", epoch, batch, step, metrics)
-
-    def project(
-        self, step: int, embeddings: np.ndarray, labels: np.ndarray, pixels: Pixels
-    ) -> None:
-        """The test images' embeddings (n, d), labels (n,) and photographs."""
-        if self._board:
-            self._board.project(step, embeddings, labels, pixels)
 
     def _write(
         self, kind: str, epoch: int, batch: int, step: int, values: dict[str, float]
@@ -116,8 +111,19 @@ class Recorder:
         os.fsync(self._file.fileno())
         return self._file.tell()
 
-    def close(self) -> None:
+    def write_anew(self) -> None:
+        """Goes on in a new file of the same name, the former having been removed."""
+        self.flush()
+        self._file.seek(0)
+        written = self._file.read()
         self._file.close()
+        self._file = open(self._path, "a+b")  # noqa: SIM115
+        self._file.write(written)
+
+    def close(self) -> None:
+        # What a full disk did not take was told when it was flushed.
+        with suppress(OSError):
+            self._file.close()
         if self._board:
             self._board.close()
 
@@ -141,7 +147,7 @@ def read_description(folder: Path) -> tuple[list[str], str, dict[str, str]]:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         fits = False
     if not fits:
-        raise DataError(f"{file}: is missing or damaged; name the folder of a run, PREFIX.run")
+        raise DataError(f"{file}: is missing or damaged; this is no folder of a run")
     return arguments, title, made_with
 
 

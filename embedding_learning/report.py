@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import cv2
 
 from embedding_learning.options import UsageError
+from embedding_learning.whole_files import replaced_whole
 
 # Bytes of a picture's file from which it is stored as JPEG: photographs, not curves.
 _LARGE = 1_000_000
@@ -62,8 +63,7 @@ def write(
     UsageError
         If the file cannot be written, or a picture cannot be read.
     """
-    if not path.lower().endswith((".html", ".htm")):
-        raise UsageError(f"{path}: a report is a web page; end the name in .html")
+    check_path(path)
     parts = [
         f"<h1>{escape(title)}</h1>",
         "<h2>Metrics</h2>",
@@ -78,6 +78,15 @@ def write(
     ]
     page = _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(parts))
     _write_whole(path, page.encode("utf-8", "replace"))
+
+
+def check_path(path: str) -> None:
+    """Raises UsageError if no report can have this name or place."""
+    if not path.lower().endswith((".html", ".htm")):
+        raise UsageError(f"{path}: a report is a web page; end the name in .html")
+    folder = os.path.dirname(path) or os.curdir
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise UsageError(f"{path}: the folder {folder} is not there or cannot be written to")
 
 
 # The policy keeps a browser from the network and from scripts, whatever the texts hold.
@@ -196,15 +205,10 @@ def _as_jpeg(path: str) -> bytes:
 
 
 def _write_whole(path: str, content: bytes) -> None:
-    partial = f"{path}.{os.getpid()}.partial"
     try:
-        with open(partial, "wb") as file:
+        with replaced_whole(path) as partial, open(partial, "wb") as file:
             file.write(content)
-        os.replace(partial, path)
     except OSError as error:
         raise UsageError(
             f"{path}: cannot be written: {error.strerror or error}; name another file"
         ) from error
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)

@@ -10,11 +10,12 @@ import mxnet as mx
 
 from embedding_learning import checkpoints, learner_state, records, reporting, resuming
 from embedding_learning.checkpoints import Checkpoint, RunFolder
-from embedding_learning.data import open_data, read_split
+from embedding_learning.data import digest, open_data, read_split
 from embedding_learning.evaluation import parse_metrics
 from embedding_learning.learner import Learner, build, build_network, check_names, find_devices
 from embedding_learning.options import UsageError, resumes_network
 from embedding_learning.resuming import Progress
+from embedding_learning.tensorboard import TensorBoard
 from embedding_learning.training import Loop, disk_faults
 
 
@@ -39,6 +40,9 @@ def run(options: Namespace, arguments: Sequence[str]) -> None:
     with RunFolder(options.save_model_prefix, options.keep) as folder:
         checkpoint, progress = _find_start(options)
         split = read_split(options)
+        if checkpoint and not options.skip_bad_images:
+            # With bad images left out, what trains is known only after they are found.
+            resuming.check_data(checkpoint, digest(split.parts), options)
         if checkpoint and progress.epoch >= options.epochs:
             logging.info(
                 "The run is finished: %d of %d epochs are done; a higher --epochs goes on with it.",
@@ -46,6 +50,10 @@ def run(options: Namespace, arguments: Sequence[str]) -> None:
             )  # fmt: skip
             reporting.print_best(split.title, progress.best, progress.before)
             return
+        board = None
+        if options.tensorboard:
+            step = progress.epoch * options.batch_num + progress.batch
+            board = TensorBoard(options.tensorboard, step)
         mx.random.seed(options.seed)
         net = build_network(options, devices, is_resumed=checkpoint is not None)
         data = open_data(split, options)
@@ -54,11 +62,15 @@ def run(options: Namespace, arguments: Sequence[str]) -> None:
             if checkpoint:
                 resuming.check_data(checkpoint, data.digest, options)
                 _restore(learner, checkpoint)
+
+            def describe() -> None:
+                records.describe(folder.path, arguments, split.title, resuming.made_with())
+
             if progress.epoch < options.epochs:
                 with disk_faults(folder.path):
                     folder.begin(checkpoint, progress.best_epoch)
-                    records.describe(folder.path, arguments, split.title, resuming.made_with())
-            Loop(options, learner, data, folder, progress).run()
+                    describe()
+            Loop(options, learner, data, folder, describe, progress, board).run()
         finally:
             # What is queued still reads the batches' memory.
             mx.nd.waitall()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import cv2
@@ -33,8 +34,10 @@ class TensorBoard:
             from tensorboardX import SummaryWriter
         except ImportError:
             raise UsageError(
-                f"--tensorboard {folder}: needs another package; pip install tensorboardX"
+                f"--tensorboard {folder}: needs another package; pip install tensorboardX==2.6.5"
             ) from None
+        self._folder = folder
+        self._is_told = False
         try:
             self._writer = SummaryWriter(folder, purge_step=step + 1)
         except OSError as error:
@@ -42,12 +45,16 @@ class TensorBoard:
 
     def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """A curve for each name, under the kind of record they come from."""
+        if not self._is_writing():
+            return
         for name, value in values.items():
             # An @ is no letter of a name there.
             self._writer.add_scalar(f"{kind}/{name.replace('@', '_')}", value, step)
 
     def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
         """A histogram for each name."""
+        if not self._is_writing():
+            return
         for name, array in values.items():
             self._writer.add_histogram(name, array.astype(np.float32), step)
 
@@ -55,6 +62,8 @@ class TensorBoard:
         self, step: int, embeddings: np.ndarray, labels: np.ndarray, pixels: Pixels
     ) -> None:
         """Embeddings (n, d) with their labels (n,) and thumbnails; of very many, some at random."""
+        if not self._is_writing():
+            return
         count = len(embeddings)
         rows = np.random.default_rng(0).permutation(count)[:_MOST_PROJECTED]
         size = (_THUMBNAIL, _THUMBNAIL)
@@ -70,4 +79,16 @@ class TensorBoard:
         )
 
     def close(self) -> None:
-        self._writer.close()
+        if self._is_writing():
+            self._writer.close()
+
+    def _is_writing(self) -> bool:
+        """Whether the thread that writes is alive: what is given to a dead one waits for ever.
+
+        It dies of a disk that is full. The run goes on without TensorBoard then, and says so once.
+        """
+        alive: bool = self._writer.file_writer.event_writer._worker.is_alive()
+        if not alive and not self._is_told:
+            logging.warning("--tensorboard %s: cannot be written to any more.", self._folder)
+            self._is_told = True
+        return alive

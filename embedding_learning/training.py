@@ -49,15 +49,21 @@ class Loop:
     data : Data
     folder : RunFolder
         Where the state is kept.
+    describe : function
+        Writes into the folder what the run is.
     progress : Progress
         Where it stands.
+    board : TensorBoard, optional
+        Is shown what is measured.
     """
 
     options: Namespace
     learner: Learner
     data: Data
     folder: RunFolder
+    describe: Callable[[], None]
     progress: Progress
+    board: TensorBoard | None = None
     _stop: StopRequest = field(default_factory=StopRequest)
     # Steps whose losses have not been read.
     _unread: list[Step] = field(default_factory=list)
@@ -80,7 +86,10 @@ class Loop:
     def _evaluate_before_training(self) -> None:
         if self.options.evaluate_first or resumes_network(self.options):
             learner, metrics = self.learner, self.options.metrics
-            values, _ = evaluate_test(learner.net, learner.devices, self.data, metrics)
+            try:
+                values, _ = evaluate_test(learner.net, learner.devices, self.data, metrics)
+            except TrainingFault as fault:
+                raise UsageError(f"--resume {self.options.resume}: {fault}") from fault
             reporting.log_metrics(None, values)
             self.progress.before = values["recall@1"]
             # A resumed network is replaced by a better one only.
@@ -90,10 +99,7 @@ class Loop:
         options, progress = self.options, self.progress
         with disk_faults(self.folder.path):
             self._recorder = Recorder(
-                self.folder.path,
-                progress.records_bytes,
-                progress.run_seconds,
-                options.tensorboard and TensorBoard(options.tensorboard, self._step_number()),
+                self.folder.path, progress.records_bytes, progress.run_seconds, self.board
             )
         try:
             # A disk without room shows now, and there is always something to go on from.
@@ -146,15 +152,13 @@ class Loop:
             learner.net, learner.devices, self.data, options.metrics, self._stop_if_asked
         )
         reporting.log_metrics(epoch, values)
-        self._recorder.evaluation(epoch, progress.batch, self._step_number(), values)
-        if epoch + 1 == options.epochs:
-            test = self.data.test
-            self._recorder.project(self._step_number(), embeddings, test.labels, test.pixels)
+        with disk_faults(self.folder.path):
+            self._recorder.evaluation(epoch, progress.batch, self._step_number(), values)
         if values["recall@1"] > progress.best:
             progress.best, progress.best_epoch = values["recall@1"], epoch
             reporting.log_saving(options.save_model_prefix)
             with disk_faults(self.folder.path):
-                self.folder.restore()
+                self._restore_folder()
                 description = describe(options, self.data.title, epoch, progress.best)
                 save_parameters(learner.net, str(self.folder.best(epoch)), description)
                 self.folder.publish(epoch)
@@ -163,6 +167,9 @@ class Loop:
         self._save_state()
         if progress.epoch < options.epochs:
             self._stop_if_asked()
+        elif self.board:
+            test = self.data.test
+            self.board.project(self._step_number(), embeddings, test.labels, test.pixels)
 
     def _step_number(self) -> int:
         """Batches since the run began."""
@@ -178,6 +185,7 @@ class Loop:
         progress.epoch_loss += loss
         progress.interval_loss = 0.0
         if not step.is_finite():
+            self._recorder.begin_interval()
             return
         for embeddings in step.embeddings:
             self._monitor.see_embeddings(embeddings.asnumpy())
@@ -194,9 +202,13 @@ class Loop:
             "beta_max": np.max(beta),
             "learning_rate": learner.trainers[0].learning_rate,
         }
-        images = options.log_interval * options.total_batch_size
+        if len(learner.trainers) > 1:
+            values["learning_rate_beta"] = learner.trainers[1].learning_rate
         values = {name: float(value) for name, value in values.items()}
-        self._recorder.interval(epoch, progress.batch, self._step_number(), images, values, pairs)
+        with disk_faults(self.folder.path):
+            self._recorder.interval(
+                epoch, progress.batch, self._step_number(), options.total_batch_size, values, pairs
+            )
 
     def _read_steps(self) -> None:
         """Adds up the losses of the steps done, once the monitor has seen them."""
@@ -214,6 +226,7 @@ class Loop:
         """Only a state that is finite: the steps before it are read first."""
         self._read_steps()
         with disk_faults(self.folder.path):
+            self._restore_folder()
             self.progress.records_bytes = self._recorder.flush()
         self.progress.run_seconds = self._recorder.seconds
         arrays, learner = learner_state.gather(self.learner)
@@ -221,6 +234,12 @@ class Loop:
         with disk_faults(self.folder.path):
             position = self.progress.epoch, self.progress.batch
             self.folder.save(*position, arrays, {**state, "learner": learner})
+
+    def _restore_folder(self) -> None:
+        """Should the folder have been removed, the records and what the run is are written anew."""
+        if self.folder.restore():
+            self._recorder.write_anew()
+            self.describe()
 
     def _stop_if_asked(self) -> None:
         number = self._stop.number

@@ -332,6 +332,7 @@ def test_a_description_depends_on_its_arguments_alone() -> None:
         "image_size": IMAGE_SIZE,
         "crop_size": CROP_SIZE,
         "bbox": False,
+        "train_classes": None,
         "mean": list(MEAN),
         "deviation": list(DEVIATION),
         "trained_on": "Birds",

@@ -42,6 +42,27 @@ def test_going_on_cuts_off_what_came_after_the_checkpoint(tmp_path: Path) -> Non
     assert [record["loss"] for record in records.read(tmp_path)] == [0.5, 0.5, 0.25, 0.25]
 
 
+def test_records_that_were_removed_are_written_anew(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, 0, 0.0, None)
+    recorder.evaluation(0, 1, 1, {"nmi": 0.5})
+    recorder.flush()
+    (tmp_path / RECORDS).unlink()
+    recorder.write_anew()
+    recorder.evaluation(1, 1, 2, {"nmi": 0.75})
+    recorder.close()
+    assert [record["nmi"] for record in records.read(tmp_path)] == [0.5, 0.75]
+
+
+def test_a_full_disk_is_raised_once_and_closing_is_quiet(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, 0, 0.0, None)
+    recorder._file.close()
+    recorder._file = open("/dev/full", "wb")  # noqa: SIM115
+    recorder.evaluation(0, 1, 1, {"nmi": 0.5})
+    with pytest.raises(OSError, match="No space left"):
+        recorder.flush()
+    recorder.close()
+
+
 def test_numbers_that_json_lacks_are_null(tmp_path: Path) -> None:
     write(tmp_path, 0, range(1, 2), loss=float("nan"))
     (record,) = records.read(tmp_path)
@@ -89,7 +110,7 @@ def test_tensorboard_is_shown_the_same(tmp_path: Path) -> None:
     recorder.interval(0, 1, 1, 70, {"loss": 0.5}, {"positive_distances": np.ones(5)})
     recorder.evaluation(0, 1, 1, {"recall@1": 0.75})
     pixels = np.random.default_rng(0).integers(0, 256, (6, 40, 40, 3), np.uint8)
-    recorder.project(1, np.eye(6, dtype=np.float32), np.arange(6), pixels)
+    board.project(1, np.eye(6, dtype=np.float32), np.arange(6), pixels)
     recorder.close()
     written = b"".join(file.read_bytes() for file in (tmp_path / "board").glob("events*"))
     for name in (b"interval/loss", b"positive_distances", b"evaluation/recall_1"):

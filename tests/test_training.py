@@ -29,7 +29,8 @@ def train(opt, net, devices, batches):
     learning = learner.build(opt, 5, net, devices)
     data = Data(batches, batches, None, 5, "Birds", "")
     with RunFolder(opt.save_model_prefix, opt.keep) as folder:
-        training.Loop(opt, learning, data, folder, Progress(epoch=opt.start_epoch)).run()
+        progress = Progress(epoch=opt.start_epoch)
+        training.Loop(opt, learning, data, folder, lambda: None, progress).run()
 
 
 @pytest.mark.shared

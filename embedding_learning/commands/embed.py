@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embedding_learning import datasets, reporting
-from embedding_learning.commands import model_flags
+from embedding_learning import datasets, model_flags, reporting
 from embedding_learning.datasets import DataError, ImageSet, files
 from embedding_learning.images import Decoder, Pixels
 from embedding_learning.options import (

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 
-from embedding_learning import reporting
-from embedding_learning.commands import model_flags, test_images
-from embedding_learning.evaluation import evaluate, parse_metrics, recall_metrics
+from embedding_learning import model_flags, reporting, test_set
+from embedding_learning.evaluation import common_metrics, evaluate, parse_metrics
 from embedding_learning.options import Parser, UsageError
-
-# Beside the recalls.
-_METRICS = ("map@r", "r-precision", "nmi", "ami")
 
 
 def main(arguments: list[str]) -> int:
@@ -19,17 +16,19 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     with reporting.log_to_terminal():
         model = model_flags.load(options)
-        found = test_images.embed(model, options)
+        found = test_set.embed(model, options)
     split, gallery = found.split, found.split.gallery
     values = evaluate(
         found.queries,
         split.test.labels,
-        options.metrics or [*recall_metrics(split.name), *_METRICS],
+        options.metrics or common_metrics(split.name),
         found.gallery,
         None if gallery is None else gallery.labels,
     )
     if options.json:
-        print(json.dumps({"data": split.title, "images": len(split.test), **values}))
+        # JSON knows no numbers that are not finite.
+        finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
+        print(json.dumps({"data": split.title, "images": len(split.test), **finite}))
         return 0
     searched = f", searched in a gallery of {len(gallery)}" if gallery else ""
     print(f"{options.model_file} on {split.title}: {len(split.test)} test images{searched}.")
@@ -44,7 +43,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         description="Measure a saved model on the test images of a data set.",
     )
     model_flags.add_flags(parser)
-    test_images.add_flags(parser)
+    test_set.add_flags(parser)
     text = (
         "what to measure, with commas between: recall@K for any K, map@r, r-precision, nmi, ami "
         "(default: the recalls that papers report for the data set, and the other four)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from embedding_learning.commands import model_flags
+from embedding_learning import model_flags
 from embedding_learning.options import Parser
 
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
-
-from embedding_learning import reporting
-from embedding_learning.commands import model_flags, test_images
-from embedding_learning.commands.test_images import TestImages
+from embedding_learning import model_flags, reporting, test_set
 from embedding_learning.options import Parser, UsageError
 
 KINDS = {
@@ -18,16 +14,12 @@ KINDS = {
     "gallery": "the best, worst and random test images, and the images nearest to each",
     "curves": "the curves of a run",
 }
-# Queries of each kind in a gallery, and neighbours of each.
-_QUERIES, _NEIGHBOURS = 5, 8
-# Fixes which images are chosen where there are too many.
-_SEED = 0
 
 
 def main(arguments: list[str]) -> int:
     """Draws the picture."""
     # Only now, since matplotlib takes a second to import and --help needs none of it.
-    from embedding_learning import plots, records
+    from embedding_learning import pictures, plots, records
 
     options = _parse(arguments)
     plots.check_path(options.output)
@@ -36,67 +28,15 @@ def main(arguments: list[str]) -> int:
         plots.curves(records.read(folder), options.output, folder.name)
     else:
         with reporting.log_to_terminal():
-            found = test_images.embed(model_flags.load(options), options)
-        draw = {"tsne": draw_photographs, "points": draw_points, "gallery": draw_gallery}
+            found = test_set.embed(model_flags.load(options), options)
+        draw = {
+            "tsne": pictures.draw_photographs,
+            "points": pictures.draw_points,
+            "gallery": pictures.draw_gallery,
+        }
         draw[options.kind](found, options.output)
     print(options.output)
     return 0
-
-
-def draw_photographs(found: TestImages, path: str) -> None:
-    """t-SNE with photographs. Of very many images some are chosen."""
-    from embedding_learning import plots
-
-    rows, points = _in_the_plane(found)
-    photograph = test_images.thumbnails(found.split.test)
-    plots.tsne_photographs(points, lambda row: photograph(rows[row]), path, _title(found, rows))
-
-
-def draw_points(found: TestImages, path: str) -> None:
-    """t-SNE with coloured points. Of very many images some are chosen."""
-    from embedding_learning import plots
-
-    rows, points = _in_the_plane(found)
-    test = found.split.test
-    plots.tsne_points(points, test.labels[rows], test.class_names, path, _title(found, rows))
-
-
-def draw_gallery(found: TestImages, path: str) -> None:
-    """The queries with the best and the worst average precision, and some at random."""
-    from embedding_learning import plots
-    from embedding_learning.neighbours import nearest
-
-    test, searched = found.split.test, found.split.gallery or found.split.test
-    most = len(searched) - (found.gallery is None)
-    distances, neighbours = nearest(found.queries, min(_NEIGHBOURS, most), found.gallery)
-    right = searched.labels[neighbours] == test.labels[:, None]
-    relevant = np.bincount(searched.labels, minlength=len(test.class_names))[test.labels]
-    scores = plots.average_precision(right, relevant - (found.gallery is None))
-    plots.gallery(
-        plots.choose_queries(scores, test.labels, _QUERIES, _SEED),
-        neighbours,
-        distances,
-        test.labels,
-        test.class_names,
-        test_images.thumbnails(test),
-        path,
-        found.split.title,
-        (searched.labels, test_images.thumbnails(searched)) if found.gallery is not None else None,
-    )
-
-
-def _in_the_plane(found: TestImages) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that are shown, and their points."""
-    from embedding_learning import projection
-
-    rows = projection.choose_rows(found.split.test.labels, _SEED)
-    return rows, projection.tsne(found.queries[rows], _SEED)
-
-
-def _title(found: TestImages, rows: np.ndarray) -> str:
-    count = len(found.split.test)
-    which = f"{len(rows):,} of {count:,}" if len(rows) < count else f"{count:,}"
-    return f"{found.split.title}: t-SNE of {which} test images"
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -112,7 +52,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
             of_kind.add_argument("run", metavar="RUN", help=text)
         else:
             model_flags.add_flags(of_kind)
-            test_images.add_flags(of_kind)
+            test_set.add_flags(of_kind)
         of_kind.add_argument("output", metavar="FILE", help="the picture, .png or .svg")
     options = parser.parse_args(arguments)
     if options.kind == "curves":

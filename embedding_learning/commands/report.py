@@ -7,13 +7,10 @@ import shlex
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from embedding_learning import model_flags, pictures, reporting, test_set
 from embedding_learning import options as flags
-from embedding_learning import reporting
-from embedding_learning.commands import model_flags, plot, test_images
-from embedding_learning.evaluation import evaluate, recall_metrics
-from embedding_learning.options import Parser
-
-_OTHER_METRICS = ("map@r", "r-precision", "nmi", "ami")
+from embedding_learning.evaluation import common_metrics, evaluate
+from embedding_learning.options import Parser, UsageError
 
 
 def main(arguments: list[str]) -> int:
@@ -23,21 +20,24 @@ def main(arguments: list[str]) -> int:
     from embedding_learning import plots, records, report
     from embedding_learning.report import Picture
 
+    output = options.output or f"{options.prefix}.run/report.html"
+    report.check_path(output)
     folder = Path(f"{options.prefix}.run")
     typed, title, made_with = records.read_description(folder)
-    run = flags.parse(typed)
+    # The prefix is the one that was named, wherever the run was started.
+    run = flags.parse([*typed, f"--save-model-prefix={options.prefix}"])
     measured = records.read(folder)
     options.model_file, options.model = f"{options.prefix}.params", None
-    for name in ("data_path", "dataset", "train_classes", "cache_dir", "bbox"):
+    for name in ("data_path", "dataset", "train_classes", "cache_dir", "bbox", "skip_bad_images"):
         setattr(options, name, getattr(run, name))
     with reporting.log_to_terminal():
         model = model_flags.load(options)
-        found = test_images.embed(model, options)
+        found = test_set.embed(model, options)
     test, gallery = found.split.test, found.split.gallery
     metrics = evaluate(
         found.queries,
         test.labels,
-        [*recall_metrics(found.split.name), *_OTHER_METRICS],
+        common_metrics(found.split.name),
         found.gallery,
         None if gallery is None else gallery.labels,
     )
@@ -48,26 +48,26 @@ def main(arguments: list[str]) -> int:
         if record.get("kind") == "evaluation"
     ]
     with TemporaryDirectory() as name:
-        pictures = [
+        drawn = [
             Picture("Curves", f"{name}/curves.png"),
             Picture("Queries and their nearest neighbours", f"{name}/gallery.png"),
             Picture("t-SNE: photographs", f"{name}/photographs.png"),
             Picture("t-SNE: classes", f"{name}/points.png"),
         ]
-        plots.curves(measured, pictures[0].path, title)
-        plot.draw_gallery(found, pictures[1].path)
-        plot.draw_photographs(found, pictures[2].path)
-        plot.draw_points(found, pictures[3].path)
+        plots.curves(measured, drawn[0].path, title)
+        pictures.draw_gallery(found, drawn[1].path)
+        pictures.draw_photographs(found, drawn[2].path)
+        pictures.draw_points(found, drawn[3].path)
         report.write(
-            options.output or f"{options.prefix}.run/report.html",
+            output,
             f"{Path(options.prefix).name}: {title}",
             shlex.join(["python3", "train.py", *typed]),
             vars(run),
             made_with,
             [*epochs, best],
-            pictures,
+            drawn,
         )
-    print(options.output or f"{options.prefix}.run/report.html")
+    print(output)
     return 0
 
 
@@ -83,4 +83,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     model_flags.add_devices(parser)
     options = parser.parse_args(arguments)
     model_flags.check(options)
+    for ending in (".run/", ".run", ".params"):
+        options.prefix = options.prefix.removesuffix(ending)
+    if not Path(f"{options.prefix}.run").is_dir():
+        raise UsageError(f"{options.prefix}: no run of this prefix; its folder is PREFIX.run")
     return options

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import cv2
 import numpy as np
 
-from embedding_learning import embedding_files, neighbours, reporting
-from embedding_learning.commands import model_flags
+from embedding_learning import embedding_files, model_flags, neighbours, reporting
 from embedding_learning.datasets import files
 from embedding_learning.embedding_files import Embeddings
 from embedding_learning.images import Decoder, read_image
@@ -100,7 +99,8 @@ def search(
     Raises
     ------
     UsageError
-        If an .npy file is not as `embed` writes it with this model, or there is nothing to find.
+        If an .npy file is not as `embed` writes it, is of another dimension than the model's, or
+        there is nothing to find. Whether it is of this very model, it does not tell.
     DataError
         If an image or a folder cannot be read.
     """

@@ -112,7 +112,7 @@ def _metric_panels(evaluations: list[Mapping[str, Any]]) -> list[_Panel]:
 
 def _metric_title(name: str) -> str:
     """recall@1 is Recall@1, map@r MAP@R; a name that is not known stays."""
-    known = {"map@r": "MAP@R", "r_precision": "R-precision", "nmi": "NMI", "ami": "AMI"}
+    known = {"map@r": "MAP@R", "r-precision": "R-precision", "nmi": "NMI", "ami": "AMI"}
     title = known.get(name.lower(), name[:1].upper() + name[1:])
     return paper.fitted(title, _TEXT, _LEGEND - 75)
 

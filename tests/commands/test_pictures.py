@@ -63,10 +63,15 @@ def test_a_run_is_reported_on_one_page(run: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_is_not_there_is_told(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"run\.json: is missing or damaged"):
+    with pytest.raises(UsageError, match="no run of this prefix"):
         report.main([str(tmp_path / "birds")])
+    (tmp_path / "birds.run").mkdir()
+    with pytest.raises(DataError, match=r"run\.json: is missing or damaged"):
+        report.main([str(tmp_path / "birds.run")])
+    with pytest.raises(UsageError, match=r"end the name in \.html"):
+        report.main([str(run / "birds"), "--output=page.txt"])
     with pytest.raises(UsageError, match="no such folder"):
-        plot.main(["curves", str(tmp_path / "birds.run"), "curves.png"])
+        plot.main(["curves", str(tmp_path / "other.run"), "curves.png"])
     with pytest.raises(UsageError, match=r"x\.jpg"):
         plot.main(["curves", str(run / "birds.run"), "x.jpg"])
 

@@ -1,16 +1,18 @@
-"""What several commands do first: the test images of a data set, embedded by a saved model."""
+"""The test images of a data set, embedded by a saved model: where several commands begin."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from embedding_learning import datasets, reporting
 from embedding_learning.datasets import ImageSet, Split
-from embedding_learning.images import Decoder, read_image
+from embedding_learning.images import Decoder, find_faults, read_image
 from embedding_learning.options import DATA_PATH, add, add_data_flags
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 _THUMBNAIL = 224
 
 
-class TestImages(NamedTuple):
+class EmbeddedTestSet(NamedTuple):
     """Embedded test images.
 
     Attributes
@@ -41,18 +43,22 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Which images; whether boxes are cut is what the model was trained with, unless told."""
     add(parser, "--data-path", DATA_PATH, "as for train.py")
     add_data_flags(parser)
+    text = "leave out images that cannot be decoded"
+    parser.add_argument("--skip-bad-images", action="store_true", help=text)
     parser.set_defaults(bbox=None)
 
 
-def embed(model: EmbeddingModel, options: argparse.Namespace) -> TestImages:
+def embed(model: EmbeddingModel, options: argparse.Namespace) -> EmbeddedTestSet:
     """Raises DataError if an image is missing or cannot be decoded."""
     split = datasets.load(
         options.data_path,
         options.cache_dir,
-        options.train_classes,
+        options.train_classes or model.description["train_classes"],
         options.dataset,
         model.description["bbox"] if options.bbox is None else options.bbox,
     )
+    if options.skip_bad_images:
+        split = _without_bad_images(split, options.workers)
     reporting.log_split(split)
 
     def embedded(part: ImageSet) -> np.ndarray:
@@ -62,7 +68,20 @@ def embed(model: EmbeddingModel, options: argparse.Namespace) -> TestImages:
         return np.concatenate(list(reporting.progress(batches, "Embedding")))
 
     gallery = None if split.gallery is None else embedded(split.gallery)
-    return TestImages(split, embedded(split.test), gallery)
+    return EmbeddedTestSet(split, embedded(split.test), gallery)
+
+
+def _without_bad_images(split: Split, workers: int) -> Split:
+    """Names and leaves out what cannot be decoded of the images that test."""
+
+    def good(part: ImageSet) -> ImageSet:
+        faults = find_faults(part, _THUMBNAIL, workers)
+        for fault in faults.values():
+            logging.warning("Skipped: %s", fault)
+        return part.take(np.setdiff1d(np.arange(len(part)), list(faults)))
+
+    gallery = None if split.gallery is None else good(split.gallery)
+    return replace(split, test=good(split.test), gallery=gallery)
 
 
 def thumbnails(part: ImageSet) -> Callable[[int], np.ndarray]:
