@@ -119,6 +119,8 @@ def load_model(
     image = mx.nd.zeros((1, 3, *2 * [description["crop_size"]]), devices[0], np.uint8)
     try:
         net.embed(image).wait_to_read()
+        # The weights may be read next, and must not be rearranged meanwhile: see learner_state.
+        mx.nd.waitall()
     except mx.base.MXNetError as error:
         raise UsageError(
             f"{source}: {description['model']} with these parameters does not take images of "

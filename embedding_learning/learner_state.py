@@ -37,6 +37,9 @@ def gather(learner: Learner) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     Raises TrainingFault if any of it is not finite: even a finite gradient can lead to an infinite
     weight, and nothing could go on from that.
     """
+    # oneDNN rearranges weights in place after a forward pass has used them, even when its output is
+    # there already; an array read meanwhile would be half of one order and half of the other.
+    mx.nd.waitall()
     arrays: dict[str, np.ndarray] = {}
     for name, parameter in _network(learner).items():
         arrays[f"network/{name}"] = parameter.data(learner.devices[0]).asnumpy()

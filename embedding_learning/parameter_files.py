@@ -81,6 +81,8 @@ def save_parameters(
     Raises OSError if the file cannot be written, ValueError if the description cannot be read
     back; the former file is untouched then, and nothing is left beside it.
     """
+    # What a forward pass does to its weights goes on after its output is there: see learner_state.
+    mx.nd.waitall()
     parameters = net._collect_params_with_prefix()
     if description is not None:
         _parsed(_described(description, "0" * 64), "0" * 64)
