@@ -76,7 +76,8 @@ class Loop:
     def run(self) -> None:
         """All that is left of the run. Raises TrainingFault, or Interrupted once it is saved."""
         progress = self.progress
-        if (progress.epoch, progress.batch) == (self.options.start_epoch, 0):
+        at_start = (progress.epoch, progress.batch) == (self.options.start_epoch, 0)
+        if at_start and progress.best_epoch is None and progress.before is None:
             self._evaluate_before_training()
         if progress.epoch < self.options.epochs:
             with stop_on_signals() as self._stop:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import struct
 import tempfile
@@ -176,4 +177,4 @@ def _change_value(rng: Random, state: dict[str, Any]) -> None:
         if rng.random() < 0.5:
             inner[rng.choice(_NAMES)] = value
     else:
-        inner[key] = rng.choice(_VALUES)
+        inner[key] = copy.deepcopy(rng.choice(_VALUES))
