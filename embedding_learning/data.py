@@ -15,7 +15,7 @@ import numpy as np
 from embedding_learning import datasets, reporting
 from embedding_learning.datasets import DataError, ImageSet, Split
 from embedding_learning.image_store import open_store
-from embedding_learning.images import Decoder, Pixels, find_faults
+from embedding_learning.images import Decoder, Pixels, decodable
 from embedding_learning.iterators import BalancedBatches, SequentialBatches
 from embedding_learning.options import UsageError
 
@@ -145,11 +145,7 @@ def _decoded(images: ImageSet, options: Namespace) -> tuple[Pixels, np.ndarray]:
         if store is not None:
             return store
     images.file_stats(missing_ok=skip_bad)  # names a file that is missing
-    good = np.ones(len(images), bool)
-    if skip_bad:
-        for row, fault in find_faults(images, size, workers).items():
-            logging.warning("Skipped: %s", fault)
-            good[row] = False
+    good = decodable(images, size, workers) if skip_bad else np.ones(len(images), bool)
     return Decoder(images, size), good
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import mxnet as mx
 
 from embedding_learning.model import ImageNormalization, MarginNet
 from embedding_learning.options import UsageError
+from embedding_learning.whole_files import replaced_whole
 
 
 def export_symbol(net: MarginNet, prefix: str, crop_size: int, normalize_input: bool) -> None:
@@ -112,15 +112,9 @@ def _written_whole(*paths: str) -> Iterator[list[str]]:
 
     Raises UsageError if a file cannot be written; what stood in its place stays.
     """
-    partial = [f"{path}.{os.getpid()}.partial" for path in paths]
     try:
-        yield partial
-        for name, path in zip(partial, paths):
-            os.replace(name, path)
+        with ExitStack() as stack:
+            yield [stack.enter_context(replaced_whole(path)) for path in paths]
     except (OSError, mx.base.MXNetError) as error:
         reason = error.strerror if isinstance(error, OSError) else "the disk is full"
         raise UsageError(f"{paths[0]}: cannot be written: {reason}; name another place") from error
-    finally:
-        for name in partial:
-            if os.path.exists(name):
-                os.remove(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Protocol
@@ -123,6 +124,15 @@ def crop(image: np.ndarray, top: int, left: int, flip: bool, out: np.ndarray) ->
     if flip:
         square = cv2.flip(square, 1)
     cv2.split(square, list(out))
+
+
+def decodable(images: ImageSet, size: int, workers: int) -> np.ndarray:
+    """Decodes every image; which of them can be, bool (n,). Names the others in warnings."""
+    good = np.ones(len(images), bool)
+    for row, fault in find_faults(images, size, workers).items():
+        logging.warning("Skipped: %s", fault)
+        good[row] = False
+    return good
 
 
 def find_faults(images: ImageSet, size: int, workers: int) -> dict[int, str]:

@@ -19,13 +19,12 @@ from embedding_learning.images import Pixels, read_image
 from embedding_learning.iterators import SequentialBatches
 from embedding_learning.model import ImageNormalization, MarginNet
 from embedding_learning.monitoring import TrainingFault
-from embedding_learning.options import WORKERS, UsageError
+from embedding_learning.options import BATCH_SIZE, WORKERS, UsageError
 from embedding_learning.parameter_files import read_parameters, set_parameters
 
 # A file, or RGB pixels, uint8 (height, width, 3).
 Image = Union[str, "os.PathLike[str]", np.ndarray]
 
-BATCH_SIZE = 64
 # Batches queued beyond the one that is computed.
 _BATCHES_QUEUED = 2
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from embedding_learning.options import WORKERS, UsageError, add, as_flag, integers
+from embedding_learning.options import BATCH_SIZE, WORKERS, UsageError, add, as_flag, integers
 
 if TYPE_CHECKING:
     from embedding_learning.inference import EmbeddingModel
-
-_BATCH_SIZE = 64
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +29,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_devices(parser: argparse.ArgumentParser) -> None:
     """Where images are embedded, and how they are decoded. `check` is for these flags."""
     add(parser, "--gpus", "", "list of gpus to use, e.g. 0 or 0,2,5; empty means using cpu")
-    add(parser, "--batch-size", _BATCH_SIZE, "images that are computed at once, over all devices")
+    add(parser, "--batch-size", BATCH_SIZE, "images that are computed at once, over all devices")
     add(parser, "--workers", WORKERS, "threads that decode images; 0: none beside the main one")
 
 

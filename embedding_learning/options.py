@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 from embedding_learning.datasets import NAMES
 
 DATA_PATH, WORKERS = "data/CUB_200_2011", 4
+# Images that a saved model embeds at once.
+BATCH_SIZE = 64
 KVSTORES = ("local", "device", "nccl")
 # The first of each is the default.
 SMALL_CLASSES = ("error", "drop", "repeat")

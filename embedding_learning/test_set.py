@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,7 +11,7 @@ import numpy as np
 
 from embedding_learning import datasets, reporting
 from embedding_learning.datasets import ImageSet, Split
-from embedding_learning.images import Decoder, find_faults, read_image
+from embedding_learning.images import Decoder, decodable, read_image
 from embedding_learning.options import DATA_PATH, add, add_data_flags
 
 if TYPE_CHECKING:
@@ -75,10 +74,7 @@ def _without_bad_images(split: Split, workers: int) -> Split:
     """Names and leaves out what cannot be decoded of the images that test."""
 
     def good(part: ImageSet) -> ImageSet:
-        faults = find_faults(part, _THUMBNAIL, workers)
-        for fault in faults.values():
-            logging.warning("Skipped: %s", fault)
-        return part.take(np.setdiff1d(np.arange(len(part)), list(faults)))
+        return part.take(np.flatnonzero(decodable(part, _THUMBNAIL, workers)))
 
     gallery = None if split.gallery is None else good(split.gallery)
     return replace(split, test=good(split.test), gallery=gallery)

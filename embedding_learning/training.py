@@ -20,10 +20,7 @@ from embedding_learning.data import Data
 from embedding_learning.descriptions import describe
 from embedding_learning.evaluation import evaluate
 from embedding_learning.inference import embed_all
-from embedding_learning.learner import (
-    Learner,
-    Step,
-)
+from embedding_learning.learner import Learner, Step
 from embedding_learning.model import MarginNet
 from embedding_learning.monitoring import Monitor, TrainingFault
 from embedding_learning.options import UsageError, resumes_network
@@ -142,9 +139,7 @@ class Loop:
                     and progress.batch % options.checkpoint_interval == 0
                 ):
                     self._save_state()
-        self._read_steps()
-        progress.epoch_loss += progress.interval_loss
-        progress.interval_loss = 0.0
+        self._read_interval()
         reporting.log_epoch_loss(epoch, progress.epoch_loss, time.time() - started)
 
     def _evaluate_epoch(self, epoch: int) -> None:
@@ -180,11 +175,8 @@ class Loop:
         """Logs the losses since the last interval, and looks closer at its last step."""
         options, learner, progress = self.options, self.learner, self.progress
         step = self._unread[-1]
-        self._read_steps()
-        epoch, loss = progress.epoch, progress.interval_loss
+        epoch, loss = progress.epoch, self._read_interval()
         reporting.log_interval_loss(epoch, progress.batch, loss)
-        progress.epoch_loss += loss
-        progress.interval_loss = 0.0
         if not step.is_finite():
             self._recorder.begin_interval()
             return
@@ -210,6 +202,14 @@ class Loop:
             self._recorder.interval(
                 epoch, progress.batch, self._step_number(), options.total_batch_size, values, pairs
             )
+
+    def _read_interval(self) -> float:
+        """The sum of the losses since the last interval, now counted in the epoch's."""
+        self._read_steps()
+        progress = self.progress
+        loss, progress.interval_loss = progress.interval_loss, 0.0
+        progress.epoch_loss += loss
+        return loss
 
     def _read_steps(self) -> None:
         """Adds up the losses of the steps done, once the monitor has seen them."""

@@ -18,6 +18,7 @@ from embedding_learning import datasets, model_flags, reporting
 from embedding_learning.datasets import DataError, ImageSet, files
 from embedding_learning.images import Decoder, Pixels
 from embedding_learning.options import (
+    BATCH_SIZE,
     WORKERS,
     Parser,
     UsageError,
@@ -68,7 +69,7 @@ def embed(
     model: EmbeddingModel,
     images: ImageSet | Sequence[str],
     output: str,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     workers: int = WORKERS,
     skip_bad: bool = False,
     overwrite: bool = False,

@@ -16,7 +16,7 @@ from embedding_learning import embedding_files, model_flags, neighbours, reporti
 from embedding_learning.datasets import files
 from embedding_learning.embedding_files import Embeddings
 from embedding_learning.images import Decoder, read_image
-from embedding_learning.options import WORKERS, Parser, UsageError
+from embedding_learning.options import BATCH_SIZE, WORKERS, Parser, UsageError
 
 if TYPE_CHECKING:
     from embedding_learning.inference import EmbeddingModel
@@ -74,7 +74,7 @@ def search(
     gallery: str,
     queries: Sequence[str],
     k: int = 10,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     workers: int = WORKERS,
 ) -> Found:
     """The k nearest images of the gallery for each query, exactly.

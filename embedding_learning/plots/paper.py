@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
 from embedding_learning.options import UsageError
+from embedding_learning.whole_files import replaced_whole
 
 # From an image's row to its pixels: RGB, uint8, (height, width, 3), of any size.
 Thumbnail = Callable[[int], np.ndarray]
@@ -56,19 +57,14 @@ def save(figure: Figure, path: str) -> None:
     """
     check_path(path)
     kind = path[-3:].lower()
-    partial = f"{path}.{os.getpid()}.partial"
     settings = {"svg.hashsalt": "embedding_learning", "svg.fonttype": "path"}
     try:
-        with matplotlib.rc_context(settings):
+        with replaced_whole(path) as partial, matplotlib.rc_context(settings):
             figure.savefig(partial, format=kind, metadata={"Date": None} if kind == "svg" else {})
-        os.replace(partial, path)
     except OSError as error:
         raise UsageError(
             f"{path}: cannot be written: {error.strerror or error}; name another file"
         ) from error
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
 
 
 def page(width: int, height: int) -> tuple[Figure, Axes]:
