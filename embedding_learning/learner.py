@@ -30,8 +30,8 @@ class Step:
     ----------
     losses : list of NDArray (1,)
         Each device's.
-    finite : list of NDArray (1,)
-        1 if a device's loss, embeddings and gradients are all finite, else 0.
+    squares : list of NDArray (arrays,)
+        The sum of the squares of each device's loss, embeddings and every gradient.
     embeddings : list of NDArray (n, d)
         Each device's.
     triples : list of tuple
@@ -40,13 +40,13 @@ class Step:
     """
 
     losses: list[mx.nd.NDArray]
-    finite: list[mx.nd.NDArray]
+    squares: list[mx.nd.NDArray]
     embeddings: list[mx.nd.NDArray]
     triples: list[tuple[Any, ...]]
 
     def is_finite(self) -> bool:
-        """Waits for the step."""
-        return all(flag.asscalar() for flag in self.finite)
+        """Whether loss, embeddings and gradients are; waits for the step."""
+        return all(np.isfinite(squares.asnumpy()).all() for squares in self.squares)
 
 
 @dataclass
@@ -92,8 +92,8 @@ class Learner:
                 triples.append((anchors, positives, negatives, anchor_labels))
         # Only after the forward pass has been queued on every device, so that all compute at once.
         autograd.backward(losses)
-        finite = [self._all_finite(*parts) for parts in zip(self.devices, losses, embeddings)]
-        step = Step(losses, finite, embeddings, triples)
+        squares = [self._squares(*parts) for parts in zip(self.devices, losses, embeddings)]
+        step = Step(losses, squares, embeddings, triples)
         if self.skip_nonfinite and not step.is_finite():
             for statistics, copy in former:
                 copy.copyto(statistics)
@@ -126,7 +126,7 @@ class Learner:
             return self.beta.data(self.devices[0]).asnumpy()
         return self.beta
 
-    def _all_finite(
+    def _squares(
         self, device: mx.Context, loss: mx.nd.NDArray, embeddings: mx.nd.NDArray
     ) -> mx.nd.NDArray:
         gradients = [
@@ -136,7 +136,8 @@ class Learner:
             if parameter.grad_req != "null"
         ]
         arrays = [loss, embeddings, *gradients]
-        return mx.nd.multi_all_finite(*arrays, num_arrays=len(arrays))
+        # Whatever is not finite shows in them; multi_all_finite takes twenty times as long.
+        return mx.nd.multi_sum_sq(*arrays, num_arrays=len(arrays))
 
     def _statistics(self) -> list[tuple[mx.nd.NDArray, mx.nd.NDArray]]:
         """Batch norm's running statistics on each device, and copies of them."""
