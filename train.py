@@ -4,24 +4,32 @@
 import logging
 import sys
 
+from embedding_learning import dmlc, roll_call
 from embedding_learning.entry import exit_status
 from embedding_learning.options import parse
 
 
 def train() -> int:
     options = parse(sys.argv[1:])
+    member = roll_call.join("train.py")
+    if dmlc.is_helper():
+        with dmlc.hidden_role():
+            from embedding_learning import parameter_server
+        parameter_server.serve()
     # Only now, since MXNet takes seconds to import and --help needs none of it.
     from embedding_learning import reporting, runs
 
     with reporting.log_to_terminal():
         logging.info(options)
-        runs.run(options, sys.argv[1:])
+        runs.run(options, sys.argv[1:], member)
     return 0
 
 
 def main() -> int:
     """The exit status, after a run or after the line that tells what is wrong."""
-    return exit_status("train.py", train)
+    status = exit_status("train.py", train)
+    roll_call.leave(status)
+    return status
 
 
 if __name__ == "__main__":

@@ -70,8 +70,8 @@ def read_split(options: Namespace) -> Split:
     return split
 
 
-def open_data(split: Split, options: Namespace) -> Data:
-    """The batches; decodes what is not stored yet.
+def open_data(split: Split, options: Namespace, part: tuple[int, int] = (0, 1)) -> Data:
+    """The batches, or of each of them which of how many equal parts; decodes what is not stored.
 
     Raises DataError if a file is missing or cannot be decoded.
     """
@@ -81,21 +81,27 @@ def open_data(split: Split, options: Namespace) -> Data:
     rows = [np.flatnonzero(good[start:end]) for start, end in zip(starts, starts[1:])]
     if not good.all():
         logging.warning("%d images that cannot be decoded are left out.", np.sum(~good))
-        for part, some, which in zip(parts, rows, ("that train", "that test", "of the gallery")):
+        for images, some, which in zip(parts, rows, ("that train", "that test", "of the gallery")):
             if not len(some):
                 raise DataError(
-                    f"{split.name}: none of the {len(part)} images {which} can be decoded; unpack "
-                    "the images again, or name another folder with --data-path"
+                    f"{split.name}: none of the {len(images)} images {which} can be decoded; "
+                    "unpack the images again, or name another folder with --data-path"
                 )
-        parts = [part.take(some) for part, some in zip(parts, rows)]
+        parts = [images.take(some) for images, some in zip(parts, rows)]
         parts[0], kept = fit_to_batches(parts[0], options)
         rows[0] = rows[0][kept]
+    fewest = min(len(searched) for searched in parts[1:])
+    if fewest < options.processes:
+        raise UsageError(
+            f"--workers {options.processes}: only {fewest} images are searched for or in, of which "
+            "each worker embeds its part; launch fewer"
+        )
     sources = [_Rows(pixels, some + start) for some, start in zip(rows, starts)]
 
-    shape = (options.total_batch_size, options.crop_size, options.workers)
+    shape = (options.total_batch_size, options.crop_size, options.workers, part)
     searched = [
-        SequentialBatches(source, part.labels, *shape)
-        for source, part in zip(sources[1:], parts[1:])
+        SequentialBatches(source, images.labels, *shape)
+        for source, images in zip(sources[1:], parts[1:])
     ]
     return Data(
         BalancedBatches(sources[0], parts[0].labels, options.batch_k, options.seed, *shape),

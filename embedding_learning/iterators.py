@@ -38,9 +38,16 @@ class _BatchIter(mx.io.DataIter):
     """
 
     def __init__(
-        self, pixels: Pixels, labels: np.ndarray, batch_size: int, crop_size: int, workers: int
+        self,
+        pixels: Pixels,
+        labels: np.ndarray,
+        batch_size: int,
+        crop_size: int,
+        workers: int,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
-        super().__init__(batch_size)
+        self._part, self._parts = part
+        super().__init__(batch_size // self._parts)
         self.pixels = pixels
         self.labels = labels.astype(np.float32)
         self._crop_size = crop_size
@@ -48,9 +55,9 @@ class _BatchIter(mx.io.DataIter):
         self._ahead = workers + _BATCHES_READY if workers else 0
         self._planned: deque[tuple[_Plan, Future[np.ndarray]]] = deque()
         self._next_number = 0
-        shape = (batch_size, 3, crop_size, crop_size)
+        shape = (self.batch_size, 3, crop_size, crop_size)
         self.provide_data = [mx.io.DataDesc("data", shape, np.uint8, "NCHW")]
-        self.provide_label = [mx.io.DataDesc("label", (batch_size,), np.float32, "N")]
+        self.provide_label = [mx.io.DataDesc("label", (self.batch_size,), np.float32, "N")]
 
     def _plan(self, number: int) -> _Plan | None:
         """The plan of a batch, or None after the last."""
@@ -128,6 +135,9 @@ class BalancedBatches(_BatchIter):
         Side of the square cut out of an image, in pixels.
     workers : int
         Threads that make batches; 0 makes them in the caller's.
+    part : tuple of int
+        Which of how many equal parts of each batch is made here: where several processes train
+        together, they make the parts of the same batch, whose classes differ.
     """
 
     def __init__(
@@ -139,8 +149,9 @@ class BalancedBatches(_BatchIter):
         batch_size: int,
         crop_size: int,
         workers: int,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
-        super().__init__(pixels, labels, batch_size, crop_size, workers)
+        super().__init__(pixels, labels, batch_size, crop_size, workers, part)
         self._batch_k = batch_k
         self._seed = seed
         order = np.argsort(labels, kind="stable")
@@ -148,29 +159,33 @@ class BalancedBatches(_BatchIter):
 
     def _plan(self, number: int) -> _Plan:
         rng = np.random.default_rng((self._seed, number))
-        groups = self.batch_size // self._batch_k
+        whole = self.batch_size * self._parts
+        groups = whole // self._batch_k
         classes = rng.choice(len(self._rows_by_class), groups, replace=False)
         rows = [
             np.resize(rng.permutation(self._rows_by_class[label]), self._batch_k)
             for label in classes
         ]
         room = self.pixels.shape[1] - self._crop_size
-        tops, lefts = rng.integers(0, room, (2, self.batch_size), endpoint=True)
-        flips = np.less(rng.random(self.batch_size), 0.5)
-        return _Plan(np.concatenate(rows), tops, lefts, flips)
+        tops, lefts = rng.integers(0, room, (2, whole), endpoint=True)
+        flips = np.less(rng.random(whole), 0.5)
+        here = slice(self._part * self.batch_size, (self._part + 1) * self.batch_size)
+        return _Plan(np.concatenate(rows)[here], tops[here], lefts[here], flips[here])
 
 
 class SequentialBatches(_BatchIter):
-    """Every image once, in order, cut to its centre.
+    """Every image of this part once, in order, cut to its centre; a part may be empty.
 
     The last batch is filled up with images from the start; its `pad` tells how many.
     """
 
     def _plan(self, number: int) -> _Plan | None:
-        start, count = number * self.batch_size, len(self.labels)
-        if start >= count:
+        count = len(self.labels)
+        first, end = (count * part // self._parts for part in (self._part, self._part + 1))
+        start = first + number * self.batch_size
+        if start >= end:
             return None
         rows = np.arange(start, start + self.batch_size)
         centre = np.full(self.batch_size, (self.pixels.shape[1] - self._crop_size) // 2)
-        pad = max(0, start + self.batch_size - count)
+        pad = max(0, start + self.batch_size - end)
         return _Plan(rows % count, centre, centre, np.zeros(self.batch_size, bool), pad)

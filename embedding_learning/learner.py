@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Union
 
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 
-from embedding_learning import backbones
+from embedding_learning import backbones, gpus
+from embedding_learning.job import Job
 from embedding_learning.losses import MarginLoss, distances
 from embedding_learning.model import ImageNormalization, MarginNet
 from embedding_learning.options import UsageError, resumes_network
@@ -28,10 +30,9 @@ class Step:
 
     Attributes
     ----------
-    losses : list of NDArray (1,)
-        Each device's.
-    squares : list of NDArray (arrays,)
-        The sum of the squares of each device's loss, embeddings and every gradient.
+    signals : list of NDArray (3,)
+        They add up to the loss of all devices; a number that is finite if their losses, embeddings
+        and gradients all are; and how many processes have been asked to stop.
     embeddings : list of NDArray (n, d)
         Each device's.
     triples : list of tuple
@@ -39,14 +40,26 @@ class Step:
         if beta is one constant.
     """
 
-    losses: list[mx.nd.NDArray]
-    squares: list[mx.nd.NDArray]
+    signals: list[mx.nd.NDArray]
     embeddings: list[mx.nd.NDArray]
     triples: list[tuple[Any, ...]]
 
+    def _signal(self, place: int) -> float:
+        """Waits for the step."""
+        return sum(float(signals.asnumpy()[place]) for signals in self.signals)
+
+    @property
+    def loss(self) -> float:
+        """Of all devices, added up; waits for the step."""
+        return self._signal(0)
+
     def is_finite(self) -> bool:
-        """Whether loss, embeddings and gradients are; waits for the step."""
-        return all(np.isfinite(squares.asnumpy()).all() for squares in self.squares)
+        """Whether all losses, embeddings and gradients are; waits for the step."""
+        return math.isfinite(self._signal(1))
+
+    def is_to_stop(self) -> bool:
+        """Whether any process had been asked to stop; waits for the step."""
+        return self._signal(2) > 0
 
 
 @dataclass
@@ -62,8 +75,11 @@ class Learner:
     trainers : list of Trainer
         The network's and, where beta is learned, beta's.
     devices : list of Context
+        Of this process.
     skip_nonfinite : bool
         Do without the updates of batches whose loss, embeddings or gradients are not finite.
+    job : Job
+        The processes that learn together.
     """
 
     net: MarginNet
@@ -72,11 +88,23 @@ class Learner:
     trainers: list[gluon.Trainer]
     devices: list[mx.Context]
     skip_nonfinite: bool = False
+    job: Job = field(default_factory=Job)
 
-    def step(self, batch: mx.io.DataBatch) -> Step:
-        """One update from one batch, queued without waiting for any device.
+    @property
+    def shares(self) -> int:
+        """Devices of all processes; each has one share of a batch."""
+        return len(self.devices) * self.job.size
 
-        With `skip_nonfinite` it has to wait: only then can an update be left out.
+    @property
+    def first_share(self) -> int:
+        """The number of the first device here among them."""
+        return len(self.devices) * self.job.rank
+
+    def step(self, batch: mx.io.DataBatch, is_to_stop: bool = False) -> Step:
+        """One update from this process's part of a batch, queued without waiting for any device.
+
+        `is_to_stop` is told to all processes. With `skip_nonfinite` the step has to wait: only then
+        can an update be left out.
         """
         images = gluon.utils.split_and_load(batch.data[0], self.devices)
         labels = gluon.utils.split_and_load(batch.label[0], self.devices)
@@ -92,14 +120,16 @@ class Learner:
                 triples.append((anchors, positives, negatives, anchor_labels))
         # Only after the forward pass has been queued on every device, so that all compute at once.
         autograd.backward(losses)
-        squares = [self._squares(*parts) for parts in zip(self.devices, losses, embeddings)]
-        step = Step(losses, squares, embeddings, triples)
+        signals = [
+            self._signals(*parts, is_to_stop) for parts in zip(self.devices, losses, embeddings)
+        ]
+        step = Step(self.job.queue_total(signals), embeddings, triples)
         if self.skip_nonfinite and not step.is_finite():
             for statistics, copy in former:
                 copy.copyto(statistics)
             return step
         for trainer in self.trainers:
-            trainer.step(batch.data[0].shape[0])
+            trainer.step(batch.data[0].shape[0] * self.job.size)
         return step
 
     def measure(self, step: Step) -> dict[str, np.ndarray]:
@@ -126,9 +156,17 @@ class Learner:
             return self.beta.data(self.devices[0]).asnumpy()
         return self.beta
 
-    def _squares(
-        self, device: mx.Context, loss: mx.nd.NDArray, embeddings: mx.nd.NDArray
+    def check_equal_start(self) -> None:
+        """Raises TrainingFault if the weights differ between the processes."""
+        mx.nd.waitall()
+        parameters = (parameter for trainer in self.trainers for parameter in trainer._params)
+        weights = (data.asnumpy().tobytes() for p in parameters for data in p.list_data())
+        self.job.check_equal("the first weights", weights)
+
+    def _signals(
+        self, device: mx.Context, loss: mx.nd.NDArray, embeddings: mx.nd.NDArray, is_to_stop: bool
     ) -> mx.nd.NDArray:
+        """A device's share of a step's signals."""
         gradients = [
             parameter.grad(device)
             for trainer in self.trainers
@@ -137,32 +175,62 @@ class Learner:
         ]
         arrays = [loss, embeddings, *gradients]
         # Whatever is not finite shows in them; multi_all_finite takes twenty times as long.
-        return mx.nd.multi_sum_sq(*arrays, num_arrays=len(arrays))
+        squares = mx.nd.multi_sum_sq(*arrays, num_arrays=len(arrays)).sum()
+        stop = mx.nd.full((1,), float(is_to_stop), device)
+        return mx.nd.concat(loss, squares, stop, dim=0)
+
+    def unite_statistics(self) -> None:
+        """Gives every device the mean of what batch norm has counted on each; waits for the steps.
+
+        The network that is evaluated and saved is then one and the same.
+        """
+        if self.shares == 1:
+            return
+        mx.nd.waitall()
+        counted = self._counted()
+        if not counted:
+            return
+        own = [sum(data.asnumpy() for data in arrays).ravel() for arrays in counted]
+        mean = self.job.total(np.concatenate(own)) / np.float32(self.shares)
+        ends = np.cumsum([part.size for part in own])
+        for arrays, values in zip(counted, np.split(mean, ends[:-1])):
+            for data in arrays:
+                data[:] = values.reshape(data.shape)
+
+    def _counted(self) -> list[list[mx.nd.NDArray]]:
+        """Batch norm's running statistics, on each device."""
+        parameters = self.net.collect_params().values()
+        return [p.list_data() for p in parameters if p.grad_req == "null"]
 
     def _statistics(self) -> list[tuple[mx.nd.NDArray, mx.nd.NDArray]]:
         """Batch norm's running statistics on each device, and copies of them."""
-        return [
-            (statistics, statistics.copy())
-            for parameter in self.net.collect_params().values()
-            if parameter.grad_req == "null"
-            for statistics in parameter.list_data()
-        ]
+        return [(data, data.copy()) for arrays in self._counted() for data in arrays]
 
 
-def build(options: Namespace, classes: int, net: MarginNet, devices: list[mx.Context]) -> Learner:
-    """Beta, loss and optimizers for a network and a number of training classes."""
+def build(
+    options: Namespace,
+    classes: int,
+    net: MarginNet,
+    devices: list[mx.Context],
+    job: Job | None = None,
+) -> Learner:
+    """Beta, loss and optimizers for a network and a number of training classes.
+
+    All processes of the job get the first one's weights. Raises TrainingFault if that fails.
+    """
+    job = job or Job()
     beta = build_beta(options, classes, devices)
     loss = MarginLoss(options.margin, options.nu)
     for block in (net, loss):
         block.hybridize(static_alloc=True, static_shape=True)
-    return Learner(
-        net,
-        beta,
-        loss,
-        build_trainers(options, net, beta),
-        devices,
-        skip_nonfinite=options.on_nonfinite == "skip",
+    trainers = build_trainers(options, net, beta, job)
+    for trainer in trainers:
+        connect(trainer)
+    learner = Learner(
+        net, beta, loss, trainers, devices, skip_nonfinite=options.on_nonfinite == "skip", job=job
     )
+    learner.check_equal_start()
+    return learner
 
 
 def build_network(
@@ -199,6 +267,8 @@ def build_network(
     try:
         backbone(normalize(image)).wait_to_read()
     except mx.base.MXNetError as error:
+        if gpus.is_out_of_memory(error):
+            raise
         raise UsageError(
             f"--crop-size {options.crop_size}: {options.model} does not run with images of this "
             f"size; try another ({_first_line(error)})"
@@ -206,6 +276,8 @@ def build_network(
     try:
         net.embed(image).wait_to_read()
     except mx.base.MXNetError as error:
+        if gpus.is_out_of_memory(error):
+            raise
         raise UsageError(
             f"--embed-dim, --feat-dim: layers of this size do not run ({_first_line(error)})"
         ) from error
@@ -225,38 +297,47 @@ def build_beta(options: Namespace, classes: int, devices: list[mx.Context]) -> B
     return beta
 
 
-def build_trainers(options: Namespace, net: MarginNet, beta: Beta) -> list[gluon.Trainer]:
+def build_trainers(
+    options: Namespace, net: MarginNet, beta: Beta, job: Job | None = None
+) -> list[gluon.Trainer]:
     """The network's trainer and, where beta is learned, beta's."""
+    job = job or Job()
     settings = {"learning_rate": options.lr, "wd": options.wd}
     if options.optimizer == "sgd":
         settings["momentum"] = options.momentum
     if options.optimizer == "adam":
         settings["epsilon"] = 1e-7
-    trainers = [
-        gluon.Trainer(net.collect_params(), options.optimizer, settings, kvstore=options.kvstore)
-    ]
+    kvstore = job.kvstore(options.kvstore, trainer=0)
+    trainers = [gluon.Trainer(net.collect_params(), options.optimizer, settings, kvstore=kvstore)]
     if isinstance(beta, gluon.Parameter):
         settings = {"learning_rate": options.lr_beta, "momentum": 0.9}
-        trainers.append(gluon.Trainer([beta], "sgd", settings, kvstore=options.kvstore))
+        kvstore = job.kvstore(options.kvstore, trainer=1)
+        trainers.append(gluon.Trainer([beta], "sgd", settings, kvstore=kvstore))
     return trainers
+
+
+def connect(trainer: gluon.Trainer) -> None:
+    """What a trainer with several devices does before its first step: all get the first's weights.
+
+    Done before it, since whatever a device had been given of its own would be lost then.
+    """
+    if not trainer._kv_initialized:
+        trainer._init_kvstore()
+    if trainer._params_to_init:
+        trainer._init_params()
 
 
 def find_devices(options: Namespace) -> list[mx.Context]:
     """The GPUs asked for, or CPU contexts. Raises UsageError if a GPU is not there."""
     if not options.gpus:
         return [mx.cpu(number) for number in range(options.cpu_contexts)]
-    try:
-        count = mx.context.num_gpus()
-    except mx.base.MXNetError:
-        count = 0
-    if max(options.gpus) >= count:
-        there = f"has {count} GPUs, numbered from 0" if count else "shows MXNet no GPU"
-        cuda = mx.runtime.Features().is_enabled("CUDA")
-        remedy = "" if cuda else "install MXNet's GPU build, pip install -r requirements-gpu.txt; "
+    if not mx.runtime.Features().is_enabled("CUDA"):
         raise UsageError(
-            f"--gpus {','.join(map(str, options.gpus))}: this machine {there}; {remedy}"
-            "name others, or leave --gpus out to train on the CPU"
+            f"--gpus {','.join(map(str, options.gpus))}: this machine shows MXNet no GPU; install "
+            "MXNet's GPU build, pip install -r requirements-gpu.txt, or leave --gpus out to train "
+            "on the CPU"
         )
+    gpus.check(options.gpus)
     return [mx.gpu(number) for number in options.gpus]
 
 

@@ -10,7 +10,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from embedding_learning.learner import Learner
+from embedding_learning.learner import Learner, connect
 from embedding_learning.monitoring import TrainingFault
 from embedding_learning.options import UsageError
 from embedding_learning.parameter_files import set_parameters
@@ -27,12 +27,15 @@ _MOST_DEVICES = 1024
 def gather(learner: Learner) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """All that the learner's next step depends on; waits for the steps before it.
 
+    All processes of a job call it, and have the same in the end.
+
     Returns
     -------
     (dict of str to ndarray, dict)
         ``network/NAME``, ``statistics/DEVICE/NAME`` (what each device counts for itself: batch
-        norm's running statistics), ``beta`` and ``optimizer/TRAINER/PARAMETER/PLACE``; and as JSON
-        knows it the number of devices and each optimizer's counts.
+        norm's running statistics; the devices of all processes are numbered), ``beta`` and
+        ``optimizer/TRAINER/PARAMETER/PLACE``; and as JSON knows it the number of devices and each
+        optimizer's counts.
 
     Raises TrainingFault if any of it is not finite: even a finite gradient can lead to an infinite
     weight, and nothing could go on from that.
@@ -43,9 +46,7 @@ def gather(learner: Learner) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     arrays: dict[str, np.ndarray] = {}
     for name, parameter in _network(learner).items():
         arrays[f"network/{name}"] = parameter.data(learner.devices[0]).asnumpy()
-        if parameter.grad_req == "null":
-            for number, data in enumerate(parameter.list_data()):
-                arrays[f"statistics/{number}/{name}"] = data.asnumpy()
+    arrays.update(_statistics(learner))
     if isinstance(learner.beta, gluon.Parameter):
         arrays["beta"] = learner.beta.data(learner.devices[0]).asnumpy()
     optimizers = []
@@ -62,7 +63,28 @@ def gather(learner: Learner) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
                 f"{name} is not finite any more; most often --lr or --lr-beta is too high: try a "
                 "tenth, from the last checkpoint with --resume"
             )
-    return arrays, {"devices": len(learner.devices), "optimizers": optimizers}
+    return arrays, {"devices": learner.shares, "optimizers": optimizers}
+
+
+def _statistics(learner: Learner) -> dict[str, np.ndarray]:
+    """What each device of each process has counted for itself."""
+    counted = {
+        name: np.stack([data.asnumpy() for data in parameter.list_data()])
+        for name, parameter in _network(learner).items()
+        if parameter.grad_req == "null"
+    }
+    if not counted:
+        return {}
+    # All in one, since each exchange between processes takes its time.
+    devices = len(learner.devices)
+    rows = np.concatenate([values.reshape(devices, -1) for values in counted.values()], axis=1)
+    ends = np.cumsum([values[0].size for values in counted.values()])
+    parts = np.split(learner.job.gather(rows), ends[:-1], axis=1)
+    return {
+        f"statistics/{number}/{name}": part[number].reshape(values.shape[1:])
+        for (name, values), part in zip(counted.items(), parts)
+        for number in range(learner.shares)
+    }
 
 
 def restore(
@@ -79,9 +101,9 @@ def restore(
     if isinstance(learner.beta, gluon.Parameter):
         beta = {"beta": left.pop("beta")} if "beta" in left else {}
         set_parameters({"beta": learner.beta}, beta, source, learner.devices)
-    # With several devices a trainer begins by giving all of them what the first one has.
+    # What was set has parted several devices from their kvstore.
     for trainer in learner.trainers:
-        _updaters(trainer)
+        connect(trainer)
     _restore_statistics(learner, left, state, source)
     try:
         for number, trainer in enumerate(learner.trainers):
@@ -115,9 +137,9 @@ def _restore_statistics(
         values = [arrays.pop(name, None) for arrays in counted]
         if any(value is None or value.shape != parameter.shape for value in values):
             raise UsageError(f"{source}: has no fitting {name} for each device")
-        if devices != len(learner.devices):
-            values = [sum(values) / devices] * len(learner.devices)
-        for data, value in zip(parameter.list_data(), values):
+        if devices != learner.shares:
+            values = [sum(values) / devices] * learner.shares
+        for data, value in zip(parameter.list_data(), values[learner.first_share :]):
             value.copyto(data)
     if any(counted):
         raise UsageError(f"{source}: has statistics that are no part of this run")
@@ -172,10 +194,6 @@ def _network(learner: Learner) -> dict[str, gluon.Parameter]:
 
 def _updaters(trainer: gluon.Trainer) -> list[mx.optimizer.Updater]:
     """Where a trainer keeps its optimizer's arrays, as `Trainer.save_states` finds them."""
-    if not trainer._kv_initialized:
-        trainer._init_kvstore()
-    if trainer._params_to_init:
-        trainer._init_params()
     return [trainer._kvstore._updater] if trainer._update_on_kvstore else trainer._updaters
 
 

@@ -35,8 +35,8 @@ class Monitor:
         self._skipped_in_a_row = 0
         self._warned: set[str] = set()
 
-    def see_batch(self, epoch: int, batch: int, finite: bool, losses: list[float]) -> None:
-        """One batch's number within its epoch, counted from 1, and each device's loss.
+    def see_batch(self, epoch: int, batch: int, finite: bool, loss: float) -> None:
+        """One batch's number within its epoch, counted from 1, and the devices' loss.
 
         Raises TrainingFault if the batch is not finite and that ends the run.
         """
@@ -45,7 +45,7 @@ class Monitor:
             return
         self._skipped_in_a_row = 0
         # A loss is exactly 0 where no pair violates the margin, and only there.
-        self._batches_without_pairs = 0 if any(losses) else self._batches_without_pairs + 1
+        self._batches_without_pairs = 0 if loss else self._batches_without_pairs + 1
         if self._batches_without_pairs >= _BATCHES_WITHOUT_PAIRS:
             self._warn(
                 "no pairs",

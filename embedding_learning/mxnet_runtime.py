@@ -178,7 +178,9 @@ def _cuda_library_files() -> list[Path]:
 
     spec = find_spec("nvidia")
     folders = (spec and spec.submodule_search_locations) or []
-    return sorted(file for folder in folders for file in Path(folder).glob("*/lib/*.so*"))
+    files = [file for folder in folders for file in Path(folder).glob("*/lib/*.so*")]
+    # NVBLAS would take over every library's calls of BLAS, and SciPy's crash in it.
+    return sorted(file for file in files if not file.name.startswith("libnvblas"))
 
 
 def explain_import_error(error: BaseException) -> str | None:

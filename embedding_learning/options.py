@@ -8,12 +8,13 @@ import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from embedding_learning import dmlc
 from embedding_learning.datasets import NAMES
 
 DATA_PATH, WORKERS = "data/CUB_200_2011", 4
 # Images that a saved model embeds at once.
 BATCH_SIZE = 64
-KVSTORES = ("local", "device", "nccl")
+KVSTORES = ("local", "device", "nccl", "dist_sync", "dist_device_sync")
 # The first of each is the default.
 SMALL_CLASSES = ("error", "drop", "repeat")
 CACHES = ("pixels", "none")
@@ -37,7 +38,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Reads and checks the flags.
 
     Beside the flags the result holds `steps` as a list of epochs, `gpus` as a list of device
-    numbers and `total_batch_size` over all devices.
+    numbers, `processes`, how many train together, and `total_batch_size` over all their devices.
 
     Raises
     ------
@@ -245,15 +246,32 @@ def _check_ranges(options: argparse.Namespace) -> None:
 
 
 def _check_devices(options: argparse.Namespace) -> None:
+    """Sets `processes`."""
     if options.gpus and options.cpu_contexts > 1:
         raise UsageError("--cpu-contexts: is for runs without --gpus; leave one of them out")
     if options.kvstore not in KVSTORES:
         raise UsageError(f"--kvstore {options.kvstore}: unknown; choose of {', '.join(KVSTORES)}")
+    try:
+        environment = dmlc.read_environment()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    is_distributed = options.kvstore.startswith("dist_")
+    if is_distributed and not environment:
+        raise UsageError(
+            f"--kvstore {options.kvstore}: is for the processes of a job; start one with python -m "
+            "embedding_learning launch --workers 2 --servers 1 -- and these flags"
+        )
+    if environment and not is_distributed:
+        raise UsageError(
+            f"--kvstore {options.kvstore}: this process is part of a job (DMLC_ROLE is set), which "
+            "needs --kvstore dist_sync or dist_device_sync; or unset DMLC_ROLE"
+        )
+    options.processes = environment.workers if environment else 1
 
 
 def _check_batch(options: argparse.Namespace) -> None:
     """Sets `total_batch_size`; each device's share must hold whole classes, two at least."""
-    devices = len(options.gpus) or options.cpu_contexts
+    devices = (len(options.gpus) or options.cpu_contexts) * options.processes
     if options.total_batch_size is None:
         options.total_batch_size = options.batch_size * devices
         share, flag = options.batch_size, f"--batch-size {options.batch_size}"

@@ -138,7 +138,7 @@ def check_flags(checkpoint: Checkpoint, options: Namespace) -> None:
             )
     learner = checkpoint.state.get("learner")
     former_devices = learner.get("devices") if isinstance(learner, dict) else None
-    devices = len(options.gpus) or options.cpu_contexts
+    devices = (len(options.gpus) or options.cpu_contexts) * options.processes
     if former_devices != devices and _is_showable(former_devices):
         logging.warning(
             "The run goes on with %d devices instead of %s: from the same state, but not to the "

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import logging
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import mxnet as mx
 
 from embedding_learning import checkpoints, learner_state, records, reporting, resuming
 from embedding_learning.checkpoints import Checkpoint, RunFolder
 from embedding_learning.data import digest, open_data, read_split
+from embedding_learning.device_memory import memory_faults
 from embedding_learning.evaluation import parse_metrics
+from embedding_learning.job import Job
 from embedding_learning.learner import Learner, build, build_network, check_names, find_devices
 from embedding_learning.options import UsageError, resumes_network
+from embedding_learning.parameter_server import ParameterServerJob
 from embedding_learning.resuming import Progress
+from embedding_learning.roll_call import Member
 from embedding_learning.tensorboard import TensorBoard
 from embedding_learning.training import Loop, disk_faults
 
 
-def run(options: Namespace, arguments: Sequence[str]) -> None:
+def run(options: Namespace, arguments: Sequence[str], member: Member | None = None) -> None:
     """Everything that train.py does once its flags are read.
 
-    `arguments` are the flags as they were typed; the run's folder keeps them.
+    `arguments` are the flags as they were typed; the run's folder keeps them. `member` is this
+    process's place on the roll if it is one of several that train together: the first logs and
+    saves.
 
     Raises
     ------
@@ -37,8 +46,9 @@ def run(options: Namespace, arguments: Sequence[str]) -> None:
     check_names(options)
     options.metrics = _metrics(options)
     devices = find_devices(options)
-    with RunFolder(options.save_model_prefix, options.keep) as folder:
-        checkpoint, progress = _find_start(options)
+    job = ParameterServerJob(options.kvstore, member) if member else Job()
+    with _folder(options, job) as folder, memory_faults(options):
+        checkpoint, progress = _find_start(options, job, folder.path)
         split = read_split(options)
         if checkpoint and not options.skip_bad_images:
             # With bad images left out, what trains is known only after they are found.
@@ -48,17 +58,19 @@ def run(options: Namespace, arguments: Sequence[str]) -> None:
                 "The run is finished: %d of %d epochs are done; a higher --epochs goes on with it.",
                 progress.epoch, options.epochs,
             )  # fmt: skip
-            reporting.print_best(split.title, progress.best, progress.before)
+            if job.rank == 0:
+                reporting.print_best(split.title, progress.best, progress.before)
             return
         board = None
-        if options.tensorboard:
+        if options.tensorboard and job.rank == 0:
             step = progress.epoch * options.batch_num + progress.batch
             board = TensorBoard(options.tensorboard, step)
         mx.random.seed(options.seed)
         net = build_network(options, devices, is_resumed=checkpoint is not None)
-        data = open_data(split, options)
+        data = open_data(split, options, part=(job.rank, job.size))
         try:
-            learner = build(options, data.classes, net, devices)
+            job.check_equal("the data", [data.digest.encode()])
+            learner = build(options, data.classes, net, devices, job)
             if checkpoint:
                 resuming.check_data(checkpoint, data.digest, options)
                 _restore(learner, checkpoint)
@@ -86,12 +98,36 @@ def _metrics(options: Namespace) -> list[str]:
     return list(dict.fromkeys(["recall@1", *names]))
 
 
-def _find_start(options: Namespace) -> tuple[Checkpoint | None, Progress]:
-    """The checkpoint to go on from, its flags checked, and how far its run had come."""
+@contextmanager
+def _folder(options: Namespace, job: Job) -> Iterator[RunFolder]:
+    """The run's folder; a process that does not save works in one that is thrown away."""
+    if job.rank == 0:
+        with RunFolder(options.save_model_prefix, options.keep) as folder:
+            yield folder
+        return
+    # The first says all there is to say.
+    logging.getLogger().setLevel(logging.ERROR)
+    with TemporaryDirectory() as scratch, RunFolder(f"{scratch}/worker", options.keep) as folder:
+        yield folder
+
+
+def _find_start(options: Namespace, job: Job, folder: Path) -> tuple[Checkpoint | None, Progress]:
+    """The checkpoint to go on from, its flags checked, and how far its run had come.
+
+    Only the first process looks for it; the others need not share its disk.
+    """
     start = Progress(epoch=options.start_epoch)
     if not options.resume or resumes_network(options):
         return None, start
-    checkpoint = checkpoints.find(options.resume, options.save_model_prefix)
+    checkpoint, content = None, None
+    if job.rank == 0:
+        checkpoint = checkpoints.find(options.resume, options.save_model_prefix)
+    if job.size > 1:
+        content = job.from_first(checkpoint.path.read_bytes() if checkpoint else None)
+    if job.rank > 0 and content is not None:
+        received = folder / "received"
+        received.write_bytes(content)
+        checkpoint = checkpoints.read(received)
     if checkpoint is None:
         logging.info("There is no run of this prefix to resume: it starts anew.")
         return None, start

@@ -20,8 +20,8 @@ from embedding_learning.data import Data
 from embedding_learning.descriptions import describe
 from embedding_learning.evaluation import evaluate
 from embedding_learning.inference import embed_all
+from embedding_learning.iterators import SequentialBatches
 from embedding_learning.learner import Learner, Step
-from embedding_learning.model import MarginNet
 from embedding_learning.monitoring import Monitor, TrainingFault
 from embedding_learning.options import UsageError, resumes_network
 from embedding_learning.parameter_files import save_parameters
@@ -79,19 +79,21 @@ class Loop:
         if progress.epoch < self.options.epochs:
             with stop_on_signals() as self._stop:
                 self._train()
-        reporting.print_best(self.data.title, progress.best, progress.before)
+        if self.learner.job.rank == 0:
+            reporting.print_best(self.data.title, progress.best, progress.before)
 
     def _evaluate_before_training(self) -> None:
         if self.options.evaluate_first or resumes_network(self.options):
             learner, metrics = self.learner, self.options.metrics
             try:
-                values, _ = evaluate_test(learner.net, learner.devices, self.data, metrics)
+                values, _ = evaluate_test(learner, self.data, metrics)
             except TrainingFault as fault:
                 raise UsageError(f"--resume {self.options.resume}: {fault}") from fault
-            reporting.log_metrics(None, values)
-            self.progress.before = values["recall@1"]
-            # A resumed network is replaced by a better one only.
-            self.progress.best = values["recall@1"] if resumes_network(self.options) else 0.0
+            if values:
+                reporting.log_metrics(None, values)
+                self.progress.before = values["recall@1"]
+                # A resumed network is replaced by a better one only.
+                self.progress.best = values["recall@1"] if resumes_network(self.options) else 0.0
 
     def _train(self) -> None:
         options, progress = self.options, self.progress
@@ -123,17 +125,23 @@ class Loop:
         for i in reporting.progress(range(progress.batch, options.batch_num), f"Epoch {epoch}"):
             with self._recorder.waiting():
                 batch = self.data.train.next()
-            seed_step(options.seed, epoch * options.batch_num + i)
-            self._unread.append(learner.step(batch))
+            number = epoch * options.batch_num + i
+            seed_step(options.seed, number, learner.job.rank)
+            self._unread.append(learner.step(batch, is_to_stop=self._asked is not None))
             progress.batch = i + 1
             progress.seconds = time.time() - started
+            is_to_stop = learner.job.size == 1 and self._asked is not None
             if len(self._unread) > _BATCHES_QUEUED:
-                self._unread[-1 - _BATCHES_QUEUED].losses[0].wait_to_read()
+                done = self._unread[-1 - _BATCHES_QUEUED]
+                done.signals[0].wait_to_read()
+                # The processes of a job stop after the same batch.
+                is_to_stop = is_to_stop or done.is_to_stop()
 
             if progress.batch % options.log_interval == 0:
                 self._end_interval()
             if progress.batch < options.batch_num:
-                self._stop_if_asked()
+                if is_to_stop:
+                    self._stop_run()
                 if (
                     options.checkpoint_interval
                     and progress.batch % options.checkpoint_interval == 0
@@ -144,9 +152,26 @@ class Loop:
 
     def _evaluate_epoch(self, epoch: int) -> None:
         options, learner, progress = self.options, self.learner, self.progress
+        learner.unite_statistics()
         values, embeddings = evaluate_test(
-            learner.net, learner.devices, self.data, options.metrics, self._stop_if_asked
+            learner, self.data, options.metrics, self._stop_within_evaluation
         )
+        if values:
+            self._keep_evaluation(epoch, values)
+        progress.epoch, progress.batch = epoch + 1, 0
+        progress.epoch_loss = progress.seconds = 0.0
+        self._save_state()
+        if progress.epoch < options.epochs:
+            asked = np.array([self._asked is not None], np.float32)
+            if learner.job.total(asked).any():
+                self._stop_run()
+        elif self.board:
+            test = self.data.test
+            self.board.project(self._step_number(), embeddings, test.labels, test.pixels)
+
+    def _keep_evaluation(self, epoch: int, values: dict[str, float]) -> None:
+        """Logs and records the metrics, and keeps the network if it is the best so far."""
+        options, progress = self.options, self.progress
         reporting.log_metrics(epoch, values)
         with disk_faults(self.folder.path):
             self._recorder.evaluation(epoch, progress.batch, self._step_number(), values)
@@ -156,16 +181,8 @@ class Loop:
             with disk_faults(self.folder.path):
                 self._restore_folder()
                 description = describe(options, self.data.title, epoch, progress.best)
-                save_parameters(learner.net, str(self.folder.best(epoch)), description)
+                save_parameters(self.learner.net, str(self.folder.best(epoch)), description)
                 self.folder.publish(epoch)
-        progress.epoch, progress.batch = epoch + 1, 0
-        progress.epoch_loss = progress.seconds = 0.0
-        self._save_state()
-        if progress.epoch < options.epochs:
-            self._stop_if_asked()
-        elif self.board:
-            test = self.data.test
-            self.board.project(self._step_number(), embeddings, test.labels, test.pixels)
 
     def _step_number(self) -> int:
         """Batches since the run began."""
@@ -186,7 +203,7 @@ class Loop:
         self._monitor.see_beta(beta)
         pairs = learner.measure(step)
         values = {
-            "loss": loss / options.log_interval / len(learner.devices),
+            "loss": loss / options.log_interval / learner.shares,
             "active_share": pairs["active"].mean(),
             "positive_distance": pairs["positive_distances"].mean(),
             "negative_distance": pairs["negative_distances"].mean(),
@@ -216,12 +233,10 @@ class Loop:
         progress, unread = self.progress, self._unread
         self._unread = []
         for number, step in enumerate(unread, progress.batch - len(unread) + 1):
-            finite = step.is_finite()
-            losses = [float(loss.asscalar()) for loss in step.losses]
-            self._monitor.see_batch(progress.epoch, number, finite, losses)
+            finite, loss = step.is_finite(), step.loss
+            self._monitor.see_batch(progress.epoch, number, finite, loss)
             if finite:
-                for loss in losses:
-                    progress.interval_loss += loss
+                progress.interval_loss += loss
 
     def _save_state(self) -> None:
         """Only a state that is finite: the steps before it are read first."""
@@ -231,6 +246,8 @@ class Loop:
             self.progress.records_bytes = self._recorder.flush()
         self.progress.run_seconds = self._recorder.seconds
         arrays, learner = learner_state.gather(self.learner)
+        if self.learner.job.rank > 0:
+            return
         state = resuming.describe(self.options, self.data.digest, self.progress)
         with disk_faults(self.folder.path):
             position = self.progress.epoch, self.progress.batch
@@ -242,16 +259,25 @@ class Loop:
             self._recorder.write_anew()
             self.describe()
 
-    def _stop_if_asked(self) -> None:
-        number = self._stop.number
-        if number is None:
-            return
+    @property
+    def _asked(self) -> int | None:
+        """The signal by which this process was asked to stop."""
+        return self._stop.number or self.learner.job.stop
+
+    def _stop_within_evaluation(self) -> None:
+        """The processes of a job all have to come to its end."""
+        if self.learner.job.size == 1 and self._asked is not None:
+            self._stop_run()
+
+    def _stop_run(self) -> None:
+        """Saves the state and raises Interrupted."""
         self._save_state()
-        raise Interrupted(
-            number,
-            f"stopped by {signal.Signals(number).name}; the state is in {self.folder.path}, and "
-            "--resume auto goes on with it",
-        )
+        # Another process of the job may be the one that was asked.
+        number = self._asked or signal.SIGTERM
+        text = f"stopped by {signal.Signals(number).name}"
+        if self.learner.job.rank == 0:
+            text += f"; the state is in {self.folder.path}, and --resume auto goes on with it"
+        raise Interrupted(number, text)
 
 
 @contextmanager
@@ -267,18 +293,32 @@ def disk_faults(folder: Path) -> Iterator[None]:
 
 
 def evaluate_test(
-    net: MarginNet,
-    devices: list[mx.Context],
+    learner: Learner,
     data: Data,
     metrics: Sequence[str],
     after_batch: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, float], np.ndarray]:
-    """The metrics of the test images, among each other or in the gallery, and their embeddings."""
-    queries, labels = embed_all(net, devices, data.test, after_batch)
-    if data.gallery is None:
-        return evaluate(queries, labels, metrics), queries
-    gallery, gallery_labels = embed_all(net, devices, data.gallery, after_batch)
-    return evaluate(queries, labels, metrics, gallery, gallery_labels), queries
+    """The metrics of the test images, among each other or in the gallery, and their embeddings.
+
+    Each process of a job embeds its part of the images. Only the first measures; the others get no
+    metrics.
+    """
+
+    def embedded(batches: SequentialBatches) -> tuple[np.ndarray, np.ndarray]:
+        parts = embed_all(learner.net, learner.devices, batches, after_batch)
+        embeddings, labels = (learner.job.gather(part) for part in parts)
+        if not np.isfinite(embeddings).all():
+            raise TrainingFault(
+                "the embeddings of the test images are not finite: training diverged; try a lower "
+                "--lr"
+            )
+        return embeddings, labels
+
+    queries, labels = embedded(data.test)
+    gallery = embedded(data.gallery) if data.gallery else ()
+    if learner.job.rank > 0:
+        return {}, queries
+    return evaluate(queries, labels, metrics, *gallery), queries
 
 
 def set_learning_rates(options: Namespace, trainers: list[gluon.Trainer], epoch: int) -> None:
@@ -288,11 +328,11 @@ def set_learning_rates(options: Namespace, trainers: list[gluon.Trainer], epoch:
         trainer.set_learning_rate(rate * decay)
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Lets a step's random numbers depend on the seed and the step alone.
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
+    """Lets a step's random numbers depend on the seed, the step and the process's rank alone.
 
     MXNet cannot save its random state. Seeding anew for each step makes every run repeatable from
     any step on, and evaluation without influence on what follows.
     """
-    state = np.random.SeedSequence((seed, step)).generate_state(1)[0]
+    state = np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]
     mx.random.seed(int(state >> 1))

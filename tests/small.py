@@ -7,6 +7,7 @@ from mxnet.gluon import nn
 
 from embedding_learning import MarginNet, training
 from embedding_learning.evaluation import recall_metrics
+from embedding_learning.learner import Learner
 from embedding_learning.options import parse
 
 
@@ -53,7 +54,7 @@ def parameters_of(net, device=None):
 
 def recalls(net, devices, data):
     """Recall@1, 2, 4, 8, 16 of the test images by K."""
-    values, _ = training.evaluate_test(net, devices, data, recall_metrics())
+    values, _ = training.evaluate_test(Learner(net, 1.2, None, [], devices), data, recall_metrics())
     return {int(name.partition("@")[2]): value for name, value in values.items()}
 
 

@@ -27,13 +27,13 @@ def spread(distance: float, n: int = 8, d: int = 4) -> np.ndarray:
 # Not finite
 
 
-@pytest.mark.parametrize("losses", [[float("nan")], [0.5, float("inf")], [1.0]])
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), 1.0])
 def test_a_batch_that_is_not_finite_ends_the_run_with_its_number(
-    monitor: Monitor, losses: list[float]
+    monitor: Monitor, loss: float
 ) -> None:
-    monitor.see_batch(3, 1, True, [0.5])
+    monitor.see_batch(3, 1, True, 0.5)
     with pytest.raises(TrainingFault) as fault:
-        monitor.see_batch(3, 57, False, losses)
+        monitor.see_batch(3, 57, False, loss)
     assert str(fault.value) == (
         "epoch 3, batch 57: the loss or a gradient is not finite; most often --lr or --lr-beta is "
         "too high: try a tenth, from the last checkpoint with --resume"
@@ -45,7 +45,7 @@ def test_where_it_is_told_to_it_skips_batches_with_a_line_for_each(
 ) -> None:
     monitor = Monitor(CUTOFF, stop_on_nonfinite=False)
     for batch in range(1, 200):
-        monitor.see_batch(0, batch, batch % 20 == 0, [0.5])
+        monitor.see_batch(0, batch, batch % 20 == 0, 0.5)
     assert len(caplog.messages) == 190
     assert caplog.messages[0] == (
         "Epoch 0, batch 1: the loss or a gradient is not finite; it is skipped."
@@ -56,13 +56,13 @@ def test_the_twentieth_in_a_row_ends_the_run_all_the_same(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monitor = Monitor(CUTOFF, stop_on_nonfinite=False)
-    monitor.see_batch(0, 181, False, [])
-    monitor.see_batch(0, 182, True, [0.5])
+    monitor.see_batch(0, 181, False, 0.0)
+    monitor.see_batch(0, 182, True, 0.5)
     for batch in range(183, 202):
-        monitor.see_batch(0, batch, False, [])
+        monitor.see_batch(0, batch, False, 0.0)
     assert len(caplog.messages) == 20
     with pytest.raises(TrainingFault, match=r"epoch 1, batch 1: .*19 batches before.*--lr"):
-        monitor.see_batch(1, 1, False, [])
+        monitor.see_batch(1, 1, False, 0.0)
 
 
 # No pairs
@@ -72,29 +72,27 @@ def test_twenty_batches_without_a_loss_are_told_once(
     monitor: Monitor, caplog: pytest.LogCaptureFixture
 ) -> None:
     for batch in range(1, 20):
-        monitor.see_batch(0, batch, True, [0.0, 0.0])
+        monitor.see_batch(0, batch, True, 0.0)
     assert caplog.messages == []
-    monitor.see_batch(0, 20, True, [0.0, 0.0])
+    monitor.see_batch(0, 20, True, 0.0)
     (line,) = caplog.messages
     assert line.startswith("No pair has had a loss for 20 batches: ")
     assert "--margin" in line
     for batch in range(100):
-        monitor.see_batch(1, batch, True, [0.0, 0.0])
+        monitor.see_batch(1, batch, True, 0.0)
     assert len(caplog.messages) == 1
 
 
-def test_a_loss_on_any_device_now_and_then_is_enough(
-    monitor: Monitor, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_loss_now_and_then_is_enough(monitor: Monitor, caplog: pytest.LogCaptureFixture) -> None:
     for batch in range(1, 500):
-        monitor.see_batch(0, batch, True, [0.0, 1e-30 if batch % 20 == 0 else 0.0])
+        monitor.see_batch(0, batch, True, 1e-30 if batch % 20 == 0 else 0.0)
     assert caplog.messages == []
 
 
 def test_a_loss_below_zero_is_one(monitor: Monitor, caplog: pytest.LogCaptureFixture) -> None:
     """--nu can make it so."""
     for batch in range(50):
-        monitor.see_batch(0, batch, True, [-0.1])
+        monitor.see_batch(0, batch, True, -0.1)
     assert caplog.messages == []
 
 
@@ -103,9 +101,9 @@ def test_skipped_batches_are_not_counted_among_those_without_a_loss(
 ) -> None:
     monitor = Monitor(CUTOFF, stop_on_nonfinite=False)
     for batch in range(19):
-        monitor.see_batch(0, batch, True, [0.0])
+        monitor.see_batch(0, batch, True, 0.0)
     caplog.clear()
-    monitor.see_batch(0, 19, False, [0.0])
+    monitor.see_batch(0, 19, False, 0.0)
     assert "No pair" not in caplog.text
 
 
@@ -184,6 +182,6 @@ def test_each_kind_is_told_for_itself(monitor: Monitor, caplog: pytest.LogCaptur
     for batch in range(40):
         monitor.see_embeddings(spread(0.0))
         monitor.see_beta(3.0)
-        monitor.see_batch(0, batch, True, [0.0])
+        monitor.see_batch(0, batch, True, 0.0)
     assert [line.split()[0] for line in caplog.messages] == ["The", "Beta", "No"]
     assert all(line.isprintable() for line in caplog.messages)

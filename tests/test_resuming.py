@@ -189,7 +189,10 @@ def test_every_flag_has_been_thought_of() -> None:
         *("checkpoint_interval", "start_epoch", "save_model_prefix", "resume"),
         *("metrics", "tensorboard"),
     }
-    told_apart = {"use_pretrained", "pretrained_params", "gpus", "cpu_contexts", "batch_size"}
+    told_apart = {
+        *("use_pretrained", "pretrained_params", "gpus", "cpu_contexts", "batch_size"),
+        "processes",
+    }
     first_value_only = {"beta"}
     thought_of = [
         *(shown_by_the_images, without_influence, told_apart, first_value_only),

@@ -50,10 +50,10 @@ def test_the_logged_loss_is_the_sum_over_devices_and_batches(monkeypatch, tmp_pa
     caplog.set_level("INFO")
     values = iter(range(1, 100))
 
-    def step(*_):
-        losses = [nd.array([next(values)]), nd.array([next(values)])]
+    def step(*_, **__):
+        signals = [nd.array([next(values), 1, 0]), nd.array([next(values), 1, 0])]
         x = nd.array([[0, 1], [1, 0]])
-        return Step(losses, [nd.ones(1)] * 2, [x] * 2, [(x, x, x, nd.array([0, 1]))] * 2)
+        return Step(signals, [x] * 2, [(x, x, x, nd.array([0, 1]))] * 2)
 
     monkeypatch.setattr(learner.Learner, "step", step)
     opt = options("--epochs=1", "--batch-num=5", "--log-interval=2", "--cpu-contexts=2",
@@ -100,27 +100,28 @@ def test_a_resumed_network_is_replaced_by_a_better_one_only(monkeypatch, tmp_pat
     assert len(saved) == 1
 
 
-def test_a_steps_random_numbers_depend_on_seed_and_step_alone():
-    def draw(seed, step):
-        training.seed_step(seed, step)
+def test_a_steps_random_numbers_depend_on_seed_step_and_rank_alone():
+    def draw(*key):
+        training.seed_step(*key)
         return nd.random.uniform(shape=(4,)).asnumpy().tolist()
 
     first = draw(1, 7)
     nd.random.uniform(shape=(100,))
     assert draw(1, 7) == first
-    assert len({tuple(draw(*key)) for key in ((1, 7), (1, 8), (2, 7), (7, 1))}) == 4
+    assert draw(1, 7, 0) == first
+    assert len({tuple(draw(*key)) for key in ((1, 7), (1, 8), (2, 7), (7, 1), (1, 7, 1))}) == 5
 
 
 def test_each_step_is_seeded_with_its_number_in_the_run(monkeypatch, tmp_path):
     """So that a run goes on from any step as if it had never stopped."""
     monkeypatch.chdir(tmp_path)
     seeded = []
-    monkeypatch.setattr(training, "seed_step", lambda seed, step: seeded.append((seed, step)))
+    monkeypatch.setattr(training, "seed_step", lambda *key: seeded.append(key))
     opt = options("--epochs=3", "--start-epoch=1", "--batch-num=2", "--seed=9", "--batch-size=8",
                   "--batch-k=2")  # fmt: skip
     net, batches = small_net([mx.cpu()]), Recorded([batch_of(8)], 8)
     train(opt, net, [mx.cpu()], batches)
-    assert seeded == [(9, 2), (9, 3), (9, 4), (9, 5)]
+    assert seeded == [(9, 2, 0), (9, 3, 0), (9, 4, 0), (9, 5, 0)]
     assert batches.sought == 2
 
 

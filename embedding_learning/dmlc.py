@@ -1,0 +1,77 @@
+"""What a process of a job is told by whoever launched it: MXNet's ``DMLC_*`` variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+ROLES = ("worker", "server", "scheduler")
+# The roll of the job is kept beside MXNet's own port, out of reach of the launcher's choice.
+_ROLL_PORT_ABOVE = 1000
+
+
+class Environment(NamedTuple):
+    """A process's place in its job.
+
+    Attributes
+    ----------
+    role : str
+        One of ROLES.
+    host : str
+        Address of the scheduler.
+    port : int
+        Where MXNet's scheduler listens.
+    workers, servers : int
+        How many there are of each.
+    """
+
+    role: str
+    host: str
+    port: int
+    workers: int
+    servers: int
+
+    @property
+    def roll_port(self) -> int:
+        """Where the scheduler keeps the roll."""
+        return self.port + _ROLL_PORT_ABOVE
+
+
+def read_environment() -> Environment | None:
+    """None if no variable is set; raises ValueError, which names the variable, if one is amiss."""
+    names = ("ROLE", "PS_ROOT_URI", "PS_ROOT_PORT", "NUM_WORKER", "NUM_SERVER")
+    role, host, *counts = (os.environ.get(f"DMLC_{name}", "") for name in names)
+    if not any((role, host, *counts)):
+        return None
+    if role not in ROLES:
+        raise ValueError(f"DMLC_ROLE {role or 'is not set'}: must be one of {', '.join(ROLES)}")
+    if not host:
+        raise ValueError("DMLC_PS_ROOT_URI is not set: it is the scheduler's address")
+    for name, count in zip(names[2:], counts):
+        if not count.isascii() or not count.isdigit() or int(count) < 1:
+            raise ValueError(f"DMLC_{name} {count or 'is not set'}: must be a number from 1")
+    port, workers, servers = map(int, counts)
+    if port + _ROLL_PORT_ABOVE > 65535:
+        raise ValueError(
+            f"DMLC_PS_ROOT_PORT {port}: {65535 - _ROLL_PORT_ABOVE} is the most, since the port "
+            f"{_ROLL_PORT_ABOVE} above it is used too"
+        )
+    return Environment(role, host, port, workers, servers)
+
+
+def is_helper() -> bool:
+    """Whether this process serves a job and does not train."""
+    environment = read_environment()
+    return environment is not None and environment.role != "worker"
+
+
+@contextmanager
+def hidden_role() -> Iterator[None]:
+    """Within, MXNet can be imported by a helper; it would serve at once, and never come back."""
+    role = os.environ.pop("DMLC_ROLE")
+    try:
+        yield
+    finally:
+        os.environ["DMLC_ROLE"] = role

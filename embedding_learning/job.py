@@ -1,0 +1,62 @@
+"""The processes that train one model together; most often there is only this one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Union
+
+import mxnet as mx
+import numpy as np
+from mxnet.kvstore import KVStoreBase
+
+
+class Job:
+    """A process that trains alone. `parameter_server.ParameterServerJob` is one of several.
+
+    All processes call the methods that exchange something in the same order.
+
+    Attributes
+    ----------
+    rank : int
+        This process's number among them; 0 logs and saves.
+    size : int
+        How many they are.
+    """
+
+    rank = 0
+    size = 1
+
+    @property
+    def stop(self) -> int | None:
+        """The signal by which the launcher was asked to end the job."""
+        return None
+
+    def kvstore(self, name: str, trainer: int) -> Union[str, KVStoreBase]:
+        """What `gluon.Trainer` number `trainer` exchanges gradients by; `name`: as --kvstore."""
+        return name
+
+    def total(self, array: np.ndarray) -> np.ndarray:
+        """The sum of all processes' arrays, float32 of equal shapes."""
+        return array
+
+    def queue_total(self, arrays: list[mx.nd.NDArray]) -> list[mx.nd.NDArray]:
+        """The same for small arrays, one a device, without waiting; arrays that add up to it."""
+        return arrays
+
+    def from_first(self, data: bytes | None) -> bytes | None:
+        """What process 0 has, for all."""
+        return data
+
+    def check_equal(self, what: str, content: Iterable[bytes]) -> None:
+        """Raises TrainingFault if the content differs between the processes."""
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Each process's rows (n, ...), below each other in the order of the processes."""
+        if self.size == 1:
+            return rows
+        counts = np.zeros(self.size, np.float32)
+        counts[self.rank] = len(rows)
+        ends = np.cumsum(self.total(counts)).astype(int)
+        whole = np.zeros((ends[-1], *rows.shape[1:]), np.float32)
+        whole[ends[self.rank] - len(rows) : ends[self.rank]] = rows
+        return self.total(whole)

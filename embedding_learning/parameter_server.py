@@ -1,0 +1,164 @@
+"""Training with several machines on MXNet's own parameter server.
+
+Each worker computes the gradients of its share of a batch; the servers add them up; each worker
+updates its own copy of the weights with the sum. So all workers hold the same weights and the same
+state of the optimizers, and a checkpoint of one is a checkpoint of all. The servers only add: they
+are sent no optimizer, which MXNet would have them unpickle.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Iterable
+
+import mxnet as mx
+import numpy as np
+from mxnet.base import _LIB, check_call
+from mxnet.kvstore import KVStoreBase
+
+from embedding_learning.job import Job
+from embedding_learning.monitoring import TrainingFault
+from embedding_learning.roll_call import Member
+
+# MXNet's servers know numbers for names. Each trainer's parameters begin at a multiple of the
+# first; then come the other sums, by shape.
+_KEYS_OF_TRAINER = 1_000_000
+_FIRST_KEY_OF_TOTALS = 1_000_000_000
+
+
+def serve() -> None:
+    """Adds up what workers send, or as the scheduler lets all find each other, to the job's end.
+
+    For a process whose DMLC_ROLE was hidden while MXNet was imported: left alone, MXNet begins to
+    serve then, and unpickles what it is sent.
+    """
+    # It may be sent an optimizer all the same.
+    ignore = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
+    store = mx.kv.create("dist_sync")
+    check_call(_LIB.MXKVStoreRunServer(store.handle, ignore, None))
+
+
+class ParameterServerJob(Job):
+    """One of several workers.
+
+    Parameters
+    ----------
+    kind : str
+        ``dist_sync``, or ``dist_device_sync`` to add up on the devices what devices of a machine
+        have to add up.
+    member : Member
+        Of the roll.
+    """
+
+    def __init__(self, kind: str, member: Member) -> None:
+        self._store = mx.kv.create(kind)
+        self._member = member
+        self._key_of_shape: dict[tuple[int, ...], int] = {}
+        self._keys_given = 0
+        self.rank, self.size = self._store.rank, self._store.num_workers
+        member.tell_rank(self.rank)
+
+    @property
+    def stop(self) -> int | None:
+        return self._member.stop
+
+    def kvstore(self, name: str, trainer: int) -> KVStoreBase:
+        return _GradientSum(self._store, trainer * _KEYS_OF_TRAINER)
+
+    def total(self, array: np.ndarray) -> np.ndarray:
+        value = mx.nd.array(array, dtype=np.float32)
+        self.queue_total([value])
+        total: np.ndarray = value.asnumpy()
+        return total
+
+    def queue_total(self, arrays: list[mx.nd.NDArray]) -> list[mx.nd.NDArray]:
+        key = self._key(arrays[0])
+        self._store.pushpull(key, arrays, out=arrays)
+        return arrays[:1]
+
+    def from_first(self, data: bytes | None) -> bytes | None:
+        # The length in two numbers, since a float32 tells whole ones only up to 2**24.
+        told = np.zeros(3, np.float32)
+        if self.rank == 0 and data is not None:
+            told = np.array([1, *divmod(len(data), 4096)], np.float32)
+        has_data, pages, rest = self.total(told).astype(int)
+        if not has_data:
+            return None
+        length = pages * 4096 + rest
+        value = mx.nd.zeros((max(1, -(-length // 4)),))
+        if self.rank == 0:
+            assert data is not None
+            padded = data.ljust(4 * value.size, b"\0")
+            value = mx.nd.array(np.frombuffer(padded, np.float32))
+        # What a key begins with is copied, not added up: any bytes survive it as float32.
+        key = self._new_key()
+        self._store.init(key, value)
+        self._store.pull(key, out=value)
+        received: bytes = value.asnumpy().tobytes()[:length]
+        return received
+
+    def check_equal(self, what: str, content: Iterable[bytes]) -> None:
+        digest = hashlib.sha256()
+        for part in content:
+            digest.update(part)
+        digests = self.gather(np.frombuffer(digest.digest(), np.uint8)[None].astype(np.float32))
+        differing = np.flatnonzero((digests != digests[0]).any(axis=1))
+        if len(differing):
+            raise TrainingFault(
+                f"{what} of worker {differing[0]} differ from those of worker 0; all must run the "
+                "same program with the same flags on the same files"
+            )
+
+    def _key(self, array: mx.nd.NDArray) -> int:
+        if array.shape not in self._key_of_shape:
+            key = self._key_of_shape[array.shape] = self._new_key()
+            self._store.init(key, mx.nd.zeros(array.shape))
+        return self._key_of_shape[array.shape]
+
+    def _new_key(self) -> int:
+        self._keys_given += 1
+        return _FIRST_KEY_OF_TOTALS + self._keys_given
+
+
+class _GradientSum(KVStoreBase):
+    """A trainer's part of the store: gives all workers the first one's weights, sums gradients."""
+
+    def __init__(self, store: mx.kv.KVStore, first_key: int) -> None:
+        self._store = store
+        self._first_key = first_key
+
+    def broadcast(
+        self, key: int, value: mx.nd.NDArray, out: list[mx.nd.NDArray], priority: int = 0
+    ) -> None:
+        # A copy, since oneDNN may have rearranged the weights. The store does not send such an
+        # array, says nothing, and leaves every worker with its own.
+        plain = mx.nd.array(value.asnumpy())
+        self._store.init(self._first_key + key, plain)
+        self._store.pull(self._first_key + key, out=out, priority=priority)
+
+    def pushpull(
+        self,
+        key: int,
+        value: list[mx.nd.NDArray],
+        out: list[mx.nd.NDArray] | None = None,
+        priority: int = 0,
+    ) -> None:
+        self._store.pushpull(self._first_key + key, value, out=out or value, priority=priority)
+
+    @staticmethod
+    def is_capable(capability: str) -> bool:
+        """The servers do not update."""
+        return False
+
+    @property
+    def type(self) -> str:
+        return str(self._store.type)
+
+    @property
+    def rank(self) -> int:
+        return int(self._store.rank)
+
+    @property
+    def num_workers(self) -> int:
+        return int(self._store.num_workers)

@@ -1,0 +1,48 @@
+"""Sampling and loss alone, and evaluation alone, here and in the original example, in turn.
+
+    python -m tests.benchmarks.contenders.parts --original PATH
+
+PATH is the folder example/gluon/embedding_learning of apache/mxnet 1.9.1. Both compute with the
+same number of threads. Prints seconds of one call, in each round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from embedding_learning.evaluation import recall_at_k
+from tests.benchmarks.contenders.protocol import TEST_CLASSES, TEST_IMAGES, embeddings
+from tests.benchmarks.sampling_and_loss import original_model, originals, ours
+from tests.benchmarks.search import CUB_RANKS, original_recalls
+from tests.benchmarks.timing import interleaved
+
+# isort: split
+import numpy as np
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--original", type=Path, required=True)
+    parser.add_argument("--batch-size", type=int, default=70)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    sampling = {
+        "here": ours(args.batch_size),
+        "original": originals(args.batch_size, original_model(args.original)),
+    }
+    rows, labels = embeddings(TEST_IMAGES), np.arange(TEST_IMAGES) % TEST_CLASSES
+    evaluation = {
+        "here": lambda: recall_at_k(rows, labels, CUB_RANKS),
+        "original": original_recalls(args.original, rows, labels),
+    }
+    result = {
+        "sampling": interleaved(sampling, args.rounds, calls=20),
+        "evaluation": interleaved(evaluation, args.rounds, warmup=1),
+    }
+    print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
