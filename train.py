@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Train an image embedding; `python3 train.py --help` lists the flags."""
 
-import logging
 import sys
 
 from embedding_learning import dmlc, roll_call
@@ -20,7 +19,6 @@ def train() -> int:
     from embedding_learning import reporting, runs
 
     with reporting.log_to_terminal():
-        logging.info(options)
         runs.run(options, sys.argv[1:], member)
     return 0
 

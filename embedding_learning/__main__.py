@@ -17,6 +17,7 @@ VERBS = {
     "plot": "draw t-SNE, a gallery of queries, or the curves of a run",
     "report": "put a run on one page",
     "export": "write a saved model as ONNX or for SymbolBlock",
+    "launch": "train on several machines",
 }
 
 

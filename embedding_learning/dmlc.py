@@ -75,3 +75,16 @@ def hidden_role() -> Iterator[None]:
         yield
     finally:
         os.environ["DMLC_ROLE"] = role
+
+
+@contextmanager
+def told(values: dict[str, str]) -> Iterator[None]:
+    """Within, the variables (named without ``DMLC_``) have these values."""
+    former = {name: value for name, value in os.environ.items() if name.startswith("DMLC_")}
+    os.environ.update({f"DMLC_{name}": value for name, value in values.items()})
+    try:
+        yield
+    finally:
+        for name in values:
+            del os.environ[f"DMLC_{name}"]
+        os.environ.update(former)

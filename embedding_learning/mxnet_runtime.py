@@ -67,11 +67,18 @@ _PYTHON_PACKAGES = {
 _MISSING_LIBRARY = re.compile(r"\b(lib[\w+-]+(?:\.\d+)?\.so)([.\d]*): cannot open shared object")
 
 
+# Whether OMP_NUM_THREADS is ours and not the user's.
+chose_threads = False
+
+
 def install() -> None:
     """Arrange that `import mxnet` works and uses all cores. Cheap, and harmless to repeat."""
     # Left unset, it costs up to half of the speed: on two cores MXNet trained ResNet-50 at 3.4
     # images/s instead of 4.6 to 5.1. libgomp reads it only once, when it is loaded.
-    os.environ.setdefault("OMP_NUM_THREADS", str(_usable_cores()))
+    global chose_threads
+    if "OMP_NUM_THREADS" not in os.environ:
+        chose_threads = True
+        os.environ["OMP_NUM_THREADS"] = str(_usable_cores())
     # `python -m` on this module would warn that the package has imported it already. It has to.
     warnings.filterwarnings("ignore", f"'{__name__}' found in sys.modules", RuntimeWarning)
     if "mxnet" in sys.modules:

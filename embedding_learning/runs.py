@@ -48,6 +48,7 @@ def run(options: Namespace, arguments: Sequence[str], member: Member | None = No
     devices = find_devices(options)
     job = ParameterServerJob(options.kvstore, member) if member else Job()
     with _folder(options, job) as folder, memory_faults(options):
+        logging.info(options)
         checkpoint, progress = _find_start(options, job, folder.path)
         split = read_split(options)
         if checkpoint and not options.skip_bad_images:

@@ -1,0 +1,81 @@
+"""One process of a job that measures the exchange of gradients; `scaling` starts it.
+
+A worker builds the network and its trainers as training does, exchanges gradients with the others
+in each step through the parameter server, and prints `begin`, then the seconds of a step. Its step
+is `sleep`: it sleeps for as long as computing takes, then exchanges and waits; or `compute`: the
+whole step of training. Outside of a job there is nothing to exchange.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from embedding_learning import dmlc, roll_call
+from embedding_learning.options import parse
+
+_WARMUP = 2
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--step", choices=("sleep", "compute"), required=True)
+    parser.add_argument("--seconds", type=float, default=0.0, help="of the sleep")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--device", type=int, default=0, help="number of the CPU context")
+    arguments, flags = parser.parse_known_args()
+    options = parse(flags)
+    member = roll_call.join("exchange")
+    if dmlc.is_helper():
+        with dmlc.hidden_role():
+            from embedding_learning import parameter_server
+        parameter_server.serve()
+
+    import mxnet as mx
+    import numpy as np
+
+    from embedding_learning import learner, training
+    from embedding_learning.job import Job
+    from embedding_learning.parameter_server import ParameterServerJob
+
+    job = ParameterServerJob(options.kvstore, member) if member else Job()
+    devices = [mx.cpu(arguments.device)]
+    learning = learner.build(options, 100, learner.build_network(options, devices), devices, job)
+    shape = (options.batch_size, 3, options.crop_size, options.crop_size)
+    pixels = mx.nd.array(np.random.default_rng(0).integers(0, 256, shape), dtype=np.uint8)
+    labels = mx.nd.array(np.arange(options.batch_size) // options.batch_k)
+    batch = mx.io.DataBatch(data=[pixels], label=[labels])
+    signals = [mx.nd.zeros((3,))]
+
+    def compute() -> None:
+        learning.step(batch)
+
+    def sleep() -> None:
+        time.sleep(arguments.seconds)
+        job.queue_total(signals)
+        for trainer in learning.trainers:
+            trainer.allreduce_grads()
+        mx.nd.waitall()
+
+    step = compute if arguments.step == "compute" else sleep
+    training.seed_step(1, 0, job.rank)
+    for _ in range(_WARMUP):
+        step()
+    mx.nd.waitall()
+    # All begin together.
+    job.total(np.zeros(1, np.float32))
+    print("begin", flush=True)
+    started = time.perf_counter()
+    for _ in range(arguments.steps):
+        step()
+    mx.nd.waitall()
+    print("seconds", (time.perf_counter() - started) / arguments.steps, flush=True)
+    job.total(np.zeros(1, np.float32))
+    return 0
+
+
+if __name__ == "__main__":
+    status = main()
+    roll_call.leave(status)
+    sys.exit(status)
