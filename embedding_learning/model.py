@@ -6,6 +6,7 @@ from typing import Any
 
 from mxnet.gluon import HybridBlock, nn
 
+from embedding_learning.fused_graph import fuse_batch_norm_and_relu
 from embedding_learning.sampling import DistanceWeightedSampling
 
 # Mean and standard deviation of ImageNet's pixels, by channel, of 1: what the weights of the model
@@ -79,6 +80,15 @@ class MarginNet(HybridBlock):
 
     def hybrid_forward(self, F: Any, x: Any) -> tuple[Any, ...]:
         return self.sampled(self.embed(x))
+
+    def _get_graph(self, *arguments: Any) -> tuple[Any, Any]:
+        """What training compiles, once hybridized."""
+        if not self._cached_graph:
+            inputs, outputs = super()._get_graph(*arguments)
+            if arguments[0].context.device_type == "cpu":
+                outputs = fuse_batch_norm_and_relu(outputs)
+            self._cached_graph = inputs, outputs
+        return self._cached_graph
 
     def embed(self, x: Any) -> Any:
         """The embeddings alone, drawing nothing: (n, 3, height, width) -> (n, emb_dim)."""

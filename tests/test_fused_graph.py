@@ -1,0 +1,89 @@
+"""Batch norm and ReLU as one operator: the same bits, and only where nobody reads between them."""
+
+import json
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd, nd
+from mxnet.gluon.model_zoo import vision
+
+from embedding_learning import MarginNet
+from embedding_learning.fused_graph import fuse_batch_norm_and_relu
+
+
+def operators(graph):
+    return [node["op"] for node in json.loads(graph.tojson())["nodes"]]
+
+
+def norm(name="norm", **settings):
+    return mx.sym.BatchNorm(mx.sym.var("data"), name=name, fix_gamma=False, **settings)
+
+
+def relu(data):
+    return mx.sym.Activation(data, act_type="relu")
+
+
+def test_the_two_become_one_and_their_readers_read_it():
+    graph = fuse_batch_norm_and_relu(relu(norm()) + 1.0)
+    assert [op for op in operators(graph) if op != "null"] == [
+        "_contrib_BatchNormWithReLU",
+        "_plus_scalar",
+    ]
+    assert graph.list_inputs() == (relu(norm()) + 1.0).list_inputs()
+    (head,) = fuse_batch_norm_and_relu(relu(norm())).list_outputs()
+    assert head == "norm_output"
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        mx.sym.Activation(norm(), act_type="sigmoid"),
+        relu(norm(axis=2)),
+        relu(norm(use_global_stats=True)),
+        relu(mx.sym.var("data")),
+        relu(norm() + norm("other")),
+    ],
+)
+def test_what_else_a_graph_holds_is_left_alone(graph):
+    assert operators(fuse_batch_norm_and_relu(graph)) == operators(graph)
+
+
+def test_a_norm_that_someone_else_reads_too_stays():
+    shared = norm()
+    for graph in (relu(shared) + shared, mx.sym.Group([relu(shared), shared])):
+        assert "_contrib_BatchNormWithReLU" not in operators(fuse_batch_norm_and_relu(graph))
+
+
+def train_two_steps(fused, monkeypatch, name):
+    """Embeddings, gradients and statistics after a step that began with changed statistics."""
+    with monkeypatch.context() as patched:
+        if not fused:
+            patched.setattr(
+                "embedding_learning.model.fuse_batch_norm_and_relu", lambda graph: graph
+            )
+        mx.random.seed(3)
+        net = MarginNet(getattr(vision, name)().features, 8, 2)
+        net.initialize(mx.init.Xavier())
+        rng = np.random.default_rng(0)
+        images = nd.array(rng.normal(size=(4, 3, 40, 40)))
+        net.embed(images)
+        net.hybridize(static_alloc=True, static_shape=True)
+        for _ in range(2):
+            with autograd.record():
+                embeddings = net(images)[4]
+            embeddings.backward(nd.array(rng.normal(size=(4, 8))))
+    has_fused = "_contrib_BatchNormWithReLU" in operators(net._cached_graph[1])
+    parameters = net._collect_params_with_prefix().values()
+    arrays = [p.grad() if p.grad_req != "null" else p.data() for p in parameters]
+    return has_fused, [array.asnumpy() for array in [embeddings, *arrays]]
+
+
+@pytest.mark.parametrize("name", ["resnet18_v2", "resnet18_v1", "mobilenet0_25"])
+def test_training_computes_the_same_bits(monkeypatch, name):
+    has_fused, found = train_two_steps(True, monkeypatch, name)
+    assert has_fused
+    has_fused, expected = train_two_steps(False, monkeypatch, name)
+    assert not has_fused
+    for array, other in zip(found, expected):
+        np.testing.assert_array_equal(array, other)
