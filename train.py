@@ -13,8 +13,8 @@ def train() -> int:
     member = roll_call.join("train.py")
     if dmlc.is_helper():
         with dmlc.hidden_role():
-            from embedding_learning import parameter_server
-        parameter_server.serve()
+            from embedding_learning import serving
+        serving.serve()
     # Only now, since MXNet takes seconds to import and --help needs none of it.
     from embedding_learning import reporting, runs
 

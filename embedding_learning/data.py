@@ -70,8 +70,11 @@ def read_split(options: Namespace) -> Split:
     return split
 
 
-def open_data(split: Split, options: Namespace, part: tuple[int, int] = (0, 1)) -> Data:
-    """The batches, or of each of them which of how many equal parts; decodes what is not stored.
+def open_data(split: Split, options: Namespace, rank: int = 0, together: int = 1) -> Data:
+    """The batches; decodes what is not stored yet.
+
+    Of each training batch it is process number `rank`'s part; of the images to be searched too, if
+    several processes make a step `together`, else all of them.
 
     Raises DataError if a file is missing or cannot be decoded.
     """
@@ -98,13 +101,17 @@ def open_data(split: Split, options: Namespace, part: tuple[int, int] = (0, 1)) 
         )
     sources = [_Rows(pixels, some + start) for some, start in zip(rows, starts)]
 
-    shape = (options.total_batch_size, options.crop_size, options.workers, part)
+    shape = (options.total_batch_size, options.crop_size, options.workers)
+    share = (rank, together) if together > 1 else (0, 1)
     searched = [
-        SequentialBatches(source, images.labels, *shape)
+        SequentialBatches(source, images.labels, *shape, share)
         for source, images in zip(sources[1:], parts[1:])
     ]
     return Data(
-        BalancedBatches(sources[0], parts[0].labels, options.batch_k, options.seed, *shape),
+        BalancedBatches(
+            *(sources[0], parts[0].labels, options.batch_k, options.seed, *shape),
+            (rank, options.processes),
+        ),
         searched[0],
         searched[1] if split.gallery else None,
         len(parts[0].class_names),

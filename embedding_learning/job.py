@@ -20,7 +20,7 @@ class Job:
     rank : int
         This process's number among them; 0 logs and saves.
     size : int
-        How many they are.
+        How many make a step together.
     """
 
     rank = 0
@@ -49,6 +49,9 @@ class Job:
 
     def check_equal(self, what: str, content: Iterable[bytes]) -> None:
         """Raises TrainingFault if the content differs between the processes."""
+
+    def tell_rates(self, rates: list[float]) -> None:
+        """The trainers' learning rates from here on, where it is not they who update."""
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Each process's rows (n, ...), below each other in the order of the processes."""

@@ -98,7 +98,7 @@ class Learner:
     @property
     def first_share(self) -> int:
         """The number of the first device here among them."""
-        return len(self.devices) * self.job.rank
+        return len(self.devices) * self.job.rank if self.job.size > 1 else 0
 
     def step(self, batch: mx.io.DataBatch, is_to_stop: bool = False) -> Step:
         """One update from this process's part of a batch, queued without waiting for any device.
@@ -156,8 +156,16 @@ class Learner:
             return self.beta.data(self.devices[0]).asnumpy()
         return self.beta
 
-    def check_equal_start(self) -> None:
-        """Raises TrainingFault if the weights differ between the processes."""
+    def start(self, batch_size: int) -> None:
+        """Gives all devices of all processes the first one's weights.
+
+        `batch_size` is that of a step, over all devices of the processes that make it. Raises
+        TrainingFault if the weights differ afterwards.
+        """
+        for trainer in self.trainers:
+            # Servers that update have to know it before the first step.
+            trainer.optimizer.rescale_grad = 1 / batch_size
+            connect(trainer)
         mx.nd.waitall()
         parameters = (parameter for trainer in self.trainers for parameter in trainer._params)
         weights = (data.asnumpy().tobytes() for p in parameters for data in p.list_data())
@@ -214,23 +222,16 @@ def build(
     devices: list[mx.Context],
     job: Job | None = None,
 ) -> Learner:
-    """Beta, loss and optimizers for a network and a number of training classes.
-
-    All processes of the job get the first one's weights. Raises TrainingFault if that fails.
-    """
+    """Beta, loss and optimizers for a network and a number of training classes."""
     job = job or Job()
     beta = build_beta(options, classes, devices)
     loss = MarginLoss(options.margin, options.nu)
     for block in (net, loss):
         block.hybridize(static_alloc=True, static_shape=True)
     trainers = build_trainers(options, net, beta, job)
-    for trainer in trainers:
-        connect(trainer)
-    learner = Learner(
+    return Learner(
         net, beta, loss, trainers, devices, skip_nonfinite=options.on_nonfinite == "skip", job=job
     )
-    learner.check_equal_start()
-    return learner
 
 
 def build_network(

@@ -83,12 +83,12 @@ class MarginNet(HybridBlock):
 
     def _get_graph(self, *arguments: Any) -> tuple[Any, Any]:
         """What training compiles, once hybridized."""
-        if not self._cached_graph:
-            inputs, outputs = super()._get_graph(*arguments)
-            if arguments[0].context.device_type == "cpu":
-                outputs = fuse_batch_norm_and_relu(outputs)
-            self._cached_graph = inputs, outputs
-        return self._cached_graph
+        is_new = not self._cached_graph
+        inputs, outputs = super()._get_graph(*arguments)
+        if is_new and arguments[0].context.device_type == "cpu":
+            outputs = fuse_batch_norm_and_relu(outputs)
+            self._cached_graph: tuple[Any, Any] = inputs, outputs
+        return inputs, outputs
 
     def embed(self, x: Any) -> Any:
         """The embeddings alone, drawing nothing: (n, 3, height, width) -> (n, emb_dim)."""

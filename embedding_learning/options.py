@@ -14,7 +14,7 @@ from embedding_learning.datasets import NAMES
 DATA_PATH, WORKERS = "data/CUB_200_2011", 4
 # Images that a saved model embeds at once.
 BATCH_SIZE = 64
-KVSTORES = ("local", "device", "nccl", "dist_sync", "dist_device_sync")
+KVSTORES = ("local", "device", "nccl", "dist_sync", "dist_device_sync", "dist_async")
 # The first of each is the default.
 SMALL_CLASSES = ("error", "drop", "repeat")
 CACHES = ("pixels", "none")

@@ -2,19 +2,17 @@
 
 Each worker computes the gradients of its share of a batch; the servers add them up; each worker
 updates its own copy of the weights with the sum. So all workers hold the same weights and the same
-state of the optimizers, and a checkpoint of one is a checkpoint of all. The servers only add: they
-are sent no optimizer, which MXNet would have them unpickle.
+state of the optimizers, and a checkpoint of one is a checkpoint of all. For servers that update the
+weights themselves, see `asynchronous`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 from collections.abc import Iterable
 
 import mxnet as mx
 import numpy as np
-from mxnet.base import _LIB, check_call
 from mxnet.kvstore import KVStoreBase
 
 from embedding_learning.job import Job
@@ -23,20 +21,8 @@ from embedding_learning.roll_call import Member
 
 # MXNet's servers know numbers for names. Each trainer's parameters begin at a multiple of the
 # first; then come the other sums, by shape.
-_KEYS_OF_TRAINER = 1_000_000
+KEYS_OF_TRAINER = 1_000_000
 _FIRST_KEY_OF_TOTALS = 1_000_000_000
-
-
-def serve() -> None:
-    """Adds up what workers send, or as the scheduler lets all find each other, to the job's end.
-
-    For a process whose DMLC_ROLE was hidden while MXNet was imported: left alone, MXNet begins to
-    serve then, and unpickles what it is sent.
-    """
-    # It may be sent an optimizer all the same.
-    ignore = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
-    store = mx.kv.create("dist_sync")
-    check_call(_LIB.MXKVStoreRunServer(store.handle, ignore, None))
 
 
 class ParameterServerJob(Job):
@@ -64,7 +50,7 @@ class ParameterServerJob(Job):
         return self._member.stop
 
     def kvstore(self, name: str, trainer: int) -> KVStoreBase:
-        return _GradientSum(self._store, trainer * _KEYS_OF_TRAINER)
+        return GradientSum(self._store, trainer * KEYS_OF_TRAINER)
 
     def total(self, array: np.ndarray) -> np.ndarray:
         value = mx.nd.array(array, dtype=np.float32)
@@ -79,24 +65,25 @@ class ParameterServerJob(Job):
 
     def from_first(self, data: bytes | None) -> bytes | None:
         # The length in two numbers, since a float32 tells whole ones only up to 2**24.
-        told = np.zeros(3, np.float32)
-        if self.rank == 0 and data is not None:
-            told = np.array([1, *divmod(len(data), 4096)], np.float32)
-        has_data, pages, rest = self.total(told).astype(int)
+        length = len(data or b"")
+        told = self._first(np.array([data is not None, *divmod(length, 4096)], np.float32))
+        has_data, pages, rest = told.astype(int)
         if not has_data:
             return None
         length = pages * 4096 + rest
-        value = mx.nd.zeros((max(1, -(-length // 4)),))
-        if self.rank == 0:
-            assert data is not None
-            padded = data.ljust(4 * value.size, b"\0")
-            value = mx.nd.array(np.frombuffer(padded, np.float32))
-        # What a key begins with is copied, not added up: any bytes survive it as float32.
-        key = self._new_key()
+        padded = (data or b"").ljust(4 * max(1, -(-length // 4)), b"\0")
+        return self._first(np.frombuffer(padded, np.float32)).tobytes()[:length]
+
+    def _first(self, array: np.ndarray) -> np.ndarray:
+        """The first process's array, of the same shape in all; the bits survive, whatever they are.
+
+        What a key begins with is copied; all else that is sent is added up.
+        """
+        key, value = self._new_key(), mx.nd.array(array)
         self._store.init(key, value)
         self._store.pull(key, out=value)
-        received: bytes = value.asnumpy().tobytes()[:length]
-        return received
+        first: np.ndarray = value.asnumpy()
+        return first
 
     def check_equal(self, what: str, content: Iterable[bytes]) -> None:
         digest = hashlib.sha256()
@@ -121,12 +108,12 @@ class ParameterServerJob(Job):
         return _FIRST_KEY_OF_TOTALS + self._keys_given
 
 
-class _GradientSum(KVStoreBase):
+class GradientSum(KVStoreBase):
     """A trainer's part of the store: gives all workers the first one's weights, sums gradients."""
 
     def __init__(self, store: mx.kv.KVStore, first_key: int) -> None:
-        self._store = store
-        self._first_key = first_key
+        self.store = store
+        self.first_key = first_key
 
     def broadcast(
         self, key: int, value: mx.nd.NDArray, out: list[mx.nd.NDArray], priority: int = 0
@@ -134,8 +121,8 @@ class _GradientSum(KVStoreBase):
         # A copy, since oneDNN may have rearranged the weights. The store does not send such an
         # array, says nothing, and leaves every worker with its own.
         plain = mx.nd.array(value.asnumpy())
-        self._store.init(self._first_key + key, plain)
-        self._store.pull(self._first_key + key, out=out, priority=priority)
+        self.store.init(self.first_key + key, plain)
+        self.store.pull(self.first_key + key, out=out, priority=priority)
 
     def pushpull(
         self,
@@ -144,7 +131,7 @@ class _GradientSum(KVStoreBase):
         out: list[mx.nd.NDArray] | None = None,
         priority: int = 0,
     ) -> None:
-        self._store.pushpull(self._first_key + key, value, out=out or value, priority=priority)
+        self.store.pushpull(self.first_key + key, value, out=out or value, priority=priority)
 
     @staticmethod
     def is_capable(capability: str) -> bool:
@@ -153,12 +140,12 @@ class _GradientSum(KVStoreBase):
 
     @property
     def type(self) -> str:
-        return str(self._store.type)
+        return str(self.store.type)
 
     @property
     def rank(self) -> int:
-        return int(self._store.rank)
+        return int(self.store.rank)
 
     @property
     def num_workers(self) -> int:
-        return int(self._store.num_workers)
+        return int(self.store.num_workers)

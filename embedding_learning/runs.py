@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 import mxnet as mx
 
 from embedding_learning import checkpoints, learner_state, records, reporting, resuming
+from embedding_learning.asynchronous import AsynchronousJob
 from embedding_learning.checkpoints import Checkpoint, RunFolder
 from embedding_learning.data import digest, open_data, read_split
 from embedding_learning.device_memory import memory_faults
@@ -46,7 +47,7 @@ def run(options: Namespace, arguments: Sequence[str], member: Member | None = No
     check_names(options)
     options.metrics = _metrics(options)
     devices = find_devices(options)
-    job = ParameterServerJob(options.kvstore, member) if member else Job()
+    job = _job(options, member)
     with _folder(options, job) as folder, memory_faults(options):
         logging.info(options)
         checkpoint, progress = _find_start(options, job, folder.path)
@@ -68,13 +69,14 @@ def run(options: Namespace, arguments: Sequence[str], member: Member | None = No
             board = TensorBoard(options.tensorboard, step)
         mx.random.seed(options.seed)
         net = build_network(options, devices, is_resumed=checkpoint is not None)
-        data = open_data(split, options, part=(job.rank, job.size))
+        data = open_data(split, options, job.rank, job.size)
         try:
             job.check_equal("the data", [data.digest.encode()])
             learner = build(options, data.classes, net, devices, job)
             if checkpoint:
                 resuming.check_data(checkpoint, data.digest, options)
                 _restore(learner, checkpoint)
+            learner.start(options.total_batch_size // options.processes * job.size)
 
             def describe() -> None:
                 records.describe(folder.path, arguments, split.title, resuming.made_with())
@@ -97,6 +99,14 @@ def _metrics(options: Namespace) -> list[str]:
     except ValueError as error:
         raise UsageError(f"--metrics {options.metrics}: {error}") from None
     return list(dict.fromkeys(["recall@1", *names]))
+
+
+def _job(options: Namespace, member: Member | None) -> Job:
+    """The processes that train together; waits for all of them."""
+    if member is None:
+        return Job()
+    kind = AsynchronousJob if options.kvstore == "dist_async" else ParameterServerJob
+    return kind(options.kvstore, member)
 
 
 @contextmanager
@@ -123,7 +133,7 @@ def _find_start(options: Namespace, job: Job, folder: Path) -> tuple[Checkpoint 
     checkpoint, content = None, None
     if job.rank == 0:
         checkpoint = checkpoints.find(options.resume, options.save_model_prefix)
-    if job.size > 1:
+    if options.processes > 1:
         content = job.from_first(checkpoint.path.read_bytes() if checkpoint else None)
     if job.rank > 0 and content is not None:
         received = folder / "received"

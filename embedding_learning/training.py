@@ -117,8 +117,9 @@ class Loop:
         if progress.batch == options.batch_num:
             return
         set_learning_rates(options, learner.trainers, epoch)
+        rates = [trainer.learning_rate for trainer in learner.trainers]
+        learner.job.tell_rates(rates)
         if progress.batch == 0:
-            rates = [trainer.learning_rate for trainer in learner.trainers]
             reporting.log_learning_rates(epoch, rates)
         started = time.time() - progress.seconds
         self._recorder.begin_interval()
@@ -300,8 +301,8 @@ def evaluate_test(
 ) -> tuple[dict[str, float], np.ndarray]:
     """The metrics of the test images, among each other or in the gallery, and their embeddings.
 
-    Each process of a job embeds its part of the images. Only the first measures; the others get no
-    metrics.
+    Processes that make a step together each embed a part of the images. Only the first measures;
+    the others get no metrics.
     """
 
     def embedded(batches: SequentialBatches) -> tuple[np.ndarray, np.ndarray]:
@@ -314,6 +315,8 @@ def evaluate_test(
             )
         return embeddings, labels
 
+    if learner.job.rank > 0 and learner.job.size == 1:
+        return {}, np.empty((0, 0))
     queries, labels = embedded(data.test)
     gallery = embedded(data.gallery) if data.gallery else ()
     if learner.job.rank > 0:
