@@ -50,9 +50,7 @@ def test_the_place_is_read(job: None) -> None:
 
 
 @pytest.mark.parametrize("role", dmlc.ROLES)
-def test_all_but_workers_are_helpers(
-    job: None, monkeypatch: pytest.MonkeyPatch, role: str
-) -> None:
+def test_all_but_workers_are_helpers(job: None, monkeypatch: pytest.MonkeyPatch, role: str) -> None:
     monkeypatch.setenv("DMLC_ROLE", role)
     assert is_helper() == (role != "worker")
 
@@ -79,7 +77,7 @@ def test_an_unknown_role_is_named(job: None, monkeypatch: pytest.MonkeyPatch, ro
         read_environment()
 
 
-@pytest.mark.parametrize("count", ["0", "-1", "+1", "1.5", "two", " 2", "2\n", "\u0662", "1e3", "0x2"])
+@pytest.mark.parametrize("count", ["0", "-1", "+1", "1.5", "two", " 2", "2\n", "\u0662", "1e3"])
 @pytest.mark.parametrize("name", ["DMLC_PS_ROOT_PORT", "DMLC_NUM_WORKER", "DMLC_NUM_SERVER"])
 def test_what_is_no_number_is_named(
     job: None, monkeypatch: pytest.MonkeyPatch, name: str, count: str
@@ -119,7 +117,7 @@ def test_a_distributed_store_needs_a_job(kvstore: str) -> None:
 
 @pytest.mark.parametrize("kvstore", ["device", "local", "nccl"])
 def test_a_job_needs_a_distributed_store(job: None, kvstore: str) -> None:
-    with pytest.raises(UsageError, match=rf"^--kvstore {kvstore}: .* DMLC_ROLE .* dist_sync "):
+    with pytest.raises(UsageError, match=rf"^--kvstore {kvstore}: .*\(DMLC_ROLE .* dist_sync or "):
         parse([f"--kvstore={kvstore}"])
 
 

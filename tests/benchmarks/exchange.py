@@ -1,7 +1,7 @@
-"""One process of a job that measures the exchange of gradients; `scaling` starts it.
+"""A worker of a job that measures the exchange of gradients; `scaling` starts it.
 
-A worker builds the network and its trainers as training does, exchanges gradients with the others
-in each step through the parameter server, and prints `begin`, then the seconds of a step. Its step
+It builds the network and its trainers as training does, exchanges gradients with the others
+in each step through the parameter server, and prints `begin`, then the seconds of a step. A step
 is `sleep`: it sleeps for as long as computing takes, then exchanges and waits; or `compute`: the
 whole step of training. Outside of a job there is nothing to exchange.
 """
@@ -12,7 +12,7 @@ import argparse
 import sys
 import time
 
-from embedding_learning import dmlc, roll_call
+from embedding_learning import roll_call
 from embedding_learning.options import parse
 
 _WARMUP = 2
@@ -27,10 +27,6 @@ def main() -> int:
     arguments, flags = parser.parse_known_args()
     options = parse(flags)
     member = roll_call.join("exchange")
-    if dmlc.is_helper():
-        with dmlc.hidden_role():
-            from embedding_learning import parameter_server
-        parameter_server.serve()
 
     import mxnet as mx
     import numpy as np

@@ -1,0 +1,91 @@
+"""Servers that update the weights: like the optimizers they are told of, and told nothing else."""
+
+import json
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import nd
+
+from embedding_learning import learner
+from embedding_learning.asynchronous import Updates, _ServerUpdates
+from embedding_learning.parameter_server import KEYS_OF_TRAINER
+from tests.small import batch_of, options, small_net
+
+
+class Store:
+    """Stands in for MXNet's: keeps what is sent."""
+
+    rank = 0
+
+    def __init__(self):
+        self.sent = []
+
+    def _send_command_to_servers(self, number, text):
+        assert number == 0
+        self.sent.append(json.loads(text))
+
+    def _barrier(self):
+        pass
+
+
+def test_the_updates_are_those_of_the_trainers(monkeypatch):
+    """Gradients of two steps through JSON and servers, against gluon.Trainer itself."""
+    opt = options("--batch-size=8", "--batch-k=2", "--lr=0.01", "--wd=0.1")
+    net, beta = small_net([mx.cpu()]), learner.build_beta(opt, 5, [mx.cpu()])
+    convolution = next(p for name, p in net.collect_params().items() if "conv" in name)
+    convolution.lr_mult = 0.01
+    trainers = learner.build_trainers(opt, net, beta)
+    updates, store = Updates(), Store()
+    for number, trainer in enumerate(trainers):
+        trainer.optimizer.rescale_grad = 1 / 8
+        part = _ServerUpdates(store, number * KEYS_OF_TRAINER)
+        part.set_optimizer(trainer.optimizer)
+        updates.follow(store.sent[-1])
+    weights = [[p.data().copy() for p in trainer._params] for trainer in trainers]
+    learning = learner.Learner(net, beta, learner.MarginLoss(), trainers, [mx.cpu()])
+    for step in range(2):
+        if step == 1:
+            for number, trainer in enumerate(trainers):
+                trainer.set_learning_rate(0.003)
+                updates.follow({"trainer": number, "rate": 0.003})
+        learning.step(batch_of(8, seed=step))
+        for number, trainer in enumerate(trainers):
+            for index, parameter in enumerate(trainer._params):
+                key = number * KEYS_OF_TRAINER + index
+                updates.update(key, parameter.grad(), weights[number][index])
+    for trainer, copies in zip(trainers, weights):
+        for parameter, copy in zip(trainer._params, copies):
+            np.testing.assert_array_equal(parameter.data().asnumpy(), copy.asnumpy())
+    assert abs(weights[1][0].asnumpy() - opt.beta).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        {},
+        {"trainer": 0, "rate": 0.1},  # before there is an optimizer
+        {"trainer": 0, "optimizer": "nothing", "numbers": {}, "rate_of": {}},
+        {"trainer": 0, "optimizer": "sgd", "numbers": {"create_state": 1}, "rate_of": {}},
+        {"trainer": 0, "optimizer": "sgd", "numbers": {"lr": "0.1"}, "rate_of": {}},
+        {"trainer": 0, "optimizer": "sgd", "numbers": {}, "rate_of": {"x": 1}},
+        ["trainer"],
+        "cos\nsystem\n(S'true'\ntR.",  # what MXNet's own servers would run
+    ],
+)
+def test_what_is_no_command_is_refused(command):
+    with pytest.raises((LookupError, TypeError, ValueError)):
+        Updates().follow(command)
+
+
+def test_a_key_belongs_to_its_trainer():
+    updates = Updates()
+    for trainer, rate in ((0, 1.0), (1, 0.5)):
+        optimizer = mx.optimizer.SGD(learning_rate=rate, param_dict={})
+        store = Store()
+        _ServerUpdates(store, trainer * KEYS_OF_TRAINER).set_optimizer(optimizer)
+        updates.follow(store.sent[0])
+    for key, expected in ((3, -1.0), (KEYS_OF_TRAINER + 3, -0.5)):
+        weight = nd.zeros((2,))
+        updates.update(key, nd.ones((2,)), weight)
+        np.testing.assert_allclose(weight.asnumpy(), expected)
