@@ -15,11 +15,15 @@ def options(*flags):
     return parse([*flags])
 
 
-def small_net(devices, emb_dim=8, batch_k=2):
-    """Without batch norm, whose statistics would differ between devices."""
+def small_net(devices, emb_dim=8, batch_k=2, norm=False):
+    """Without batch norm unless told, since its statistics differ between devices."""
     mx.random.seed(1)
     backbone = nn.HybridSequential()
-    backbone.add(nn.Conv2D(4, 3, in_channels=3), nn.Activation("relu"), nn.GlobalAvgPool2D())
+    # A bias before a batch norm has no gradient but rounding, whose sign is all that Adam sees.
+    backbone.add(nn.Conv2D(4, 3, in_channels=3, use_bias=not norm))
+    if norm:
+        backbone.add(nn.BatchNorm(in_channels=4))
+    backbone.add(nn.Activation("relu"), nn.GlobalAvgPool2D())
     net = MarginNet(backbone, emb_dim, batch_k)
     net.initialize(mx.init.Xavier(magnitude=2), ctx=devices)
     net.embed(nd.zeros((1, 3, 8, 8), devices[0]))

@@ -72,19 +72,25 @@ def test_golden_two_steps_of_the_whole_network(golden, shared, monkeypatch):
 
 @pytest.mark.parametrize("kvstore", ["device", "local"])
 @pytest.mark.parametrize("count", [2, 4])
-def test_several_devices_sum_what_one_computes_share_by_share(monkeypatch, kvstore, count):
-    """Parameters after 20 steps equal those of one device that adds up the shares' gradients."""
+@pytest.mark.parametrize("norm", [False, True])
+def test_several_devices_sum_what_one_computes_share_by_share(monkeypatch, kvstore, count, norm):
+    """Parameters after 20 steps equal those of one device that adds up the shares' gradients.
+
+    Batch norm normalises each share by itself in both. Its running statistics see every share one
+    after the other there, and the mean of the devices' here: they agree but roughly.
+    """
     draw_from_the_next_class(monkeypatch)
     opt = options(
         f"--cpu-contexts={count}", "--batch-size=8", "--batch-k=2", f"--kvstore={kvstore}"
     )
     devices = learner.find_devices(opt)
     assert devices == [mx.cpu(number) for number in range(count)]
-    net, beta = small_net(devices), learner.build_beta(opt, 5, devices)
+    net, beta = small_net(devices, norm=norm), learner.build_beta(opt, 5, devices)
     trainers = learner.build_trainers(opt, net, beta)
-    one, one_beta = small_net([mx.cpu()]), learner.build_beta(opt, 5, [mx.cpu()])
+    one, one_beta = small_net([mx.cpu()], norm=norm), learner.build_beta(opt, 5, [mx.cpu()])
     one_trainers = learner.build_trainers(opt, one, one_beta)
-    for parameter in [*one.collect_params().values(), one_beta]:
+    learned = [p for p in one.collect_params().values() if p.grad_req != "null"]
+    for parameter in [*learned, one_beta]:
         parameter.grad_req = "add"
 
     loss = MarginLoss()
@@ -100,12 +106,15 @@ def test_several_devices_sum_what_one_computes_share_by_share(monkeypatch, kvsto
             value.backward()
         for trainer in one_trainers:
             trainer.step(8 * count)
-        for parameter in [*one.collect_params().values(), one_beta]:
+        for parameter in [*learned, one_beta]:
             parameter.zero_grad()
 
+    Learner(net, beta, loss, trainers, devices).unite_statistics()
     for device in devices:
-        for found, expected in zip(parameters_of(net, device), parameters_of(one)):
-            np.testing.assert_allclose(found, expected, atol=1e-5)
+        for parameter, other in zip(net.collect_params().values(), one.collect_params().values()):
+            found, expected = parameter.data(device).asnumpy(), other.data().asnumpy()
+            atol = 1e-5 if parameter.grad_req == "write" else 0.1
+            np.testing.assert_allclose(found, expected, atol=atol, err_msg=parameter.name)
         np.testing.assert_allclose(
             beta.data(device).asnumpy(), one_beta.data().asnumpy(), atol=1e-5
         )
