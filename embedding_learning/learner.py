@@ -318,10 +318,7 @@ def build_trainers(
 
 
 def connect(trainer: gluon.Trainer) -> None:
-    """What a trainer with several devices does before its first step: all get the first's weights.
-
-    Done before it, since whatever a device had been given of its own would be lost then.
-    """
+    """Before its first step a trainer gives all devices what the first one has; here and now."""
     if not trainer._kv_initialized:
         trainer._init_kvstore()
     if trainer._params_to_init:

@@ -101,7 +101,7 @@ def restore(
     if isinstance(learner.beta, gluon.Parameter):
         beta = {"beta": left.pop("beta")} if "beta" in left else {}
         set_parameters({"beta": learner.beta}, beta, source, learner.devices)
-    # What was set has parted several devices from their kvstore.
+    # With several devices a trainer begins by giving all of them what the first one has.
     for trainer in learner.trainers:
         connect(trainer)
     _restore_statistics(learner, left, state, source)
@@ -194,6 +194,7 @@ def _network(learner: Learner) -> dict[str, gluon.Parameter]:
 
 def _updaters(trainer: gluon.Trainer) -> list[mx.optimizer.Updater]:
     """Where a trainer keeps its optimizer's arrays, as `Trainer.save_states` finds them."""
+    connect(trainer)
     return [trainer._kvstore._updater] if trainer._update_on_kvstore else trainer._updaters
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -98,10 +99,8 @@ class Process:
         # Its input may hold what nobody has read.
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             assert stream
-            try:
+            with suppress(BrokenPipeError):
                 stream.close()
-            except BrokenPipeError:
-                pass
         self.process.wait()
 
 
@@ -306,9 +305,10 @@ def test_a_port_that_is_taken_is_told(start: Start, environment: Environment) ->
         (scheduler,) = start("scheduler")
         status, told = scheduler.end()
     assert status == 2
-    assert told == (
+    assert told.count("\n") == 1
+    assert told.startswith(
         f"train.py: error: DMLC_PS_ROOT_PORT {environment.port}: port {environment.roll_port}, "
-        "which the job needs too, cannot be had: Address already in use\n"
+        "which the job needs too, cannot be had: Address already in use"
     )
 
 
@@ -346,22 +346,22 @@ NONSENSE = {
 }
 
 
-@pytest.mark.parametrize("what", NONSENSE)
-def test_strangers_do_no_harm(job: list[Process], environment: Environment, what: str) -> None:
+def test_strangers_do_no_harm(job: list[Process], environment: Environment) -> None:
     address = (environment.host, environment.roll_port)
-    silent = [socket.create_connection(address, 5) for _ in range(20)]
-    with socket.create_connection(address, 5) as stranger:
-        try:
-            stranger.sendall(NONSENSE[what])
-            stranger.shutdown(socket.SHUT_WR)
-            while stranger.recv(4096):
-                pass
-        except OSError:
-            pass  # It has been shown the door.
-    time.sleep(3 * BEAT)
     scheduler, server, *workers = job
-    for worker in workers:
-        worker.follow("unasked", 0)
+    silent = [socket.create_connection(address, 5) for _ in range(20)]
+    for what, text in NONSENSE.items():
+        with socket.create_connection(address, 5) as stranger:
+            # It may be shown the door before all is sent.
+            with suppress(ConnectionError):
+                stranger.sendall(text)
+                stranger.shutdown(socket.SHUT_WR)
+                while stranger.recv(4096):
+                    pass
+        time.sleep(BEAT / 2)
+        assert [process.process.poll() for process in job] == [None] * 4, what
+        for worker in workers:
+            worker.follow("unasked", 0)
     # All listen as before.
     ask_to_stop(environment, int(signal.SIGINT))
     for worker in workers:

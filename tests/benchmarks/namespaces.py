@@ -98,7 +98,14 @@ def _connect(machine: Machine, switch: str, port: str, bandwidth: float | None) 
     for namespace, device in ((machine.name, "eth0"), (switch, port)):
         _ip("-n", namespace, "link", "set", device, "up")
         if bandwidth:
-            bucket = ("rate", f"{bandwidth:.0f}bit", "burst", f"{_BURST}b", "latency", os.environ.get("QL","20ms"))
+            bucket = (
+                "rate",
+                f"{bandwidth:.0f}bit",
+                "burst",
+                f"{_BURST}b",
+                "latency",
+                os.environ.get("QL", "20ms"),
+            )
             _run("tc", "-n", namespace, "qdisc", "add", "dev", device, "root", "tbf", *bucket)
 
 
