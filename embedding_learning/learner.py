@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Union
 
@@ -167,25 +168,24 @@ class Learner:
             trainer.optimizer.rescale_grad = 1 / batch_size
             connect(trainer)
         mx.nd.waitall()
-        parameters = (parameter for trainer in self.trainers for parameter in trainer._params)
-        weights = (data.asnumpy().tobytes() for p in parameters for data in p.list_data())
+        # What batch norm has counted may differ: a run may go on from within an epoch.
+        weights = (data.asnumpy().tobytes() for p in self._learned() for data in p.list_data())
         self.job.check_equal("the first weights", weights)
 
     def _signals(
         self, device: mx.Context, loss: mx.nd.NDArray, embeddings: mx.nd.NDArray, is_to_stop: bool
     ) -> mx.nd.NDArray:
         """A device's share of a step's signals."""
-        gradients = [
-            parameter.grad(device)
-            for trainer in self.trainers
-            for parameter in trainer._params
-            if parameter.grad_req != "null"
-        ]
-        arrays = [loss, embeddings, *gradients]
+        arrays = [loss, embeddings, *(p.grad(device) for p in self._learned())]
         # Whatever is not finite shows in them; multi_all_finite takes twenty times as long.
         squares = mx.nd.multi_sum_sq(*arrays, num_arrays=len(arrays)).sum()
         stop = mx.nd.full((1,), float(is_to_stop), device)
         return mx.nd.concat(loss, squares, stop, dim=0)
+
+    def _learned(self) -> Iterator[gluon.Parameter]:
+        """What the trainers update."""
+        for trainer in self.trainers:
+            yield from (p for p in trainer._params if p.grad_req != "null")
 
     def unite_statistics(self) -> None:
         """Gives every device the mean of what batch norm has counted on each; waits for the steps.
