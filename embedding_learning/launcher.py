@@ -8,7 +8,6 @@ without a network it finds no address of this machine, though 127.0.0.1 would do
 
 from __future__ import annotations
 
-import os
 import subprocess
 import threading
 import time
@@ -19,7 +18,7 @@ from typing import Any
 
 from dmlc_tracker import local, ssh, tracker
 
-from embedding_learning import dmlc
+from embedding_learning import dmlc, roll_call
 
 _LOCALHOST = "127.0.0.1"
 # For the workers to end once the scheduler has, in seconds.
@@ -133,9 +132,10 @@ class Launch:
         if status is None:
             # A worker's; the scheduler ends with the worst of them.
             return
-        if self._hosts and status == _NO_CONNECTION:
-            print(f"launch: error: no connection: {failure.exc_value.cmd}", flush=True)
-            os._exit(2)
+        environment = self.environment()
+        if self._hosts and status == _NO_CONNECTION and environment:
+            host = failure.exc_value.cmd.split()[3]
+            roll_call.give_up(environment, f"ssh does not get to {host}, or lost it")
         if self._tracker and failure.thread is self._tracker.thread:
             self._status = status if status > 0 else 128 - status
 

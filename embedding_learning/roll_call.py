@@ -27,6 +27,8 @@ _SILENCE = 20
 _GATHERING = 120
 # Before the others are told that a worker has ended with a fault: they may have the same one.
 _GRACE = 3
+# For the processes of a job that cannot begin to hear of it.
+_LATE = 10
 # Longer than any message, so that a stranger cannot fill the memory.
 _LONGEST_LINE = 4096
 LOST = 3
@@ -104,6 +106,8 @@ class Roll:
         self._present: dict[socket.socket, dict[str, Any]] = {}
         self._workers_left: list[int] = []
         self._came = 0
+        self._expected = environment.workers + environment.servers
+        self._lost = ""
         address = ("", environment.roll_port)
         try:
             self._listener = socket.create_server(address, reuse_port=False, backlog=1024)
@@ -126,10 +130,14 @@ class Roll:
     def _attend(self, connection: socket.socket) -> None:
         """Listens to one process until it leaves or is lost."""
         for message in _messages(connection):
+            if "give_up" in message:
+                self._end_job(str(message["give_up"]))
             with self._lock:
                 if message.get("role") in dmlc.ROLES:
                     self._present[connection] = message
                     self._came += 1
+                    if self._lost:
+                        self._tell_all(lost=self._lost)
                 elif "stop" in message:
                     self._tell_all(stop=message["stop"])
                 elif connection not in self._present:
@@ -141,8 +149,8 @@ class Roll:
                     return
         with self._lock:
             member = self._present.pop(connection, None)
-            if member:
-                self._end_job(f"{_name(member)} was lost")
+        if member:
+            self._end_job(f"{_name(member)} was lost")
 
     def _see_leave(self, member: dict[str, Any], status: int) -> None:
         if member["role"] != "worker":
@@ -156,15 +164,20 @@ class Roll:
             threading.Timer(_GRACE, self._end_job, args=(text, status)).start()
 
     def _check_all_came(self) -> None:
-        expected = self._environment.workers + self._environment.servers
-        if self._came < expected:
-            self._end_job(f"only {self._came} of {expected} processes came in {_GATHERING} s")
+        if self._came < self._expected:
+            self._end_job(f"only {self._came} of {self._expected} processes came in {_GATHERING} s")
 
     def _end_job(self, reason: str, status: int = LOST) -> None:
         with self._lock:
+            if self._lost:
+                return
+            self._lost = reason
             self._tell_all(lost=reason)
             print(f"{self._program}: scheduler: stopped: {reason}", file=sys.stderr)
-            end(status)
+        if self._came < self._expected:
+            # Those that are on their way are told when they come.
+            time.sleep(_LATE)
+        end(status)
 
     def _tell_all(self, **message: Any) -> None:
         line = json.dumps(message).encode() + b"\n"
@@ -213,6 +226,12 @@ def ask_to_stop(environment: dmlc.Environment, number: int) -> None:
         socket.create_connection((environment.host, environment.roll_port), _BEAT) as connection,
     ):
         connection.sendall(json.dumps({"stop": number}).encode() + b"\n")
+
+
+def give_up(environment: dmlc.Environment, reason: str) -> None:
+    """Ends a job that cannot begin."""
+    with suppress(OSError, UsageError), _connect(environment) as connection:
+        connection.sendall(json.dumps({"give_up": reason}).encode() + b"\n")
 
 
 def end(status: int) -> None:
