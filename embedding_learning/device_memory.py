@@ -94,14 +94,18 @@ def bytes_of_step(options: Namespace, share: int, net: HybridBlock | None = None
     """
     shape = (share, 3, options.crop_size, options.crop_size)
     weights, outputs = _sizes(net or _network(options), shape)
+    optimizer = _optimizer_arrays(options)
+    if options.dtype == "float16":
+        # These are float32, and so is the copy of the weights that is updated.
+        optimizer = 2 * (optimizer + 1)
     # Several devices' gradients are added up in an array of their own.
-    copies = 2 + _optimizer_arrays(options) + (len(options.gpus) * options.processes > 1)
+    copies = 2 + optimizer + (len(options.gpus) * options.processes > 1)
     return copies * sum(weights) + sum(outputs) + _GRADIENTS_AT_ONCE * max(outputs)
 
 
 def _network(options: Namespace) -> MarginNet:
     """The network that is trained, its weights not there."""
-    return MarginNet(
+    net = MarginNet(
         backbones.create(options.model, [mx.cpu()]),
         options.embed_dim,
         options.batch_k,
@@ -109,6 +113,9 @@ def _network(options: Namespace) -> MarginNet:
         normalize_weights=options.normalize_weights,
         preprocess=ImageNormalization(),
     )
+    if options.dtype != "float32":
+        net.cast(options.dtype)
+    return net
 
 
 def _sizes(net: HybridBlock, shape: tuple[int, ...]) -> tuple[list[int], list[int]]:

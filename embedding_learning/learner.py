@@ -12,9 +12,10 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 
-from embedding_learning import backbones, gpus
+from embedding_learning import backbones, gpus, mixed_precision
 from embedding_learning.job import Job
 from embedding_learning.losses import MarginLoss, distances
+from embedding_learning.mixed_precision import LossScale, finiteness
 from embedding_learning.model import ImageNormalization, MarginNet
 from embedding_learning.options import UsageError, resumes_network
 from embedding_learning.parameter_files import read_parameters, set_parameters
@@ -39,11 +40,14 @@ class Step:
     triples : list of tuple
         Each device's anchors, positives, negatives (m, d) and the anchors' labels (m,), or None
         if beta is one constant.
+    overflowed : bool
+        Its gradients were not finite for the scale of the loss, and its update was left out.
     """
 
     signals: list[mx.nd.NDArray]
     embeddings: list[mx.nd.NDArray]
     triples: list[tuple[Any, ...]]
+    overflowed: bool = False
 
     def _signal(self, place: int) -> float:
         """Waits for the step."""
@@ -81,6 +85,8 @@ class Learner:
         Do without the updates of batches whose loss, embeddings or gradients are not finite.
     job : Job
         The processes that learn together.
+    loss_scale : LossScale, optional
+        Of a network in float16. All processes have the same.
     """
 
     net: MarginNet
@@ -90,6 +96,7 @@ class Learner:
     devices: list[mx.Context]
     skip_nonfinite: bool = False
     job: Job = field(default_factory=Job)
+    loss_scale: LossScale | None = None
 
     @property
     def shares(self) -> int:
@@ -104,12 +111,13 @@ class Learner:
     def step(self, batch: mx.io.DataBatch, is_to_stop: bool = False) -> Step:
         """One update from this process's part of a batch, queued without waiting for any device.
 
-        `is_to_stop` is told to all processes. With `skip_nonfinite` the step has to wait: only then
-        can an update be left out.
+        `is_to_stop` is told to all processes. With `skip_nonfinite` or `loss_scale` the step has to
+        wait: only then can an update be left out.
         """
         images = gluon.utils.split_and_load(batch.data[0], self.devices)
         labels = gluon.utils.split_and_load(batch.label[0], self.devices)
-        former = self._statistics() if self.skip_nonfinite else []
+        scale = self.loss_scale.value if self.loss_scale else 1.0
+        former = self._statistics() if self.skip_nonfinite or self.loss_scale else []
         losses, embeddings, triples = [], [], []
         with autograd.record():
             for x, y in zip(images, labels):
@@ -120,17 +128,26 @@ class Learner:
                 embeddings.append(embedded)
                 triples.append((anchors, positives, negatives, anchor_labels))
         # Only after the forward pass has been queued on every device, so that all compute at once.
-        autograd.backward(losses)
+        autograd.backward(
+            losses, self.loss_scale.head_gradients(self.devices) if self.loss_scale else None
+        )
+        if self.loss_scale:
+            # Before they are looked at, since their sum over the devices may overflow, too.
+            for trainer in self.trainers:
+                trainer.allreduce_grads()
         signals = [
             self._signals(*parts, is_to_stop) for parts in zip(self.devices, losses, embeddings)
         ]
         step = Step(self.job.queue_total(signals), embeddings, triples)
-        if self.skip_nonfinite and not step.is_finite():
+        if self.loss_scale:
+            step.overflowed = self.loss_scale.see(step.is_finite())
+        if step.overflowed or (self.skip_nonfinite and not step.is_finite()):
             for statistics, copy in former:
                 copy.copyto(statistics)
             return step
         for trainer in self.trainers:
-            trainer.step(batch.data[0].shape[0] * self.job.size)
+            update = trainer.update if self.loss_scale else trainer.step
+            update(batch.data[0].shape[0] * self.job.size * scale)
         return step
 
     def measure(self, step: Step) -> dict[str, np.ndarray]:
@@ -176,11 +193,15 @@ class Learner:
         self, device: mx.Context, loss: mx.nd.NDArray, embeddings: mx.nd.NDArray, is_to_stop: bool
     ) -> mx.nd.NDArray:
         """A device's share of a step's signals."""
-        arrays = [loss, embeddings, *(p.grad(device) for p in self._learned())]
+        gradients = [parameter.grad(device) for parameter in self._learned()]
+        halves = [gradient for gradient in gradients if gradient.dtype == np.float16]
+        arrays = [loss, embeddings, *(g for g in gradients if g.dtype != np.float16)]
         # Whatever is not finite shows in them; multi_all_finite takes twenty times as long.
-        squares = mx.nd.multi_sum_sq(*arrays, num_arrays=len(arrays)).sum()
+        finite = mx.nd.multi_sum_sq(*arrays, num_arrays=len(arrays)).sum()
+        if halves:
+            finite = finite + finiteness(halves)
         stop = mx.nd.full((1,), float(is_to_stop), device)
-        return mx.nd.concat(loss, squares, stop, dim=0)
+        return mx.nd.concat(loss, finite, stop, dim=0)
 
     def _learned(self) -> Iterator[gluon.Parameter]:
         """What the trainers update."""
@@ -229,9 +250,9 @@ def build(
     for block in (net, loss):
         block.hybridize(static_alloc=True, static_shape=True)
     trainers = build_trainers(options, net, beta, job)
-    return Learner(
-        net, beta, loss, trainers, devices, skip_nonfinite=options.on_nonfinite == "skip", job=job
-    )
+    loss_scale = LossScale() if options.dtype == "float16" else None
+    skip = options.on_nonfinite == "skip"
+    return Learner(net, beta, loss, trainers, devices, skip, job, loss_scale)
 
 
 def build_network(
@@ -286,6 +307,8 @@ def build_network(
         arrays = read_parameters(options.resume, "--resume")
         source = f"--resume {options.resume}"
         set_parameters(net._collect_params_with_prefix(), arrays, source, devices)
+    if options.dtype != "float32":
+        net.cast(options.dtype)
     return net
 
 
@@ -308,12 +331,18 @@ def build_trainers(
         settings["momentum"] = options.momentum
     if options.optimizer == "adam":
         settings["epsilon"] = 1e-7
+    at = {}
+    if options.dtype == "float16":
+        settings["multi_precision"] = True
+        # The gradients have to be looked at between their sum and the update.
+        at["update_on_kvstore"] = False
     kvstore = job.kvstore(options.kvstore, trainer=0)
-    trainers = [gluon.Trainer(net.collect_params(), options.optimizer, settings, kvstore=kvstore)]
+    parameters = net.collect_params()
+    trainers = [gluon.Trainer(parameters, options.optimizer, settings, kvstore=kvstore, **at)]
     if isinstance(beta, gluon.Parameter):
         settings = {"learning_rate": options.lr_beta, "momentum": 0.9}
         kvstore = job.kvstore(options.kvstore, trainer=1)
-        trainers.append(gluon.Trainer([beta], "sgd", settings, kvstore=kvstore))
+        trainers.append(gluon.Trainer([beta], "sgd", settings, kvstore=kvstore, **at))
     return trainers
 
 
@@ -340,7 +369,7 @@ def find_devices(options: Namespace) -> list[mx.Context]:
 
 
 def check_names(options: Namespace) -> None:
-    """Raises UsageError if there is no such backbone or optimizer, or no NCCL in this MXNet."""
+    """Raises UsageError if there is no such backbone or optimizer, or no NCCL or float16 here."""
     backbones.check_name(options.model)
     optimizers = sorted(set(mx.optimizer.Optimizer.opt_registry) - _NOT_FOR_TRAINING)
     if options.optimizer.lower() not in optimizers:
@@ -349,6 +378,7 @@ def check_names(options: Namespace) -> None:
         )
     if options.kvstore == "nccl" and not mx.runtime.Features().is_enabled("NCCL"):
         raise UsageError("--kvstore nccl: this build of MXNet has no NCCL; use device or local")
+    mixed_precision.check(options)
 
 
 def _first_line(error: Exception) -> str:

@@ -34,8 +34,8 @@ def gather(learner: Learner) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     (dict of str to ndarray, dict)
         ``network/NAME``, ``statistics/DEVICE/NAME`` (what each device counts for itself: batch
         norm's running statistics; the devices of all processes are numbered), ``beta`` and
-        ``optimizer/TRAINER/PARAMETER/PLACE``; and as JSON knows it the number of devices and each
-        optimizer's counts.
+        ``optimizer/TRAINER/PARAMETER/PLACE``; and as JSON knows it the number of devices, each
+        optimizer's counts and, with float16, the scale of the loss.
 
     Raises TrainingFault if any of it is not finite: even a finite gradient can lead to an infinite
     weight, and nothing could go on from that.
@@ -45,7 +45,9 @@ def gather(learner: Learner) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     mx.nd.waitall()
     arrays: dict[str, np.ndarray] = {}
     for name, parameter in _network(learner).items():
-        arrays[f"network/{name}"] = parameter.data(learner.devices[0]).asnumpy()
+        # Float16 weights are the rounded ones; their float32 masters are the optimizer's.
+        values = parameter.data(learner.devices[0]).asnumpy()
+        arrays[f"network/{name}"] = values.astype(np.float32, copy=False)
     arrays.update(_statistics(learner))
     if isinstance(learner.beta, gluon.Parameter):
         arrays["beta"] = learner.beta.data(learner.devices[0]).asnumpy()
@@ -63,7 +65,10 @@ def gather(learner: Learner) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
                 f"{name} is not finite any more; most often --lr or --lr-beta is too high: try a "
                 "tenth, from the last checkpoint with --resume"
             )
-    return arrays, {"devices": learner.shares, "optimizers": optimizers}
+    told = {"devices": learner.shares, "optimizers": optimizers}
+    if learner.loss_scale:
+        told["loss_scale"] = learner.loss_scale.state()
+    return arrays, told
 
 
 def _statistics(learner: Learner) -> dict[str, np.ndarray]:
@@ -112,6 +117,11 @@ def restore(
             _restore_optimizer(trainer, _taken(left, prefix), told, learner.devices)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UsageError(f"{source}: the optimizer's state does not fit the run") from error
+    if learner.loss_scale:
+        try:
+            learner.loss_scale.restore(state.get("loss_scale"))
+        except ValueError as error:
+            raise UsageError(f"{source}: tells no scale of the loss") from error
     if left:
         raise UsageError(f"{source}: has {min(left)}, which is no part of this run")
 

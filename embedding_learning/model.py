@@ -16,18 +16,40 @@ DEVIATION = (0.229, 0.224, 0.225)
 
 
 class ImageNormalization(HybridBlock):
-    """RGB pixels as pretrained backbones expect them: uint8 (n, 3, h, w) -> float32, same shape."""
+    """RGB pixels as pretrained backbones expect them: uint8 (n, 3, h, w) -> float32, same shape.
+
+    Cast to float16, it still computes in float32 and rounds its output.
+    """
+
+    _dtype = "float32"
+
+    def cast(self, dtype: str) -> None:
+        super().cast(dtype)
+        self._dtype = dtype
 
     def hybrid_forward(self, F: Any, x: Any) -> Any:
         # Mean and deviation scaled to 255 save a pass over the batch.
         mean, deviation = (tuple(255 * value for value in v) for v in (MEAN, DEVIATION))
-        return F.image.normalize(F.cast(x, "float32"), mean=mean, std=deviation)
+        x = F.image.normalize(F.cast(x, "float32"), mean=mean, std=deviation)
+        return x if self._dtype == "float32" else F.cast(x, self._dtype)
 
 
 class L2Normalization(HybridBlock):
-    """Scales each row to unit length: (n, d) -> (n, d)."""
+    """Scales each row to unit length: (n, d) -> (n, d).
+
+    Cast to float16, it takes that, and returns float32 all the same: so whatever follows, down to
+    the loss, is float32.
+    """
+
+    _dtype = "float32"
+
+    def cast(self, dtype: str) -> None:
+        super().cast(dtype)
+        self._dtype = dtype
 
     def hybrid_forward(self, F: Any, x: Any) -> Any:
+        if self._dtype != "float32":
+            x = F.cast(x, "float32")
         return F.L2Normalization(x, mode="instance")
 
 

@@ -19,6 +19,7 @@ KVSTORES = ("local", "device", "nccl", "dist_sync", "dist_device_sync", "dist_as
 SMALL_CLASSES = ("error", "drop", "repeat")
 CACHES = ("pixels", "none")
 ON_NONFINITE = ("stop", "skip")
+DTYPES = ("float32", "float16")
 
 LARGEST_IMAGE = 4096  # pixels; a batch of such images takes 3.5 GB already
 
@@ -166,6 +167,8 @@ def _add_further_flags(group: argparse._ArgumentGroup) -> None:
     add(group, "--keep", 2, "number of checkpoints that are kept, the latest")
     text = "what a loss or gradient that is not finite does to the run or the batch"
     add_choice(group, "--on-nonfinite", ON_NONFINITE, text)
+    text = "what the layers compute in; float16: mixed precision, for GPUs"
+    add_choice(group, "--dtype", DTYPES, text)
     add_choice(group, "--cache", CACHES, "what is kept of images once they are decoded")
     text = "take the ImageNet weights from a Gluon parameter file"
     group.add_argument("--pretrained-params", metavar="FILE", help=text)

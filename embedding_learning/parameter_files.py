@@ -75,8 +75,9 @@ def save_parameters(
 ) -> None:
     """Writes the network's parameters; the file's former content stays until the new is complete.
 
-    The names in the file are those of the original example's network, which loads it too. The
-    description, of what JSON can hold, says what is needed to build the network again.
+    The names in the file are those of the original example's network, which loads it too; for that
+    float16 becomes float32. The description, of what JSON can hold, says what is needed to build
+    the network again.
 
     Raises OSError if the file cannot be written, ValueError if the description cannot be read
     back; the former file is untouched then, and nothing is left beside it.
@@ -163,9 +164,9 @@ def set_parameters(
 
 def _values(parameter: mx.gluon.Parameter) -> np.ndarray:
     """What is learned is the same on every device; statistics of batches are averaged."""
-    if parameter.grad_req == "null":
-        return parameter._reduce().asnumpy()
-    return parameter.list_data()[0].asnumpy()
+    null = parameter.grad_req == "null"
+    values = (parameter._reduce() if null else parameter.list_data()[0]).asnumpy()
+    return values.astype(np.float32) if values.dtype == np.float16 else values
 
 
 def _write_array(file: BinaryIO, values: np.ndarray) -> None:

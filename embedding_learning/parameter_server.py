@@ -120,7 +120,7 @@ class GradientSum(KVStoreBase):
     ) -> None:
         # A copy, since oneDNN may have rearranged the weights. The store does not send such an
         # array, says nothing, and leaves every worker with its own.
-        plain = mx.nd.array(value.asnumpy())
+        plain = mx.nd.array(value.asnumpy(), dtype=value.dtype)
         self.store.init(self.first_key + key, plain)
         self.store.pull(self.first_key + key, out=out, priority=priority)
 

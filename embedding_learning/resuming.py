@@ -18,7 +18,7 @@ from embedding_learning.options import UsageError
 # What the state was made with; with another value it would not fit, or not be the same run.
 _MUST_AGREE = (
     "model", "embed_dim", "feat_dim", "batch_k", "total_batch_size", "batch_num", "image_size",
-    "crop_size", "normalize_weights", "optimizer", "seed",
+    "crop_size", "normalize_weights", "optimizer", "seed", "dtype",
 )  # fmt: skip
 # What may change, but leads to another model.
 _MAY_CHANGE = (
@@ -119,6 +119,8 @@ def check_flags(checkpoint: Checkpoint, options: Namespace) -> None:
     names = (*_MUST_AGREE, *_MAY_CHANGE, "beta")
     if not isinstance(former, dict) or not all(_is_showable(former.get(name)) for name in names):
         raise UsageError(f"--resume {checkpoint.path}: does not tell the flags of its run")
+    # Before there was the flag, all was float32.
+    former = {"dtype": "float32", **former}
     now = json.loads(json.dumps(vars(options)))
     differing = [_flag(name, former) for name in _MUST_AGREE if former.get(name) != now[name]]
     if _is_pretrained(former) != _is_pretrained(now):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from argparse import Namespace
@@ -235,8 +236,9 @@ class Loop:
         self._unread = []
         for number, step in enumerate(unread, progress.batch - len(unread) + 1):
             finite, loss = step.is_finite(), step.loss
-            self._monitor.see_batch(progress.epoch, number, finite, loss)
-            if finite:
+            if not step.overflowed:
+                self._monitor.see_batch(progress.epoch, number, finite, loss)
+            if finite or (step.overflowed and math.isfinite(loss)):
                 progress.interval_loss += loss
 
     def _save_state(self) -> None:

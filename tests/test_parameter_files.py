@@ -161,7 +161,7 @@ def test_the_file_is_what_gluon_writes(tmp_path: Path) -> None:
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "gluons").read_bytes()
 
 
-@pytest.mark.parametrize("dtype", DTYPES[:-1])
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES[:-1] if dtype != "float16"])
 def test_every_type_is_what_gluon_writes(tmp_path: Path, dtype: str) -> None:
     net = nn.Dense(3, in_units=2, dtype=dtype)
     net.initialize(mx.init.One())

@@ -34,6 +34,7 @@ OTHERS = {
     "normalize_weights": "--normalize-weights",
     "optimizer": "--optimizer=sgd",
     "seed": "--seed=7",
+    "dtype": "--dtype=float16",
     "lr": "--lr=0.01",
     "lr_beta": "--lr-beta=0.2",
     "margin": "--margin=0.3",

@@ -30,6 +30,7 @@ from embedding_learning.entry import exit_status
 roll_call._BEAT, roll_call._SILENCE, roll_call._GATHERING, roll_call._GRACE = map(
     float, sys.argv[1:]
 )
+roll_call._LATE = 2.0
 
 def follow():
     member = roll_call.join("train.py")
@@ -269,6 +270,20 @@ def test_only_part_of_the_job_comes(start: Start) -> None:
         assert process == (LOST, f"train.py: {role}: stopped: {reason}{AFTER}")
 
 
+def test_one_that_comes_after_the_end_is_told_of_it(start: Start) -> None:
+    """Its own machine may only now have started it."""
+    scheduler, worker = start("scheduler", "worker")
+    worker.told("joined")
+    worker.follow("leave", 2)
+    assert worker.end()[0] == 2
+    time.sleep(GRACE)
+    (late,) = start("server")
+    status, told = late.end()
+    assert status == LOST
+    assert f"process {worker.process.pid}) ended with status 2" in told
+    assert scheduler.end()[0] == 2
+
+
 def test_a_job_that_is_over_before_the_others_came_is_over(start: Start) -> None:
     """All workers have the same mistake in their flags, say, and the server is slow."""
     scheduler, *workers = start("scheduler", "worker", "worker", gathering=2.0)
@@ -351,13 +366,12 @@ def test_strangers_do_no_harm(job: list[Process], environment: Environment) -> N
     scheduler, server, *workers = job
     silent = [socket.create_connection(address, 5) for _ in range(20)]
     for what, text in NONSENSE.items():
-        with socket.create_connection(address, 5) as stranger:
-            # It may be shown the door before all is sent.
-            with suppress(ConnectionError):
-                stranger.sendall(text)
-                stranger.shutdown(socket.SHUT_WR)
-                while stranger.recv(4096):
-                    pass
+        # It may be shown the door before all is sent.
+        with socket.create_connection(address, 5) as stranger, suppress(ConnectionError):
+            stranger.sendall(text)
+            stranger.shutdown(socket.SHUT_WR)
+            while stranger.recv(4096):
+                pass
         time.sleep(BEAT / 2)
         assert [process.process.poll() for process in job] == [None] * 4, what
         for worker in workers:

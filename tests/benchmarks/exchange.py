@@ -19,11 +19,11 @@ _WARMUP = 2
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    description = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--step", choices=("sleep", "compute"), required=True)
     parser.add_argument("--seconds", type=float, default=0.0, help="of the sleep")
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--device", type=int, default=0, help="number of the CPU context")
     arguments, flags = parser.parse_known_args()
     options = parse(flags)
     member = roll_call.join("exchange")
@@ -36,7 +36,7 @@ def main() -> int:
     from embedding_learning.parameter_server import ParameterServerJob
 
     job = ParameterServerJob(options.kvstore, member) if member else Job()
-    devices = [mx.cpu(arguments.device)]
+    devices = [mx.cpu()]
     learning = learner.build(options, 100, learner.build_network(options, devices), devices, job)
     learning.start(options.batch_size * job.size)
     shape = (options.batch_size, 3, options.crop_size, options.crop_size)
@@ -69,6 +69,8 @@ def main() -> int:
     mx.nd.waitall()
     print("seconds", (time.perf_counter() - started) / arguments.steps, flush=True)
     job.total(np.zeros(1, np.float32))
+    # For the servers' processor time to be read before they end with the last worker.
+    time.sleep(1)
     return 0
 
 

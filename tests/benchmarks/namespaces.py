@@ -22,9 +22,9 @@ from typing import NamedTuple
 from embedding_learning.stopping import Interrupted, interrupted_by_signals
 
 _ADDRESS = "10.77.{}.{}"
-# Bytes that may pass at once, more than the largest packet between namespaces, and bytes that
-# queue before one is dropped.
-_BURST, _QUEUE = 1 << 17, 1 << 21
+# Bytes that may pass at once, more than the largest packet between namespaces; how long packets
+# may queue before one is dropped.
+_BURST, _QUEUE = 1 << 17, "20ms"
 
 
 class Unavailable(Exception):
@@ -47,6 +47,14 @@ class Machine(NamedTuple):
     def command(self, command: Sequence[str]) -> list[str]:
         """What runs the command in it; the process that is started is the command's own."""
         return ["ip", "netns", "exec", self.name, *command]
+
+    def unplug(self) -> None:
+        """Takes its cable out: nothing reaches it any more, and nobody is told."""
+        _ip("-n", self.name, "link", "set", "eth0", "down")
+
+    def plug(self) -> None:
+        """Puts it back."""
+        _ip("-n", self.name, "link", "set", "eth0", "up")
 
 
 @contextmanager
@@ -98,14 +106,7 @@ def _connect(machine: Machine, switch: str, port: str, bandwidth: float | None) 
     for namespace, device in ((machine.name, "eth0"), (switch, port)):
         _ip("-n", namespace, "link", "set", device, "up")
         if bandwidth:
-            bucket = (
-                "rate",
-                f"{bandwidth:.0f}bit",
-                "burst",
-                f"{_BURST}b",
-                "latency",
-                os.environ.get("QL", "20ms"),
-            )
+            bucket = ("rate", f"{bandwidth:.0f}bit", "burst", f"{_BURST}b", "latency", _QUEUE)
             _run("tc", "-n", namespace, "qdisc", "add", "dev", device, "root", "tbf", *bucket)
 
 
