@@ -2,6 +2,7 @@
 """Train an image embedding; `python3 train.py --help` lists the flags."""
 
 import sys
+import traceback
 
 from embedding_learning import dmlc, roll_call
 from embedding_learning.entry import exit_status
@@ -25,7 +26,12 @@ def train() -> int:
 
 def main() -> int:
     """The exit status, after a run or after the line that tells what is wrong."""
-    status = exit_status("train.py", train)
+    try:
+        status = exit_status("train.py", train)
+    except Exception:
+        # Left to Python, the process would wait for the others of its job, and they for it.
+        traceback.print_exc()
+        status = 1
     roll_call.leave(status)
     return status
 

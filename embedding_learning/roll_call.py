@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -87,10 +88,9 @@ class Member:
                 break
         if self._leaving:
             return
-        print(
+        _tell(
             f"{self._program}: {self._name}: stopped: {lost}; what the run had saved is whole, and "
-            "the job goes on from it with --resume auto",
-            file=sys.stderr,
+            "the job goes on from it with --resume auto"
         )
         end(LOST)
 
@@ -114,7 +114,7 @@ class Roll:
         except OSError as error:
             raise UsageError(
                 f"DMLC_PS_ROOT_PORT {environment.port}: port {environment.roll_port}, "
-                f"which the job needs too, cannot be had: {error.strerror}"
+                f"which the job needs too, cannot be had: {os.strerror(error.errno or 0)}"
             ) from error
         for loop in (self._accept, self._beat):
             threading.Thread(target=loop, daemon=True).start()
@@ -126,6 +126,7 @@ class Roll:
         while True:
             connection, _ = self._listener.accept()
             threading.Thread(target=self._attend, args=(connection,), daemon=True).start()
+            del connection  # or it would stay open until the next one comes
 
     def _attend(self, connection: socket.socket) -> None:
         """Listens to one process until it leaves or is lost."""
@@ -138,7 +139,7 @@ class Roll:
                     self._came += 1
                     if self._lost:
                         self._tell_all(lost=self._lost)
-                elif "stop" in message:
+                elif message.get("stop") in (signal.SIGINT, signal.SIGTERM):
                     self._tell_all(stop=message["stop"])
                 elif connection not in self._present:
                     break
@@ -153,15 +154,16 @@ class Roll:
             self._end_job(f"{_name(member)} was lost")
 
     def _see_leave(self, member: dict[str, Any], status: int) -> None:
-        if member["role"] != "worker":
-            return
-        self._workers_left.append(status)
-        if len(self._workers_left) == self._environment.workers:
-            self._tell_all(end=True)
-            end(max(self._workers_left))
-        if status:
+        is_worker = member["role"] == "worker"
+        if is_worker:
+            self._workers_left.append(status)
+            if len(self._workers_left) == self._environment.workers:
+                self._tell_all(end=True)
+                end(max(self._workers_left))
+        # A server never leaves of itself; without it the workers would wait for ever.
+        if status or not is_worker:
             text = f"{_name(member)} ended with status {status}"
-            threading.Timer(_GRACE, self._end_job, args=(text, status)).start()
+            threading.Timer(_GRACE, self._end_job, args=(text, status or LOST)).start()
 
     def _check_all_came(self) -> None:
         if self._came < self._expected:
@@ -173,7 +175,7 @@ class Roll:
                 return
             self._lost = reason
             self._tell_all(lost=reason)
-            print(f"{self._program}: scheduler: stopped: {reason}", file=sys.stderr)
+            _tell(f"{self._program}: scheduler: stopped: {reason}")
         if self._came < self._expected:
             # Those that are on their way are told when they come.
             time.sleep(_LATE)
@@ -260,12 +262,18 @@ def _connect(environment: dmlc.Environment) -> socket.socket:
 def _messages(connection: socket.socket) -> Iterator[dict[str, Any]]:
     """What arrives, until the other end is gone, silent or talks nonsense."""
     connection.settimeout(_SILENCE)
-    with suppress(OSError, ValueError), connection.makefile("rb") as lines:
+    with suppress(OSError, ValueError, RecursionError), connection.makefile("rb") as lines:
         while line := lines.readline(_LONGEST_LINE):
             message = json.loads(line)
             if not isinstance(message, dict):
                 return
             yield message
+
+
+def _tell(text: str) -> None:
+    # Whoever read the error output may be gone; the process must end all the same.
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _name(member: dict[str, Any]) -> str:

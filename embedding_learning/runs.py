@@ -139,6 +139,7 @@ def _find_start(options: Namespace, job: Job, folder: Path) -> tuple[Checkpoint 
         received = folder / "received"
         received.write_bytes(content)
         checkpoint = checkpoints.read(received)
+        received.unlink()
     if checkpoint is None:
         logging.info("There is no run of this prefix to resume: it starts anew.")
         return None, start

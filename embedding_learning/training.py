@@ -65,6 +65,8 @@ class Loop:
     _stop: StopRequest = field(default_factory=StopRequest)
     # Steps whose losses have not been read.
     _unread: list[Step] = field(default_factory=list)
+    # Whether any step that was read tells so.
+    _is_to_stop: bool = False
 
     def __post_init__(self) -> None:
         self._monitor = Monitor(
@@ -142,7 +144,7 @@ class Loop:
             if progress.batch % options.log_interval == 0:
                 self._end_interval()
             if progress.batch < options.batch_num:
-                if is_to_stop:
+                if is_to_stop or self._is_to_stop:
                     self._stop_run()
                 if (
                     options.checkpoint_interval
@@ -236,6 +238,7 @@ class Loop:
         self._unread = []
         for number, step in enumerate(unread, progress.batch - len(unread) + 1):
             finite, loss = step.is_finite(), step.loss
+            self._is_to_stop = self._is_to_stop or step.is_to_stop()
             if not step.overflowed:
                 self._monitor.see_batch(progress.epoch, number, finite, loss)
             if finite or (step.overflowed and math.isfinite(loss)):
@@ -275,6 +278,8 @@ class Loop:
     def _stop_run(self) -> None:
         """Saves the state and raises Interrupted."""
         self._save_state()
+        # The first one saves; the end of another would soon end it too.
+        self.learner.job.total(np.zeros(1, np.float32))
         # Another process of the job may be the one that was asked.
         number = self._asked or signal.SIGTERM
         text = f"stopped by {signal.Signals(number).name}"
