@@ -38,7 +38,7 @@ class AsynchronousJob(ParameterServerJob):
             )
 
     def kvstore(self, name: str, trainer: int) -> KVStoreBase:
-        return _ServerUpdates(self._store, trainer * KEYS_OF_TRAINER)
+        return _ServerUpdates(self._store, trainer, self._servers)
 
     def total(self, array: np.ndarray) -> np.ndarray:
         return array
@@ -68,7 +68,7 @@ class _ServerUpdates(GradientSum):
         """Has the servers make an optimizer like this one."""
         _send(
             self.store,
-            trainer=self.first_key // KEYS_OF_TRAINER,
+            trainer=self.trainer,
             optimizer=type(optimizer).__name__.lower(),
             numbers=_numbers(optimizer),
             rate_of={index: p.lr_mult for index, p in optimizer.param_dict.items()},
@@ -93,9 +93,10 @@ def _numbers(optimizer: mx.optimizer.Optimizer) -> dict[str, Any]:
 
 
 class Updates:
-    """On a server: the optimizers of all trainers, and the weights' updates by them."""
+    """On one of `servers`: the optimizers of all trainers, and the weights' updates by them."""
 
-    def __init__(self) -> None:
+    def __init__(self, servers: int) -> None:
+        self._servers = servers
         self._updaters: dict[int, mx.optimizer.Updater] = {}
 
     def follow(self, command: dict[str, Any]) -> None:
@@ -115,5 +116,5 @@ class Updates:
 
     def update(self, key: int, gradient: mx.nd.NDArray, weight: mx.nd.NDArray) -> None:
         """One array of weights (any shape) by a worker's gradient."""
-        trainer, index = divmod(key, KEYS_OF_TRAINER)
-        self._updaters[trainer](index, gradient, weight)
+        trainer, place = divmod(key, KEYS_OF_TRAINER)
+        self._updaters[trainer](place // self._servers, gradient, weight)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 ROLES = ("worker", "server", "scheduler")
+# Elements from which MXNet cuts an array among all servers: MXNET_KVSTORE_BIGARRAY_BOUND.
+BIG_ARRAY = 1_000_000
 # The roll of the job is kept beside MXNet's own port, out of reach of the launcher's choice.
 _ROLL_PORT_ABOVE = 1000
 
@@ -88,3 +90,25 @@ def told(values: dict[str, str]) -> Iterator[None]:
         for name in values:
             del os.environ[f"DMLC_{name}"]
         os.environ.update(former)
+
+
+def key_on_lightest(first: int, index: int, elements: int, loads: list[int]) -> int:
+    """A key by which MXNet places array number `index` on the server that has least.
+
+    MXNet sends an array smaller than BIG_ARRAY to server number key * 9973 % servers. With the
+    indices for keys, one of two servers would get all of SqueezeNet's weights and the other the
+    biases.
+
+    Parameters
+    ----------
+    first : int
+        The keys of array 0 begin here, those of the next one `len(loads)` later.
+    loads : list of int
+        Elements on each server; those of this array are added.
+    """
+    servers = len(loads)
+    server = loads.index(min(loads))
+    if elements < BIG_ARRAY:
+        loads[server] += elements
+    begin = first + index * servers
+    return next(key for key in range(begin, begin + servers) if key * 9973 % servers == server)

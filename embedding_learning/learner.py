@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Union
@@ -12,16 +11,11 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 
-from embedding_learning import backbones, gpus, mixed_precision
 from embedding_learning.job import Job
 from embedding_learning.losses import MarginLoss, distances
 from embedding_learning.mixed_precision import LossScale, finiteness
-from embedding_learning.model import ImageNormalization, MarginNet
-from embedding_learning.options import UsageError, resumes_network
-from embedding_learning.parameter_files import read_parameters, set_parameters
+from embedding_learning.model import MarginNet
 
-# MXNet's dummy, and one that takes no weight decay.
-_NOT_FOR_TRAINING = {"test", "groupadagrad"}
 # One learned boundary per class, or one constant.
 Beta = Union[gluon.Parameter, float]
 
@@ -236,153 +230,9 @@ class Learner:
         return [(data, data.copy()) for arrays in self._counted() for data in arrays]
 
 
-def build(
-    options: Namespace,
-    classes: int,
-    net: MarginNet,
-    devices: list[mx.Context],
-    job: Job | None = None,
-) -> Learner:
-    """Beta, loss and optimizers for a network and a number of training classes."""
-    job = job or Job()
-    beta = build_beta(options, classes, devices)
-    loss = MarginLoss(options.margin, options.nu)
-    for block in (net, loss):
-        block.hybridize(static_alloc=True, static_shape=True)
-    trainers = build_trainers(options, net, beta, job)
-    loss_scale = LossScale() if options.dtype == "float16" else None
-    skip = options.on_nonfinite == "skip"
-    return Learner(net, beta, loss, trainers, devices, skip, job, loss_scale)
-
-
-def build_network(
-    options: Namespace, devices: list[mx.Context], is_resumed: bool = False
-) -> MarginNet:
-    """The network with the weights it starts from, on the devices.
-
-    `is_resumed`: its weights will be those of a checkpoint.
-    """
-    if is_resumed or resumes_network(options):
-        # Its weights replace the pretrained ones, but not the rate at which these learn.
-        backbone = backbones.create(options.model, devices)
-        if options.use_pretrained or options.pretrained_params:
-            backbones.slow_down_convolutions(backbone)
-    else:
-        backbone = backbones.create(
-            options.model, devices, options.use_pretrained, options.pretrained_params
-        )
-    normalize = ImageNormalization()
-    net = MarginNet(
-        backbone,
-        options.embed_dim,
-        options.batch_k,
-        options.feat_dim,
-        normalize_weights=options.normalize_weights,
-        preprocess=normalize,
-    )
-    # What came with the backbone is initialized already and stays.
-    fresh = [p for p in net.collect_params().values() if p._data is None]
-    for parameter in fresh:
-        parameter.initialize(ctx=devices, default_init=mx.init.Xavier(magnitude=2))
-    # The first image settles the sizes that depend on the crop.
-    image = mx.nd.zeros((1, 3, options.crop_size, options.crop_size), devices[0], np.uint8)
-    try:
-        backbone(normalize(image)).wait_to_read()
-    except mx.base.MXNetError as error:
-        if gpus.is_out_of_memory(error):
-            raise
-        raise UsageError(
-            f"--crop-size {options.crop_size}: {options.model} does not run with images of this "
-            f"size; try another ({_first_line(error)})"
-        ) from error
-    try:
-        net.embed(image).wait_to_read()
-    except mx.base.MXNetError as error:
-        if gpus.is_out_of_memory(error):
-            raise
-        raise UsageError(
-            f"--embed-dim, --feat-dim: layers of this size do not run ({_first_line(error)})"
-        ) from error
-    if resumes_network(options):
-        arrays = read_parameters(options.resume, "--resume")
-        source = f"--resume {options.resume}"
-        set_parameters(net._collect_params_with_prefix(), arrays, source, devices)
-    if options.dtype != "float32":
-        net.cast(options.dtype)
-    return net
-
-
-def build_beta(options: Namespace, classes: int, devices: list[mx.Context]) -> Beta:
-    """One boundary per training class, learned, or the constant if its learning rate is 0."""
-    if not options.lr_beta:
-        return float(options.beta)
-    beta = gluon.Parameter("beta", shape=(classes,))
-    beta.initialize(mx.init.Constant(options.beta), ctx=devices)
-    return beta
-
-
-def build_trainers(
-    options: Namespace, net: MarginNet, beta: Beta, job: Job | None = None
-) -> list[gluon.Trainer]:
-    """The network's trainer and, where beta is learned, beta's."""
-    job = job or Job()
-    settings = {"learning_rate": options.lr, "wd": options.wd}
-    if options.optimizer == "sgd":
-        settings["momentum"] = options.momentum
-    if options.optimizer == "adam":
-        settings["epsilon"] = 1e-7
-    at = {}
-    if options.dtype == "float16":
-        settings["multi_precision"] = True
-        # The gradients have to be looked at between their sum and the update.
-        at["update_on_kvstore"] = False
-    kvstore = job.kvstore(options.kvstore, trainer=0)
-    parameters = net.collect_params()
-    trainers = [gluon.Trainer(parameters, options.optimizer, settings, kvstore=kvstore, **at)]
-    if isinstance(beta, gluon.Parameter):
-        settings = {"learning_rate": options.lr_beta, "momentum": 0.9}
-        kvstore = job.kvstore(options.kvstore, trainer=1)
-        trainers.append(gluon.Trainer([beta], "sgd", settings, kvstore=kvstore, **at))
-    return trainers
-
-
 def connect(trainer: gluon.Trainer) -> None:
     """Before its first step a trainer gives all devices what the first one has; here and now."""
     if not trainer._kv_initialized:
         trainer._init_kvstore()
     if trainer._params_to_init:
         trainer._init_params()
-
-
-def find_devices(options: Namespace) -> list[mx.Context]:
-    """The GPUs asked for, or CPU contexts. Raises UsageError if a GPU is not there."""
-    if not options.gpus:
-        return [mx.cpu(number) for number in range(options.cpu_contexts)]
-    if not mx.runtime.Features().is_enabled("CUDA"):
-        raise UsageError(
-            f"--gpus {','.join(map(str, options.gpus))}: this machine shows MXNet no GPU; install "
-            "MXNet's GPU build, pip install -r requirements-gpu.txt, or leave --gpus out to train "
-            "on the CPU"
-        )
-    gpus.check(options.gpus)
-    return [mx.gpu(number) for number in options.gpus]
-
-
-def check_names(options: Namespace) -> None:
-    """Raises UsageError if there is no such backbone or optimizer, or no NCCL or float16 here."""
-    backbones.check_name(options.model)
-    optimizers = sorted(set(mx.optimizer.Optimizer.opt_registry) - _NOT_FOR_TRAINING)
-    if options.optimizer.lower() not in optimizers:
-        raise UsageError(
-            f"--optimizer {options.optimizer}: unknown; choose of {', '.join(optimizers)}"
-        )
-    if options.kvstore == "nccl" and not mx.runtime.Features().is_enabled("NCCL"):
-        raise UsageError("--kvstore nccl: this build of MXNet has no NCCL; use device or local")
-    mixed_precision.check(options)
-
-
-def _first_line(error: Exception) -> str:
-    """What MXNet says, without where in its source it says so."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "Check failed" in line or "rror:" in line]
-    return (told or lines or [type(error).__name__])[-1]

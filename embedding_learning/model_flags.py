@@ -44,8 +44,8 @@ def check(options: argparse.Namespace) -> None:
 def load(options: argparse.Namespace) -> EmbeddingModel:
     """The model on the devices asked for. Raises UsageError if there is none."""
     # Only now, since MXNet takes seconds to import and --help needs none of it.
+    from embedding_learning.building import find_devices
     from embedding_learning.inference import load_model
-    from embedding_learning.learner import find_devices
 
     devices = find_devices(argparse.Namespace(gpus=options.gpus, cpu_contexts=1))
     return load_model(options.model_file, devices, options.model)

@@ -15,6 +15,7 @@ import mxnet as mx
 import numpy as np
 from mxnet.kvstore import KVStoreBase
 
+from embedding_learning import dmlc
 from embedding_learning.job import Job
 from embedding_learning.monitoring import TrainingFault
 from embedding_learning.roll_call import Member
@@ -40,6 +41,7 @@ class ParameterServerJob(Job):
     def __init__(self, kind: str, member: Member) -> None:
         self._store = mx.kv.create(kind)
         self._member = member
+        self._servers = member.servers
         self._key_of_shape: dict[tuple[int, ...], int] = {}
         self._keys_given = 0
         self.rank, self.size = self._store.rank, self._store.num_workers
@@ -50,7 +52,7 @@ class ParameterServerJob(Job):
         return self._member.stop
 
     def kvstore(self, name: str, trainer: int) -> KVStoreBase:
-        return GradientSum(self._store, trainer * KEYS_OF_TRAINER)
+        return GradientSum(self._store, trainer, self._servers)
 
     def total(self, array: np.ndarray) -> np.ndarray:
         value = mx.nd.array(array, dtype=np.float32)
@@ -109,11 +111,22 @@ class ParameterServerJob(Job):
 
 
 class GradientSum(KVStoreBase):
-    """A trainer's part of the store: gives all workers the first one's weights, sums gradients."""
+    """A trainer's part of the store: gives all workers the first one's weights, sums gradients.
 
-    def __init__(self, store: mx.kv.KVStore, first_key: int) -> None:
+    Parameters
+    ----------
+    store : KVStore
+    trainer : int
+        Its number.
+    servers : int
+        How many there are.
+    """
+
+    def __init__(self, store: mx.kv.KVStore, trainer: int, servers: int) -> None:
         self.store = store
-        self.first_key = first_key
+        self.trainer = trainer
+        self._loads = [0] * servers
+        self._keys: dict[int, int] = {}
 
     def broadcast(
         self, key: int, value: mx.nd.NDArray, out: list[mx.nd.NDArray], priority: int = 0
@@ -121,8 +134,10 @@ class GradientSum(KVStoreBase):
         # A copy, since oneDNN may have rearranged the weights. The store does not send such an
         # array, says nothing, and leaves every worker with its own.
         plain = mx.nd.array(value.asnumpy(), dtype=value.dtype)
-        self.store.init(self.first_key + key, plain)
-        self.store.pull(self.first_key + key, out=out, priority=priority)
+        first = self.trainer * KEYS_OF_TRAINER
+        self._keys[key] = dmlc.key_on_lightest(first, key, value.size, self._loads)
+        self.store.init(self._keys[key], plain)
+        self.store.pull(self._keys[key], out=out, priority=priority)
 
     def pushpull(
         self,
@@ -131,7 +146,7 @@ class GradientSum(KVStoreBase):
         out: list[mx.nd.NDArray] | None = None,
         priority: int = 0,
     ) -> None:
-        self.store.pushpull(self.first_key + key, value, out=out or value, priority=priority)
+        self.store.pushpull(self._keys[key], value, out=out or value, priority=priority)
 
     @staticmethod
     def is_capable(capability: str) -> bool:

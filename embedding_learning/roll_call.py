@@ -42,10 +42,13 @@ class Member:
     ----------
     stop : int, optional
         The signal by which the launcher was asked to end the job.
+    servers : int
+        How many the job has.
     """
 
     def __init__(self, program: str, environment: dmlc.Environment) -> None:
         self.stop: int | None = None
+        self.servers = environment.servers
         self._program = program
         self._name = environment.role
         self._sending = threading.Lock()

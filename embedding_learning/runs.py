@@ -13,12 +13,13 @@ import mxnet as mx
 
 from embedding_learning import checkpoints, learner_state, records, reporting, resuming
 from embedding_learning.asynchronous import AsynchronousJob
+from embedding_learning.building import build, build_network, check_names, find_devices
 from embedding_learning.checkpoints import Checkpoint, RunFolder
 from embedding_learning.data import digest, open_data, read_split
 from embedding_learning.device_memory import memory_faults
 from embedding_learning.evaluation import parse_metrics
 from embedding_learning.job import Job
-from embedding_learning.learner import Learner, build, build_network, check_names, find_devices
+from embedding_learning.learner import Learner
 from embedding_learning.options import UsageError, resumes_network
 from embedding_learning.parameter_server import ParameterServerJob
 from embedding_learning.resuming import Progress

@@ -9,7 +9,7 @@ import sys
 import mxnet as mx
 from mxnet.base import _LIB, check_call
 
-from embedding_learning import roll_call
+from embedding_learning import dmlc, roll_call
 from embedding_learning.asynchronous import Updates
 
 
@@ -20,7 +20,9 @@ def serve() -> None:
     serve then, and unpickles what it is sent.
     """
     store = mx.kv.create("dist_sync")
-    updates = Updates()
+    environment = dmlc.read_environment()
+    assert environment
+    updates = Updates(environment.servers)
 
     def control(_number: int, body: bytes, _handle: object) -> None:
         try:

@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +19,6 @@ from embedding_learning import learner_state, reporting, resuming
 from embedding_learning.checkpoints import RunFolder
 from embedding_learning.data import Data
 from embedding_learning.descriptions import describe
-from embedding_learning.evaluation import evaluate
-from embedding_learning.inference import embed_all
-from embedding_learning.iterators import SequentialBatches
 from embedding_learning.learner import Learner, Step
 from embedding_learning.monitoring import Monitor, TrainingFault
 from embedding_learning.options import UsageError, resumes_network
@@ -30,6 +27,7 @@ from embedding_learning.records import Recorder
 from embedding_learning.resuming import Progress
 from embedding_learning.stopping import Interrupted, StopRequest, stop_on_signals
 from embedding_learning.tensorboard import TensorBoard
+from embedding_learning.validation import evaluate_test
 
 # How many batches Python may queue beyond the one being computed: enough that a device never waits
 # for Python, few enough that they neither fill the memory nor keep a run from stopping.
@@ -298,37 +296,6 @@ def disk_faults(folder: Path) -> Iterator[None]:
             f"{folder}: cannot be written to: {getattr(error, 'strerror', None) or error}; what "
             "was written before is whole: remove the cause and go on with --resume auto"
         ) from error
-
-
-def evaluate_test(
-    learner: Learner,
-    data: Data,
-    metrics: Sequence[str],
-    after_batch: Callable[[], None] = lambda: None,
-) -> tuple[dict[str, float], np.ndarray]:
-    """The metrics of the test images, among each other or in the gallery, and their embeddings.
-
-    Processes that make a step together each embed a part of the images. Only the first measures;
-    the others get no metrics.
-    """
-
-    def embedded(batches: SequentialBatches) -> tuple[np.ndarray, np.ndarray]:
-        parts = embed_all(learner.net, learner.devices, batches, after_batch)
-        embeddings, labels = (learner.job.gather(part) for part in parts)
-        if not np.isfinite(embeddings).all():
-            raise TrainingFault(
-                "the embeddings of the test images are not finite: training diverged; try a lower "
-                "--lr"
-            )
-        return embeddings, labels
-
-    if learner.job.rank > 0 and learner.job.size == 1:
-        return {}, np.empty((0, 0))
-    queries, labels = embedded(data.test)
-    gallery = embedded(data.gallery) if data.gallery else ()
-    if learner.job.rank > 0:
-        return {}, queries
-    return evaluate(queries, labels, metrics, *gallery), queries
 
 
 def set_learning_rates(options: Namespace, trainers: list[gluon.Trainer], epoch: int) -> None:

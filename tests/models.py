@@ -7,7 +7,7 @@ from typing import Any
 
 import mxnet as mx
 
-from embedding_learning import learner
+from embedding_learning import building
 from embedding_learning.descriptions import describe
 from embedding_learning.options import parse
 from embedding_learning.parameter_files import save_parameters
@@ -28,7 +28,7 @@ def save_model(path: Path, *flags: str, described: bool = True, **changes: Any) 
     """
     options = parse([*FLAGS, *flags])
     mx.random.seed(1)
-    net = learner.build_network(options, [mx.cpu()])
+    net = building.build_network(options, [mx.cpu()])
     # Without training a deep network's features are so small that their length is no longer 1.
     net.dense.weight.set_data(net.dense.weight.data() * 1e6)
     description = {**describe(options, "Birds, cropped to boxes", 3, 0.5), **changes}

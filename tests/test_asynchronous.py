@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mxnet import nd
 
-from embedding_learning import learner
+from embedding_learning import building, learner
 from embedding_learning.asynchronous import Updates, _ServerUpdates
 from embedding_learning.parameter_server import KEYS_OF_TRAINER
 from tests.small import batch_of, options, small_net
@@ -32,14 +32,14 @@ class Store:
 def test_the_updates_are_those_of_the_trainers(monkeypatch):
     """Gradients of two steps through JSON and servers, against gluon.Trainer itself."""
     opt = options("--batch-size=8", "--batch-k=2", "--lr=0.01", "--wd=0.1")
-    net, beta = small_net([mx.cpu()]), learner.build_beta(opt, 5, [mx.cpu()])
+    net, beta = small_net([mx.cpu()]), building.build_beta(opt, 5, [mx.cpu()])
     convolution = next(p for name, p in net.collect_params().items() if "conv" in name)
     convolution.lr_mult = 0.01
-    trainers = learner.build_trainers(opt, net, beta)
-    updates, store = Updates(), Store()
+    trainers = building.build_trainers(opt, net, beta)
+    updates, store = Updates(servers=2), Store()
     for number, trainer in enumerate(trainers):
         trainer.optimizer.rescale_grad = 1 / 8
-        part = _ServerUpdates(store, number * KEYS_OF_TRAINER)
+        part = _ServerUpdates(store, number, 2)
         part.set_optimizer(trainer.optimizer)
         updates.follow(store.sent[-1])
     weights = [[p.data().copy() for p in trainer._params] for trainer in trainers]
@@ -52,7 +52,7 @@ def test_the_updates_are_those_of_the_trainers(monkeypatch):
         learning.step(batch_of(8, seed=step))
         for number, trainer in enumerate(trainers):
             for index, parameter in enumerate(trainer._params):
-                key = number * KEYS_OF_TRAINER + index
+                key = number * KEYS_OF_TRAINER + 2 * index + index % 2
                 updates.update(key, parameter.grad(), weights[number][index])
     for trainer, copies in zip(trainers, weights):
         for parameter, copy in zip(trainer._params, copies):
@@ -75,15 +75,15 @@ def test_the_updates_are_those_of_the_trainers(monkeypatch):
 )
 def test_what_is_no_command_is_refused(command):
     with pytest.raises((LookupError, TypeError, ValueError)):
-        Updates().follow(command)
+        Updates(1).follow(command)
 
 
 def test_a_key_belongs_to_its_trainer():
-    updates = Updates()
+    updates = Updates(1)
     for trainer, rate in ((0, 1.0), (1, 0.5)):
         optimizer = mx.optimizer.SGD(learning_rate=rate, param_dict={})
         store = Store()
-        _ServerUpdates(store, trainer * KEYS_OF_TRAINER).set_optimizer(optimizer)
+        _ServerUpdates(store, trainer, 1).set_optimizer(optimizer)
         updates.follow(store.sent[0])
     for key, expected in ((3, -1.0), (KEYS_OF_TRAINER + 3, -0.5)):
         weight = nd.zeros((2,))

@@ -67,15 +67,15 @@ def test_each_copy_of_the_weights_is_counted() -> None:
 def test_the_estimate_is_near_what_a_step_takes(model: str) -> None:
     code = f"""
 import embedding_learning, mxnet as mx, numpy as np, re
-from embedding_learning import device_memory, learner
+from embedding_learning import building, device_memory
 from embedding_learning.options import parse
 
 def megabytes(name):
     return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 
 options = parse(["--model={model}", "--crop-size=112", "--batch-size=20"])
-net = learner.build_network(options, [mx.cpu()])
-system = learner.build(options, 4, net, [mx.cpu()])
+net = building.build_network(options, [mx.cpu()])
+system = building.build(options, 4, net, [mx.cpu()])
 batch = mx.io.DataBatch([mx.nd.zeros((20, 3, 112, 112), dtype=np.uint8)], [mx.nd.arange(20)])
 mx.nd.waitall()
 # Starts the peak anew.

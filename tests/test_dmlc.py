@@ -143,3 +143,26 @@ def test_the_batch_is_all_workers(job: None) -> None:
 
 def test_a_process_that_trains_alone_is_one_of_one() -> None:
     assert parse([]).processes == 1
+
+
+@pytest.mark.parametrize("servers", [1, 2, 3, 7, 64])
+def test_arrays_are_dealt_to_the_servers_by_their_sizes(servers: int) -> None:
+    """Weights and biases in turn, as in SqueezeNet; no two have the same key."""
+    sizes = [size for number in range(100) for size in (64, 50_000 + number)]
+    loads, placed, keys = [0] * servers, [0] * servers, set()
+    for index, size in enumerate(sizes):
+        key = dmlc.key_on_lightest(1_000_000, index, size, loads)
+        assert 1_000_000 + index * servers <= key < 1_000_000 + (index + 1) * servers
+        placed[key * 9973 % servers] += size
+        keys.add(key)
+    assert len(keys) == len(sizes)
+    assert placed == loads
+    assert max(loads) - min(loads) <= max(sizes)
+
+
+def test_what_mxnet_cuts_itself_counts_for_no_server() -> None:
+    loads = [0, 0]
+    dmlc.key_on_lightest(0, 0, dmlc.BIG_ARRAY, loads)
+    assert loads == [0, 0]
+    dmlc.key_on_lightest(0, 1, dmlc.BIG_ARRAY - 1, loads)
+    assert loads == [dmlc.BIG_ARRAY - 1, 0]

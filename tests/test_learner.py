@@ -8,7 +8,7 @@ import pytest
 from mxnet import autograd, nd
 from mxnet.gluon import nn
 
-from embedding_learning import MarginLoss, MarginNet, backbones, learner, training
+from embedding_learning import MarginLoss, MarginNet, backbones, building, training
 from embedding_learning.learner import Learner
 from embedding_learning.options import UsageError
 from tests.small import batch_of, net_with_statistics, options, parameters_of, small_net
@@ -47,8 +47,8 @@ def test_golden_two_steps_of_the_whole_network(golden, shared, monkeypatch):
         "_draw",
         lambda F, weights, row, like: nd.array(next(given)).reshape(like.shape),
     )
-    beta = learner.build_beta(opt, len(golden["step/beta2"]), devices)
-    trainers = learner.build_trainers(opt, net, beta)
+    beta = building.build_beta(opt, len(golden["step/beta2"]), devices)
+    trainers = building.build_trainers(opt, net, beta)
     loss = MarginLoss(opt.margin, opt.nu)
     for x, expected in zip(golden["step/x"], golden["step/losses"]):
         batch = mx.io.DataBatch(data=[nd.array(x)], label=[nd.array(golden["step/labels"])])
@@ -83,12 +83,12 @@ def test_several_devices_sum_what_one_computes_share_by_share(monkeypatch, kvsto
     opt = options(
         f"--cpu-contexts={count}", "--batch-size=8", "--batch-k=2", f"--kvstore={kvstore}"
     )
-    devices = learner.find_devices(opt)
+    devices = building.find_devices(opt)
     assert devices == [mx.cpu(number) for number in range(count)]
-    net, beta = small_net(devices, norm=norm), learner.build_beta(opt, 5, devices)
-    trainers = learner.build_trainers(opt, net, beta)
-    one, one_beta = small_net([mx.cpu()], norm=norm), learner.build_beta(opt, 5, [mx.cpu()])
-    one_trainers = learner.build_trainers(opt, one, one_beta)
+    net, beta = small_net(devices, norm=norm), building.build_beta(opt, 5, devices)
+    trainers = building.build_trainers(opt, net, beta)
+    one, one_beta = small_net([mx.cpu()], norm=norm), building.build_beta(opt, 5, [mx.cpu()])
+    one_trainers = building.build_trainers(opt, one, one_beta)
     learned = [p for p in one.collect_params().values() if p.grad_req != "null"]
     for parameter in [*learned, one_beta]:
         parameter.grad_req = "add"
@@ -125,8 +125,8 @@ def test_a_step_waits_for_no_device(monkeypatch):
     """Nothing is read back, nothing waited for; the original waits some 70 times."""
     opt = options("--batch-size=20", "--batch-k=2")
     devices = [mx.cpu()]
-    net, beta = small_net(devices), learner.build_beta(opt, 10, devices)
-    trainers, loss = learner.build_trainers(opt, net, beta), MarginLoss()
+    net, beta = small_net(devices), building.build_beta(opt, 10, devices)
+    trainers, loss = building.build_trainers(opt, net, beta), MarginLoss()
     loss.hybridize(static_alloc=True, static_shape=True)
     batch = batch_of(20)
     learning = Learner(net, beta, loss, trainers, devices)
@@ -147,8 +147,8 @@ def test_a_step_waits_for_no_device(monkeypatch):
 def test_the_learning_rates_are_divided_by_the_whole_batch():
     """One sgd step on beta: 0.1 times the gradient over the batch size."""
     opt = options("--batch-size=20", "--batch-k=2", "--optimizer=sgd")
-    net, beta = small_net([mx.cpu()]), learner.build_beta(opt, 10, [mx.cpu()])
-    trainers = learner.build_trainers(opt, net, beta)
+    net, beta = small_net([mx.cpu()]), building.build_beta(opt, 10, [mx.cpu()])
+    trainers = building.build_trainers(opt, net, beta)
     Learner(net, beta, MarginLoss(), trainers, [mx.cpu()]).step(batch_of(20))
     expected = opt.beta - 0.1 * beta.grad().asnumpy() / 20
     np.testing.assert_allclose(beta.data().asnumpy(), expected, rtol=1e-6)
@@ -164,7 +164,7 @@ def test_weight_decay_is_on_every_parameter_and_batch_norm_learns():
     before = [p.data().asnumpy() + 0.25 for p in learned]
     for parameter, value in zip(learned, before):
         parameter.set_data(nd.array(value))
-    trainers = learner.build_trainers(opt, net, 1.2)
+    trainers = building.build_trainers(opt, net, 1.2)
     Learner(net, 1.2, MarginLoss(), trainers, [mx.cpu()]).step(batch_of(20))
     for parameter, value in zip(learned, before):
         expected = value - 0.1 * (parameter.grad().asnumpy() / 20 + 0.5 * value)
@@ -173,8 +173,8 @@ def test_weight_decay_is_on_every_parameter_and_batch_norm_learns():
 
 def test_beta_is_a_constant_without_a_learning_rate_of_its_own():
     opt = options("--lr-beta=0", "--beta=1.1")
-    assert learner.build_beta(opt, 10, [mx.cpu()]) == 1.1
-    assert len(learner.build_trainers(opt, small_net([mx.cpu()]), 1.1)) == 1
+    assert building.build_beta(opt, 10, [mx.cpu()]) == 1.1
+    assert len(building.build_trainers(opt, small_net([mx.cpu()]), 1.1)) == 1
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_beta_is_a_constant_without_a_learning_rate_of_its_own():
 )
 def test_optimizer_settings(optimizer, expected):
     opt = options(f"--optimizer={optimizer}", "--momentum=0.7", "--wd=0.01", "--lr=0.5")
-    trainer = learner.build_trainers(opt, small_net([mx.cpu()]), 1.2)[0]
+    trainer = building.build_trainers(opt, small_net([mx.cpu()]), 1.2)[0]
     assert (trainer.optimizer.wd, trainer.learning_rate) == (0.01, 0.5)
     for name, value in expected.items():
         assert getattr(trainer.optimizer, name) == value
@@ -192,27 +192,27 @@ def test_missing_gpus_are_told_in_one_line():
     if mx.context.num_gpus():
         pytest.skip("this machine has a GPU")
     with pytest.raises(UsageError, match=r"--gpus 0,1: .*requirements-gpu.txt.*leave --gpus out"):
-        learner.find_devices(options("--gpus=0,1"))
+        building.find_devices(options("--gpus=0,1"))
 
 
 @pytest.mark.gpu
 def test_gpus_are_found():
     if not mx.context.num_gpus():
         pytest.skip("needs an NVIDIA GPU")
-    assert learner.find_devices(options("--gpus=0")) == [mx.gpu(0)]
+    assert building.find_devices(options("--gpus=0")) == [mx.gpu(0)]
 
 
 def test_a_crop_that_the_backbone_cannot_take_is_told_in_one_line():
     opt = options("--model=squeezenet1.1", "--image-size=8", "--crop-size=8")
     with pytest.raises(UsageError, match=r"--crop-size 8: squeezenet1.1 does not run"):
-        learner.build_network(opt, [mx.cpu()])
+        building.build_network(opt, [mx.cpu()])
 
 
 def test_the_whole_network_starts_alike_for_one_seed_and_otherwise_not():
     def digest(seed):
         mx.random.seed(seed)
         opt = options("--model=mobilenet0.25", "--crop-size=32", "--feat-dim=5")
-        net = learner.build_network(opt, [mx.cpu(0), mx.cpu(1)])
+        net = building.build_network(opt, [mx.cpu(0), mx.cpu(1)])
         for parameter in net.collect_params().values():
             first, second = (parameter.data(device).asnumpy() for device in parameter.list_ctx())
             np.testing.assert_array_equal(first, second)

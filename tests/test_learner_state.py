@@ -9,7 +9,7 @@ import pytest
 from mxnet import nd
 from mxnet.gluon import nn
 
-from embedding_learning import MarginNet, checkpoints, learner, learner_state, training
+from embedding_learning import MarginNet, building, checkpoints, learner, learner_state, training
 from embedding_learning.monitoring import TrainingFault
 from embedding_learning.options import UsageError
 from tests.small import batch_of, options, small_net
@@ -38,8 +38,8 @@ def new_learner(*flags, count=1, seed=1):
     opt = options(
         f"--cpu-contexts={count}", "--total-batch-size=16", "--batch-k=2", "--lr=0.01", *flags
     )
-    devices = learner.find_devices(opt)
-    return learner.build(opt, 5, network(devices, seed), devices)
+    devices = building.find_devices(opt)
+    return building.build(opt, 5, network(devices, seed), devices)
 
 
 def train(learning, first, last):
@@ -153,8 +153,8 @@ def test_a_learner_that_has_not_begun_is_restored(tmp_path, count, flags):
 def test_without_batch_norm_the_number_of_devices_is_told_all_the_same(tmp_path):
     """No array shows it before the first step."""
     opt = options("--cpu-contexts=4", "--batch-size=4", "--batch-k=2", "--lr-beta=0")
-    devices = learner.find_devices(opt)
-    learning = learner.build(opt, 5, small_net(devices), devices)
+    devices = building.find_devices(opt)
+    learning = building.build(opt, 5, small_net(devices), devices)
     state = through_a_file(learner_state.gather(learning), tmp_path)
     assert state[1]["devices"] == 4
     learner_state.restore(learning, *state, SOURCE)

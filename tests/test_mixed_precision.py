@@ -20,6 +20,7 @@ from mxnet.gluon import nn
 import train
 from embedding_learning import (
     MarginNet,
+    building,
     device_memory,
     learner,
     learner_state,
@@ -75,11 +76,11 @@ def new_learner(*flags: str, dtype: str = "float16", count: int = 1, seed: int =
     """In float32 too its weights begin as float16 can hold them."""
     own = f"--cpu-contexts={count}", f"--total-batch-size={8 * count}", "--batch-k=2", "--lr=0.01"
     opt = options(*own, f"--dtype={dtype}", *flags)
-    devices = learner.find_devices(opt)
+    devices = building.find_devices(opt)
     net = network(devices, seed)
     net.cast("float16")
     net.cast(dtype)
-    return learner.build(opt, 5, net, devices)
+    return building.build(opt, 5, net, devices)
 
 
 def batch_of(n: int, seed: int = 0) -> mx.io.DataBatch:
@@ -128,14 +129,14 @@ def masters(learning: Learner) -> dict[str, np.ndarray]:
 def test_the_network_of_the_flags_is_float16(float16_works: None, model: str) -> None:
     flags = f"--model={model}", "--crop-size=32", "--feat-dim=5", "--dtype=float16"
     opt = options(*flags, "--optimizer=sgd")
-    net = learner.build_network(opt, [mx.cpu()])
-    learning = learner.build(opt, 5, net, [mx.cpu()])
+    net = building.build_network(opt, [mx.cpu()])
+    learning = building.build(opt, 5, net, [mx.cpu()])
     assert learning.loss_scale.value == 2**16
     assert learning.trainers[0].optimizer.multi_precision
     for name, parameter in net.collect_params().items():
         kind = np.float32 if "batchnorm" in name else np.float16
         assert parameter.data().dtype == kind, name
-    assert learner.build(options(), 5, network([mx.cpu()]), [mx.cpu()]).loss_scale is None
+    assert building.build(options(), 5, network([mx.cpu()]), [mx.cpu()]).loss_scale is None
 
 
 @pytest.mark.parametrize(
@@ -304,10 +305,10 @@ def test_gpus_compute_in_float16(model: str) -> None:
     for dtype in ("float16", "float32"):
         flags = f"--model={model}", "--crop-size=64", "--gpus=0", f"--dtype={dtype}"
         opt = options(*flags, "--batch-size=8", "--batch-k=2")
-        learner.check_names(opt)
-        devices = learner.find_devices(opt)
+        building.check_names(opt)
+        devices = building.find_devices(opt)
         mx.random.seed(1)
-        learning = learner.build(opt, 5, learner.build_network(opt, devices), devices)
+        learning = building.build(opt, 5, building.build_network(opt, devices), devices)
         before = values_of(learning)["dense.weight on 0"]
         for number in range(30):
             batch = batch_of(8, seed=number)

@@ -23,7 +23,7 @@ from mxnet.gluon import nn
 from safetensors.numpy import load_file
 
 import train
-from embedding_learning import MarginNet, learner, learner_state, roll_call, training
+from embedding_learning import MarginNet, building, learner_state, roll_call, training
 from embedding_learning.data import Data
 from embedding_learning.evaluation import recall_metrics
 from embedding_learning.iterators import BalancedBatches, SequentialBatches
@@ -245,12 +245,12 @@ class Shifted:
 
 def twenty_steps(job: Job | None, opt, part: slice, worker: int = 0) -> list[np.ndarray]:
     """The parameters afterwards, beta's among them."""
-    devices = learner.find_devices(opt)
+    devices = building.find_devices(opt)
     net = small_net(devices)
     for parameter in net.collect_params().values():
         # All have to begin with the first one's.
         parameter.set_data(parameter.data(devices[0]) + worker)
-    learning = learner.build(opt, 5, net, devices, job)
+    learning = building.build(opt, 5, net, devices, job)
     learning.start(opt.total_batch_size)
     for step in range(20):
         batch = batch_of(32, seed=step)
@@ -276,7 +276,7 @@ def exchange_gradients(job: Job, found: dict[str, np.ndarray]) -> None:
 
 def exchange_statistics(job: Job, found: dict[str, np.ndarray]) -> None:
     opt = options("--kvstore=dist_sync", "--total-batch-size=16", "--batch-k=2")
-    learning = learner.build(opt, 5, net_with_statistics(), [mx.cpu()], Shifted(job, 40))
+    learning = building.build(opt, 5, net_with_statistics(), [mx.cpu()], Shifted(job, 40))
     learning.start(16)
     count_apart(learning)
     arrays, told = learner_state.gather(learning)
@@ -463,7 +463,7 @@ def test_two_workers_learn_what_one_process_does(
 def test_statistics_are_gathered_united_and_restored(
     exchanged: list[dict[str, np.ndarray]],
 ) -> None:
-    learning = learner.build(
+    learning = building.build(
         options("--total-batch-size=16", "--batch-k=2"), 5, net_with_statistics(), [mx.cpu()]
     )
     counted = []

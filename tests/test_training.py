@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mxnet import nd
 
-from embedding_learning import learner, training
+from embedding_learning import building, learner, training
 from embedding_learning.checkpoints import RunFolder
 from embedding_learning.data import Data
 from embedding_learning.evaluation import recall_at_k
@@ -26,7 +26,7 @@ from tests.small import (
 def train(opt, net, devices, batches):
     """All epochs, in the current folder."""
     opt.metrics = ["recall@1"]
-    learning = learner.build(opt, 5, net, devices)
+    learning = building.build(opt, 5, net, devices)
     data = Data(batches, batches, None, 5, "Birds", "")
     with RunFolder(opt.save_model_prefix, opt.keep) as folder:
         progress = Progress(epoch=opt.start_epoch)
@@ -37,8 +37,8 @@ def train(opt, net, devices, batches):
 def test_golden_learning_rates(golden):
     opt = options("--lr=1e-4", "--steps=12,14,16,18", "--factor=0.5")
     net = small_net([mx.cpu()])
-    beta = learner.build_beta(opt, 5, [mx.cpu()])
-    trainers = learner.build_trainers(opt, net, beta)
+    beta = building.build_beta(opt, 5, [mx.cpu()])
+    trainers = building.build_trainers(opt, net, beta)
     for epoch, expected in zip(golden["lr/epochs"], golden["lr/values"]):
         training.set_learning_rates(opt, trainers, int(epoch))
         assert trainers[0].learning_rate == pytest.approx(float(expected), rel=1e-6)
@@ -58,7 +58,7 @@ def test_the_logged_loss_is_the_sum_over_devices_and_batches(monkeypatch, tmp_pa
     monkeypatch.setattr(learner.Learner, "step", step)
     opt = options("--epochs=1", "--batch-num=5", "--log-interval=2", "--cpu-contexts=2",
                   "--batch-size=4", "--batch-k=2")  # fmt: skip
-    devices = learner.find_devices(opt)
+    devices = building.find_devices(opt)
     batches = Recorded([batch_of(8)], 8)
     train(opt, small_net(devices), devices, batches)
     logged = [line for line in caplog.messages if "training loss" in line]

@@ -12,7 +12,7 @@ import statistics
 import time
 from pathlib import Path
 
-from embedding_learning import checkpoints, learner, learner_state, resuming
+from embedding_learning import building, checkpoints, learner_state, resuming
 from embedding_learning.options import parse
 
 # isort: split
@@ -33,8 +33,8 @@ def main() -> None:
 
     devices = [mx.cpu()]
     options = parse([f"--model={args.model}", f"--batch-size={args.batch_size}"])
-    net = learner.build_network(options, devices)
-    learning = learner.build(options, 100, net, devices)
+    net = building.build_network(options, devices)
+    learning = building.build(options, 100, net, devices)
     shape = (args.batch_size, 3, options.crop_size, options.crop_size)
     pixels = nd.array(np.random.default_rng(0).integers(0, 256, shape), dtype=np.uint8)
     labels = nd.array(np.arange(args.batch_size) // options.batch_k)

@@ -31,13 +31,13 @@ def main() -> int:
     import mxnet as mx
     import numpy as np
 
-    from embedding_learning import learner, training
+    from embedding_learning import building, training
     from embedding_learning.job import Job
     from embedding_learning.parameter_server import ParameterServerJob
 
     job = ParameterServerJob(options.kvstore, member) if member else Job()
     devices = [mx.cpu()]
-    learning = learner.build(options, 100, learner.build_network(options, devices), devices, job)
+    learning = building.build(options, 100, building.build_network(options, devices), devices, job)
     learning.start(options.batch_size * job.size)
     shape = (options.batch_size, 3, options.crop_size, options.crop_size)
     pixels = mx.nd.array(np.random.default_rng(0).integers(0, 256, shape), dtype=np.uint8)

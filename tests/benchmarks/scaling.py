@@ -28,7 +28,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from embedding_learning import learner
+from embedding_learning import building, dmlc
 from embedding_learning.options import parse
 from embedding_learning.parameter_server import KEYS_OF_TRAINER
 from embedding_learning.stopping import Interrupted, interrupted_by_signals
@@ -38,6 +38,7 @@ from tests.benchmarks.scaling_model import Prediction, predict
 
 # isort: split
 import mxnet as mx
+from mxnet import gluon
 
 # Of 1,514 bytes on the wire, a packet of TCP carries this much.
 _PAYLOAD = 1448 / 1514
@@ -47,6 +48,10 @@ _SERVERS = [1, 2, 4, 8, 16]
 _PATIENCE = 600
 _PROGRAM = [sys.executable, "-m", "tests.benchmarks.exchange"]
 _FLAGS = ["--model=resnet18_v1", "--crop-size=64", "--batch-size=70"]
+
+
+# Those of each trainer.
+Parameters = list[list[gluon.Parameter]]
 
 
 class Measured(NamedTuple):
@@ -79,7 +84,8 @@ def main() -> int:
         parser.error("--rate is missing")
     flags = _FLAGS + flags
     options = parse(flags)
-    arrays = gradient_sizes(options)
+    parameters = all_parameters(options)
+    arrays = gradient_sizes(parameters, servers=1)
     print(
         f"{options.model}: {4 * sum(arrays.values()) / 1e6:.1f} MB of gradients in {len(arrays)} "
         f"arrays, the largest {4 * max(arrays.values()) / 1e6:.1f} MB; batches of "
@@ -89,36 +95,49 @@ def main() -> int:
     if not compute:
         try:
             with interrupted_by_signals():
-                compute, rate = measure(arguments, flags, arrays, options.batch_size)
+                compute, rate = measure(arguments, flags, parameters, options.batch_size)
         except Interrupted as interrupted:
             return 128 + interrupted.number
         except (Unavailable, JobFailed) as error:
             sys.exit(str(error))
-    table(arrays, options.batch_size, compute, arguments.bandwidth, rate)
+    table(parameters, options.batch_size, compute, arguments.bandwidth, rate)
     return 0
 
 
-def gradient_sizes(options: argparse.Namespace) -> dict[int, int]:
-    """Elements of each gradient, by its key in the store."""
+def all_parameters(options: argparse.Namespace) -> Parameters:
+    """What each trainer gives to the store."""
     devices = [mx.cpu()]
-    learning = learner.build(options, 100, learner.build_network(options, devices), devices)
-    return {
-        number * KEYS_OF_TRAINER + index: math.prod(parameter.shape)
-        for number, trainer in enumerate(learning.trainers)
-        for index, parameter in enumerate(trainer._params)
-        if parameter.grad_req != "null"
-    }
+    learning = building.build(options, 100, building.build_network(options, devices), devices)
+    return [trainer._params for trainer in learning.trainers]
+
+
+def gradient_sizes(parameters: Parameters, servers: int) -> dict[int, int]:
+    """Elements of each gradient, by its key in the store."""
+    sizes = {}
+    for number, of_trainer in enumerate(parameters):
+        loads = [0] * servers
+        for index, parameter in enumerate(of_trainer):
+            elements = math.prod(parameter.shape)
+            first = number * KEYS_OF_TRAINER
+            key = dmlc.key_on_lightest(first, index, elements, loads)
+            if parameter.grad_req != "null":
+                sizes[key] = elements
+    return sizes
 
 
 def measure(
-    arguments: argparse.Namespace, flags: list[str], arrays: dict[int, int], batch_size: int
+    arguments: argparse.Namespace,
+    flags: list[str],
+    parameters: Parameters,
+    batch_size: int,
 ) -> tuple[float, float]:
     """Prints what is measured here; seconds of a step with all cores, and a server's bytes/s."""
     cores = len(os.sched_getaffinity(0))
     flags = [f"--steps={arguments.steps}", *flags]
     compute, compute_one = (step_alone(flags, threads) for threads in (cores, 1))
     print(f"a step alone: {compute:.3f} s with {cores} threads, {compute_one:.3f} s with 1")
-    rate = measure_servers(arguments, flags, 4 * sum(arrays.values()))
+    elements = sum(gradient_sizes(parameters, servers=1).values())
+    rate = measure_servers(arguments, flags, 4 * elements)
     for bandwidth in arguments.bandwidths:
         print(f"\nNamespaces, {bandwidth / 1e6:.0f} Mbit/s: predicted, measured (ratio)")
         for workers in arguments.workers_here:
@@ -133,7 +152,12 @@ def measure(
                 found = {}
                 for name, (seconds, step) in steps.items():
                     told = predict(
-                        arrays, workers, servers, seconds, bandwidth / 8 * _PAYLOAD, rate
+                        gradient_sizes(parameters, servers),
+                        workers,
+                        servers,
+                        seconds,
+                        bandwidth / 8 * _PAYLOAD,
+                        rate,
                     )
                     found[name] = run_job([*step, *flags], workers, servers, bandwidth).seconds
                     rates = [workers * batch_size / value for value in (told.seconds, found[name])]
@@ -170,11 +194,16 @@ def measure_servers(arguments: argparse.Namespace, flags: list[str], size: int) 
 
 
 def table(
-    arrays: dict[int, int], batch_size: int, compute: float, bandwidth: float, rate: float
+    parameters: Parameters,
+    batch_size: int,
+    compute: float,
+    bandwidth: float,
+    rate: float,
 ) -> None:
     """Predicted images a second by workers and servers, and what takes most of the step."""
 
     def step(workers: int, servers: int) -> Prediction:
+        arrays = gradient_sizes(parameters, servers)
         return predict(arrays, workers, servers, compute, bandwidth / 8 * _PAYLOAD, rate)
 
     print(

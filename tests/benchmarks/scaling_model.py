@@ -12,8 +12,8 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-# Elements from which MXNet cuts an array among all servers: MXNET_KVSTORE_BIGARRAY_BOUND.
-BIG_ARRAY = 1_000_000
+from embedding_learning.dmlc import BIG_ARRAY
+
 _ELEMENT_BYTES = 4
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from embedding_learning import backbones, learner, training
+from embedding_learning import backbones, building, training
 from embedding_learning.options import parse
 from tests.benchmarks.timing import interleaved, print_ratios
 
@@ -36,7 +36,7 @@ def main() -> None:
             f"--crop-size={args.crop_size}",
         ]
     )
-    learning = learner.build(options, 100, learner.build_network(options, devices), devices)
+    learning = building.build(options, 100, building.build_network(options, devices), devices)
     shape = (args.batch_size, 3, args.crop_size, args.crop_size)
     pixels = nd.array(np.random.default_rng(0).integers(0, 256, shape), dtype=np.uint8)
     labels = nd.array(np.arange(args.batch_size) // options.batch_k)

@@ -117,12 +117,12 @@ _RUN = ["--batch-size=4", "--batch-k=2", "--embed-dim=8", "--batch-num=10"]
 def _learner() -> tuple[Namespace, Learner]:
     import mxnet as mx
 
-    from embedding_learning import learner
+    from embedding_learning import building
     from embedding_learning.options import parse
     from tests.small import small_net
 
     options, devices = parse(_RUN), [mx.cpu()]
-    return options, learner.build(options, 5, small_net(devices), devices)
+    return options, building.build(options, 5, small_net(devices), devices)
 
 
 def _write_checkpoint(folder: Path) -> None:
