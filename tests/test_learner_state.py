@@ -9,12 +9,12 @@ import pytest
 from mxnet import nd
 from mxnet.gluon import nn
 
-from embedding_learning import MarginNet, building, checkpoints, learner, learner_state, training
+from embedding_learning import MarginNet, building, checkpoints, learner_state, training
 from embedding_learning.monitoring import TrainingFault
 from embedding_learning.options import UsageError
 from tests.small import batch_of, options, small_net
 
-OPTIMIZERS = sorted(set(mx.optimizer.Optimizer.opt_registry) - learner._NOT_FOR_TRAINING)
+OPTIMIZERS = sorted(set(mx.optimizer.Optimizer.opt_registry) - building._NOT_FOR_TRAINING)
 SOURCE = "--resume here"
 
 
