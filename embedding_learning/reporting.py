@@ -26,8 +26,8 @@ def log_to_terminal() -> Iterator[None]:
 
 
 def progress(items: Iterable[T], description: str, unit: str = "batch") -> Iterator[T]:
-    """The items, with a bar if the error output is a terminal and anything is logged."""
-    hidden = not sys.stderr.isatty() or not logging.getLogger().isEnabledFor(logging.INFO)
+    """The items, with a bar if the error output is a terminal and this process is to speak."""
+    hidden = not sys.stderr.isatty() or not logging.getLogger().isEnabledFor(logging.WARNING)
     yield from tqdm(items, description, leave=False, disable=hidden, unit=unit)
 
 

@@ -514,7 +514,7 @@ def test_the_servers_are_told_that_weights_are_float16() -> None:
         def pull(self, key: int, out: list[nd.NDArray], priority: int) -> None:
             pass
 
-    gradients = GradientSum(Store(), 0)
+    gradients = GradientSum(Store(), trainer=0, servers=1)
     for key, dtype in enumerate(("float16", "float32")):
         weight = nd.ones((2,), dtype=dtype)
         gradients.broadcast(key, weight, [weight])
