@@ -128,6 +128,10 @@ def build_trainers(
         settings = {"learning_rate": options.lr_beta, "momentum": 0.9}
         kvstore = job.kvstore(options.kvstore, trainer=1)
         trainers.append(gluon.Trainer([beta], "sgd", settings, kvstore=kvstore, **at))
+    for trainer in trainers:
+        # Servers that update are told it when they first hear of the optimizer.
+        batch = options.total_batch_size // options.processes * job.size
+        trainer.optimizer.rescale_grad = 1 / batch
     return trainers
 
 

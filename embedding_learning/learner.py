@@ -168,15 +168,12 @@ class Learner:
             return self.beta.data(self.devices[0]).asnumpy()
         return self.beta
 
-    def start(self, batch_size: int) -> None:
+    def start(self) -> None:
         """Gives all devices of all processes the first one's weights.
 
-        `batch_size` is that of a step, over all devices of the processes that make it. Raises
-        TrainingFault if the weights differ afterwards.
+        Raises TrainingFault if the weights differ afterwards.
         """
         for trainer in self.trainers:
-            # Servers that update have to know it before the first step.
-            trainer.optimizer.rescale_grad = 1 / batch_size
             connect(trainer)
         mx.nd.waitall()
         # What batch norm has counted may differ: a run may go on from within an epoch.

@@ -91,7 +91,7 @@ class Member:
                 break
         if self._leaving:
             return
-        _tell(
+        tell(
             f"{self._program}: {self._name}: stopped: {lost}; what the run had saved is whole, and "
             "the job goes on from it with --resume auto"
         )
@@ -178,7 +178,7 @@ class Roll:
                 return
             self._lost = reason
             self._tell_all(lost=reason)
-            _tell(f"{self._program}: scheduler: stopped: {reason}")
+            tell(f"{self._program}: scheduler: stopped: {reason}")
         if self._came < self._expected:
             # Those that are on their way are told when they come.
             time.sleep(_LATE)
@@ -273,7 +273,8 @@ def _messages(connection: socket.socket) -> Iterator[dict[str, Any]]:
             yield message
 
 
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
+    """A line on the error output, if anyone still reads it."""
     # Whoever read the error output may be gone; the process must end all the same.
     with suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)

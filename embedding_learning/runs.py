@@ -77,7 +77,7 @@ def run(options: Namespace, arguments: Sequence[str], member: Member | None = No
             if checkpoint:
                 resuming.check_data(checkpoint, data.digest, options)
                 _restore(learner, checkpoint)
-            learner.start(options.total_batch_size // options.processes * job.size)
+            learner.start()
 
             def describe() -> None:
                 records.describe(folder.path, arguments, split.title, resuming.made_with())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import sys
 
 import mxnet as mx
 from mxnet.base import _LIB, check_call
@@ -30,9 +29,7 @@ def serve() -> None:
             # Only an asynchronous job sends commands, and only then do servers update.
             store._set_updater(updates.update)
         except Exception as error:  # It would be lost in MXNet's thread, and the job wait for ever.
-            print(
-                f"train.py: server: error: a command cannot be followed: {error!r}", file=sys.stderr
-            )
+            roll_call.tell(f"train.py: server: error: a command cannot be followed: {error!r}")
             roll_call.end(roll_call.LOST)
 
     callback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(control)

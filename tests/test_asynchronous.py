@@ -38,7 +38,6 @@ def test_the_updates_are_those_of_the_trainers(monkeypatch):
     trainers = building.build_trainers(opt, net, beta)
     updates, store = Updates(servers=2), Store()
     for number, trainer in enumerate(trainers):
-        trainer.optimizer.rescale_grad = 1 / 8
         part = _ServerUpdates(store, number, 2)
         part.set_optimizer(trainer.optimizer)
         updates.follow(store.sent[-1])

@@ -251,7 +251,7 @@ def twenty_steps(job: Job | None, opt, part: slice, worker: int = 0) -> list[np.
         # All have to begin with the first one's.
         parameter.set_data(parameter.data(devices[0]) + worker)
     learning = building.build(opt, 5, net, devices, job)
-    learning.start(opt.total_batch_size)
+    learning.start()
     for step in range(20):
         batch = batch_of(32, seed=step)
         data, label = (arrays[0][part] for arrays in (batch.data, batch.label))
@@ -277,7 +277,7 @@ def exchange_gradients(job: Job, found: dict[str, np.ndarray]) -> None:
 def exchange_statistics(job: Job, found: dict[str, np.ndarray]) -> None:
     opt = options("--kvstore=dist_sync", "--total-batch-size=16", "--batch-k=2")
     learning = building.build(opt, 5, net_with_statistics(), [mx.cpu()], Shifted(job, 40))
-    learning.start(16)
+    learning.start()
     count_apart(learning)
     arrays, told = learner_state.gather(learning)
     assert told["devices"] == 2
