@@ -16,6 +16,7 @@ VERBS = {
     "search": "print or draw the images that are nearest to others",
     "plot": "draw t-SNE, a gallery of queries, or the curves of a run",
     "report": "put a run on one page",
+    "convert": "write ImageNet weights, also PyTorch's, as a Gluon parameter file",
     "export": "write a saved model as ONNX or for SymbolBlock",
     "launch": "train on several machines",
 }

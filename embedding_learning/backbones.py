@@ -1,39 +1,48 @@
-"""Where a backbone and its weights come from."""
+"""Backbones by name: the layers of a classifier up to its features."""
 
 from __future__ import annotations
 
-import difflib
+import logging
 import os
+import re
+from functools import partial
+from typing import Any, NamedTuple
 
 import mxnet as mx
 from mxnet.gluon import HybridBlock, nn
 from mxnet.gluon.model_zoo import vision
 
+from embedding_learning import architectures, zoos
+from embedding_learning.architectures import ARCHITECTURES, GLUON_NAMES
+from embedding_learning.backbone_flags import POOLS
 from embedding_learning.options import UsageError
-from embedding_learning.parameter_files import read_parameters, set_parameters
+from embedding_learning.parameter_files import save_parameters
+from embedding_learning.weight_files import load_weights
 
-_RESNET_DEPTHS = (18, 34, 50, 101, 152)
-GLUON_NAMES = (
-    "alexnet",
-    *(f"densenet{depth}" for depth in (121, 161, 169, 201)),
-    "inceptionv3",
-    *(f"mobilenet{width}" for width in ("1.0", "0.75", "0.5", "0.25")),
-    *(f"mobilenetv2_{width}" for width in ("1.0", "0.75", "0.5", "0.25")),
-    *(f"resnet{depth}_v{version}" for version in (1, 2) for depth in _RESNET_DEPTHS),
-    *(f"squeezenet{version}" for version in ("1.0", "1.1")),
-    *(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")),
-)
-# torchvision's spelling where it differs, with the same architecture. Its ResNets put the stride
-# into the 3x3 convolution, which is gluoncv's v1b and not Gluon's v1.
-TORCHVISION_NAMES = {
-    "inception_v3": "inceptionv3",
-    "mobilenet_v2": "mobilenetv2_1.0",
-    "squeezenet1_0": "squeezenet1.0",
-    "squeezenet1_1": "squeezenet1.1",
-    **{f"resnet{depth}": f"resnet{depth}_v1b" for depth in _RESNET_DEPTHS},
-}
 # What the original does with pretrained weights: these layers learn at a hundredth of the rate.
-_PRETRAINED_CONVOLUTION_LR_MULT = 0.01
+PRETRAINED_CONVOLUTION_LR_MULT = 0.01
+# It fails where 44 channels are taken apart.
+_NOT_TRAINED_BY_ONEDNN = ("nasnet_4_1056",)
+# What may come behind the last map of features.
+_TAIL = (nn.GlobalAvgPool2D, nn.AvgPool2D, nn.Flatten, nn.Dropout)
+
+
+class Trunk(NamedTuple):
+    """A classifier without its last layer.
+
+    Attributes
+    ----------
+    features : HybridBlock
+        (n, 3, height, width) to features.
+    parameters : dict of Parameter
+        Those of the features, by their names in a file of the whole classifier.
+    head : set of str
+        The names of the classifier's others.
+    """
+
+    features: HybridBlock
+    parameters: dict[str, mx.gluon.Parameter]
+    head: set[str]
 
 
 def create(
@@ -41,19 +50,22 @@ def create(
     devices: list[mx.Context],
     use_pretrained: bool = False,
     pretrained_params: str | None = None,
+    pool: str = POOLS[0],
 ) -> HybridBlock:
     """The layers of a classifier up to its features.
 
     Parameters
     ----------
     name : str
-        One of GLUON_NAMES or of TORCHVISION_NAMES, in any case.
+        One of ARCHITECTURES or of TORCHVISION_NAMES, in any case.
     devices : list of Context
         Where pretrained weights are put; without them the layers are left uninitialized.
     use_pretrained : bool
-        Take the weights of Gluon's model zoo, from its cache or its address.
+        Take the weights of the model zoo, from its cache or its address.
     pretrained_params : str, optional
-        Take the weights from this Gluon parameter file instead.
+        Take the weights from this file instead: Gluon's, or one of PyTorch's.
+    pool : str
+        One of POOLS: what becomes of the last map of features.
 
     Returns
     -------
@@ -64,47 +76,106 @@ def create(
     Raises
     ------
     UsageError
-        If the name is unknown or the weights cannot be had.
+        If the name is unknown, the weights cannot be had, or the features are no map to be pooled.
     """
-    check_name(name)
-    name = TORCHVISION_NAMES.get(name.lower(), name.lower())
-    classifier = _classifier(name)
-    features = _features(classifier)
+    name = _own_name(name)
+    trunk = build(name)
     if pretrained_params:
-        source = f"--pretrained-params {pretrained_params}"
-        arrays = read_parameters(pretrained_params, "--pretrained-params")
-        wanted = _feature_parameters(classifier, features)
-        # The file of a whole classifier holds its last layer too.
-        arrays = {name: array for name, array in arrays.items() if name in wanted}
-        set_parameters(wanted, arrays, source, devices)
+        _load(trunk, name, pretrained_params, "--pretrained-params", devices)
     elif use_pretrained:
-        _load_from_zoo(classifier, name, devices)
+        _load(trunk, name, zoos.weights(name), "--use-pretrained", devices)
     if use_pretrained or pretrained_params:
-        slow_down_convolutions(features)
-    return features
+        slow_down_convolutions(trunk.features)
+    return trunk.features if pool == POOLS[0] else _pooled(trunk.features, name, pool)
+
+
+def convert(name: str, path: str, output: str) -> None:
+    """Writes the weights in a file as Gluon's file of the classifier, less its last layer.
+
+    Raises UsageError if the name is unknown, the file cannot be read or is of another network, or
+    the output cannot be written.
+    """
+    name = _own_name(name)
+    trunk = build(name)
+    _load(trunk, name, path, "IN", [mx.cpu()])
+    # A block whose parameters have these names.
+    holder = mx.gluon.Block()
+    holder._reg_params.update(trunk.parameters)
+    try:
+        save_parameters(holder, output)
+    except OSError as error:
+        raise UsageError(f"OUT {output}: cannot be written ({error.strerror})") from error
 
 
 def slow_down_convolutions(features: HybridBlock) -> None:
     """Lets pretrained convolutions learn at a hundredth of the rate, as the original does."""
     for parameter in features.collect_params().values():
         if "conv" in parameter.name:
-            parameter.lr_mult = _PRETRAINED_CONVOLUTION_LR_MULT
+            parameter.lr_mult = PRETRAINED_CONVOLUTION_LR_MULT
 
 
 def check_name(name: str) -> None:
     """Raises UsageError with the nearest names if there is no such backbone."""
-    names = [*GLUON_NAMES, *TORCHVISION_NAMES]
-    if name.lower() not in names:
-        near = difflib.get_close_matches(name.lower(), names, n=4, cutoff=0.0)
-        raise UsageError(f"--model {name}: unknown; the nearest names are {', '.join(near)}")
+    if architectures.find(name) is None:
+        near = ", ".join(architectures.nearest(name))
+        raise UsageError(
+            f"--model {name}: unknown; the nearest names are {near}; --list-models prints all"
+        )
+
+
+def check_training(name: str, on_cpu: bool) -> None:
+    """Raises UsageError if MXNet cannot train this network there."""
+    if (
+        on_cpu
+        and architectures.find(name) in _NOT_TRAINED_BY_ONEDNN
+        and os.environ.get("MXNET_MKLDNN_ENABLED") != "0"
+    ):
+        raise UsageError(
+            f"--model {name}: the oneDNN in MXNet fails in its backward pass; set the environment "
+            "variable MXNET_MKLDNN_ENABLED=0, which is slower, or use --gpus"
+        )
+
+
+def _own_name(name: str) -> str:
+    """As Gluon or gluoncv spells it. Raises UsageError if it is unknown."""
+    check_name(name)
+    found = architectures.find(name)
+    assert found
+    return found
+
+
+def _load(trunk: Trunk, name: str, path: str, flag: str, devices: list[mx.Context]) -> None:
+    """Gives the features their weights; the last layer, in the file or not, gets none."""
+    side = ARCHITECTURES[name].crop_size
+    # Settles the shapes, against which those in the file are held.
+    trunk.features.infer_shape(mx.nd.zeros((1, 3, side, side)))
+    load_weights(path, flag, name, trunk.parameters, trunk.head, devices)
+    logging.info("The backbone starts from %s.", path)
+
+
+def build(name: str) -> Trunk:
+    """A network, uninitialized, by Gluon's or gluoncv's name."""
+    classifier = _classifier(name)
+    named = classifier._collect_params_with_prefix()
+    features = _features(classifier, name)
+    kept = {id(parameter) for parameter in features.collect_params().values()}
+    parameters = {key: parameter for key, parameter in named.items() if id(parameter) in kept}
+    return Trunk(features, parameters, named.keys() - parameters.keys())
 
 
 def _classifier(name: str) -> HybridBlock:
     if name in GLUON_NAMES:
         return vision.get_model(name)
+    if name == "mobilenet_v2":
+        classifier = vision.get_model("mobilenetv2_1.0")
+        # The first block's expansion: convolution, batch norm, activation.
+        for layer in ("0", "1", "2"):
+            del classifier.features[3].out._children[layer]
+        return classifier
     # Only here, since importing gluoncv takes seconds.
     try:
         from gluoncv import model_zoo
+        from gluoncv.nn.dropblock import set_drop_prob
     except RuntimeError as error:
         # It refuses to work where a PyTorch is installed that is younger than itself.
         reason = str(error).splitlines()[0]
@@ -112,44 +183,71 @@ def _classifier(name: str) -> HybridBlock:
             f"--model: {name} comes from gluoncv, which refuses this environment ({reason}); "
             "install the requirements into an environment of their own"
         ) from error
+    # NASNet's second output is for training classifiers.
+    settings = {"use_aux": False} if name.startswith("nasnet") else {}
+    classifier = model_zoo.get_model(name, pretrained=False, **settings)
+    # DropBlock asks whether it trains only when the graph is made: it might go on in evaluation.
+    classifier.apply(partial(set_drop_prob, 0.0))
+    return classifier
 
-    return model_zoo.get_model(name)
 
-
-def _features(classifier: HybridBlock) -> HybridBlock:
+def _features(classifier: HybridBlock, name: str) -> HybridBlock:
     """The classifier without its last layer."""
     if hasattr(classifier, "features"):
-        return classifier.features
-    # gluoncv's ResNets hold their layers in order and have no such attribute.
+        layers = list(classifier.features._children.values())
+        if name != "darknet53":
+            return classifier.features
+        # Its pooling is no layer.
+        layers.append(nn.GlobalAvgPool2D())
+    elif re.match(r"resne(t|st)\d", name):
+        # gluoncv's ResNets hold their layers in order.
+        *layers, _ = classifier._children.values()
+    else:
+        _replace(classifier, _last(classifier), _Identity())
+        return classifier
     features = nn.HybridSequential(prefix="")
-    for layer in classifier._children.values():
-        if layer is not classifier.fc:
-            features.add(layer)
+    features.add(*layers)
     return features
 
 
-def _feature_parameters(
-    classifier: HybridBlock, features: HybridBlock
-) -> dict[str, mx.gluon.Parameter]:
-    """The parameters of the features by their names in a file of the whole classifier."""
-    wanted = {id(parameter) for parameter in features.collect_params().values()}
-    named = classifier._collect_params_with_prefix()
-    return {name: parameter for name, parameter in named.items() if id(parameter) in wanted}
+def _last(classifier: HybridBlock) -> HybridBlock:
+    """The layer that tells classes."""
+    for name in ("output", "fc", "classifier"):
+        if hasattr(classifier, name):
+            return getattr(classifier, name)
+    return classifier.out[-1]
 
 
-def _load_from_zoo(classifier: HybridBlock, name: str, devices: list[mx.Context]) -> None:
-    if name in GLUON_NAMES:
-        from mxnet.gluon.model_zoo import model_store
-    else:
-        from gluoncv.model_zoo import model_store
-    cache = os.path.join(mx.base.data_dir(), "models")
-    try:
-        file = model_store.get_model_file(name, root=cache)
-    except Exception as error:
-        # The download raises errors of half a dozen libraries; each means the same to the user.
-        raise UsageError(
-            f"--use-pretrained: the weights of {name} are neither in {cache} nor could they be "
-            f"downloaded ({type(error).__name__}); put the file of the model zoo there, or name "
-            "one with --pretrained-params FILE"
-        ) from error
-    classifier.load_parameters(file, ctx=devices)
+class _Identity(HybridBlock):
+    """Stands where a layer was."""
+
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
+        return F.identity(x)
+
+
+def _replace(block: HybridBlock, layer: HybridBlock, other: HybridBlock) -> None:
+    """Wherever the layer is inside of the block, as a child and as an attribute."""
+    for name, child in block._children.items():
+        if child is not layer:
+            _replace(child, layer, other)
+            continue
+        block._children[name] = other
+        if getattr(block, name, None) is layer:
+            # Gluon does not let an attribute become a block of another type.
+            object.__setattr__(block, name, other)
+
+
+def _pooled(features: HybridBlock, name: str, pool: str) -> HybridBlock:
+    """With its last map of features pooled over all places, or not at all."""
+    is_ordered = isinstance(features, nn.HybridSequential)
+    layers = list(features._children.values()) if is_ordered else []
+    dropouts = []
+    while layers and isinstance(layers[-1], _TAIL):
+        layer = layers.pop()
+        dropouts += [layer] if isinstance(layer, nn.Dropout) else []
+    if not layers or isinstance(layers[-1], nn.Dense):
+        raise UsageError(f"--pool {pool}: {name} ends in no map of features; leave it out")
+    pools = {"avg": nn.GlobalAvgPool2D, "max": nn.GlobalMaxPool2D}
+    pooled = nn.HybridSequential(prefix="")
+    pooled.add(*layers, *([pools[pool](), nn.Flatten()] if pool in pools else []), *dropouts)
+    return pooled

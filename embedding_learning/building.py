@@ -8,7 +8,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from embedding_learning import backbones, gpus, mixed_precision
+from embedding_learning import backbones, fine_tuning, gpus, mixed_precision
 from embedding_learning.job import Job
 from embedding_learning.learner import Beta, Learner
 from embedding_learning.losses import MarginLoss
@@ -47,14 +47,18 @@ def build_network(
 
     `is_resumed`: its weights will be those of a checkpoint.
     """
-    if is_resumed or resumes_network(options):
+    if is_resumed or resumes_network(options) or options.init_from:
         # Its weights replace the pretrained ones, but not the rate at which these learn.
-        backbone = backbones.create(options.model, devices)
+        backbone = backbones.create(options.model, devices, pool=options.pool)
         if options.use_pretrained or options.pretrained_params:
             backbones.slow_down_convolutions(backbone)
     else:
         backbone = backbones.create(
-            options.model, devices, options.use_pretrained, options.pretrained_params
+            options.model,
+            devices,
+            options.use_pretrained,
+            options.pretrained_params,
+            options.pool,
         )
     normalize = ImageNormalization()
     net = MarginNet(
@@ -92,6 +96,9 @@ def build_network(
         arrays = read_parameters(options.resume, "--resume")
         source = f"--resume {options.resume}"
         set_parameters(net._collect_params_with_prefix(), arrays, source, devices)
+    elif options.init_from and not is_resumed:
+        fine_tuning.start_from(options.init_from, net, devices)
+    fine_tuning.prepare(options, net)
     if options.dtype != "float32":
         net.cast(options.dtype)
     return net
@@ -116,6 +123,8 @@ def build_trainers(
         settings["momentum"] = options.momentum
     if options.optimizer == "adam":
         settings["epsilon"] = 1e-7
+    if options.grad_clip is not None:
+        settings["clip_gradient"] = options.grad_clip
     at = {}
     if options.dtype == "float16":
         settings["multi_precision"] = True
@@ -152,6 +161,7 @@ def find_devices(options: Namespace) -> list[mx.Context]:
 def check_names(options: Namespace) -> None:
     """Raises UsageError if there is no such backbone or optimizer, or no NCCL or float16 here."""
     backbones.check_name(options.model)
+    backbones.check_training(options.model, on_cpu=not options.gpus)
     optimizers = sorted(set(mx.optimizer.Optimizer.opt_registry) - _NOT_FOR_TRAINING)
     if options.optimizer.lower() not in optimizers:
         raise UsageError(

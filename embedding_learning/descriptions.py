@@ -6,7 +6,9 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from embedding_learning.backbones import GLUON_NAMES, TORCHVISION_NAMES, check_name
+from embedding_learning import architectures
+from embedding_learning.backbone_flags import POOLS
+from embedding_learning.backbones import check_name
 from embedding_learning.model import DEVIATION, MEAN
 from embedding_learning.options import LARGEST_IMAGE, UsageError, set_sizes
 from embedding_learning.parameter_files import read_description
@@ -35,6 +37,7 @@ def describe(options: Namespace, title: str, epoch: int, recall_at_1: float) -> 
         "model": options.model,
         "embed_dim": options.embed_dim,
         "feat_dim": options.feat_dim,
+        "pool": options.pool,
         "image_size": options.image_size,
         "crop_size": options.crop_size,
         # Whether images were cropped to their boxes where there were any.
@@ -77,6 +80,8 @@ def read(path: str, model: str | None, shapes: Mapping[str, tuple[int, ...]]) ->
         check_name(model)
     try:
         if found is not None:
+            # Files from before there was a choice do not tell.
+            found = {"pool": POOLS[0], **found}
             _check(found)
         elif model is not None:
             found = _presumed(model, shapes)
@@ -103,6 +108,7 @@ def _presumed(model: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, An
         model=model,
         embed_dim=shapes["dense.weight"][0],
         feat_dim=(*shapes.get("feature.weight", ()), None)[0],
+        pool=POOLS[0],
         image_size=None,
         crop_size=None,
         bbox=True,
@@ -124,6 +130,7 @@ def _check(description: Mapping[str, Any]) -> None:
         "embed_dim": _is_count,
         "feat_dim": lambda value: value is None or _is_count(value),
         "train_classes": lambda value: value is None or _is_count(value),
+        "pool": lambda value: value in POOLS,
         "image_size": lambda value: _is_count(value, LARGEST_IMAGE),
         "crop_size": lambda value: _is_count(value, values["image_size"]),
         "bbox": lambda value: isinstance(value, bool),
@@ -139,7 +146,7 @@ def _check(description: Mapping[str, Any]) -> None:
 
 
 def _is_backbone(value: Any) -> bool:
-    return isinstance(value, str) and value.lower() in {*GLUON_NAMES, *TORCHVISION_NAMES}
+    return isinstance(value, str) and architectures.find(value) is not None
 
 
 def _is_count(value: Any, most: int = _LARGEST) -> bool:

@@ -106,7 +106,7 @@ def bytes_of_step(options: Namespace, share: int, net: HybridBlock | None = None
 def _network(options: Namespace) -> MarginNet:
     """The network that is trained, its weights not there."""
     net = MarginNet(
-        backbones.create(options.model, [mx.cpu()]),
+        backbones.create(options.model, [mx.cpu()], pool=options.pool),
         options.embed_dim,
         options.batch_k,
         options.feat_dim,

@@ -100,7 +100,7 @@ def load_model(
     shapes = {name: array.shape for name, array in arrays.items()}
     description = descriptions.read(path, model, shapes)
     net = MarginNet(
-        backbones.create(description["model"], devices),
+        backbones.create(description["model"], devices, pool=description["pool"]),
         description["embed_dim"],
         batch_k=2,  # of no consequence: nothing is sampled
         feat_dim=description["feat_dim"],

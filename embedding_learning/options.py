@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from embedding_learning import dmlc
+from embedding_learning import architectures, backbone_flags, dmlc
 from embedding_learning.datasets import NAMES
 
 DATA_PATH, WORKERS = "data/CUB_200_2011", 4
@@ -51,6 +51,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.gpus = integers("--gpus", options.gpus, "different")
     options.steps = integers("--steps", options.steps, "increasing")
     _check_ranges(options)
+    _check_start(options)
     _check_devices(options)
     _check_batch(options)
     folder, name = os.path.split(options.save_model_prefix)
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_original_flags(parser)
     _add_port_flags(parser.add_argument_group("flags of the PyTorch port"))
+    backbone_flags.add_flags(parser.add_argument_group("the backbone and its weights"))
     _add_further_flags(parser.add_argument_group("further flags"))
     return parser
 
@@ -159,9 +161,9 @@ def _add_further_flags(group: argparse._ArgumentGroup) -> None:
     add_choice(group, "--small-classes", SMALL_CLASSES, "training classes of fewer than --batch-k")
     text = "leave out images that cannot be decoded"
     group.add_argument("--skip-bad-images", action="store_true", help=text)
-    text = "pixels of the square that each image is resized to (default: 256; Inception v3: 342)"
+    text = "pixels of the square that each image is resized to (default: by model, mostly 256)"
     add_count(group, "--image-size", text)
-    text = "pixels of the square that is cut out of it (default: 224; Inception v3: 299)"
+    text = "pixels of the square that is cut out of it (default: by model, mostly 224)"
     add_count(group, "--crop-size", text)
     add_count(group, "--checkpoint-interval", "save the state every N batches, beside each epoch")
     add(group, "--keep", 2, "number of checkpoints that are kept, the latest")
@@ -170,8 +172,6 @@ def _add_further_flags(group: argparse._ArgumentGroup) -> None:
     text = "what the layers compute in; float16: mixed precision, for GPUs"
     add_choice(group, "--dtype", DTYPES, text)
     add_choice(group, "--cache", CACHES, "what is kept of images once they are decoded")
-    text = "take the ImageNet weights from a Gluon parameter file"
-    group.add_argument("--pretrained-params", metavar="FILE", help=text)
     text = "print the recalls before training too"
     group.add_argument("--evaluate-first", action="store_true", help=text)
     text = "what to log of each epoch: recall@K for any K, map@r, r-precision, nmi, ami"
@@ -216,8 +216,8 @@ def integers(flag: str, text: str, order: str) -> list[int]:
 
 
 def set_sizes(options: argparse.Namespace) -> None:
-    """Fills in the sizes that were not given; Inception v3's features need larger images."""
-    image_size, crop_size = (342, 299) if "inception" in options.model.lower() else (256, 224)
+    """Fills in the sizes that were not given: those that the backbone was designed for."""
+    image_size, crop_size = architectures.sizes(options.model)
     if options.crop_size is None:
         options.crop_size = crop_size
     if options.image_size is None:
@@ -234,11 +234,14 @@ def _check_ranges(options: argparse.Namespace) -> None:
         "start_epoch": 0, "workers": 0, "feat_dim": 1, "classes": 1, "batch_num": 1,
         "total_batch_size": 1, "momentum": 0, "train_classes": 1, "image_size": 1,
         "crop_size": 1, "cpu_contexts": 1, "checkpoint_interval": 1, "keep": 1,
+        "lr_mult_backbone": 0, "warm_up_epochs": 0,
     }  # fmt: skip
     for name, least in at_least.items():
         value = getattr(options, name)
         if value is not None and value < least:
             raise UsageError(f"{as_flag(name)} {value}: must be at least {least}")
+    if options.grad_clip is not None and options.grad_clip <= 0:
+        raise UsageError(f"--grad-clip {options.grad_clip}: must be above 0")
     if options.image_size > LARGEST_IMAGE:
         raise UsageError(f"--image-size {options.image_size}: {LARGEST_IMAGE} is the most")
     if options.crop_size > options.image_size:
@@ -246,6 +249,11 @@ def _check_ranges(options: argparse.Namespace) -> None:
             f"--crop-size {options.crop_size}: cannot be cut out of --image-size "
             f"{options.image_size}; make the image larger or the crop smaller"
         )
+
+
+def _check_start(options: argparse.Namespace) -> None:
+    if options.init_from and resumes_network(options):
+        raise UsageError("--init-from: --resume names a network too; leave one of them out")
 
 
 def _check_devices(options: argparse.Namespace) -> None:
@@ -269,6 +277,8 @@ def _check_devices(options: argparse.Namespace) -> None:
             f"--kvstore {options.kvstore}: this process is part of a job (DMLC_ROLE is set), which "
             "needs --kvstore dist_sync or dist_device_sync; or unset DMLC_ROLE"
         )
+    if options.kvstore == "dist_async" and options.warm_up_epochs:
+        raise UsageError("--warm-up-epochs: its rates do not get to the servers of dist_async")
     options.processes = environment.workers if environment else 1
 
 

@@ -108,7 +108,7 @@ def read_parameters(path: str, flag: str) -> dict[str, mx.nd.NDArray]:
     Raises UsageError that names the flag if the file is missing, is no such file, or its checksum
     is wrong.
     """
-    with _opened(path, flag) as file:
+    with open_file(path, flag) as file:
         arrays = _arrays(file)
         _description(file)
         return {name: _loaded(file, array) for name, array in arrays.items()}
@@ -122,7 +122,7 @@ def read_description(path: str, flag: str) -> dict[str, Any] | None:
 
     Raises UsageError as `read_parameters` does.
     """
-    with _opened(path, flag) as file:
+    with open_file(path, flag) as file:
         _arrays(file)
         return _description(file)
 
@@ -177,7 +177,7 @@ def _write_array(file: BinaryIO, values: np.ndarray) -> None:
 
 
 @contextmanager
-def _opened(path: str, flag: str) -> Iterator[BinaryIO]:
+def open_file(path: str, flag: str, kind: str = "Gluon parameter file") -> Iterator[BinaryIO]:
     """The file, for reading; what is wrong with it becomes a UsageError."""
     try:
         # Opening a pipe would wait for a writer.
@@ -188,7 +188,7 @@ def _opened(path: str, flag: str) -> Iterator[BinaryIO]:
     except OSError as error:
         raise UsageError(f"{flag} {path}: no such file, or it cannot be read") from error
     except ValueError as error:
-        raise UsageError(f"{flag} {path}: is damaged or not a Gluon parameter file") from error
+        raise UsageError(f"{flag} {path}: is damaged or not a {kind}") from error
 
 
 def _arrays(file: BinaryIO) -> dict[str, _Stored]:

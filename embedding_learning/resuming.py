@@ -12,18 +12,20 @@ from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from embedding_learning.backbone_flags import POOLS
 from embedding_learning.checkpoints import FORMAT, Checkpoint
-from embedding_learning.options import UsageError
+from embedding_learning.options import DTYPES, UsageError
 
 # What the state was made with; with another value it would not fit, or not be the same run.
 _MUST_AGREE = (
-    "model", "embed_dim", "feat_dim", "batch_k", "total_batch_size", "batch_num", "image_size",
-    "crop_size", "normalize_weights", "optimizer", "seed", "dtype",
+    "model", "pool", "embed_dim", "feat_dim", "batch_k", "total_batch_size", "batch_num",
+    "image_size", "crop_size", "normalize_weights", "optimizer", "seed", "dtype",
 )  # fmt: skip
 # What may change, but leads to another model.
 _MAY_CHANGE = (
     "lr", "lr_beta", "margin", "nu", "factor", "steps", "wd", "momentum", "kvstore",
-    "on_nonfinite",
+    "on_nonfinite", "freeze_bn", "lr_mult_backbone", "warm_up_epochs", "wd_exclude_bn_bias",
+    "grad_clip",
 )  # fmt: skip
 _PACKAGES = ("mxnet", "mxnet-cu112", "numpy", "opencv-python", "gluoncv")
 _LARGEST = 2**31
@@ -119,8 +121,8 @@ def check_flags(checkpoint: Checkpoint, options: Namespace) -> None:
     names = (*_MUST_AGREE, *_MAY_CHANGE, "beta")
     if not isinstance(former, dict) or not all(_is_showable(former.get(name)) for name in names):
         raise UsageError(f"--resume {checkpoint.path}: does not tell the flags of its run")
-    # Before there was the flag, all was float32.
-    former = {"dtype": "float32", **former}
+    # What it was before there were these flags.
+    former = {"dtype": DTYPES[0], "pool": POOLS[0], **former}
     now = json.loads(json.dumps(vars(options)))
     differing = [_flag(name, former) for name in _MUST_AGREE if former.get(name) != now[name]]
     if _is_pretrained(former) != _is_pretrained(now):

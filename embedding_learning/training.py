@@ -19,6 +19,7 @@ from embedding_learning import learner_state, reporting, resuming
 from embedding_learning.checkpoints import RunFolder
 from embedding_learning.data import Data
 from embedding_learning.descriptions import describe
+from embedding_learning.fine_tuning import set_backbone_rates
 from embedding_learning.learner import Learner, Step
 from embedding_learning.monitoring import Monitor, TrainingFault
 from embedding_learning.options import UsageError, resumes_network
@@ -118,6 +119,7 @@ class Loop:
         if progress.batch == options.batch_num:
             return
         set_learning_rates(options, learner.trainers, epoch)
+        set_backbone_rates(options, learner.net, epoch)
         rates = [trainer.learning_rate for trainer in learner.trainers]
         learner.job.tell_rates(rates)
         if progress.batch == 0:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import shutil
+import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +15,10 @@ import mxnet as mx
 import numpy as np
 import pytest
 from mxnet.gluon import Block, nn
-from mxnet.gluon.model_zoo import model_store, vision
+from mxnet.gluon.model_zoo import vision
 
 from embedding_learning import backbones
+from embedding_learning.architectures import ARCHITECTURES, GLUON_NAMES, TORCHVISION_NAMES
 from embedding_learning.options import UsageError
 
 CPU = [mx.cpu()]
@@ -101,7 +103,7 @@ def refusal(name: str, **source: object) -> str:
 # Names
 
 
-@pytest.mark.parametrize("name", backbones.GLUON_NAMES)
+@pytest.mark.parametrize("name", GLUON_NAMES)
 def test_a_name_of_gluon_is_built(name: str) -> None:
     assert backbones.create(name, CPU).collect_params()
 
@@ -110,7 +112,7 @@ def test_a_name_of_gluon_is_built(name: str) -> None:
     "name",
     [
         pytest.param(name, marks=needs_gluoncv) if theirs.endswith("_v1b") else name
-        for name, theirs in backbones.TORCHVISION_NAMES.items()
+        for name, theirs in TORCHVISION_NAMES.items()
     ],
 )
 def test_a_name_of_torchvision_is_built(name: str) -> None:
@@ -131,7 +133,7 @@ def test_every_network_of_gluon_is_known() -> None:
     with pytest.raises(ValueError, match="resnet50_v2") as caught:
         vision.get_model("none")
     listed = {line.strip() for line in str(caught.value).splitlines()[1:]} - {""}
-    assert listed == set(backbones.GLUON_NAMES)
+    assert listed == set(GLUON_NAMES)
 
 
 @pytest.mark.parametrize("name, shape", FEATURES)
@@ -141,6 +143,129 @@ def test_features_have_their_shape(name: str, shape: tuple[int, ...]) -> None:
     assert features(images()).shape == shape
     features.hybridize()
     assert features(images()).shape == shape
+
+
+@needs_gluoncv
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_table_tells_parameters_and_features_of_each_network(name: str) -> None:
+    """Nothing is computed: only shapes are."""
+    trunk = backbones.build(name)
+    expected = ARCHITECTURES[name]
+    shape = (1, 3, expected.crop_size, expected.crop_size)
+    trunk.features.infer_shape(mx.nd.zeros(shape))
+    learned = [p for p in trunk.parameters.values() if p.grad_req != "null"]
+    assert sum(math.prod(parameter.shape) for parameter in learned) == expected.parameters
+    symbol = trunk.features(mx.sym.var("data"))
+    _, ((count, *rest),), _ = symbol.infer_shape(data=shape)
+    assert (count, math.prod(rest)) == (1, expected.features)
+    # The last layer alone is missing.
+    layers = {parameter.rpartition(".")[0] for parameter in trunk.head}
+    last = {"output", "output.0", "fc", "classifier", "out.3"}
+    # GoogLeNet has it in two places.
+    assert layers == {"head.2", "output"} if name == "googlenet" else len(layers & last) == 1
+
+
+@needs_gluoncv
+def test_every_image_classifier_of_gluoncv_is_known() -> None:
+    from gluoncv.model_zoo import model_zoo
+
+    # Small images, video, detection, segmentation, poses and depth; int8 does not train, and the
+    # group norm of gluoncv is no part of a graph.
+    others = "cifar|_kinetics|ucf101|hmdb51|sthsth|_custom|ssd_|rcnn|yolo|fcn_|psp_|deeplab|icnet"
+    others += "|fastscnn|danet|pose|int8|center_net|siamrpn|monodepth|hrnet.*_s$|_gn$"
+    wanted = {name for name in model_zoo._models if not re.search(others, name)}
+    assert wanted == set(ARCHITECTURES) - {"mobilenet_v2"}
+
+
+@needs_gluoncv
+@pytest.mark.parametrize(
+    "name, last",
+    [("googlenet", "output"), ("dla34", "fc"), ("hrnet_w18_small_v1_c", "classifier")],
+)
+def test_the_features_of_a_network_without_an_order_are_before_its_last_layer(
+    name: str, last: str
+) -> None:
+    from gluoncv import model_zoo
+
+    mx.random.seed(1)
+    classifier = model_zoo.get_model(name)
+    features = backbones.build(name).features
+    x = images(96 if name != "googlenet" else 224)[:1]
+    for net in (classifier, features):
+        net.initialize(mx.init.Xavier())
+        net(x)
+    named = classifier._collect_params_with_prefix()
+    for key, parameter in features._collect_params_with_prefix().items():
+        parameter.set_data(named[key].data())
+    dense = getattr(classifier, last)
+    np.testing.assert_allclose(
+        dense(features(x)).asnumpy(), classifier(x).asnumpy(), rtol=1e-4, atol=1e-5
+    )
+
+
+@needs_gluoncv
+def test_nothing_is_dropped_at_random_that_would_be_in_evaluation() -> None:
+    features = backbones.build("resnest26").features
+    features.initialize()
+    with mx.autograd.train_mode():
+        one, other = (features(images()).asnumpy() for _ in range(2))
+    np.testing.assert_array_equal(one, other)
+
+
+def test_a_network_that_onednn_cannot_train_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MXNET_MKLDNN_ENABLED", raising=False)
+    with pytest.raises(UsageError, match=r"^--model NASNet_4_1056: the oneDNN in MXNet fails"):
+        backbones.check_training("NASNet_4_1056", on_cpu=True)
+    backbones.check_training("nasnet_4_1056", on_cpu=False)
+    backbones.check_training("nasnet_5_1538", on_cpu=True)
+    monkeypatch.setenv("MXNET_MKLDNN_ENABLED", "0")
+    backbones.check_training("nasnet_4_1056", on_cpu=True)
+
+
+# Pooling
+
+
+@pytest.mark.parametrize(
+    "name, map_shape",
+    [
+        ("squeezenet1.1", (512, 3, 3)),
+        ("resnet18_v2", (512, 2, 2)),
+        ("mobilenet_v2", (1280, 2, 2)),
+        ("densenet121", (1024, 2, 2)),
+        pytest.param("resnet18", (512, 2, 2), marks=needs_gluoncv),
+        pytest.param("darknet53", (1024, 2, 2), marks=needs_gluoncv),
+    ],
+)
+def test_the_last_map_is_pooled_as_asked_for(name: str, map_shape: tuple[int, ...]) -> None:
+    mx.random.seed(1)
+    nets = {pool: backbones.create(name, CPU, pool=pool) for pool in ("none", "avg", "max")}
+    nets["none"].initialize(mx.init.Xavier())
+    found = nets["none"](images()).asnumpy()
+    assert found.shape == (2, *map_shape)
+    arrays = nets["none"]._collect_params_with_prefix()
+    for pool, reduce in (("avg", np.mean), ("max", np.max)):
+        nets[pool].initialize()
+        nets[pool](images())
+        for key, parameter in nets[pool]._collect_params_with_prefix().items():
+            parameter.set_data(arrays[key].data())
+        pooled = nets[pool](images()).asnumpy()
+        np.testing.assert_allclose(pooled, reduce(found, axis=(2, 3)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["alexnet", "vgg11_bn", pytest.param("googlenet", marks=needs_gluoncv)]
+)
+@pytest.mark.parametrize("pool", ["avg", "max", "none"])
+def test_features_that_are_no_map_are_not_pooled(name: str, pool: str) -> None:
+    told = f"--pool {pool}: {name} ends in no map of features; leave it out"
+    assert refusal(name, pool=pool) == told
+
+
+def test_the_pooling_keeps_the_names_of_parameters() -> None:
+    original = backbones.create("resnet18_v2", CPU)._collect_params_with_prefix()
+    for pool in ("avg", "max", "none"):
+        features = backbones.create("resnet18_v2", CPU, pool=pool)
+        assert list(features._collect_params_with_prefix()) == list(original)
 
 
 @needs_gluoncv
@@ -170,7 +295,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(name: str, near: str) -> N
     assert near in message
 
 
-@pytest.mark.parametrize("name", ["", "?", "resnet18_v1b", "../resnet18_v1"])
+@pytest.mark.parametrize("name", ["", "?", "resnet18_v1x", "../resnet18_v1"])
 def test_whatever_is_no_name_is_refused(name: str) -> None:
     assert refusal(name).startswith(f"--model {name}: unknown; the nearest names are ")
 
@@ -223,7 +348,7 @@ def test_half_precision_in_a_file_becomes_single(
 def test_pretrained_convolutions_alone_learn_at_a_hundredth_of_the_rate(
     save_classifier: Callable[[str], SavedClassifier], name: str
 ) -> None:
-    file = save_classifier(backbones.TORCHVISION_NAMES.get(name, name)).file
+    file = save_classifier(TORCHVISION_NAMES.get(name, name)).file
     features = backbones.create(name, CPU, pretrained_params=file)
     slow = {p.name for layer in convolutions(features) for p in layer.collect_params().values()}
     assert slow
@@ -268,7 +393,7 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path, saved: str, wanted
     features.save_parameters(str(file))
     message = refusal(wanted, pretrained_params=str(file))
     assert message.startswith(f"--pretrained-params {file}: ")
-    assert "has no features." in message
+    assert "which the network lacks" in message
     assert "a network of other flags" in message
 
 
@@ -311,72 +436,6 @@ def test_the_weights_trained_on_imagenet_are_taken(shared: Path) -> None:
     classifier.load_parameters(str(file))
     features = backbones.create("squeezenet1_1", CPU, pretrained_params=str(file))
     np.testing.assert_array_equal(features(images()).asnumpy(), features_of(classifier, images()))
-
-
-# Weights of the model zoo
-
-
-@pytest.fixture
-def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache folder of the model zoos, empty, and no way to download."""
-
-    def download(*arguments: object, **settings: object) -> None:
-        raise ConnectionError("no route to host\nat all")
-
-    monkeypatch.setenv("MXNET_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(model_store, "download", download)
-    return tmp_path / "home" / "models"
-
-
-def test_weights_that_cannot_be_downloaded_are_told_in_one_line(no_network: Path) -> None:
-    message = refusal("squeezenet1_1", use_pretrained=True)
-    assert message.startswith("--use-pretrained: the weights of squeezenet1.1 ")
-    assert str(no_network) in message
-    assert "--pretrained-params" in message
-
-
-def test_a_network_without_weights_in_the_zoo_is_told_in_one_line(
-    no_network: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delitem(model_store._model_sha1, "alexnet")
-    assert refusal("alexnet", use_pretrained=True).startswith("--use-pretrained: ")
-
-
-@needs_gluoncv
-def test_a_resnet_of_torchvision_is_looked_for_at_gluoncv(
-    no_network: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from gluoncv.model_zoo import model_store as gluoncv_store
-
-    monkeypatch.setattr(gluoncv_store, "download", model_store.download)
-    message = refusal("resnet18", use_pretrained=True)
-    assert message.startswith("--use-pretrained: the weights of resnet18_v1b ")
-
-
-def test_weights_in_the_cache_are_used_and_learn_slowly(
-    save_classifier: Callable[[str], SavedClassifier],
-    no_network: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # The zoo's network has 1000 classes, which only its last layer knows.
-    monkeypatch.setattr(backbones, "_classifier", classifier_of)
-    no_network.mkdir(parents=True)
-    file = no_network / f"squeezenet1.1-{model_store.short_hash('squeezenet1.1')}.params"
-    classifier, saved = save_classifier("squeezenet1.1")
-    shutil.copy(saved, file)
-    monkeypatch.setattr(model_store, "check_sha1", lambda path, sha1: path == str(file))
-
-    features = backbones.create("squeezenet1_1", CPU, use_pretrained=True)
-
-    np.testing.assert_array_equal(features(images()).asnumpy(), features_of(classifier, images()))
-    assert {p.lr_mult for p in features.collect_params().values()} == {0.01}
-
-
-def test_a_damaged_file_in_the_cache_is_not_used(no_network: Path) -> None:
-    no_network.mkdir(parents=True)
-    file = no_network / f"squeezenet1.1-{model_store.short_hash('squeezenet1.1')}.params"
-    file.write_bytes(b"half of it")
-    assert refusal("squeezenet1_1", use_pretrained=True).startswith("--use-pretrained: ")
 
 
 def test_an_environment_that_gluoncv_refuses_is_told_in_one_line(

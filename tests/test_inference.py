@@ -329,6 +329,7 @@ def test_a_description_depends_on_its_arguments_alone() -> None:
         "model": MODEL,
         "embed_dim": DIMENSION,
         "feat_dim": 7,
+        "pool": "original",
         "image_size": IMAGE_SIZE,
         "crop_size": CROP_SIZE,
         "bbox": False,
@@ -348,6 +349,7 @@ def test_a_description_depends_on_its_arguments_alone() -> None:
         ("model", ["resnet_51", None, 3, ["resnet18_v1"], "../resnet18_v1"]),
         ("embed_dim", [0, -1, 2**31, 16.0, "16", None, True, [16]]),
         ("feat_dim", [0, "8", False, 1.5, {}]),
+        ("pool", [None, "", "median", 1, ["avg"]]),
         ("image_size", [0, 5000, 31, 40.0, None, "40"]),
         ("crop_size", [0, 41, -3, "32", None, [32]]),
         ("bbox", [0, None, "yes"]),
@@ -379,10 +381,27 @@ def save_cheap(path: Path, description: dict[str, Any] | None) -> None:
     save_parameters(net, str(path), description)
 
 
-def test_every_key_of_a_description_is_needed(tmp_path: Path) -> None:
+def test_the_pooling_is_that_of_training_or_the_original(tmp_path: Path) -> None:
+    sizes = "--image-size=64", "--crop-size=64"
+    save_model(tmp_path / "pooled.params", "--pool=max", *sizes)
+    pooled = load_model(tmp_path / "pooled.params")
+    assert pooled.description["pool"] == "max"
+    assert pooled.net.dense.weight.shape == (DIMENSION, 512)
+    net = save_model(tmp_path / "model.params", *sizes)
+    description = describe(parse([*FLAGS, *sizes]), "Birds", 3, 0.5)
+    del description["pool"]
+    save_parameters(net, str(tmp_path / "model.params"), description)
+    original = load_model(tmp_path / "model.params")
+    assert original.description["pool"] == "original"
+    assert original.net.dense.weight.shape == net.dense.weight.shape != (DIMENSION, 512)
+
+
+def test_every_key_of_a_description_is_needed_but_that_which_was_not_always_there(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "model.params"
     whole = describe(parse(FLAGS), "Birds", 3, 0.5)
-    for key in whole:
+    for key in whole.keys() - {"pool"}:
         save_cheap(path, {name: value for name, value in whole.items() if name != key})
         with pytest.raises(UsageError, match=r"another version|describes its network, but"):
             load_model(path)

@@ -24,6 +24,7 @@ PROGRESS = Progress(3, 7, 1.5, 20.25, 33.1, 0.61, 2, 0.4)
 # Each with another value than in a run without flags; the batch still fits.
 OTHERS = {
     "model": "--model=vgg11",
+    "pool": "--pool=avg",
     "embed_dim": "--embed-dim=64",
     "feat_dim": "--feat-dim=512",
     "batch_k": "--batch-k=7",
@@ -45,6 +46,11 @@ OTHERS = {
     "momentum": "--momentum=0.5",
     "kvstore": "--kvstore=local",
     "on_nonfinite": "--on-nonfinite=skip",
+    "freeze_bn": "--freeze-bn",
+    "lr_mult_backbone": "--lr-mult-backbone=0.5",
+    "warm_up_epochs": "--warm-up-epochs=1",
+    "wd_exclude_bn_bias": "--wd-exclude-bn-bias",
+    "grad_clip": "--grad-clip=2.5",
 }
 
 
@@ -188,7 +194,7 @@ def test_every_flag_has_been_thought_of() -> None:
     without_influence = {
         *("epochs", "workers", "log_interval", "cache", "cache_dir", "keep", "evaluate_first"),
         *("checkpoint_interval", "start_epoch", "save_model_prefix", "resume"),
-        *("metrics", "tensorboard"),
+        *("metrics", "tensorboard", "init_from"),
     }
     told_apart = {
         *("use_pretrained", "pretrained_params", "gpus", "cpu_contexts", "batch_size"),

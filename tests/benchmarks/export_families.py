@@ -16,7 +16,7 @@ import os
 import tempfile
 
 from embedding_learning import backbones, export
-from embedding_learning.backbones import GLUON_NAMES
+from embedding_learning.architectures import ARCHITECTURES, GLUON_NAMES, TORCHVISION_NAMES
 from embedding_learning.model import ImageNormalization, MarginNet
 from embedding_learning.options import UsageError
 
@@ -34,10 +34,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", help="backbones; none: all of them")
     # Where torchvision's name is another for one of Gluon's, the network is the same.
-    others = [name for name, own in backbones.TORCHVISION_NAMES.items() if own not in GLUON_NAMES]
+    others = [name for name, own in TORCHVISION_NAMES.items() if own not in GLUON_NAMES]
     print("| backbone | pixels | SymbolBlock | ONNX | nearest images |\n|---|---|---|---|---|")
     for name in parser.parse_args().models or [*GLUON_NAMES, *others]:
-        size = 299 if name.startswith("inception") else 224
+        size = ARCHITECTURES[TORCHVISION_NAMES.get(name, name)].crop_size
         with tempfile.TemporaryDirectory() as folder:
             try:
                 symbol, onnx, nearest = differences(name, size, folder)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import struct
 import tempfile
+import zipfile
 import zlib
 from pathlib import Path
 from random import Random
@@ -131,6 +133,21 @@ def parameters(rng: Random, content: bytes) -> bytes:
     at = rng.choice((0, content.find(b"description of the network")))
     start = start[:at] + changed(rng, start[at:])
     return start + hashlib.sha256(start).hexdigest().encode() + end
+
+
+def weights(rng: Random, content: bytes) -> bytes:
+    """An archive's pickle is changed and gets the right sum; other kinds are changed blindly."""
+    if not content.startswith(b"PK"):
+        return changed(rng, content)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    name = rng.choice(["archive/data.pkl", *members])
+    members[name] = changed(rng, members[name])
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, member in members.items():
+            archive.writestr(name, member)
+    return packed.getvalue()
 
 
 def checkpoint(rng: Random, content: bytes) -> bytes:

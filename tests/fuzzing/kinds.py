@@ -111,6 +111,42 @@ def _read_parameters(folder: Path) -> None:
         read_description(file, "--resume")
 
 
+# A part of VGG by torchvision's names.
+_WEIGHTS = {
+    "features.0.weight": (4, 3, 3, 3),
+    "features.0.bias": (4,),
+    "classifier.0.weight": (5, 6),
+    "classifier.6.bias": (7,),
+}
+
+
+def _write_weights(folder: Path) -> None:
+    """As torch.save writes them today and did once, and as safetensors."""
+    from safetensors.numpy import save_file
+
+    from tests import torch_writer
+
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.normal(size=s).astype(np.float32) for name, s in _WEIGHTS.items()}
+    torch_writer.write_pth(folder / "new.pth", arrays)
+    torch_writer.write_old_pth(folder / "old.pth", arrays)
+    save_file(arrays, folder / "new.safetensors")
+
+
+def _read_weights(folder: Path) -> None:
+    import mxnet as mx
+
+    from embedding_learning.weight_files import load_weights
+
+    names = {"features.0.weight": 0, "features.0.bias": 1, "features.21.weight": 2}
+    shapes = list(_WEIGHTS.values())
+    for name in ("new.pth", "old.pth", "new.safetensors"):
+        parameters = {key: mx.gluon.Parameter(key, shape=shapes[n]) for key, n in names.items()}
+        load_weights(str(folder / name), "FILE", "vgg11", parameters, set(), [mx.cpu()])
+        for parameter in parameters.values():
+            assert np.isfinite(parameter.data().asnumpy()).all()
+
+
 _RUN = ["--batch-size=4", "--batch-k=2", "--embed-dim=8", "--batch-num=10"]
 
 
@@ -213,6 +249,7 @@ KINDS = {
     "pictures": Kind(_write_pictures, ("*",), _read_pictures, crafted.image),
     "store": Kind(_write_store, ("store/*/*",), _read_store),
     "params": Kind(_write_parameters, ("*.params",), _read_parameters, crafted.parameters),
+    "weights": Kind(_write_weights, ("*",), _read_weights, crafted.weights),
     "checkpoint": Kind(_write_checkpoint, ("*",), _read_checkpoint, crafted.checkpoint),
     "archive": Kind(_write_archive, ("served.tgz",), _read_archive, starts_programs=True),
 }
