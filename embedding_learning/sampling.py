@@ -96,6 +96,11 @@ class DistanceWeightedSampling(HybridBlock):
             x,
         )
 
+    @property
+    def cutoffs(self) -> tuple[float, float]:
+        """The distance up to which all are weighted alike, and that from which none is drawn."""
+        return self.cutoff, self._nonzero_loss_cutoff
+
     def probabilities(self, x: nd.NDArray) -> nd.NDArray:
         """The distributions that negatives are drawn from: x (n, d) -> (n, n), rows sum to 1."""
         with x.context:

@@ -15,7 +15,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from embedding_learning import learner_state, reporting, resuming
+from embedding_learning import learner_state, reporting, resuming, sphere
 from embedding_learning.checkpoints import RunFolder
 from embedding_learning.data import Data
 from embedding_learning.descriptions import describe
@@ -201,11 +201,15 @@ class Loop:
         if not step.is_finite():
             self._recorder.begin_interval()
             return
-        for embeddings in step.embeddings:
-            self._monitor.see_embeddings(embeddings.asnumpy())
+        embeddings = [of_device.asnumpy() for of_device in step.embeddings]
+        for of_device in embeddings:
+            self._monitor.see_embeddings(of_device)
         beta = learner.boundaries()
         self._monitor.see_beta(beta)
         pairs = learner.measure(step)
+        pairs["all_negative_distances"] = np.concatenate(
+            [sphere.negative_distances(of_device, options.batch_k) for of_device in embeddings]
+        )
         values = {
             "loss": loss / options.log_interval / learner.shares,
             "active_share": pairs["active"].mean(),
@@ -223,6 +227,10 @@ class Loop:
             self._recorder.interval(
                 epoch, progress.batch, self._step_number(), options.total_batch_size, values, pairs
             )
+            # Samplings that know no cutoffs have none to record.
+            cutoffs = getattr(learner.net.sampled, "cutoffs", ())
+            dimension = embeddings[0].shape[1]
+            self._recorder.distances(epoch, progress.batch, dimension, cutoffs, pairs)
 
     def _read_interval(self) -> float:
         """The sum of the losses since the last interval, now counted in the epoch's."""
