@@ -1,4 +1,4 @@
-"""Distances on the unit sphere: against naive integration, random points, noise and single pairs."""
+"""Distances on the unit sphere: against naive integrals, random points, drawn noise and pairs."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def distances(
     """
     paper.check_path(path)
     fitting = [record for record in records if record.get("kind") == "distances" and _fits(record)]
-    width, height = _WIDE, 3 * _HIGH + _TOP
+    width, height = _WIDE, _TOP + (3 * _HIGH if fitting else 120)
     figure, page = paper.page(width, height)
     paper.write(page, 30, 50, title, 32, width - 60, weight="bold")
     if fitting:
