@@ -201,15 +201,11 @@ class Loop:
         if not step.is_finite():
             self._recorder.begin_interval()
             return
-        embeddings = [of_device.asnumpy() for of_device in step.embeddings]
-        for of_device in embeddings:
-            self._monitor.see_embeddings(of_device)
+        for embeddings in step.embeddings:
+            self._monitor.see_embeddings(embeddings.asnumpy())
         beta = learner.boundaries()
         self._monitor.see_beta(beta)
         pairs = learner.measure(step)
-        pairs["all_negative_distances"] = np.concatenate(
-            [sphere.negative_distances(of_device, options.batch_k) for of_device in embeddings]
-        )
         values = {
             "loss": loss / options.log_interval / learner.shares,
             "active_share": pairs["active"].mean(),
@@ -223,13 +219,15 @@ class Loop:
         if len(learner.trainers) > 1:
             values["learning_rate_beta"] = learner.trainers[1].learning_rate
         values = {name: float(value) for name, value in values.items()}
+        parts = [sphere.negative_distances(x.asnumpy(), options.batch_k) for x in step.embeddings]
+        pairs["all_negative_distances"] = np.concatenate(parts)
         with disk_faults(self.folder.path):
             self._recorder.interval(
                 epoch, progress.batch, self._step_number(), options.total_batch_size, values, pairs
             )
             # Samplings that know no cutoffs have none to record.
             cutoffs = getattr(learner.net.sampled, "cutoffs", ())
-            dimension = embeddings[0].shape[1]
+            dimension = step.embeddings[0].shape[1]
             self._recorder.distances(epoch, progress.batch, dimension, cutoffs, pairs)
 
     def _read_interval(self) -> float:
