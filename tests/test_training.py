@@ -99,7 +99,7 @@ def test_the_distances_of_each_intervals_last_batch_are_recorded(monkeypatch, tm
         ]
         drawn = [
             np.linalg.norm((anchors - others).asnumpy(), axis=1)
-            for anchors, _, others, _ in last.triples
+            for anchors, _, others, *_ in last.triples
         ]
         assert record["negatives"] == np.histogram(negatives, np.linspace(0, 2, 81))[0].tolist()
         counted = np.histogram(np.concatenate(drawn), np.linspace(0, 2, 81))[0]
