@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from embedding_learning import sphere
 from embedding_learning.checkpoints import RECORDS
 from embedding_learning.datasets import DataError
 from embedding_learning.tensorboard import TensorBoard
@@ -24,8 +25,9 @@ _RUN = "run.json"
 class Recorder:
     """Writes down what a run measures, one JSON object a line.
 
-    Each has `kind` ("interval", "evaluation"), `epoch`, `batch` (batches of the epoch that are
-    done), `seconds` (of training and evaluating since the run began), and what was measured.
+    Each has `kind` ("interval", "distances", "evaluation"), `epoch`, `batch` (batches of the epoch
+    that are done), `seconds` (of training and evaluating since the run began), and what was
+    measured.
 
     Parameters
     ----------
@@ -91,6 +93,31 @@ class Recorder:
             self._board.histograms(step, distances)
         self.begin_interval()
 
+    def distances(
+        self,
+        epoch: int,
+        batch: int,
+        dimension: int,
+        cutoffs: Sequence[float],
+        distances: dict[str, np.ndarray],
+    ) -> None:
+        """Histograms of the pairs of a log interval's last batch.
+
+        Counts in 80 equal parts of [0, 2]: `negatives`, all pairs of different class, each once;
+        `drawn`, what the sampling took of them, and `positives`, both for each anchor. With the
+        embedding's `dimension` and the sampling's `cutoffs`, which may be none.
+        """
+        counted = {
+            name: sphere.histogram(distances[source])
+            for name, source in (
+                ("negatives", "all_negative_distances"),
+                ("drawn", "negative_distances"),
+                ("positives", "positive_distances"),
+            )
+        }
+        values = {"dimension": dimension, "cutoffs": list(cutoffs), **counted}
+        self._append("distances", epoch, batch, values)
+
     def evaluation(self, epoch: int, batch: int, step: int, metrics: dict[str, float]) -> None:
         """What the test images showed."""
         self._write("evaluation", epoch, batch, step, metrics)
@@ -98,12 +125,16 @@ class Recorder:
     def _write(
         self, kind: str, epoch: int, batch: int, step: int, values: dict[str, float]
     ) -> None:
-        record = {"kind": kind, "epoch": epoch, "batch": batch, "seconds": round(self.seconds, 3)}
         # JSON knows no numbers that are not finite.
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({**record, **finite}).encode() + b"\n")
+        self._append(kind, epoch, batch, finite)
         if self._board:
             self._board.scalars(kind, step, values)
+
+    def _append(self, kind: str, epoch: int, batch: int, values: Mapping[str, Any]) -> None:
+        """One line."""
+        record = {"kind": kind, "epoch": epoch, "batch": batch, "seconds": round(self.seconds, 3)}
+        self._file.write(json.dumps({**record, **values}).encode() + b"\n")
 
     def flush(self) -> int:
         """Brings what was written to the disk; the size of the file."""

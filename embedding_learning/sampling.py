@@ -189,6 +189,11 @@ class DistanceWeightedSampling(_Sampling):
     def _negative_rows(self, F: Any, x: Any, row: Any, row_class: Any, positive_rows: Any) -> Any:
         return self._draw(F, self._weights(F, x, row, row_class), row, positive_rows)
 
+    @property
+    def cutoffs(self) -> tuple[float, float]:
+        """The distance up to which all are weighted alike, and that from which none is drawn."""
+        return self.cutoff, self._nonzero_loss_cutoff
+
     def probabilities(self, x: nd.NDArray) -> nd.NDArray:
         """The distributions that negatives are drawn from: x (n, d) -> (n, n), rows sum to 1."""
         with x.context:

@@ -15,7 +15,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from embedding_learning import learner_state, reporting, resuming
+from embedding_learning import learner_state, reporting, resuming, sphere
 from embedding_learning.checkpoints import RunFolder
 from embedding_learning.data import Data
 from embedding_learning.descriptions import describe
@@ -217,10 +217,16 @@ class Loop:
         if len(learner.trainers) > 1:
             values["learning_rate_beta"] = learner.trainers[1].learning_rate
         values = {name: float(value) for name, value in values.items()}
+        parts = [sphere.negative_distances(x.asnumpy(), options.batch_k) for x in step.embeddings]
+        pairs["all_negative_distances"] = np.concatenate(parts)
         with disk_faults(self.folder.path):
             self._recorder.interval(
                 epoch, progress.batch, self._step_number(), options.total_batch_size, values, pairs
             )
+            # Samplings that know no cutoffs have none to record.
+            cutoffs = getattr(learner.net.sampled, "cutoffs", ())
+            dimension = step.embeddings[0].shape[1]
+            self._recorder.distances(epoch, progress.batch, dimension, cutoffs, pairs)
 
     def _read_interval(self) -> float:
         """The sum of the losses since the last interval, now counted in the epoch's."""

@@ -12,13 +12,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 import train
-from embedding_learning import checkpoints, inference, learner
+from embedding_learning import checkpoints, inference, learner, records
 from tests.test_command import QUICK
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,6 +71,12 @@ def last_state(folder: Path) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in arrays.items()}
 
 
+def recorded_distances(folder: Path) -> list[dict[str, Any]]:
+    """The run's records of distances, but for the times."""
+    found = [r for r in records.read(folder / f"{PREFIX}.run") if r["kind"] == "distances"]
+    return [{name: r[name] for name in r if name != "seconds"} for r in found]
+
+
 def logged_values(text: str) -> list[str]:
     return re.findall(r"\[?Epoch \d.*=\d.*", text)
 
@@ -119,6 +126,8 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(
     assert start(tmp_path, *flags, "--resume=auto") == 0
     assert logged_values(caplog.text) == expected
     assert last_state(tmp_path) == last_state(folder)
+    assert recorded_distances(tmp_path) == recorded_distances(folder)
+    assert len(recorded_distances(folder)) == 2
     best = f"{PREFIX}.params"
     assert (tmp_path / best).read_bytes() == (folder / best).read_bytes()
 

@@ -17,7 +17,7 @@ import pytest
 
 from embedding_learning import plots
 from embedding_learning.options import UsageError
-from embedding_learning.plots import history, neighbours, paper, tsne
+from embedding_learning.plots import history, neighbours, pairs, paper, tsne
 
 NASTY = ["a" * 4000, "日本語 🐦", "$\\frac{$", "--><b>&", "line\nbreak", "\ud800", "", "\x00"]
 
@@ -335,7 +335,7 @@ def test_right_neighbours_are_framed_green_and_wrong_ones_red(tmp_path: Path) ->
     assert where(image, 4)[:, 0].min() > where(image, 3)[:, 0].max()
 
 
-def test_sign_distance_and_name_are_written_below(tmp_path: Path) -> None:
+def test_sign_distance_and_name_are_legend_below(tmp_path: Path) -> None:
     drawn_gallery(tmp_path / "a.svg", title="Birds")
     found = texts(tmp_path / "a.svg")
     assert found[0] == "Birds"
@@ -494,6 +494,127 @@ def test_many_metrics_are_shared_among_panels(tmp_path: Path) -> None:
     assert {f"Recall@{k}" for k in range(1, 15)} <= set(texts(tmp_path / "a.svg"))
 
 
+# Distances
+
+
+PANELS = ("All negative pairs", "What the sampling drew", "Variance of")
+
+
+def counted(epoch: Any = 0, **changes: Any) -> dict[str, Any]:
+    """A record of pairs: all negatives in one bin, those drawn and the positives in two others."""
+    histograms = {
+        name: [100 * (bin == place) for bin in range(80)]
+        for name, place in (("negatives", 56), ("drawn", 40), ("positives", 20))
+    }
+    values = {"dimension": 128, "cutoffs": [0.5, 1.4], **histograms, **changes}
+    return record("distances", epoch, batch=20, **values)
+
+
+def legend_below(path: Path, heading: str) -> list[str]:
+    """What is written from a panel's title to the next panel, but for the axes."""
+    of_axes = r"[\d.]+|distance"
+    found = [text for text in texts(path) if not re.fullmatch(of_axes, text)]
+    starts = [n for n, text in enumerate(found) if text.startswith(PANELS)]
+    (start,) = (n for n in starts if found[n].startswith(heading))
+    return found[start + 1 : min([n for n in starts if n > start], default=len(found))]
+
+
+def test_distances_of_the_first_and_the_last_epoch_are_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "a.svg"
+    found = [counted(1, drawn=None), *RUN, *map(counted, (3, 4, 7, 7)), counted(9, drawn=[])]
+    plots.distances(found, str(path), "Birds")
+    assert texts(path)[0] == "Birds"
+    assert legend_below(path, "All negative") == ["epoch 3", "epoch 7", "q(D), 128 dimensions"]
+    drawn = ["all, epoch 7", "positives, epoch 7", "drawn, epoch 3", "drawn, epoch 7", "cutoffs"]
+    assert legend_below(path, "What the sampling drew") == drawn
+    noises = [f"noise, σ = {noise}" for noise in ("0.01", "0.02", "0.05", "0.1")]
+    assert legend_below(path, "Variance") == [*noises, "drawn, epoch 7"]
+    assert "Variance of the gradient's direction, 128 dimensions" in texts(path)
+    plots.distances([counted(3, cutoffs=[])], str(path), "Birds")
+    assert legend_below(path, "All negative") == ["epoch 3", "q(D), 128 dimensions"]
+    drawn = ["all, epoch 3", "positives, epoch 3", "drawn, epoch 3"]
+    assert legend_below(path, "What the sampling drew") == drawn
+
+
+def test_an_epochs_histograms_are_added_up_and_have_an_area_of_1() -> None:
+    half = counted(1, drawn=[0] * 79 + [300])
+    found = pairs._of_epoch([counted(0), half, counted(1)], 1)
+    assert found.epoch == 1
+    assert (found.negatives[56], found.positives[20]) == (200, 200)
+    assert (found.drawn[40], found.drawn[79], found.drawn.sum()) == (100, 300, 400)
+    density = pairs._density(found.drawn)
+    assert density[79] == pytest.approx(0.75 * 40)
+    assert density.sum() * 2 / 80 == pytest.approx(1)
+    assert pairs._density(np.zeros(80)).tolist() == [0] * 80
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epoch": None},
+        {"epoch": True},
+        {"epoch": -1},
+        {"dimension": 0},
+        {"dimension": 1e9},
+        {"dimension": 10**40},
+        {"cutoffs": None},
+        {"cutoffs": ["0.5"]},
+        {"cutoffs": [float("nan")]},
+        {"cutoffs": [1e300]},
+        {"drawn": None},
+        {"drawn": [1] * 79},
+        {"positives": [1.5] * 80},
+        {"negatives": [[1]] * 80},
+        {"negatives": [-1] * 80},
+        {"negatives": [10**400] * 80},
+        {"kind": "interval"},
+    ],
+)
+def test_distances_that_no_run_records_are_left_out(tmp_path: Path, changes: Any) -> None:
+    path = tmp_path / "a.svg"
+    plots.distances([{**counted(), **changes}], str(path))
+    assert texts(path) == ["Distances at work", "No distances are recorded."]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dimension": 1},
+        {"dimension": 2},
+        {"dimension": 2**31 - 1},
+        {"cutoffs": [0.0, 2.0]},
+        {"cutoffs": [1]},
+        {"drawn": [0] * 80, "negatives": [0] * 80, "positives": [0] * 80},
+        {"drawn": [2**31 - 1] * 80},
+    ],
+)
+def test_odd_distances_are_drawn(tmp_path: Path, changes: Any) -> None:
+    path = tmp_path / "a.svg"
+    plots.distances([counted(0, **changes), counted(2**31 - 1, **changes)], str(path))
+    has_density = changes.get("dimension") != 1
+    assert len(legend_below(path, "All negative")) == 2 + has_density
+
+
+def test_what_is_drawn_lies_at_its_distance(tmp_path: Path) -> None:
+    """The second panel's filled bar: all negatives, in the bin from 1.4 to 1.425."""
+    plots.distances([counted()], str(tmp_path / "a.png"))
+    image = read(tmp_path / "a.png").astype(int)
+    # A quarter of the blue on white; nothing else has it.
+    y, x = np.nonzero(np.abs(image - (191, 220, 236)).max(axis=-1) <= 4)
+    in_panel = (x > 90) & (x < 920) & (y > 590) & (y < 920)
+    left, wide = 90, 1250 - 90 - 330
+    at = (x[in_panel] - left) / wide * 2
+    assert in_panel.sum() > 1000
+    assert at.min() > 1.395 and at.max() < 1.43
+
+
+def test_the_curves_of_a_run_do_not_change_by_its_distances(tmp_path: Path) -> None:
+    plots.curves(RUN, str(tmp_path / "a.svg"))
+    among = [RUN[0], RUN[1], counted(0), RUN[2], counted(0), *RUN[3:]]
+    plots.curves(among, str(tmp_path / "b.svg"))
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
 # Text and files
 
 
@@ -509,6 +630,7 @@ def test_any_name_can_be_drawn(tmp_path: Path, suffix: str) -> None:
     plots.gallery(groups, found, distances, rows, NASTY, thumbnails, path, title)
     plots.search_results(NASTY, thumbnails, found, distances, NASTY, thumbnails, path, None, title)
     plots.curves([record("evaluation", 0, **{name: 0.5 for name in NASTY})], path, title)
+    plots.distances([counted()], path, title)
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "PNG"])
@@ -540,6 +662,7 @@ def test_a_path_that_cannot_be_written_is_told_before_drawing(tmp_path: Path, na
         lambda: plots.gallery({}, *[np.zeros((1, 1))] * 2, np.zeros(1), [], thumbnails, path),
         lambda: plots.search_results([], thumbnails, *[np.zeros((0, 1))] * 2, [], thumbnails, path),
         lambda: plots.curves([], path),
+        lambda: plots.distances([], path),
     ):
         with pytest.raises(UsageError, match=match):
             draw_other()

@@ -34,6 +34,31 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert 0 <= first["waiting_share"] <= 1
 
 
+def test_distances_are_counted(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, 0, 10.0, None)
+    distances = {
+        "all_negative_distances": np.array([0.0, 1.0, 1.01, 2.0]),
+        "negative_distances": np.float32([1.0]),
+        "positive_distances": np.float32([0.3, 0.3]),
+        "active": np.array([True]),
+    }
+    recorder.distances(2, 20, 128, (0.5, 1.4), distances)
+    recorder.distances(2, 40, 128, (), distances)
+    recorder.close()
+    first, second = records.read(tmp_path)
+    assert list(first) == ["kind", "epoch", "batch", "seconds", "dimension", "cutoffs",
+                           "negatives", "drawn", "positives"]  # fmt: skip
+    assert [first[name] for name in ("kind", "epoch", "batch")] == ["distances", 2, 20]
+    assert (first["dimension"], first["cutoffs"], second["cutoffs"]) == (128, [0.5, 1.4], [])
+    for name, expected in (
+        ("negatives", {0: 1, 40: 2, 79: 1}),
+        ("drawn", {40: 1}),
+        ("positives", {12: 2}),
+    ):
+        assert len(first[name]) == 80
+        assert {bin: count for bin, count in enumerate(first[name]) if count} == expected
+
+
 def test_going_on_cuts_off_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     size = write(tmp_path, 0, range(1, 3))
     write(tmp_path, size, range(3, 6))
@@ -109,6 +134,8 @@ def test_tensorboard_is_shown_the_same(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, 0, 0.0, board)
     recorder.interval(0, 1, 1, 70, {"loss": 0.5}, {"positive_distances": np.ones(5)})
     recorder.evaluation(0, 1, 1, {"recall@1": 0.75})
+    names = ("all_negative_distances", "negative_distances", "positive_distances")
+    recorder.distances(0, 1, 8, (), {name: np.ones(5) for name in names})
     pixels = np.random.default_rng(0).integers(0, 256, (6, 40, 40, 3), np.uint8)
     board.project(1, np.eye(6, dtype=np.float32), np.arange(6), pixels)
     recorder.close()

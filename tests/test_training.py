@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mxnet import nd
 
-from embedding_learning import building, learner, training
+from embedding_learning import building, learner, records, training
 from embedding_learning.checkpoints import RunFolder
 from embedding_learning.data import Data
 from embedding_learning.evaluation import recall_at_k
@@ -68,6 +68,45 @@ def test_the_logged_loss_is_the_sum_over_devices_and_batches(monkeypatch, tmp_pa
         "[Epoch 0, Iter 4] training loss=26.000000",
         "[Epoch 0] training loss=55.000000",
     ]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_distances_of_each_intervals_last_batch_are_recorded(monkeypatch, tmp_path, devices):
+    """Counted pair by pair, of each device's part by itself."""
+    monkeypatch.chdir(tmp_path)
+    opt = options("--epochs=2", "--batch-num=5", "--log-interval=2", f"--cpu-contexts={devices}",
+                  "--batch-size=8", "--batch-k=2")  # fmt: skip
+    steps, own_step = [], learner.Learner.step
+
+    def step(*arguments, **named):
+        steps.append(own_step(*arguments, **named))
+        return steps[-1]
+
+    monkeypatch.setattr(learner.Learner, "step", step)
+    contexts = building.find_devices(opt)
+    train(opt, small_net(contexts), contexts, Recorded([batch_of(8 * devices)], 8 * devices))
+    found = [
+        r for r in records.read(tmp_path / "margin_loss_model.run") if r["kind"] == "distances"
+    ]
+    assert [(r["epoch"], r["batch"]) for r in found] == [(0, 2), (0, 4), (1, 2), (1, 4)]
+    for record, last in zip(found, (steps[1], steps[3], steps[6], steps[8])):
+        assert (record["dimension"], record["cutoffs"]) == (8, [0.5, 1.4])
+        negatives = [
+            np.linalg.norm(x[i].astype(np.float64) - x[j])
+            for x in (of_device.asnumpy() for of_device in last.embeddings)
+            for i in range(8)
+            for j in range(i + 1, 8)
+            if i // 2 != j // 2
+        ]
+        drawn = [
+            np.linalg.norm((anchors - others).asnumpy(), axis=1)
+            for anchors, _, others, *_ in last.triples
+        ]
+        assert record["negatives"] == np.histogram(negatives, np.linspace(0, 2, 81))[0].tolist()
+        counted = np.histogram(np.concatenate(drawn), np.linspace(0, 2, 81))[0]
+        assert record["drawn"] == counted.tolist()
+        assert sum(record["negatives"]) == devices * (28 - 4)
+        assert sum(record["positives"]) == devices * 8
 
 
 def test_training_hybridizes_with_static_memory(monkeypatch, tmp_path):

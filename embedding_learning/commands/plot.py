@@ -13,7 +13,10 @@ KINDS = {
     "points": "t-SNE of the test images, as points coloured by class",
     "gallery": "the best, worst and random test images, and the images nearest to each",
     "curves": "the curves of a run",
+    "distances": "the distances of a run's pairs: all negatives, those drawn, and the theory",
 }
+# Of a run's records, not of a model.
+_OF_RUN = ("curves", "distances")
 
 
 def main(arguments: list[str]) -> int:
@@ -23,9 +26,10 @@ def main(arguments: list[str]) -> int:
 
     options = _parse(arguments)
     plots.check_path(options.output)
-    if options.kind == "curves":
+    if options.kind in _OF_RUN:
         folder = Path(options.run)
-        plots.curves(records.read(folder), options.output, folder.name)
+        draw_run = {"curves": plots.curves, "distances": plots.distances}[options.kind]
+        draw_run(records.read(folder), options.output, folder.name)
     else:
         with reporting.log_to_terminal():
             found = test_set.embed(model_flags.load(options), options)
@@ -47,7 +51,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for kind, text in KINDS.items():
         of_kind = kinds.add_parser(kind, help=text, description=f"Draw {text}.")
-        if kind == "curves":
+        if kind in _OF_RUN:
             text = "the folder of a run, PREFIX.run"
             of_kind.add_argument("run", metavar="RUN", help=text)
         else:
@@ -55,7 +59,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
             test_set.add_flags(of_kind)
         of_kind.add_argument("output", metavar="FILE", help="the picture, .png or .svg")
     options = parser.parse_args(arguments)
-    if options.kind == "curves":
+    if options.kind in _OF_RUN:
         if not Path(options.run).is_dir():
             raise UsageError(f"{options.run}: no such folder; name a run's, PREFIX.run")
     else:

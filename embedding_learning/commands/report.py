@@ -50,14 +50,16 @@ def main(arguments: list[str]) -> int:
     with TemporaryDirectory() as name:
         drawn = [
             Picture("Curves", f"{name}/curves.png"),
+            Picture("Distances of pairs", f"{name}/distances.png"),
             Picture("Queries and their nearest neighbours", f"{name}/gallery.png"),
             Picture("t-SNE: photographs", f"{name}/photographs.png"),
             Picture("t-SNE: classes", f"{name}/points.png"),
         ]
         plots.curves(measured, drawn[0].path, title)
-        pictures.draw_gallery(found, drawn[1].path)
-        pictures.draw_photographs(found, drawn[2].path)
-        pictures.draw_points(found, drawn[3].path)
+        plots.distances(measured, drawn[1].path, title)
+        pictures.draw_gallery(found, drawn[2].path)
+        pictures.draw_photographs(found, drawn[3].path)
+        pictures.draw_points(found, drawn[4].path)
         report.write(
             output,
             f"{Path(options.prefix).name}: {title}",

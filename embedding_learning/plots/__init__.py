@@ -1,13 +1,15 @@
 """Pictures of what was learned, each a PNG or SVG file: arrays in, a file out.
 
 t-SNE maps with photographs or with points as marks, rows of queries with their nearest neighbours,
-and the curves of a run. No MXNet; thumbnails are asked for one at a time, when they are drawn.
+the curves of a run and the distances of its pairs. No MXNet; thumbnails are asked for one at a
+time, when they are drawn.
 """
 
 from __future__ import annotations
 
 from embedding_learning.plots.history import curves
 from embedding_learning.plots.neighbours import gallery, search_results
+from embedding_learning.plots.pairs import distances
 from embedding_learning.plots.paper import check_path
 from embedding_learning.plots.queries import average_precision, choose_queries
 from embedding_learning.plots.tsne import tsne_photographs, tsne_points
@@ -17,6 +19,7 @@ __all__ = [
     "check_path",
     "choose_queries",
     "curves",
+    "distances",
     "gallery",
     "search_results",
     "tsne_photographs",

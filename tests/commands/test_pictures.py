@@ -47,14 +47,22 @@ def test_the_curves_of_a_run_are_drawn(run: Path) -> None:
     assert "Mean distance of pairs" in drawn
 
 
+def test_the_distances_of_a_run_are_drawn(run: Path) -> None:
+    assert plot.main(["distances", str(run / "birds.run"), str(run / "distances.svg")]) == 0
+    drawn = (run / "distances.svg").read_text(encoding="utf-8")
+    assert "q(D), 16 dimensions" in drawn
+    assert "drawn, epoch 1" in drawn
+
+
 def test_a_run_is_reported_on_one_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run)
     assert report.main(["birds"]) == 0
     page = (run / "birds.run" / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/") == 4
+    assert page.count("data:image/") == 5
     for told in (
         "epoch 1",
         "best: epoch",
+        "Distances of pairs",
         "map@r",
         "--model=squeezenet1.1",
         "mxnet",
@@ -72,6 +80,8 @@ def test_what_is_not_there_is_told(run: Path, tmp_path: Path) -> None:
         report.main([str(run / "birds"), "--output=page.txt"])
     with pytest.raises(UsageError, match="no such folder"):
         plot.main(["curves", str(tmp_path / "other.run"), "curves.png"])
+    with pytest.raises(UsageError, match="no such folder"):
+        plot.main(["distances", str(tmp_path / "other.run"), "distances.png"])
     with pytest.raises(UsageError, match=r"x\.jpg"):
         plot.main(["curves", str(run / "birds.run"), "x.jpg"])
 
