@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from embedding_learning import architectures, backbone_flags, dmlc
+from embedding_learning import architectures, backbone_flags, dmlc, methods
 from embedding_learning.datasets import NAMES
 
 DATA_PATH, WORKERS = "data/CUB_200_2011", 4
@@ -158,6 +158,8 @@ def _add_port_flags(group: argparse._ArgumentGroup) -> None:
 
 def _add_further_flags(group: argparse._ArgumentGroup) -> None:
     add_data_flags(group)
+    add_choice(group, "--loss", tuple(methods.LOSSES), "stand-in")
+    add_choice(group, "--sampling", tuple(methods.SAMPLINGS), "stand-in")
     add_choice(group, "--small-classes", SMALL_CLASSES, "training classes of fewer than --batch-k")
     text = "leave out images that cannot be decoded"
     group.add_argument("--skip-bad-images", action="store_true", help=text)
