@@ -74,6 +74,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+def given(arguments: Sequence[str]) -> dict[str, Any]:
+    """The flags that stand among the arguments, by attribute; read, but not checked.
+
+    Raises UsageError if one is unknown or cannot be read.
+    """
+    parser, absent = _parser(), object()
+    everything = argparse.Namespace(**{action.dest: absent for action in parser._actions})
+    found = vars(parser.parse_args(arguments, everything))
+    return {name: value for name, value in found.items() if value is not absent}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="train.py",
@@ -160,6 +171,8 @@ def _add_further_flags(group: argparse._ArgumentGroup) -> None:
     add_data_flags(group)
     add_choice(group, "--loss", tuple(methods.LOSSES), "stand-in")
     add_choice(group, "--sampling", tuple(methods.SAMPLINGS), "stand-in")
+    text = "share of the training classes that is kept out and tested instead of the test; 0: none"
+    add(group, "--held-out", 0.0, text)
     add_choice(group, "--small-classes", SMALL_CLASSES, "training classes of fewer than --batch-k")
     text = "leave out images that cannot be decoded"
     group.add_argument("--skip-bad-images", action="store_true", help=text)
@@ -242,6 +255,8 @@ def _check_ranges(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < least:
             raise UsageError(f"{as_flag(name)} {value}: must be at least {least}")
+    if not 0 <= options.held_out < 1:
+        raise UsageError(f"--held-out {options.held_out}: must be at least 0 and below 1")
     if options.grad_clip is not None and options.grad_clip <= 0:
         raise UsageError(f"--grad-clip {options.grad_clip}: must be above 0")
     if options.image_size > LARGEST_IMAGE:
