@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from embedding_learning import comparison, comparison_tables, records
+from embedding_learning import comparison, comparison_tables, plots, records
 from embedding_learning.comparison import CRITERION, HELD_OUT, TEST, Outcome, Run, prefix
 from embedding_learning.datasets import DataError
-from embedding_learning.plots.comparison import spreads
 from embedding_learning.side_by_side import Job, Process
 
 _LONGEST_LINE = 300  # characters
@@ -121,7 +120,18 @@ class Comparison:
             "comparison.md": comparison_tables.markdown(*shown) + "\n",
         }.items():
             comparison_tables.write(self._folder / name, content)
-        spreads(outcomes, pairs, self._select_on, self._caption(), self._folder / "comparison.png")
+        panels = {
+            title: {
+                pair: [
+                    getattr(outcome, kind)[CRITERION]
+                    for outcome in outcomes
+                    if (outcome.run.loss, outcome.run.sampling) == pair
+                ]
+                for pair in pairs
+            }
+            for title, kind in zip(comparison_tables.TITLES[self._select_on], ("reported", "other"))
+        }
+        plots.spreads(panels, str(self._folder / "comparison.png"), self._caption())
         return comparison_tables.text(*shown)
 
     def _epochs_of(self, run: Run, is_final: bool) -> int:
@@ -154,11 +164,11 @@ class Comparison:
             if run not in self.failed
         ]
         count = sum(epochs > 0 for epochs in left)
+        told = f"{count} {'run is' if count == 1 else 'runs are'} left"
         if not count or not self._epochs:
-            return f"{count} runs are left"
-        at_a_time = min(self._parallel, count)
-        minutes = sum(left) * self._seconds / self._epochs / at_a_time / 60
-        return f"{count} runs are left, about {minutes:.0f} minutes"
+            return told
+        seconds = sum(left) * self._seconds / self._epochs / min(self._parallel, count)
+        return f"{told}, about {_duration(seconds)}"
 
     def _caption(self) -> str:
         seeds = sorted({run.seed for run in self._runs})
@@ -180,6 +190,13 @@ class Comparison:
             with suppress(DataError):
                 return records.read_description(Path(f"{place}.run"))[1]
         return str(self._options.data_path)
+
+
+def _duration(seconds: float) -> str:
+    """In the unit that a person would choose."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _last_line(log: Path) -> str:

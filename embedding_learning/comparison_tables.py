@@ -26,7 +26,7 @@ LABELS = {
     TEST: ("best", "last", "best epoch"),
     HELD_OUT: ("test", "held-out", "selected epoch"),
 }
-_TITLES = {
+TITLES = {
     TEST: ("Recall@1, best epoch", "Recall@1, last epoch"),
     HELD_OUT: ("Recall@1, test classes", "Recall@1, held-out classes"),
 }
@@ -63,7 +63,7 @@ def _escaped(caption: str) -> str:
 
 
 def _titles(select_on: str) -> list[str]:
-    return ["loss", "sampling", "runs", *_TITLES[select_on], LABELS[select_on][2], "seconds"]
+    return ["loss", "sampling", "runs", *TITLES[select_on], LABELS[select_on][2], "seconds"]
 
 
 def _cells(rows: Sequence[Row], seeds: int) -> list[list[str]]:

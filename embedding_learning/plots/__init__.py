@@ -1,11 +1,12 @@
 """Pictures of what was learned, each a PNG or SVG file: arrays in, a file out.
 
 t-SNE maps with photographs or with points as marks, rows of queries with their nearest neighbours,
-and the curves of a run. No MXNet; thumbnails are asked for one at a time, when they are drawn.
+the curves of a run, and a comparison's error bars. No MXNet; thumbnails are asked for one at a time, when they are drawn.
 """
 
 from __future__ import annotations
 
+from embedding_learning.plots.comparison import spreads
 from embedding_learning.plots.history import curves
 from embedding_learning.plots.neighbours import gallery, search_results
 from embedding_learning.plots.paper import check_path
@@ -19,6 +20,7 @@ __all__ = [
     "curves",
     "gallery",
     "search_results",
+    "spreads",
     "tsne_photographs",
     "tsne_points",
 ]
