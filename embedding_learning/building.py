@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from functools import partial
 
 import mxnet as mx
 import numpy as np
 from mxnet import gluon
+from mxnet.gluon import HybridBlock
 
-from embedding_learning import backbones, fine_tuning, gpus, mixed_precision
+from embedding_learning import backbones, fine_tuning, gpus, losses, methods, mixed_precision
+from embedding_learning import sampling as samplings
 from embedding_learning.job import Job
 from embedding_learning.learner import Beta, Learner
 from embedding_learning.losses import MarginLoss
@@ -23,21 +26,24 @@ _NOT_FOR_TRAINING = {"test", "groupadagrad"}
 
 def build(
     options: Namespace,
-    classes: int,
+    beta_terms: np.ndarray,
     net: MarginNet,
     devices: list[mx.Context],
     job: Job | None = None,
 ) -> Learner:
-    """Beta, loss and optimizers for a network and a number of training classes."""
+    """Beta, loss and optimizers for a network and the boundaries of its training images.
+
+    `beta_terms` (boundaries, j): the entries of beta that add up to each boundary.
+    """
     job = job or Job()
-    beta = build_beta(options, classes, devices)
-    loss = MarginLoss(options.margin, options.nu)
+    loss = build_loss(options)
+    beta = build_beta(options, beta_terms.max() + 1, devices)
     for block in (net, loss):
         block.hybridize(static_alloc=True, static_shape=True)
     trainers = build_trainers(options, net, beta, job)
     loss_scale = LossScale() if options.dtype == "float16" else None
     skip = options.on_nonfinite == "skip"
-    return Learner(net, beta, loss, trainers, devices, skip, job, loss_scale)
+    return Learner(net, beta, loss, trainers, devices, skip, job, loss_scale, beta_terms)
 
 
 def build_network(
@@ -60,15 +66,7 @@ def build_network(
             options.pretrained_params,
             options.pool,
         )
-    normalize = ImageNormalization()
-    net = MarginNet(
-        backbone,
-        options.embed_dim,
-        options.batch_k,
-        options.feat_dim,
-        normalize_weights=options.normalize_weights,
-        preprocess=normalize,
-    )
+    net = join(options, backbone)
     # What came with the backbone is initialized already and stays.
     fresh = [p for p in net.collect_params().values() if p._data is None]
     for parameter in fresh:
@@ -76,7 +74,7 @@ def build_network(
     # The first image settles the sizes that depend on the crop.
     image = mx.nd.zeros((1, 3, options.crop_size, options.crop_size), devices[0], np.uint8)
     try:
-        backbone(normalize(image)).wait_to_read()
+        backbone(ImageNormalization()(image)).wait_to_read()
     except mx.base.MXNetError as error:
         if gpus.is_out_of_memory(error):
             raise
@@ -104,12 +102,41 @@ def build_network(
     return net
 
 
-def build_beta(options: Namespace, classes: int, devices: list[mx.Context]) -> Beta:
-    """One boundary per training class, learned, or the constant if its learning rate is 0."""
+def join(options: Namespace, backbone: HybridBlock) -> MarginNet:
+    """Backbone, embedding and sampling as the flags say; what is new has no weights yet."""
+    sampling = getattr(samplings, methods.SAMPLINGS[options.sampling])
+    if options.normalize_weights:
+        sampling = partial(sampling, normalize_weights=True)
+    return MarginNet(
+        backbone,
+        options.embed_dim,
+        options.batch_k,
+        options.feat_dim,
+        sampling,
+        preprocess=ImageNormalization(),
+    )
+
+
+def build_loss(options: Namespace) -> HybridBlock:
+    """The loss of that name."""
+    kind = getattr(losses, methods.LOSSES[options.loss].class_name)
+    return kind(options.margin, options.nu) if kind is MarginLoss else kind(options.margin)
+
+
+def build_beta(options: Namespace, entries: int, devices: list[mx.Context]) -> Beta:
+    """What boundaries are made of, learned, or the constant if its learning rate is 0.
+
+    Boundaries begin as --beta: it is each class's, or the common one while all others are 0.
+    """
+    if options.loss != "margin":
+        return None
     if not options.lr_beta:
         return float(options.beta)
-    beta = gluon.Parameter("beta", shape=(classes,))
-    beta.initialize(mx.init.Constant(options.beta), ctx=devices)
+    first = np.full(entries, options.beta)
+    if options.beta_per == "image":
+        first[1:] = 0
+    beta = gluon.Parameter("beta", shape=(entries,))
+    beta.initialize(mx.init.Constant(mx.nd.array(first)), ctx=devices)
     return beta
 
 

@@ -31,8 +31,8 @@ class Data:
         The images searched for; among each other, unless there is a gallery.
     gallery : SequentialBatches, optional
         The images searched in; classes are numbered as in `test`.
-    classes : int
-        Number of training classes.
+    beta_terms : ndarray of int (boundaries, j)
+        The entries of beta that add up to each boundary of the margin-based loss.
     title : str
         The data set, and what is seen of each image.
     digest : str
@@ -42,7 +42,7 @@ class Data:
     train: BalancedBatches
     test: SequentialBatches
     gallery: SequentialBatches | None
-    classes: int
+    beta_terms: np.ndarray
     title: str
     digest: str
 
@@ -108,14 +108,16 @@ def open_data(split: Split, options: Namespace, rank: int = 0, together: int = 1
         SequentialBatches(source, images.labels, *shape, share)
         for source, images in zip(sources[1:], parts[1:])
     ]
+    beta_terms = _beta_terms(parts[0], options.beta_per)
     return Data(
         BalancedBatches(
             *(sources[0], parts[0].labels, options.batch_k, options.seed, *shape),
             (rank, options.processes),
+            beta_terms if options.beta_per == "image" else None,
         ),
         searched[0],
         searched[1] if split.gallery else None,
-        len(parts[0].class_names),
+        beta_terms,
         split.title,
         digest(parts),
     )
@@ -149,6 +151,18 @@ def fit_to_batches(images: ImageSet, options: Namespace) -> tuple[ImageSet, np.n
     number[kept] = np.arange(len(kept))
     names = [images.class_names[label] for label in kept]
     return replace(images, labels=number[images.labels], class_names=names), rows
+
+
+def _beta_terms(images: ImageSet, beta_per: str) -> np.ndarray:
+    """The entries of beta that add up to each class's boundary, (classes, 1), or each image's.
+
+    Equation 7 of Wu et al. (2017) for an image, (images, 3): a common entry, its class's, its own.
+    """
+    classes = np.arange(len(images.class_names))
+    if beta_per == "class":
+        return classes[:, None]
+    rows = np.arange(len(images))
+    return np.stack([0 * rows, 1 + images.labels, 1 + len(classes) + rows], axis=1)
 
 
 def _decoded(images: ImageSet, options: Namespace) -> tuple[Pixels, np.ndarray]:

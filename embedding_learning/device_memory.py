@@ -12,8 +12,8 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock
 
-from embedding_learning import backbones, gpus
-from embedding_learning.model import ImageNormalization, MarginNet
+from embedding_learning import backbones, building, gpus
+from embedding_learning.model import MarginNet
 from embedding_learning.monitoring import TrainingFault
 
 # Their output takes the place of their first input.
@@ -105,14 +105,7 @@ def bytes_of_step(options: Namespace, share: int, net: HybridBlock | None = None
 
 def _network(options: Namespace) -> MarginNet:
     """The network that is trained, its weights not there."""
-    net = MarginNet(
-        backbones.create(options.model, [mx.cpu()], pool=options.pool),
-        options.embed_dim,
-        options.batch_k,
-        options.feat_dim,
-        normalize_weights=options.normalize_weights,
-        preprocess=ImageNormalization(),
-    )
+    net = building.join(options, backbones.create(options.model, [mx.cpu()], pool=options.pool))
     if options.dtype != "float32":
         net.cast(options.dtype)
     return net

@@ -32,7 +32,7 @@ class _Plan:
 
 
 class _BatchIter(mx.io.DataIter):
-    """Carries out the plans of a subclass: data uint8 (batch_size, 3, crop, crop), label (n,).
+    """Carries out the plans of a subclass: data uint8 (batch_size, 3, crop, crop), its targets.
 
     Parameters are those of BalancedBatches.
     """
@@ -45,11 +45,13 @@ class _BatchIter(mx.io.DataIter):
         crop_size: int,
         workers: int,
         part: tuple[int, int] = (0, 1),
+        targets: np.ndarray | None = None,
     ) -> None:
         self._part, self._parts = part
         super().__init__(batch_size // self._parts)
         self.pixels = pixels
         self.labels = labels.astype(np.float32)
+        self._targets = self.labels if targets is None else targets.astype(np.float32)
         self._crop_size = crop_size
         self._pool = ThreadPoolExecutor(workers) if workers else None
         self._ahead = workers + _BATCHES_READY if workers else 0
@@ -57,7 +59,8 @@ class _BatchIter(mx.io.DataIter):
         self._next_number = 0
         shape = (self.batch_size, 3, crop_size, crop_size)
         self.provide_data = [mx.io.DataDesc("data", shape, np.uint8, "NCHW")]
-        self.provide_label = [mx.io.DataDesc("label", (self.batch_size,), np.float32, "N")]
+        shape = (self.batch_size, *self._targets.shape[1:])
+        self.provide_label = [mx.io.DataDesc("label", shape, np.float32, "N")]
 
     def _plan(self, number: int) -> _Plan | None:
         """The plan of a batch, or None after the last."""
@@ -88,7 +91,7 @@ class _BatchIter(mx.io.DataIter):
         # The arrays take the memory over. A copy would queue behind the step that is computed, and
         # take longer than making the batch did.
         data = mx.nd.from_numpy(batch.result(), zero_copy=True)
-        label = mx.nd.from_numpy(self.labels[plan.rows], zero_copy=True)
+        label = mx.nd.from_numpy(self._targets[plan.rows], zero_copy=True)
         return mx.io.DataBatch(data=[data], label=[label], pad=plan.pad)
 
     def _start(self, plan: _Plan) -> Future[np.ndarray]:
@@ -138,6 +141,8 @@ class BalancedBatches(_BatchIter):
     part : tuple of int
         Which of how many equal parts of each batch is made here: where several processes train
         together, they make the parts of the same batch, whose classes differ.
+    targets : ndarray (n,) or (n, j), optional
+        What batches have as labels, as float32; by default the classes.
     """
 
     def __init__(
@@ -150,8 +155,9 @@ class BalancedBatches(_BatchIter):
         crop_size: int,
         workers: int,
         part: tuple[int, int] = (0, 1),
+        targets: np.ndarray | None = None,
     ) -> None:
-        super().__init__(pixels, labels, batch_size, crop_size, workers, part)
+        super().__init__(pixels, labels, batch_size, crop_size, workers, part, targets)
         self._batch_k = batch_k
         self._seed = seed
         order = np.argsort(labels, kind="stable")

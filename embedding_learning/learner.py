@@ -10,14 +10,15 @@ from typing import Any, Union
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
+from mxnet.gluon import HybridBlock
 
 from embedding_learning.job import Job
-from embedding_learning.losses import MarginLoss, distances
+from embedding_learning.losses import distances
 from embedding_learning.mixed_precision import LossScale, finiteness
 from embedding_learning.model import MarginNet
 
-# One learned boundary per class, or one constant.
-Beta = Union[gluon.Parameter, float]
+# What boundaries are made of, learned, or one constant; None where the loss has no boundary.
+Beta = Union[gluon.Parameter, float, None]
 
 
 @dataclass
@@ -32,8 +33,8 @@ class Step:
     embeddings : list of NDArray (n, d)
         Each device's.
     triples : list of tuple
-        Each device's anchors, positives, negatives (m, d) and the anchors' labels (m,), or None
-        if beta is one constant.
+        What each device's loss was computed of: anchors, positives, negatives (m, d) and, where
+        there is one, beta and the anchors' labels, or None if it is one constant.
     overflowed : bool
         Its gradients were not finite for the scale of the loss, and its update was left out.
     """
@@ -68,9 +69,11 @@ class Learner:
     Attributes
     ----------
     net : MarginNet
-    beta : Parameter (classes,) or float
-        One boundary for each training class, or the constant if it is not learned.
-    loss : MarginLoss
+    beta : Parameter (b,), float or None
+        What the loss's boundaries are made of, the constant if it is not learned, or None if the
+        loss has none.
+    loss : HybridBlock
+        One of `losses`.
     trainers : list of Trainer
         The network's and, where beta is learned, beta's.
     devices : list of Context
@@ -81,16 +84,19 @@ class Learner:
         The processes that learn together.
     loss_scale : LossScale, optional
         Of a network in float16. All processes have the same.
+    beta_terms : ndarray of int (boundaries, j), optional
+        The entries of a learned beta that add up to each boundary; else each is one by itself.
     """
 
     net: MarginNet
     beta: Beta
-    loss: MarginLoss
+    loss: HybridBlock
     trainers: list[gluon.Trainer]
     devices: list[mx.Context]
     skip_nonfinite: bool = False
     job: Job = field(default_factory=Job)
     loss_scale: LossScale | None = None
+    beta_terms: np.ndarray | None = None
 
     @property
     def shares(self) -> int:
@@ -116,11 +122,10 @@ class Learner:
         with autograd.record():
             for x, y in zip(images, labels):
                 anchor_rows, anchors, positives, negatives, embedded = self.net(x)
-                learned = isinstance(self.beta, gluon.Parameter)
-                anchor_labels = y.take(anchor_rows) if learned else None
-                losses.append(self.loss(anchors, positives, negatives, self.beta, anchor_labels))
+                triple = (anchors, positives, negatives, *self._boundary(y, anchor_rows))
+                losses.append(self.loss(*triple))
                 embeddings.append(embedded)
-                triples.append((anchors, positives, negatives, anchor_labels))
+                triples.append(triple)
         # Only after the forward pass has been queued on every device, so that all compute at once.
         autograd.backward(
             losses, self.loss_scale.head_gradients(self.devices) if self.loss_scale else None
@@ -144,29 +149,37 @@ class Learner:
             update(batch.data[0].shape[0] * self.job.size * scale)
         return step
 
+    def _boundary(self, labels: mx.nd.NDArray, anchor_rows: mx.nd.NDArray) -> tuple[Any, ...]:
+        """What the loss takes beside triples: beta and, where it is learned, whose it is."""
+        if self.beta is None:
+            return ()
+        is_learned = isinstance(self.beta, gluon.Parameter)
+        return self.beta, labels.take(anchor_rows) if is_learned else None
+
     def measure(self, step: Step) -> dict[str, np.ndarray]:
         """The step's pairs, all devices', (m,) each; waits for the step.
 
-        `positive_distances` and `negative_distances`, and `active`: whether each pair has a loss,
-        positive ones first.
+        `positive_distances` and `negative_distances`, and `active`: whether each term of the loss
+        is above zero, those of positive pairs first where it has such.
         """
         positive, negative, active = [], [], []
-        for anchors, positives, negatives, labels in step.triples:
+        for triple in step.triples:
+            anchors, positives, negatives = triple[:3]
             positive.append(distances(mx.nd, anchors, positives).asnumpy())
             negative.append(distances(mx.nd, anchors, negatives).asnumpy())
-            losses = self.loss.pair_losses(anchors, positives, negatives, self.beta, labels)
-            active += [pair_loss.asnumpy() > 0 for pair_loss in losses]
+            active += [term.asnumpy() > 0 for term in self.loss.terms(*triple)]
         return {
             "positive_distances": np.concatenate(positive),
             "negative_distances": np.concatenate(negative),
             "active": np.concatenate(active),
         }
 
-    def boundaries(self) -> np.ndarray | float:
-        """Beta of each class, (classes,), or the constant; waits for the steps before."""
-        if isinstance(self.beta, gluon.Parameter):
-            return self.beta.data(self.devices[0]).asnumpy()
-        return self.beta
+    def boundaries(self) -> np.ndarray | float | None:
+        """All boundaries, or the constant, or None; waits for the steps before."""
+        if not isinstance(self.beta, gluon.Parameter):
+            return self.beta
+        values = self.beta.data(self.devices[0]).asnumpy()
+        return values if self.beta_terms is None else values[self.beta_terms].sum(axis=1)
 
     def start(self) -> None:
         """Gives all devices of all processes the first one's weights.

@@ -12,6 +12,101 @@ from mxnet.gluon import HybridBlock
 _DISTANCE_EPSILON = 1e-8
 
 
+class _TripleLoss(HybridBlock):
+    """The mean of the terms above zero that a subclass computes of triples; 0 if there are none.
+
+    Terms without a loss have no gradient; counted in the mean, they would make the steps smaller
+    the more is learned. So the original does with the margin-based loss.
+    """
+
+    def __init__(self, margin: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._margin = margin
+
+    def hybrid_forward(self, F: Any, anchors: Any, positives: Any, negatives: Any) -> Any:
+        return _mean_of_active(F, self._terms(F, anchors, positives, negatives))
+
+    def terms(
+        self, anchors: nd.NDArray, positives: nd.NDArray, negatives: nd.NDArray
+    ) -> list[nd.NDArray]:
+        """What the loss adds up, (m,) each: of positive and negative pairs, or of triples."""
+        with anchors.context:
+            return self._terms(nd, anchors, positives, negatives)
+
+    def _terms(self, F: Any, anchors: Any, positives: Any, negatives: Any) -> list[Any]:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(margin={self._margin})"
+
+
+class ContrastiveLoss(_TripleLoss):
+    r"""Contrastive loss (Hadsell et al., 2006), section 3 of Wu et al. (2017).
+
+    :math:`D^2` of a positive pair and :math:`[\alpha - D]_+^2` of a negative one; the sum divided
+    by the number of pairs whose loss is above zero.
+
+    Parameters
+    ----------
+    margin : float
+        alpha: the distance from which a negative pair costs nothing.
+
+    Inputs, for m triples of d dimensions:
+        - **anchors**, **positives**, **negatives** (m, d).
+
+    Output: the loss, (1,).
+    """
+
+    def __init__(self, margin: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(margin, **kwargs)
+
+    def _terms(self, F: Any, anchors: Any, positives: Any, negatives: Any) -> list[Any]:
+        missing = F.maximum(self._margin - distances(F, anchors, negatives), 0.0)
+        return [squared_distances(F, anchors, positives), F.square(missing)]
+
+
+class TripletLoss(_TripleLoss):
+    r"""Triplet loss (Schroff et al., 2015), section 3 of Wu et al. (2017).
+
+    :math:`[D_{ap}^2 - D_{an}^2 + \alpha]_+` of each triple; the sum divided by the number of
+    triples whose loss is above zero.
+
+    Parameters
+    ----------
+    margin : float
+        alpha: by how much the negative's squared distance must exceed the positive's.
+
+    Inputs, for m triples of d dimensions:
+        - **anchors**, **positives**, **negatives** (m, d).
+
+    Output: the loss, (1,).
+    """
+
+    def __init__(self, margin: float = 0.2, **kwargs: Any) -> None:
+        super().__init__(margin, **kwargs)
+
+    def _terms(self, F: Any, anchors: Any, positives: Any, negatives: Any) -> list[Any]:
+        positive = squared_distances(F, anchors, positives)
+        negative = squared_distances(F, anchors, negatives)
+        return [F.maximum(positive - negative + self._margin, 0.0)]
+
+
+class EuclideanTripletLoss(_TripleLoss):
+    r"""Triplet loss of plain distances, section 4.2 of Wu et al. (2017).
+
+    :math:`[D_{ap} - D_{an} + \alpha]_+` of each triple; otherwise as :class:`TripletLoss`. Its
+    gradient is of the same length however near a negative is, and does not vanish there.
+    """
+
+    def __init__(self, margin: float = 0.2, **kwargs: Any) -> None:
+        super().__init__(margin, **kwargs)
+
+    def _terms(self, F: Any, anchors: Any, positives: Any, negatives: Any) -> list[Any]:
+        positive = distances(F, anchors, positives)
+        negative = distances(F, anchors, negatives)
+        return [F.maximum(positive - negative + self._margin, 0.0)]
+
+
 class MarginLoss(HybridBlock):
     r"""Margin-based loss, section 4.2 of Wu et al. (2017).
 
@@ -29,9 +124,11 @@ class MarginLoss(HybridBlock):
 
     Inputs, for m triples of d dimensions:
         - **anchors**, **positives**, **negatives** (m, d).
-        - **beta**: with `labels`, one boundary per class, (C,), as an NDArray or a Parameter;
-          without, one constant for all, a number or an NDArray of one element.
-        - **labels** (m,): index into beta of each anchor's class, or None.
+        - **beta**: with `labels`, what boundaries are made of, (b,), such as one for each class,
+          as an NDArray or a Parameter; without, one constant for all, a number or an NDArray of one
+          element.
+        - **labels** (m,) or (m, j): index into beta of each anchor's boundary, such as its class,
+          or of the j that its boundary is the sum of; or None.
 
     Output: the loss, (1,).
     """
@@ -57,37 +154,45 @@ class MarginLoss(HybridBlock):
     ) -> Any:
         regularisation = 0.0
         if labels is not None:
-            beta = F.take(beta, labels)
+            beta = _boundaries(F, beta, labels)
             regularisation = self._nu * F.sum(beta)
-        positive_loss, negative_loss = self._pair_losses(F, anchors, positives, negatives, beta)
-        active = F.stop_gradient(F.sum((positive_loss > 0.0) + (negative_loss > 0.0)))
-        total = F.sum(positive_loss + negative_loss) + regularisation
-        return total * (active > 0.0) / F.maximum(active, 1.0)
+        terms = self._terms(F, anchors, positives, negatives, beta)
+        return _mean_of_active(F, terms, regularisation)
 
-    def pair_losses(
+    def terms(
         self,
         anchors: nd.NDArray,
         positives: nd.NDArray,
         negatives: nd.NDArray,
         beta: nd.NDArray | gluon.Parameter | float,
         labels: nd.NDArray | None = None,
-    ) -> tuple[nd.NDArray, nd.NDArray]:
+    ) -> list[nd.NDArray]:
         """The loss of each positive pair (m,) and of each negative pair (m,)."""
         with anchors.context:
             beta = _on_device_of(anchors, beta)
-            beta = beta if labels is None else nd.take(beta, labels)
-            return self._pair_losses(nd, anchors, positives, negatives, beta)
+            beta = beta if labels is None else _boundaries(nd, beta, labels)
+            return self._terms(nd, anchors, positives, negatives, beta)
 
-    def _pair_losses(
-        self, F: Any, anchors: Any, positives: Any, negatives: Any, beta: Any
-    ) -> tuple[Any, Any]:
-        return (
+    def _terms(self, F: Any, anchors: Any, positives: Any, negatives: Any, beta: Any) -> list[Any]:
+        return [
             F.maximum(F.broadcast_sub(distances(F, anchors, positives), beta) + self._margin, 0.0),
             F.maximum(F.broadcast_sub(beta, distances(F, anchors, negatives)) + self._margin, 0.0),
-        )
+        ]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(margin={self._margin}, nu={self._nu})"
+
+
+def _boundaries(F: Any, beta: Any, labels: Any) -> Any:
+    """Each anchor's: beta (b,), labels (m,) or (m, j) -> (m,)."""
+    return F.sum(F.take(beta, F.reshape(labels, (0, -1))), axis=1)
+
+
+def _mean_of_active(F: Any, terms: list[Any], more: Any = 0.0) -> Any:
+    """The sum of the terms, and what is more, divided by the number of terms above zero: (1,)."""
+    active = F.stop_gradient(F.sum(F.add_n(*(term > 0.0 for term in terms))))
+    total = F.sum(F.add_n(*terms)) + more
+    return total * (active > 0.0) / F.maximum(active, 1.0)
 
 
 def _on_device_of(anchors: nd.NDArray, beta: nd.NDArray | gluon.Parameter | float) -> nd.NDArray:
@@ -100,6 +205,11 @@ def _on_device_of(anchors: nd.NDArray, beta: nd.NDArray | gluon.Parameter | floa
 
 def distances(F: Any, x: Any, y: Any) -> Any:
     """Euclidean distance row by row: (m, d), (m, d) -> (m,)."""
+    return F.sqrt(squared_distances(F, x, y) + _DISTANCE_EPSILON)
+
+
+def squared_distances(F: Any, x: Any, y: Any) -> Any:
+    """Squared Euclidean distance row by row: (m, d), (m, d) -> (m,)."""
     ones = F.reshape(F.ones_like(F.slice_axis(x, axis=0, begin=0, end=1)), (-1,))
     # A product with ones takes a sixth of the time of a sum along an axis.
-    return F.sqrt(F.dot(F.square(x - y), F.stop_gradient(ones)) + _DISTANCE_EPSILON)
+    return F.dot(F.square(x - y), F.stop_gradient(ones))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from mxnet.gluon import HybridBlock, nn
@@ -54,7 +55,7 @@ class L2Normalization(HybridBlock):
 
 
 class MarginNet(HybridBlock):
-    """Embedding network with distance weighted sampling (Wu et al., 2017).
+    """Embedding network with its sampling of negatives (Wu et al., 2017).
 
     Its parameters carry the names of the original example's network (``base_net.*``,
     ``dense.*``), so that each loads the other's files.
@@ -69,8 +70,8 @@ class MarginNet(HybridBlock):
         Consecutive images per class in a batch.
     feat_dim : int, optional
         Puts a fully connected layer of this size between backbone and embedding.
-    normalize_weights : bool
-        Passed to the sampling.
+    sampling : function
+        From `batch_k` to one of the blocks of `sampling`.
     preprocess : HybridBlock, optional
         Applied to the images first, within the same graph.
 
@@ -87,7 +88,7 @@ class MarginNet(HybridBlock):
         emb_dim: int,
         batch_k: int,
         feat_dim: int | None = None,
-        normalize_weights: bool = False,
+        sampling: Callable[[int], HybridBlock] = DistanceWeightedSampling,
         preprocess: HybridBlock | None = None,
         **kwargs: Any,
     ) -> None:
@@ -98,7 +99,7 @@ class MarginNet(HybridBlock):
             self.feature = nn.Dense(feat_dim) if feat_dim else None
             self.dense = nn.Dense(emb_dim)
             self.normalize = L2Normalization()
-            self.sampled = DistanceWeightedSampling(batch_k, normalize_weights=normalize_weights)
+            self.sampled = sampling(batch_k)
 
     def hybrid_forward(self, F: Any, x: Any) -> tuple[Any, ...]:
         return self.sampled(self.embed(x))

@@ -9,6 +9,8 @@ import numpy as np
 # In a row; fewer happen by chance late in a successful training.
 _BATCHES_WITHOUT_PAIRS = 20
 _SKIPPED_IN_A_ROW = 20
+# The cutoff of distance weighted sampling.
+_COLLAPSED = 0.5
 # Distances of points on the unit sphere lie in [0, 2].
 _LARGEST_DISTANCE = 2.0
 
@@ -22,14 +24,11 @@ class Monitor:
 
     Parameters
     ----------
-    cutoff : float
-        The sampling's: nearer pairs are not told apart by it.
     stop_on_nonfinite : bool
         Whether a batch that is not finite ends the run, or was skipped.
     """
 
-    def __init__(self, cutoff: float, stop_on_nonfinite: bool) -> None:
-        self._cutoff = cutoff
+    def __init__(self, stop_on_nonfinite: bool) -> None:
         self._stop_on_nonfinite = stop_on_nonfinite
         self._batches_without_pairs = 0
         self._skipped_in_a_row = 0
@@ -75,23 +74,23 @@ class Monitor:
         squares = (x**2).sum(axis=1)
         # Rounding makes the squares of equal embeddings' distances negative.
         farthest = np.sqrt(max(0.0, (squares[:, None] + squares - 2 * x @ x.T).max()))
-        if farthest < self._cutoff:
+        if farthest < _COLLAPSED:
             self._warn(
                 "collapse",
                 f"The embedding has collapsed: no two images of a batch are farther apart than "
-                f"{farthest:.2g}, and below {self._cutoff} the sampling tells no distances apart. "
-                "Most often --lr is too high; pretrained weights help too.",
+                f"{farthest:.2g}, and below {_COLLAPSED} distance weighted sampling tells no "
+                "distances apart. Most often --lr is too high; pretrained weights help too.",
             )
 
     def see_beta(self, beta: np.ndarray | float) -> None:
-        """The boundaries of all classes, (classes,), or the constant."""
+        """All boundaries, or the constant."""
         values = np.atleast_1d(beta)
         outside = np.sum((values <= 0) | (values >= _LARGEST_DISTANCE))
         if outside:
             self._warn(
                 "beta",
                 f"Beta has left (0, {_LARGEST_DISTANCE:g}), the range of distances, for "
-                f"{outside} of {len(values)} classes: their boundary parts nothing any "
+                f"{outside} of {len(values)} boundaries: they part nothing any "
                 "more. Most often --lr-beta is too high, or --nu or --beta unfit.",
             )
 

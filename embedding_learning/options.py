@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from embedding_learning import architectures, backbone_flags, dmlc, methods
+from embedding_learning import architectures, backbone_flags, dmlc, method_flags
 from embedding_learning.datasets import NAMES
 
 DATA_PATH, WORKERS = "data/CUB_200_2011", 4
@@ -46,7 +46,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     UsageError
         If a flag is unknown, cannot be read, or contradicts another.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    # What is typed replaces what comes with a preset or a loss.
+    parser.set_defaults(**method_flags.defaults(parser.parse_args(arguments)))
+    options = parser.parse_args(arguments)
+    _check_methods(options)
     set_sizes(options)
     options.gpus = integers("--gpus", options.gpus, "different")
     options.steps = integers("--steps", options.steps, "increasing")
@@ -93,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_original_flags(parser)
     _add_port_flags(parser.add_argument_group("flags of the PyTorch port"))
+    method_flags.add_flags(parser.add_argument_group("loss and sampling"))
     backbone_flags.add_flags(parser.add_argument_group("the backbone and its weights"))
     _add_further_flags(parser.add_argument_group("further flags"))
     return parser
@@ -169,8 +174,6 @@ def _add_port_flags(group: argparse._ArgumentGroup) -> None:
 
 def _add_further_flags(group: argparse._ArgumentGroup) -> None:
     add_data_flags(group)
-    add_choice(group, "--loss", tuple(methods.LOSSES), "stand-in")
-    add_choice(group, "--sampling", tuple(methods.SAMPLINGS), "stand-in")
     text = "share of the training classes that is kept out and tested instead of the test; 0: none"
     add(group, "--held-out", 0.0, text)
     add_choice(group, "--small-classes", SMALL_CLASSES, "training classes of fewer than --batch-k")
@@ -266,6 +269,16 @@ def _check_ranges(options: argparse.Namespace) -> None:
             f"--crop-size {options.crop_size}: cannot be cut out of --image-size "
             f"{options.image_size}; make the image larger or the crop smaller"
         )
+
+
+def _check_methods(options: argparse.Namespace) -> None:
+    if options.normalize_weights and options.sampling != "distance-weighted":
+        raise UsageError(
+            f"--normalize-weights: is for distance weighted sampling; --sampling "
+            f"{options.sampling} has no weights"
+        )
+    if options.beta_per == "image" and options.loss == "margin" and not options.lr_beta:
+        raise UsageError("--beta-per image: is for a beta that is learned, not --lr-beta 0")
 
 
 def _check_start(options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from embedding_learning import method_flags
 from embedding_learning.backbone_flags import POOLS
 from embedding_learning.checkpoints import FORMAT, Checkpoint
 from embedding_learning.options import DTYPES, UsageError
@@ -19,7 +20,8 @@ from embedding_learning.options import DTYPES, UsageError
 # What the state was made with; with another value it would not fit, or not be the same run.
 _MUST_AGREE = (
     "model", "pool", "embed_dim", "feat_dim", "batch_k", "total_batch_size", "batch_num",
-    "image_size", "crop_size", "normalize_weights", "optimizer", "seed", "dtype",
+    "image_size", "crop_size", "normalize_weights", "optimizer", "seed", "dtype", "loss",
+    "sampling", "beta_per",
 )  # fmt: skip
 # What may change, but leads to another model.
 _MAY_CHANGE = (
@@ -122,7 +124,7 @@ def check_flags(checkpoint: Checkpoint, options: Namespace) -> None:
     if not isinstance(former, dict) or not all(_is_showable(former.get(name)) for name in names):
         raise UsageError(f"--resume {checkpoint.path}: does not tell the flags of its run")
     # What it was before there were these flags.
-    former = {"dtype": DTYPES[0], "pool": POOLS[0], **former}
+    former = {"dtype": DTYPES[0], "pool": POOLS[0], **method_flags.FIRST, **former}
     now = json.loads(json.dumps(vars(options)))
     differing = [_flag(name, former) for name in _MUST_AGREE if former.get(name) != now[name]]
     if _is_pretrained(former) != _is_pretrained(now):

@@ -73,7 +73,7 @@ def run(options: Namespace, arguments: Sequence[str], member: Member | None = No
         data = open_data(split, options, job.rank, job.size)
         try:
             job.check_equal("the data", [data.digest.encode()])
-            learner = build(options, data.classes, net, devices, job)
+            learner = build(options, data.beta_terms, net, devices, job)
             if checkpoint:
                 resuming.check_data(checkpoint, data.digest, options)
                 _restore(learner, checkpoint)

@@ -16,11 +16,125 @@ from mxnet.gluon import HybridBlock
 _SMALLEST_SQUARE = 1e-8
 # Subtracted from a log weight, leaves nothing of the weight.
 _NEVER = 1e30
+# Less any squared distance on the unit sphere, is more than all of them.
+_AFTER_ALL = 9.0
 # A uniform number of exactly 0 would fall before the first candidate.
 _SMALLEST_UNIFORM = 1e-12
 
 
-class DistanceWeightedSampling(HybridBlock):
+class _Sampling(HybridBlock):
+    """Batches as triples; a subclass says which rows are the negatives.
+
+    Parameters
+    ----------
+    batch_k : int
+        Images per class; each anchor gets ``batch_k - 1`` negatives, one for each of its positives.
+    """
+
+    def __init__(self, batch_k: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._batch_k = batch_k
+
+    def forward(self, x: Any) -> tuple[Any, ...]:
+        # Within another block's graph x is a symbol, and its size unknown.
+        if isinstance(x, nd.NDArray) and (
+            x.shape[0] % self._batch_k or x.shape[0] < 2 * self._batch_k
+        ):
+            raise ValueError(
+                f"{x.shape[0]} rows are not two or more whole classes of {self._batch_k} rows"
+            )
+        return super().forward(x)
+
+    def hybrid_forward(self, F: Any, x: Any) -> tuple[Any, ...]:
+        row, row_class = self._rows(F, x)
+        anchor_rows = F.repeat(row, repeats=self._batch_k - 1)
+        positive_rows = self._positive_rows(F, row, row_class)
+        negative_rows = self._negative_rows(F, F.stop_gradient(x), row, row_class, positive_rows)
+        return (
+            anchor_rows,
+            F.take(x, anchor_rows),
+            F.take(x, F.reshape(positive_rows, (-1,))),
+            F.take(x, F.reshape(F.stop_gradient(negative_rows), (-1,))),
+            x,
+        )
+
+    def _negative_rows(self, F: Any, x: Any, row: Any, row_class: Any, positive_rows: Any) -> Any:
+        """Which rows of x (n, d) are the negatives: (n, batch_k - 1) as `positive_rows`.
+
+        `row` and `row_class`, (n,), are the rows' numbers and classes within the batch.
+        """
+        raise NotImplementedError
+
+    def _rows(self, F: Any, x: Any) -> tuple[Any, Any]:
+        """Row numbers and the class each row belongs to within the batch, both (n,)."""
+        row = F.contrib.arange_like(F.stop_gradient(x), axis=0)
+        # The half keeps the division away from whole numbers, whatever its rounding.
+        return row, F.floor((row + 0.5) / self._batch_k)
+
+    def _positive_rows(self, F: Any, row: Any, row_class: Any) -> Any:
+        """The other rows of each row's class, in order: (n, batch_k - 1)."""
+        first_of_class = row_class * self._batch_k
+        place = F.expand_dims(row - first_of_class, axis=1)
+        other = F.expand_dims(F.arange(0, self._batch_k - 1), axis=0)
+        # Counting over the other images of the class skips the anchor's own place.
+        other = F.broadcast_add(F.broadcast_greater_equal(other, place), other)
+        return F.broadcast_add(other, F.expand_dims(first_of_class, axis=1))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(batch_k={self._batch_k})"
+
+
+class RandomSampling(_Sampling):
+    """Draws negatives uniformly from the other classes, with replacement.
+
+    Parameters, input and outputs are those of :class:`DistanceWeightedSampling`.
+    """
+
+    def _negative_rows(self, F: Any, x: Any, row: Any, row_class: Any, positive_rows: Any) -> Any:
+        last = F.max(row) - self._batch_k
+        uniform = F.random.uniform_like(positive_rows)
+        # One of the n - batch_k rows of other classes; a uniform number may round to 1.
+        drawn = F.broadcast_minimum(F.floor(F.broadcast_mul(uniform, last + 1)), last)
+        # Rows from the anchor's class on are counted beyond it.
+        first_of_class = F.expand_dims(row_class * self._batch_k, axis=1)
+        return drawn + self._batch_k * F.broadcast_greater_equal(drawn, first_of_class)
+
+
+class SemiHardSampling(_Sampling):
+    """The nearest negative that is farther from the anchor than the positive is.
+
+    FaceNet's rule (Schroff et al., 2015, section 3.2) within the batch. Where all negatives are as
+    near as the positive, or nearer, it is the farthest of them.
+
+    Parameters, input and outputs are those of :class:`DistanceWeightedSampling`.
+    """
+
+    def _negative_rows(self, F: Any, x: Any, row: Any, row_class: Any, positive_rows: Any) -> Any:
+        # From the anchor to all rows, once for each of its positives: (n, batch_k - 1, n).
+        squared = F.expand_dims(_squared_distances(F, x), axis=1)
+        squared = F.repeat(squared, repeats=self._batch_k - 1, axis=1)
+        is_farther = F.broadcast_greater(
+            squared, F.pick(squared, positive_rows, axis=2, keepdims=True)
+        )
+        # Those that are not farther come after all others, the farthest of them first.
+        rank = F.where(is_farther, squared, _AFTER_ALL - squared)
+        own_class = F.expand_dims(_same_class(F, row_class), axis=1)
+        return F.argmin(F.broadcast_add(rank, _NEVER * own_class), axis=2)
+
+
+class HardSampling(_Sampling):
+    """The nearest negative of the batch, the same for all positives of an anchor.
+
+    Parameters, input and outputs are those of :class:`DistanceWeightedSampling`.
+    """
+
+    def _negative_rows(self, F: Any, x: Any, row: Any, row_class: Any, positive_rows: Any) -> Any:
+        squared = _squared_distances(F, x)
+        nearest = F.argmin(squared + _NEVER * _same_class(F, row_class), axis=1)
+        return F.broadcast_add(F.expand_dims(nearest, axis=1), F.zeros_like(positive_rows))
+
+
+class DistanceWeightedSampling(_Sampling):
     r"""Draws negatives with probability inverse to the density of their distance.
 
     Section 4 of Wu et al. (2017): distances between random points of the unit sphere in d
@@ -67,34 +181,13 @@ class DistanceWeightedSampling(HybridBlock):
         normalize_weights: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self._batch_k = batch_k
+        super().__init__(batch_k, **kwargs)
         self.cutoff = cutoff
         self._nonzero_loss_cutoff = nonzero_loss_cutoff
         self._normalize_weights = normalize_weights
 
-    def forward(self, x: Any) -> tuple[Any, ...]:
-        # Within another block's graph x is a symbol, and its size unknown.
-        if isinstance(x, nd.NDArray) and (
-            x.shape[0] % self._batch_k or x.shape[0] < 2 * self._batch_k
-        ):
-            raise ValueError(
-                f"{x.shape[0]} rows are not two or more whole classes of {self._batch_k} rows"
-            )
-        return super().forward(x)
-
-    def hybrid_forward(self, F: Any, x: Any) -> tuple[Any, ...]:
-        row, row_class = self._rows(F, x)
-        anchor_rows = F.repeat(row, repeats=self._batch_k - 1)
-        positive_rows = self._positive_rows(F, row, row_class)
-        negative_rows = self._draw(F, self._weights(F, x, row, row_class), row, positive_rows)
-        return (
-            anchor_rows,
-            F.take(x, anchor_rows),
-            F.take(x, F.reshape(positive_rows, (-1,))),
-            F.take(x, F.reshape(negative_rows, (-1,))),
-            x,
-        )
+    def _negative_rows(self, F: Any, x: Any, row: Any, row_class: Any, positive_rows: Any) -> Any:
+        return self._draw(F, self._weights(F, x, row, row_class), row, positive_rows)
 
     def probabilities(self, x: nd.NDArray) -> nd.NDArray:
         """The distributions that negatives are drawn from: x (n, d) -> (n, n), rows sum to 1."""
@@ -102,28 +195,11 @@ class DistanceWeightedSampling(HybridBlock):
             weights = self._weights(nd, x, *self._rows(nd, x))
             return nd.broadcast_div(weights, nd.sum(weights, axis=1, keepdims=True))
 
-    def _rows(self, F: Any, x: Any) -> tuple[Any, Any]:
-        """Row numbers and the class each row belongs to within the batch, both (n,)."""
-        row = F.contrib.arange_like(F.stop_gradient(x), axis=0)
-        # The half keeps the division away from whole numbers, whatever its rounding.
-        return row, F.floor((row + 0.5) / self._batch_k)
-
-    def _positive_rows(self, F: Any, row: Any, row_class: Any) -> Any:
-        """The other rows of each row's class, in order: (n, batch_k - 1)."""
-        first_of_class = row_class * self._batch_k
-        place = F.expand_dims(row - first_of_class, axis=1)
-        other = F.expand_dims(F.arange(0, self._batch_k - 1), axis=0)
-        # Counting over the other images of the class skips the anchor's own place.
-        other = F.broadcast_add(F.broadcast_greater_equal(other, place), other)
-        return F.broadcast_add(other, F.expand_dims(first_of_class, axis=1))
-
     def _weights(self, F: Any, x: Any, row: Any, row_class: Any) -> Any:
         """Sampling weights (n, n): row i's negatives; rows need not sum to 1."""
-        squared_distance = _squared_distances(F, F.stop_gradient(x))
+        squared_distance = _squared_distances(F, x)
         log_weights = self._log_inverse_density(F, squared_distance, row, x)
-        other_class = F.broadcast_not_equal(
-            F.expand_dims(row_class, axis=1), F.expand_dims(row_class, axis=0)
-        )
+        other_class = 1.0 - _same_class(F, row_class)
         candidate = (squared_distance < self._nonzero_loss_cutoff**2) * other_class
         # The softmax subtracts each row's own maximum. In a row without a candidate all are equally
         # unlikely and thus equal after it; the product leaves the other classes.
@@ -161,13 +237,18 @@ class DistanceWeightedSampling(HybridBlock):
             F.expand_dims(cumulative, axis=1), F.expand_dims(threshold, axis=2)
         )
         # Counts those below; a product with ones takes a sixth of the time of a sum along an axis.
-        return F.stop_gradient(F.dot(below, F.ones_like(row)))
+        return F.dot(below, F.ones_like(row))
 
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(batch_k={self._batch_k}, cutoff={self.cutoff}, "
             f"nonzero_loss_cutoff={self._nonzero_loss_cutoff})"
         )
+
+
+def _same_class(F: Any, row_class: Any) -> Any:
+    """1 where two rows are of one class, else 0: (n,) -> (n, n)."""
+    return F.broadcast_equal(F.expand_dims(row_class, axis=1), F.expand_dims(row_class, axis=0))
 
 
 def _squared_distances(F: Any, x: Any) -> Any:

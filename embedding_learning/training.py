@@ -68,9 +68,7 @@ class Loop:
     _is_to_stop: bool = False
 
     def __post_init__(self) -> None:
-        self._monitor = Monitor(
-            self.learner.net.sampled.cutoff, self.options.on_nonfinite == "stop"
-        )
+        self._monitor = Monitor(self.options.on_nonfinite == "stop")
 
     def run(self) -> None:
         """All that is left of the run. Raises TrainingFault, or Interrupted once it is saved."""
@@ -203,19 +201,19 @@ class Loop:
             return
         for embeddings in step.embeddings:
             self._monitor.see_embeddings(embeddings.asnumpy())
-        beta = learner.boundaries()
-        self._monitor.see_beta(beta)
         pairs = learner.measure(step)
         values = {
             "loss": loss / options.log_interval / learner.shares,
             "active_share": pairs["active"].mean(),
             "positive_distance": pairs["positive_distances"].mean(),
             "negative_distance": pairs["negative_distances"].mean(),
-            "beta_min": np.min(beta),
-            "beta_median": np.median(beta),
-            "beta_max": np.max(beta),
             "learning_rate": learner.trainers[0].learning_rate,
         }
+        beta = learner.boundaries()
+        if beta is not None:
+            self._monitor.see_beta(beta)
+            values["beta_min"], values["beta_max"] = np.min(beta), np.max(beta)
+            values["beta_median"] = np.median(beta)
         if len(learner.trainers) > 1:
             values["learning_rate_beta"] = learner.trainers[1].learning_rate
         values = {name: float(value) for name, value in values.items()}
