@@ -175,8 +175,8 @@ class Comparison:
         lines = [
             f"{self._title()}; train.py {self._typed}".strip(),
             _SELECTED[self._select_on],
-            f"Mean ± sample standard deviation over the seeds {seeds[0]} to {seeds[-1]}; epochs are "
-            "counted from 0.",
+            f"Mean ± sample standard deviation over the seeds {seeds[0]} to {seeds[-1]}; epochs "
+            "are counted from 0.",
         ]
         if self.failed:
             lines.append(f"Failed: {', '.join(run.name for run in self.failed)}.")

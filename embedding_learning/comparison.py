@@ -80,9 +80,9 @@ class Outcome(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Mean and sample standard deviation (n - 1) of `count` values; none of too few."""
+    """Mean and sample standard deviation (n - 1) of so many values; none of too few."""
 
-    count: int
+    size: int
     mean: Optional[float]
     deviation: Optional[float]
 
@@ -120,9 +120,9 @@ def evaluations(run_prefix: Path) -> list[Evaluation]:
                 if name not in _WHEN and _is_number(value)
             }
             epoch, seconds = record.get("epoch"), record.get("seconds")
-            if type(epoch) is not int or not _is_number(seconds) or CRITERION not in metrics:
-                raise DataError(f"{folder / RECORDS}: holds no evaluations; it was changed")
-            found[epoch] = Evaluation(epoch, float(seconds), metrics)
+            if not isinstance(epoch, int) or not _is_number(seconds) or CRITERION not in metrics:
+                raise DataError(f"{folder / RECORDS}: tells no {CRITERION}; the file was changed")
+            found[epoch] = Evaluation(epoch, float(record["seconds"]), metrics)
     return [found[epoch] for epoch in sorted(found)]
 
 
@@ -192,7 +192,7 @@ def _spreads(names: Sequence[str], metrics: Sequence[Mapping[str, float]]) -> di
 
 
 def claim(folder: Path, plan: Mapping[str, Any]) -> None:
-    """Writes down what all runs of the folder have in common, or compares it with what stands there.
+    """Writes down what the folder's runs have in common, or compares it with what stands there.
 
     Raises UsageError that names all that differs.
     """

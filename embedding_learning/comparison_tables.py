@@ -71,7 +71,7 @@ def _cells(rows: Sequence[Row], seeds: int) -> list[list[str]]:
         [
             row.loss,
             row.sampling,
-            str(seeds) if row.epoch.count == seeds else f"{row.epoch.count} of {seeds}",
+            str(seeds) if row.epoch.size == seeds else f"{row.epoch.size} of {seeds}",
             _shown(row.reported[CRITERION], 4),
             _shown(row.other[CRITERION], 4),
             _shown(row.epoch, 1),
@@ -90,16 +90,18 @@ def _shown(values: Spread, digits: int) -> str:
 
 
 def rows_csv(rows: Sequence[Row], select_on: str) -> str:
-    """A line for each loss with a sampling: of each metric, epoch and seconds, mean and deviation."""
+    """A line for each loss with a sampling: mean and deviation of all metrics and the like."""
     reported, other, epoch = LABELS[select_on]
     names = list(rows[0].reported) if rows else []
     columns = [f"{label}_{name}" for label in (reported, other) for name in names]
     columns += [epoch.replace(" ", "_"), "seconds"]
-    lines = [["loss", "sampling", "runs", *(f"{c}_{s}" for c in columns for s in ("mean", "sd"))]]
+    lines: list[list[object]] = [
+        ["loss", "sampling", "runs", *(f"{c}_{s}" for c in columns for s in ("mean", "sd"))]
+    ]
     for row in rows:
         spreads = [*row.reported.values(), *row.other.values(), row.epoch, row.seconds]
         numbers = [value for found in spreads for value in (found.mean, found.deviation)]
-        lines.append([row.loss, row.sampling, row.epoch.count, *numbers])
+        lines.append([row.loss, row.sampling, row.epoch.size, *numbers])
     return _csv(lines)
 
 
@@ -112,7 +114,9 @@ def epochs_csv(folder: Path, runs: Sequence[Run], select_on: str) -> str:
         for evaluation in evaluations(prefix(folder, run, is_final))
     ]
     names = metric_names([evaluation.metrics for *_, evaluation in found])
-    lines = [["loss", "sampling", "seed", "tested_on", "epoch", "seconds", *names]]
+    lines: list[list[object]] = [
+        ["loss", "sampling", "seed", "tested_on", "epoch", "seconds", *names]
+    ]
     for run, tested_on, evaluation in found:
         metrics = [evaluation.metrics.get(name) for name in names]
         lines.append([*run, tested_on, evaluation.epoch, evaluation.seconds, *metrics])

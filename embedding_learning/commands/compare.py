@@ -7,7 +7,7 @@ import fcntl
 import logging
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
 
     seeds = range(1, chosen.seeds + 1)
     # All pairs with one seed come first: the table is whole early, and only its spread grows.
-    runs = [Run(*pair, seed) for seed in seeds for pair in chosen.pairs]
+    runs = [Run(loss, sampling, seed) for seed in seeds for loss, sampling in chosen.pairs]
     folder = Path(chosen.output)
     with reporting.log_to_terminal(), _held(folder):
         comparison.claim(folder, _in_common(parsed, chosen.select_on))
@@ -91,7 +91,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return chosen
 
 
-def _words(flag: str, text: str, known: dict[str, str]) -> list[str]:
+def _words(flag: str, text: str, known: Collection[str]) -> list[str]:
     words = text.split(",")
     if not set(words) <= set(known) or len(set(words)) < len(words):
         raise UsageError(
@@ -104,7 +104,7 @@ def _words(flag: str, text: str, known: dict[str, str]) -> list[str]:
 def _train_flags(
     typed: list[str], chosen: argparse.Namespace
 ) -> tuple[list[str], list[list[str]], argparse.Namespace]:
-    """The flags that all runs have in common, those of each slot for a run, and a run's parsed.
+    """The flags that all runs have in common, those of each slot, and the former parsed.
 
     Raises UsageError for those that train.py would refuse.
     """
@@ -129,9 +129,10 @@ def _train_flags(
     folder = os.path.dirname(os.path.abspath(chosen.output))
     if not os.access(folder, os.W_OK):
         raise UsageError(f"--output {chosen.output}: {folder} is not there or closed to us")
+    anywhere = [*slots[0], f"--save-model-prefix={folder}/run"]
     for loss, sampling in chosen.pairs:
-        method = [f"--loss={loss}", f"--sampling={sampling}"]
-        parsed = options.parse([*flags, *method, *slots[0], f"--save-model-prefix={folder}/run"])
+        options.parse([*flags, f"--loss={loss}", f"--sampling={sampling}", *anywhere])
+    parsed = options.parse([*flags, *anywhere])
     if parsed.epochs < 1:
         raise UsageError("--epochs 0: there would be nothing to compare")
     return flags, slots, parsed

@@ -1,7 +1,8 @@
 """Pictures of what was learned, each a PNG or SVG file: arrays in, a file out.
 
 t-SNE maps with photographs or with points as marks, rows of queries with their nearest neighbours,
-the curves of a run, and a comparison's error bars. No MXNet; thumbnails are asked for one at a time, when they are drawn.
+the curves of a run, and a comparison's error bars. No MXNet; thumbnails are asked for one at a
+time, when they are drawn.
 """
 
 from __future__ import annotations

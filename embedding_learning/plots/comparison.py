@@ -49,7 +49,9 @@ def spreads(panels: Mapping[str, Values], path: str, caption: str = "") -> None:
     width = _WIDE * len(panels) + _LEGEND
     wide = width - 2 * _MARGIN
     told = [
-        part for line in caption.splitlines() for part in paper.wrapped(line, _CAPTION, wide, _MOST_LINES)
+        part
+        for line in caption.splitlines()
+        for part in paper.wrapped(line, _CAPTION, wide, _MOST_LINES)
     ]
     height = _HEAD + _HIGH + _LINE * len(told) + _MARGIN
     figure, page = paper.page(width, height)
@@ -77,16 +79,20 @@ def spreads(panels: Mapping[str, Values], path: str, caption: str = "") -> None:
 
 def _limits(panels: Mapping[str, Values]) -> tuple[float, float]:
     """The same for all panels: every seed and every bar, with some room."""
-    ends = []
+    ends: list[float] = []
     for values in panels.values():
         for some in values.values():
             if some:
-                deviation = np.std(some, ddof=1) if len(some) > 1 else 0.0
-                ends += [*some, np.mean(some) - deviation, np.mean(some) + deviation]
+                mean, deviation = float(np.mean(some)), _deviation(some)
+                ends += [*some, mean - deviation, mean + deviation]
     if not ends:
         return 0.0, 1.0
     room = 0.06 * (max(ends) - min(ends)) or 0.01
     return min(ends) - room, max(ends) + room
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def _draw(axes: Axes, title: str, values: Values, limits: tuple[float, float]) -> None:
@@ -112,7 +118,7 @@ def _draw(axes: Axes, title: str, values: Values, limits: tuple[float, float]) -
             axes.errorbar(
                 [x],
                 [np.mean(some)],
-                yerr=[np.std(some, ddof=1)] if len(some) > 1 else None,
+                yerr=[_deviation(some)] if len(some) > 1 else None,
                 fmt=mark,
                 color=colour,
                 markersize=paper.points(12),
