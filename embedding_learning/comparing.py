@@ -152,7 +152,7 @@ class Comparison:
             *self._flags,
             *(f"--loss={run.loss}", f"--sampling={run.sampling}", f"--seed={run.seed}"),
             *(f"--save-model-prefix={place}", "--resume=auto"),
-            *(["--held-out=0", f"--epochs={epochs}"] if is_final else []),
+            *(["--held-out=0", "--saved-epoch=last", f"--epochs={epochs}"] if is_final else []),
         ]
 
     def _time_left(self) -> str:

@@ -19,6 +19,7 @@ KVSTORES = ("local", "device", "nccl", "dist_sync", "dist_device_sync", "dist_as
 SMALL_CLASSES = ("error", "drop", "repeat")
 CACHES = ("pixels", "none")
 ON_NONFINITE = ("stop", "skip")
+SAVED_EPOCHS = ("best", "last")
 DTYPES = ("float32", "float16")
 
 LARGEST_IMAGE = 4096  # pixels; a batch of such images takes 3.5 GB already
@@ -185,6 +186,8 @@ def _add_further_flags(group: argparse._ArgumentGroup) -> None:
     add_count(group, "--crop-size", text)
     add_count(group, "--checkpoint-interval", "save the state every N batches, beside each epoch")
     add(group, "--keep", 2, "number of checkpoints that are kept, the latest")
+    text = "the epoch whose network is saved, if not the best by Recall@1"
+    add_choice(group, "--saved-epoch", SAVED_EPOCHS, text)
     text = "what a loss or gradient that is not finite does to the run or the batch"
     add_choice(group, "--on-nonfinite", ON_NONFINITE, text)
     text = "what the layers compute in; float16: mixed precision, for GPUs"

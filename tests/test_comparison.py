@@ -139,5 +139,5 @@ def test_a_folder_with_runs_is_for_the_flags_of_these_runs_alone(tmp_path: Path)
 def test_a_damaged_plan_is_told(tmp_path: Path, content: str) -> None:
     write_run(tmp_path, RUN, [0.5])
     (tmp_path / "comparison.json").write_text(content, encoding="latin-1")
-    with pytest.raises(UsageError, match="comparison.json is damaged"):
+    with pytest.raises(UsageError, match=r"comparison\.json is damaged"):
         comparison.claim(tmp_path, {})

@@ -194,7 +194,7 @@ def test_every_flag_has_been_thought_of() -> None:
     without_influence = {
         *("epochs", "workers", "log_interval", "cache", "cache_dir", "keep", "evaluate_first"),
         *("checkpoint_interval", "start_epoch", "save_model_prefix", "resume"),
-        *("metrics", "tensorboard", "init_from"),
+        *("metrics", "tensorboard", "init_from", "saved_epoch"),
     }
     told_apart = {
         *("use_pretrained", "pretrained_params", "gpus", "cpu_contexts", "batch_size"),

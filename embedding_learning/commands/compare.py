@@ -23,7 +23,7 @@ _OURS = ("loss", "sampling", "seed", "save_model_prefix", "resume", "tensorboard
 # Flags that change nothing in a run's numbers but, some of them, the last digits.
 _FREE = (
     "gpus", "workers", "log_interval", "cache", "cache_dir", "keep", "checkpoint_interval",
-    "evaluate_first", *_OURS,
+    "evaluate_first", "saved_epoch", *_OURS,
 )  # fmt: skip
 _SHARE = 0.2
 

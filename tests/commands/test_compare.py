@@ -18,20 +18,23 @@ import cv2
 import pytest
 from conftest import ROOT
 
-from embedding_learning import comparison, side_by_side
+from embedding_learning import comparing, comparison, side_by_side
 from embedding_learning.commands import compare
 from embedding_learning.comparison import Run
 from embedding_learning.datasets import DataError
-from embedding_learning.options import UsageError
+from embedding_learning.options import UsageError, parse
+from embedding_learning.parameter_files import read_description
 from embedding_learning.stopping import Interrupted
+from tests.compared import write_run
 
 # Stands in for train.py: writes down how it was called, then the records of a run. As the file
-# `what` beside it says it fails, waits to be stopped after its first epoch, or follows one that does.
+# `what` beside it says it fails, waits to be stopped after its first epoch, or follows one that
+# waits.
 STAND_IN = """
 import json, os, pathlib, signal, sys, time
 
 def flag(name):
-    return [f.split("=", 1)[1] for f in sys.argv if f.startswith(name + "=")][-1]
+    return [f.split("=", 1)[1] for f in ["--held-out=", *sys.argv] if f.startswith(name + "=")][-1]
 
 place, epochs = flag("--save-model-prefix"), int(flag("--epochs"))
 here, what = pathlib.Path(__file__).parent, {}
@@ -48,6 +51,8 @@ def stop(*_):
     sys.exit(143)
 
 signal.signal(signal.SIGTERM, stop)
+# Ctrl-C is for the comparison alone, which passes it on.
+assert os.getsid(0) == os.getpid()
 note("start")
 if ends == "fails":
     print("Oh dear.\\ntrain.py: stopped: it\\033 diverged", file=sys.stderr)
@@ -61,7 +66,8 @@ told = {"arguments": sys.argv[1:], "data": "Birds | whole", "made_with": {}}
 file = run / "metrics.jsonl"
 done = len(file.read_text().splitlines()) if file.exists() else 0
 for epoch in range(done, epochs):
-    recall = [0.25, 0.75, 0.5][epoch % 3] + int(flag("--seed")) / 100
+    recalls = [0.75, 0.5] if flag("--held-out") == "0" else [0.25, 0.75, 0.5]
+    recall = recalls[epoch] + int(flag("--seed")) / 100
     if ends == "idles":
         continue
     line = {"kind": "evaluation", "epoch": epoch, "seconds": epoch + 1.0, "recall@1": recall}
@@ -230,21 +236,25 @@ def test_a_run_that_fails_is_told_with_its_log_and_the_others_go_on(
 
 
 def test_with_held_out_classes_all_are_trained_again_for_the_selected_epochs(
-    here: Path, capsys: pytest.CaptureFixture[str]
+    here: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    """What is reported and saved is the last epoch's, though an earlier one was better."""
+    caplog.set_level("INFO")
     arguments = ["--losses=margin", "--samplings=hard", "--seeds=1", "--select-on=held-out"]
     assert compare.main([*arguments, "--", *FLAGS]) == 0
     (_, first, _), _, (_, final, _), _ = calls(here)
     assert (flag(first, "--held-out"), flag(first, "--epochs")) == ("0.2", "3")
     assert (flag(final, "--held-out"), flag(final, "--epochs")) == ("0", "2")
+    assert flag(final, "--saved-epoch") == "last"
     assert [os.path.basename(flag(flags, "--save-model-prefix")) for flags in (first, final)] == [
         *("margin_hard_1", "margin_hard_1_final")
     ]
+    assert "margin_hard_1 ends: Recall@1 0.7600 of epoch 1; 1 run is left, about" in caplog.text
+    assert "margin_hard_1_final ends: Recall@1 0.5100 of epoch 1; 0 runs" in caplog.text
     shown = capsys.readouterr().out
     assert "The epoch was selected on held-out training classes; then all training" in shown
-    assert re.search(
-        r"^margin  hard +1 +0\.7600 ± - +0\.7600 ± - +1\.0 ± - +5\.0 ± -$", shown, re.M
-    )
+    line = r"^margin  hard +1 +0\.5100 ± - +0\.7600 ± - +1\.0 ± - +5\.0 ± -$"
+    assert re.search(line, shown, re.M)
     (row,) = read_csv(here / "comparison" / "comparison.csv")
     assert "held-out_recall@1_mean" in row and "test_recall@1_mean" in row
     # A fifth is the share where the flags name none.
@@ -306,7 +316,7 @@ def test_a_comparison_that_is_stopped_stops_its_runs_and_goes_on_later(
 
     thread = threading.Thread(target=signal_once_it_waits)
     thread.start()
-    with pytest.raises(Interrupted, match="^1 of 3 runs are finished; the same command") as told:
+    with pytest.raises(Interrupted, match=r"^1 of 3 runs are finished; the same command") as told:
         compare.main(arguments)
     thread.join()
     assert told.value.number == number
@@ -358,6 +368,30 @@ def test_the_time_left_is_told_after_each_run(here: Path, caplog: pytest.LogCapt
     )
     assert re.search(r"; 1 run is left, about [12] s\.$", ends[1])
     assert ends[2].endswith("; 0 runs are left.")
+
+
+@pytest.mark.parametrize(
+    "parallel, told", [(1, "5 runs are left, about 50 min"), (2, "5 runs are left, about 25 min")]
+)
+def test_the_time_left_is_of_the_epochs_left_at_the_pace_so_far(
+    tmp_path: Path, parallel: int, told: str
+) -> None:
+    runs = [Run("margin", "hard", seed) for seed in range(1, 8)]
+    write_run(tmp_path, runs[0], [0.5, 0.5, 0.5])
+    write_run(tmp_path, runs[1], [0.5, 0.5])
+    options = parse(["--epochs=3"])
+    work = comparing.Comparison(tmp_path, runs, [], options, comparison.TEST, "", parallel)
+    work.failed.append(runs[2])
+    assert work._time_left() == "5 runs are left"
+    work._epochs, work._seconds = 3, 692.3
+    assert work._time_left() == told
+
+
+@pytest.mark.parametrize(
+    "seconds, told", [(0, "0 s"), (99, "99 s"), (100, "2 min"), (5400, "90 min"), (9000, "2.5 h")]
+)
+def test_durations_are_told_in_the_unit_that_fits(seconds: float, told: str) -> None:
+    assert comparing._duration(seconds) == told
 
 
 def test_held_out_classes_select_and_the_reported_run_is_train_py_s_own(
@@ -413,3 +447,7 @@ def test_held_out_classes_select_and_the_reported_run_is_train_py_s_own(
     (recall,) = re.findall(rf"\[Epoch {epoch}\] validation: Recall@1=(\S+)", alone.stderr)
     assert float(row["test_recall@1_mean"]) == pytest.approx(float(recall), abs=1e-6)
     assert re.search(rf"^contrastive  semi-hard  1     {float(recall):.4f} ± - ", done.stdout, re.M)
+    # So is the network, though an epoch before might have been better.
+    saved = log.with_name("contrastive_semi-hard_1_final.params")
+    description = read_description(str(saved), "MODEL")
+    assert (description["epoch"], f"{description['recall_at_1']:.6f}") == (epoch, recall)
