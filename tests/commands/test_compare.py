@@ -54,6 +54,7 @@ signal.signal(signal.SIGTERM, stop)
 # Ctrl-C is for the comparison alone, which passes it on.
 assert os.getsid(0) == os.getpid()
 note("start")
+print("begun", flush=True)
 if ends == "fails":
     print("Oh dear.\\ntrain.py: stopped: it\\033 diverged", file=sys.stderr)
     sys.exit(3)
@@ -222,8 +223,7 @@ def test_a_run_that_fails_is_told_with_its_log_and_the_others_go_on(
         "margin_hard_1 failed (status 3), its log is comparison/runs/margin_hard_1.log: "
         "train.py: stopped: it  diverged",
         # Ended well and yet recorded nothing: it must not be run again and again.
-        "margin_random_1 failed (status 0), its log is comparison/runs/margin_random_1.log: "
-        "it is empty",
+        "margin_random_1 failed (status 0), its log is comparison/runs/margin_random_1.log: begun",
     ]
     shown = capsys.readouterr().out
     assert "Failed: margin_hard_1, margin_random_1.\n" in shown
@@ -294,6 +294,12 @@ def test_runs_go_on_side_by_side_each_with_its_share_of_the_machine(
     assert len(started(here)) == 4
 
 
+def test_fewer_runs_at_a_time_than_there_are_gpus_leave_the_last_idle(here: Path) -> None:
+    arguments = ["--losses=margin", "--samplings=hard", "--seeds=3", "--parallel=1", "--", *FLAGS]
+    assert compare.main([*arguments, "--gpus=4,7"]) == 0
+    assert {flag(of_run, "--gpus") for _, of_run, _ in calls(here)} == {"4"}
+
+
 def test_threads_that_the_user_has_set_stay(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare.mxnet_runtime, "chose_threads", False)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
@@ -329,6 +335,8 @@ def test_a_comparison_that_is_stopped_stops_its_runs_and_goes_on_later(
     assert started(here)[2:] == ["margin_hard_2", "margin_hard_3"]
     epochs = [(r["seed"], r["epoch"]) for r in read_csv(here / "comparison" / "runs.csv")]
     assert epochs == [(seed, epoch) for seed in "123" for epoch in "012"]
+    log = here / "comparison" / "runs" / "margin_hard_2.log"
+    assert log.read_text().splitlines() == ["begun", "begun"]
 
 
 def test_runs_whose_tables_cannot_be_written_do_not_go_on_unseen(here: Path) -> None:
