@@ -18,6 +18,7 @@ VERBS = {
     "report": "put a run on one page",
     "convert": "write ImageNet weights, also PyTorch's, as a Gluon parameter file",
     "export": "write a saved model as ONNX or for SymbolBlock",
+    "compare": "train with several losses, samplings and seeds, and put them in a table",
     "launch": "train on several machines",
 }
 

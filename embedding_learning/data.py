@@ -61,6 +61,7 @@ def read_split(options: Namespace) -> Split:
     split = datasets.load(
         options.data_path, options.cache_dir, options.train_classes, options.dataset, options.bbox
     )
+    split = datasets.hold_out(split, options.held_out)
     train, _ = fit_to_batches(split.train, options)
     classes = len(train.class_names)
     if options.classes not in (None, classes):

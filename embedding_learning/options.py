@@ -19,6 +19,7 @@ KVSTORES = ("local", "device", "nccl", "dist_sync", "dist_device_sync", "dist_as
 SMALL_CLASSES = ("error", "drop", "repeat")
 CACHES = ("pixels", "none")
 ON_NONFINITE = ("stop", "skip")
+SAVED_EPOCHS = ("best", "last")
 DTYPES = ("float32", "float16")
 
 LARGEST_IMAGE = 4096  # pixels; a batch of such images takes 3.5 GB already
@@ -76,6 +77,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             "raise --epochs"
         )
     return options
+
+
+def given(arguments: Sequence[str]) -> dict[str, Any]:
+    """The flags that stand among the arguments, by attribute; read, but not checked.
+
+    Raises UsageError if one is unknown or cannot be read.
+    """
+    parser, absent = _parser(), object()
+    everything = argparse.Namespace(**{action.dest: absent for action in parser._actions})
+    found = vars(parser.parse_args(arguments, everything))
+    return {name: value for name, value in found.items() if value is not absent}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -163,6 +175,8 @@ def _add_port_flags(group: argparse._ArgumentGroup) -> None:
 
 def _add_further_flags(group: argparse._ArgumentGroup) -> None:
     add_data_flags(group)
+    text = "share of the training classes that is kept out and tested instead of the test; 0: none"
+    add(group, "--held-out", 0.0, text)
     add_choice(group, "--small-classes", SMALL_CLASSES, "training classes of fewer than --batch-k")
     text = "leave out images that cannot be decoded"
     group.add_argument("--skip-bad-images", action="store_true", help=text)
@@ -172,6 +186,8 @@ def _add_further_flags(group: argparse._ArgumentGroup) -> None:
     add_count(group, "--crop-size", text)
     add_count(group, "--checkpoint-interval", "save the state every N batches, beside each epoch")
     add(group, "--keep", 2, "number of checkpoints that are kept, the latest")
+    text = "the epoch whose network is saved, if not the best by Recall@1"
+    add_choice(group, "--saved-epoch", SAVED_EPOCHS, text)
     text = "what a loss or gradient that is not finite does to the run or the batch"
     add_choice(group, "--on-nonfinite", ON_NONFINITE, text)
     text = "what the layers compute in; float16: mixed precision, for GPUs"
@@ -245,6 +261,8 @@ def _check_ranges(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < least:
             raise UsageError(f"{as_flag(name)} {value}: must be at least {least}")
+    if not 0 <= options.held_out < 1:
+        raise UsageError(f"--held-out {options.held_out}: must be at least 0 and below 1")
     if options.grad_clip is not None and options.grad_clip <= 0:
         raise UsageError(f"--grad-clip {options.grad_clip}: must be above 0")
     if options.image_size > LARGEST_IMAGE:

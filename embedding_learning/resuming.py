@@ -54,7 +54,7 @@ class Progress:
     best : float
         The best Recall@1.
     best_epoch : int, optional
-        The epoch it was reached in.
+        The epoch it was reached in; or if another's network is to be saved, that one so far.
     before : float, optional
         Recall@1 before training, where that was asked for.
     run_seconds : float

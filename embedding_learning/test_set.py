@@ -44,7 +44,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_data_flags(parser)
     text = "leave out images that cannot be decoded"
     parser.add_argument("--skip-bad-images", action="store_true", help=text)
-    parser.set_defaults(bbox=None)
+    parser.set_defaults(bbox=None, held_out=0)
 
 
 def embed(model: EmbeddingModel, options: argparse.Namespace) -> EmbeddedTestSet:
@@ -56,6 +56,7 @@ def embed(model: EmbeddingModel, options: argparse.Namespace) -> EmbeddedTestSet
         options.dataset,
         model.description["bbox"] if options.bbox is None else options.bbox,
     )
+    split = datasets.hold_out(split, options.held_out)
     if options.skip_bad_images:
         split = _without_bad_images(split, options.workers)
     reporting.log_split(split)

@@ -172,17 +172,19 @@ class Loop:
             self.board.project(self._step_number(), embeddings, test.labels, test.pixels)
 
     def _keep_evaluation(self, epoch: int, values: dict[str, float]) -> None:
-        """Logs and records the metrics, and keeps the network if it is the best so far."""
+        """Logs and records the metrics, and keeps the network if so far it is the one to save."""
         options, progress = self.options, self.progress
         reporting.log_metrics(epoch, values)
         with disk_faults(self.folder.path):
             self._recorder.evaluation(epoch, progress.batch, self._step_number(), values)
-        if values["recall@1"] > progress.best:
-            progress.best, progress.best_epoch = values["recall@1"], epoch
+        is_better = values["recall@1"] > progress.best
+        progress.best = max(progress.best, values["recall@1"])
+        if is_better or options.saved_epoch == "last":
+            progress.best_epoch = epoch
             reporting.log_saving(options.save_model_prefix)
             with disk_faults(self.folder.path):
                 self._restore_folder()
-                description = describe(options, self.data.title, epoch, progress.best)
+                description = describe(options, self.data.title, epoch, values["recall@1"])
                 save_parameters(self.learner.net, str(self.folder.best(epoch)), description)
                 self.folder.publish(epoch)
 

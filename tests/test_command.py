@@ -15,6 +15,7 @@ import pytest
 import train
 from embedding_learning import images
 from embedding_learning.datasets import cub200
+from embedding_learning.parameter_files import read_description
 
 # Two epochs of three batches from the four training classes of `tiny_cub`. Decoded images are kept
 # beside the folder in which the run starts, so that equal runs elsewhere have equal log lines.
@@ -462,3 +463,21 @@ def test_a_run_goes_on_without_broken_images_where_it_is_told_to(
 def logless(text: str) -> str:
     """Without the line that tells the options of the run."""
     return re.sub(r"^INFO:root:Namespace\(.*\)\n", "", text)
+
+
+@pytest.mark.parametrize("flags, epoch", [([], 0), (["--saved-epoch=last"], 1)])
+def test_the_best_epoch_is_saved_or_the_last(
+    here: Path,
+    start: Callable[..., int],
+    tiny_cub: Path,
+    flags: list[str],
+    epoch: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With learning rates of 0 all are equally good, of which the first is the best."""
+    data = f"--data-path={tiny_cub}"
+    assert start(data, *QUICK, "--lr=0", "--lr-beta=0", "--save-prefix=birds", *flags) == 0
+    description = read_description("birds.params", "MODEL")
+    assert description["epoch"] == epoch
+    best = f"Best validation Recall@1: {description['recall_at_1']:.2f}."
+    assert capsys.readouterr().out.splitlines()[-1] == best

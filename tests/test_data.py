@@ -595,3 +595,25 @@ def test_test_images_of_a_list_are_told_without_a_gallery(
         assert caplog.messages[0] == told
         assert data.gallery is None
         assert searched(data.test) == ([12, 13, 14], [1, 0, 1])
+
+
+def test_held_out_classes_are_read_in_place_of_the_test_classes(
+    tmp_path: Path, flags: Callable[..., Namespace], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not an image of the test classes is opened, and the log says what is tested."""
+    caplog.set_level("INFO")
+    lines = [*EVEN, *[(label, "train") for label in "dddd"], *GALLERY]
+    data = photos(tmp_path / "data", lines)
+    for number, (_, part) in enumerate(lines):
+        if part != "train":
+            (data.parent / f"{number}.png").unlink()
+    options = flags(data, "--held-out=0.5", "--batch-k=2", "--batch-size=4")
+    opened = open_data(read_split(options), options)
+    assert opened.gallery is None and len(opened.train.labels) == 8
+    assert sorted(opened.test.labels.tolist()) == [0] * 4 + [1] * 4
+    opened.close()
+    told = "tested on held-out training classes: 8 images of 2 classes train, 8 of 2 test."
+    assert told in caplog.text
+    options = flags(data, "--held-out=0.5", "--batch-k=2", "--batch-size=4", "--classes=4")
+    with pytest.raises(UsageError, match="--classes 4: the data has 2 classes to train"):
+        read_split(options)

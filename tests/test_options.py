@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 
 from embedding_learning.datasets import NAMES
-from embedding_learning.options import UsageError, parse
+from embedding_learning.options import UsageError, given, parse
 
 # What the original example defines, in its order: flag, the text it takes, the value read from
 # it, and the value without the flag.
@@ -200,6 +200,17 @@ def test_gpus_keep_the_order_they_are_given_in() -> None:
     assert parse(["--gpus", "1,0"]).gpus == [1, 0]
 
 
+def test_flags_that_stand_among_the_arguments_are_told_from_defaults() -> None:
+    typed = "--print-freq 20 --seed=123 --no-bbox --use-pretrained --gpus 0,0 --embed 128"
+    assert given(typed.split()) == {
+        "log_interval": 20, "seed": 123, "bbox": False, "use_pretrained": True, "gpus": "0,0",
+        "embed_dim": 128,
+    }  # fmt: skip
+    assert given([]) == {}
+    with pytest.raises(UsageError, match="--lr"):
+        given(["--lr=x"])
+
+
 def test_no_steps_are_an_empty_list() -> None:
     assert parse(["--steps", ""]).steps == []
 
@@ -214,6 +225,9 @@ def test_no_steps_are_an_empty_list() -> None:
         ("--batch-size 3.5", "--batch-size"),
         ("--batch-k 1", "--batch-k 1"),
         ("--batch-k 4", "--batch-k 4"),
+        ("--held-out 1", "--held-out 1.0"),
+        ("--held-out -0.1", "--held-out -0.1"),
+        ("--held-out nan", "--held-out nan"),
         ("--total-batch-size 35 --cpu-contexts 2", "--total-batch-size 35"),
         ("--total-batch-size 40 --gpus 0,1,2", "--total-batch-size 40"),
         ("--total-batch-size 24 --gpus 0,1", "--total-batch-size 24"),

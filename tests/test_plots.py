@@ -748,3 +748,59 @@ def test_a_broken_name_loses_nothing_but_its_end(text: str) -> None:
 
 def test_characters_without_a_typeface_are_marked() -> None:
     assert paper.drawable("Zoé\n\tΑθηνά\u0300 x\ue123y\U0010fffd") == "Zoé Αθηνά\u0300 x�y�"
+
+
+PAIRS = [(loss, sampling) for loss in ("margin", "triplet") for sampling in ("hard", "random")]
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, panels: Any, caption: str = "") -> Any:
+    """The figure that is saved."""
+    figures = []
+    save = paper.save
+    monkeypatch.setattr(paper, "save", lambda f, path: (figures.append(f), save(f, path)))
+    plots.spreads(panels, str(tmp_path / "spreads.png"), caption)
+    return figures[0]
+
+
+def test_error_bars_are_the_sample_deviation_around_the_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    panels = {title: {pair: rng.random(3).tolist() for pair in PAIRS} for title in "ab"}
+    figure = drawn(monkeypatch, tmp_path, panels)
+    assert [axes.get_title(loc="left") for axes in figure.axes[1:]] == ["a", "b"]
+    ends = []
+    for axes, values in zip(figure.axes[1:], panels.values()):
+        bars = [container.lines for container in axes.containers]
+        # A sampling after the other, each over the losses.
+        in_order = [values[loss, s] for s in ("hard", "random") for loss in ("margin", "triplet")]
+        for (mark, _, (bar,)), some in zip(bars, in_order):
+            mean = sum(some) / 3
+            deviation = (sum((x - mean) ** 2 for x in some) / 2) ** 0.5
+            assert mark.get_ydata() == pytest.approx([mean])
+            (bottom, top) = bar.get_segments()[0][:, 1]
+            assert (bottom, top) == pytest.approx((mean - deviation, mean + deviation))
+            ends += [bottom, top, *some]
+        assert len(bars) == len(in_order)
+        names = [label.get_text() for label in axes.get_xticklabels()]
+        assert names == ["margin", "triplet"]
+        # Marks of a loss stand around its name, apart from each other.
+        at = [mark.get_xdata()[0] for mark, *_ in bars]
+        assert [round(x) for x in at] == [0, 1, 0, 1] and len(set(at)) == 4
+    for axes in figure.axes[1:]:
+        low, high = axes.get_ylim()
+        assert low < min(ends) and max(ends) < high
+    legend = [text.get_text() for text in figure.axes[-1].get_legend().get_texts()]
+    assert legend == ["hard", "random"]
+
+
+@pytest.mark.parametrize("seeds", [[], [0.5], [0.5, 0.5]])
+def test_few_seeds_are_drawn_without_a_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: list[float]
+) -> None:
+    panels = {"a": {pair: seeds if pair == PAIRS[0] else [] for pair in PAIRS}}
+    figure = drawn(monkeypatch, tmp_path, panels, "x" * 4000 + "\n$\\frac{$")
+    bars = [container.has_yerr for container in figure.axes[1].containers]
+    assert bars == [len(seeds) > 1][: len(seeds)]
+    assert read(tmp_path / "spreads.png").shape[1] == 1080
+    figure.canvas.draw()

@@ -197,12 +197,12 @@ def test_every_flag_has_been_thought_of() -> None:
     """A new one belongs in one of these lists."""
     shown_by_the_images = {
         *("data_path", "dataset", "bbox", "train_classes", "classes", "small_classes"),
-        "skip_bad_images",
+        *("skip_bad_images", "held_out"),
     }
     without_influence = {
         *("epochs", "workers", "log_interval", "cache", "cache_dir", "keep", "evaluate_first"),
         *("checkpoint_interval", "start_epoch", "save_model_prefix", "resume"),
-        *("metrics", "tensorboard", "init_from", "preset"),
+        *("metrics", "tensorboard", "init_from", "preset", "saved_epoch"),
     }
     told_apart = {
         *("use_pretrained", "pretrained_params", "gpus", "cpu_contexts", "batch_size"),

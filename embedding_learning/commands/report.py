@@ -28,7 +28,10 @@ def main(arguments: list[str]) -> int:
     run = flags.parse([*typed, f"--save-model-prefix={options.prefix}"])
     measured = records.read(folder)
     options.model_file, options.model = f"{options.prefix}.params", None
-    for name in ("data_path", "dataset", "train_classes", "cache_dir", "bbox", "skip_bad_images"):
+    for name in (
+        *("data_path", "dataset", "train_classes", "held_out", "cache_dir", "bbox"),
+        "skip_bad_images",
+    ):
         setattr(options, name, getattr(run, name))
     with reporting.log_to_terminal():
         model = model_flags.load(options)

@@ -11,9 +11,9 @@ from pathlib import Path
 from embedding_learning.datasets import glyphs, layouts
 from embedding_learning.datasets.image_set import DataError, ImageSet, Split
 from embedding_learning.datasets.layouts import NAMES
-from embedding_learning.datasets.splits import by_class_order
+from embedding_learning.datasets.splits import by_class_order, hold_out
 
-__all__ = ["NAMES", "DataError", "ImageSet", "Split", "load"]
+__all__ = ["NAMES", "DataError", "ImageSet", "Split", "hold_out", "load"]
 
 
 def load(

@@ -114,12 +114,15 @@ class Split:
         The queries; searched among each other unless there is a gallery.
     gallery : ImageSet, optional
         Its labels count as test's do: the same number is the same class.
+    is_held_out : bool
+        Whether `test` is held-out training classes in place of the data set's own.
     """
 
     name: str
     train: ImageSet
     test: ImageSet
     gallery: ImageSet | None = None
+    is_held_out: bool = False
 
     @property
     def parts(self) -> list[ImageSet]:
@@ -129,4 +132,5 @@ class Split:
     @property
     def title(self) -> str:
         """The data set, and what is seen of each image; results are comparable under one title."""
-        return f"{self.name}, {'whole images' if self.train.boxes is None else 'cropped to boxes'}"
+        title = f"{self.name}, {'whole images' if self.train.boxes is None else 'cropped to boxes'}"
+        return f"{title}, tested on held-out training classes" if self.is_held_out else title

@@ -47,6 +47,29 @@ def by_class_order(name: str, folder: Path, images: ImageSet, train_classes: int
     return Split(name, train, images.of_classes(train_classes, classes))
 
 
+def hold_out(split: Split, share: float) -> Split:
+    """The last `share` of the training classes tests, among each other; the others train.
+
+    It is rounded to whole classes, two at least. The data set's own test images are in no part of
+    the result. A share of 0 leaves all as it is. Raises DataError if nothing is left to train.
+    """
+    if share == 0:
+        return split
+    classes = len(split.train.class_names)
+    trained = classes - max(2, round(share * classes))
+    if trained < 1:
+        raise DataError(
+            f"--held-out {share}: {classes} classes train in {split.name}, of which none would be "
+            "left; lower the share"
+        )
+    return Split(
+        split.name,
+        split.train.of_classes(0, trained),
+        split.train.of_classes(trained, classes),
+        is_held_out=True,
+    )
+
+
 def by_lists(name: str, source: Path, entries: list[Entry]) -> Split:
     """Each image goes where its line says; queries are searched in the gallery if there is one.
 

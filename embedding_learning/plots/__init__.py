@@ -1,12 +1,13 @@
 """Pictures of what was learned, each a PNG or SVG file: arrays in, a file out.
 
 t-SNE maps with photographs or with points as marks, rows of queries with their nearest neighbours,
-the curves of a run and the distances of its pairs. No MXNet; thumbnails are asked for one at a
-time, when they are drawn.
+the curves of a run, the distances of its pairs, and a comparison's error bars. No MXNet; thumbnails
+are asked for one at a time, when they are drawn.
 """
 
 from __future__ import annotations
 
+from embedding_learning.plots.comparison import spreads
 from embedding_learning.plots.history import curves
 from embedding_learning.plots.neighbours import gallery, search_results
 from embedding_learning.plots.pairs import distances
@@ -22,6 +23,7 @@ __all__ = [
     "distances",
     "gallery",
     "search_results",
+    "spreads",
     "tsne_photographs",
     "tsne_points",
 ]

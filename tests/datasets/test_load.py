@@ -11,7 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_learning.datasets import NAMES, DataError, ImageSet, cub200, glyphs, load
+from embedding_learning.datasets import (
+    NAMES,
+    DataError,
+    ImageSet,
+    Split,
+    cub200,
+    glyphs,
+    hold_out,
+    load,
+)
 
 
 @pytest.fixture(scope="module")
@@ -260,3 +269,44 @@ def test_a_long_message_keeps_its_beginning_and_its_end() -> None:
     told = str(DataError(f"list.txt:1: {'x' * 10**6}; fetch it again"))
     assert told.startswith("list.txt:1: xxx") and told.endswith("xxx; fetch it again")
     assert " … " in told and len(told) < 1100
+
+
+def sets(n_classes: int, per_class: int = 3) -> ImageSet:
+    """Classes of images whose names tell the class, mixed."""
+    labels = np.tile(np.arange(n_classes, dtype=np.int32), per_class)
+    names = [f"c{label}" for label in range(n_classes)]
+    paths = [f"c{label}/{row}" for row, label in enumerate(labels)]
+    return ImageSet(paths, labels, names, np.arange(4 * len(labels)).reshape(-1, 4))
+
+
+@pytest.mark.parametrize(
+    "share, classes, held_out",
+    [(0.2, 10, 2), (0.25, 10, 2), (0.3, 10, 3), (0.01, 10, 2), (0.9, 10, 9), (0.5, 3, 2)],
+)
+def test_the_last_training_classes_are_held_out_in_place_of_the_test(
+    share: float, classes: int, held_out: int
+) -> None:
+    train = sets(classes)
+    split = hold_out(Split("birds", train, sets(4), gallery=sets(4)), share)
+    assert split.is_held_out and split.gallery is None and len(split.parts) == 2
+    assert split.train.class_names == train.class_names[: classes - held_out]
+    assert split.test.class_names == train.class_names[classes - held_out :]
+    assert {*split.train.paths} | {*split.test.paths} == {*train.paths}
+    for part in split.parts:
+        assert len(part) == 3 * len(part.class_names)
+        for path, label, box in zip(part.paths, part.labels, part.boxes):
+            assert path.split("/")[0] == part.class_names[label]
+            assert box.tolist() == train.boxes[train.paths.index(path)].tolist()
+    assert split.title == "birds, cropped to boxes, tested on held-out training classes"
+
+
+def test_nothing_held_out_leaves_all_as_it_is() -> None:
+    split = Split("birds", sets(3), sets(4), gallery=sets(4))
+    assert hold_out(split, 0.0) is split
+    assert not split.is_held_out and split.title == "birds, cropped to boxes"
+
+
+@pytest.mark.parametrize("share, classes", [(0.1, 2), (0.99, 10), (0.5, 1)])
+def test_held_out_classes_have_to_leave_some_to_train(share: float, classes: int) -> None:
+    with pytest.raises(DataError, match=rf"^--held-out {share}: {classes} classes train in birds"):
+        hold_out(Split("birds", sets(classes), sets(4)), share)
