@@ -12,7 +12,7 @@ from mxnet.gluon import HybridBlock
 _DISTANCE_EPSILON = 1e-8
 
 
-class _TripleLoss(HybridBlock):
+class TripleLoss(HybridBlock):
     """The mean of the terms above zero that a subclass computes of triples; 0 if there are none.
 
     Terms without a loss have no gradient; counted in the mean, they would make the steps smaller
@@ -40,7 +40,7 @@ class _TripleLoss(HybridBlock):
         return f"{type(self).__name__}(margin={self._margin})"
 
 
-class ContrastiveLoss(_TripleLoss):
+class ContrastiveLoss(TripleLoss):
     r"""Contrastive loss (Hadsell et al., 2006), section 3 of Wu et al. (2017).
 
     :math:`D^2` of a positive pair and :math:`[\alpha - D]_+^2` of a negative one; the sum divided
@@ -65,7 +65,7 @@ class ContrastiveLoss(_TripleLoss):
         return [squared_distances(F, anchors, positives), F.square(missing)]
 
 
-class TripletLoss(_TripleLoss):
+class TripletLoss(TripleLoss):
     r"""Triplet loss (Schroff et al., 2015), section 3 of Wu et al. (2017).
 
     :math:`[D_{ap}^2 - D_{an}^2 + \alpha]_+` of each triple; the sum divided by the number of
@@ -91,7 +91,7 @@ class TripletLoss(_TripleLoss):
         return [F.maximum(positive - negative + self._margin, 0.0)]
 
 
-class EuclideanTripletLoss(_TripleLoss):
+class EuclideanTripletLoss(TripleLoss):
     r"""Triplet loss of plain distances, section 4.2 of Wu et al. (2017).
 
     :math:`[D_{ap} - D_{an} + \alpha]_+` of each triple; otherwise as :class:`TripletLoss`. Its

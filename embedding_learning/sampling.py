@@ -22,7 +22,7 @@ _AFTER_ALL = 9.0
 _SMALLEST_UNIFORM = 1e-12
 
 
-class _Sampling(HybridBlock):
+class Sampling(HybridBlock):
     """Batches as triples; a subclass says which rows are the negatives.
 
     Parameters
@@ -84,7 +84,7 @@ class _Sampling(HybridBlock):
         return f"{type(self).__name__}(batch_k={self._batch_k})"
 
 
-class RandomSampling(_Sampling):
+class RandomSampling(Sampling):
     """Draws negatives uniformly from the other classes, with replacement.
 
     Parameters, input and outputs are those of :class:`DistanceWeightedSampling`.
@@ -100,7 +100,7 @@ class RandomSampling(_Sampling):
         return drawn + self._batch_k * F.broadcast_greater_equal(drawn, first_of_class)
 
 
-class SemiHardSampling(_Sampling):
+class SemiHardSampling(Sampling):
     """The nearest negative that is farther from the anchor than the positive is.
 
     FaceNet's rule (Schroff et al., 2015, section 3.2) within the batch. Where all negatives are as
@@ -111,30 +111,30 @@ class SemiHardSampling(_Sampling):
 
     def _negative_rows(self, F: Any, x: Any, row: Any, row_class: Any, positive_rows: Any) -> Any:
         # From the anchor to all rows, once for each of its positives: (n, batch_k - 1, n).
-        squared = F.expand_dims(_squared_distances(F, x), axis=1)
+        squared = F.expand_dims(pairwise_squared_distances(F, x), axis=1)
         squared = F.repeat(squared, repeats=self._batch_k - 1, axis=1)
         is_farther = F.broadcast_greater(
             squared, F.pick(squared, positive_rows, axis=2, keepdims=True)
         )
         # Those that are not farther come after all others, the farthest of them first.
         rank = F.where(is_farther, squared, _AFTER_ALL - squared)
-        own_class = F.expand_dims(_same_class(F, row_class), axis=1)
+        own_class = F.expand_dims(same_class(F, row_class), axis=1)
         return F.argmin(F.broadcast_add(rank, _NEVER * own_class), axis=2)
 
 
-class HardSampling(_Sampling):
+class HardSampling(Sampling):
     """The nearest negative of the batch, the same for all positives of an anchor.
 
     Parameters, input and outputs are those of :class:`DistanceWeightedSampling`.
     """
 
     def _negative_rows(self, F: Any, x: Any, row: Any, row_class: Any, positive_rows: Any) -> Any:
-        squared = _squared_distances(F, x)
-        nearest = F.argmin(squared + _NEVER * _same_class(F, row_class), axis=1)
+        squared = pairwise_squared_distances(F, x)
+        nearest = F.argmin(squared + _NEVER * same_class(F, row_class), axis=1)
         return F.broadcast_add(F.expand_dims(nearest, axis=1), F.zeros_like(positive_rows))
 
 
-class DistanceWeightedSampling(_Sampling):
+class DistanceWeightedSampling(Sampling):
     r"""Draws negatives with probability inverse to the density of their distance.
 
     Section 4 of Wu et al. (2017): distances between random points of the unit sphere in d
@@ -202,9 +202,9 @@ class DistanceWeightedSampling(_Sampling):
 
     def _weights(self, F: Any, x: Any, row: Any, row_class: Any) -> Any:
         """Sampling weights (n, n): row i's negatives; rows need not sum to 1."""
-        squared_distance = _squared_distances(F, x)
+        squared_distance = pairwise_squared_distances(F, x)
         log_weights = self._log_inverse_density(F, squared_distance, row, x)
-        other_class = 1.0 - _same_class(F, row_class)
+        other_class = 1.0 - same_class(F, row_class)
         candidate = (squared_distance < self._nonzero_loss_cutoff**2) * other_class
         # The softmax subtracts each row's own maximum. In a row without a candidate all are equally
         # unlikely and thus equal after it; the product leaves the other classes.
@@ -251,12 +251,12 @@ class DistanceWeightedSampling(_Sampling):
         )
 
 
-def _same_class(F: Any, row_class: Any) -> Any:
+def same_class(F: Any, row_class: Any) -> Any:
     """1 where two rows are of one class, else 0: (n,) -> (n, n)."""
     return F.broadcast_equal(F.expand_dims(row_class, axis=1), F.expand_dims(row_class, axis=0))
 
 
-def _squared_distances(F: Any, x: Any) -> Any:
+def pairwise_squared_distances(F: Any, x: Any) -> Any:
     """Squared Euclidean distances between all rows: x (n, d) -> (n, n).
 
     Rounding makes those of near-equal rows slightly negative.
