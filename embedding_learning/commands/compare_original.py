@@ -1,4 +1,4 @@
-"""``compare-original``: this program against the original example, step by step and in whole runs."""
+"""``compare-original``: the original example beside this program, in steps and in whole runs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from embedding_learning.original.steps import Apart, Step
 
 # The flags of train.py that both programs can follow; the others would make a run of another kind.
-_OF_BOTH = frozenset(
-    "data_path embed_dim batch_size batch_k gpus optimizer lr lr_beta margin beta nu factor wd seed "
-    "model use_pretrained kvstore log_interval workers classes batch_num total_batch_size "
-    "pretrained_params dataset bbox train_classes image_size crop_size cache cache_dir "
-    "processes".split()
-)
+_OF_BOTH = {
+    "data_path", "embed_dim", "batch_size", "batch_k", "gpus", "optimizer", "lr", "lr_beta",
+    "margin", "beta", "nu", "factor", "wd", "seed", "model", "use_pretrained", "kvstore",
+    "log_interval", "workers", "classes", "batch_num", "total_batch_size", "pretrained_params",
+    "dataset", "bbox", "train_classes", "image_size", "crop_size", "cache", "cache_dir",
+    "processes",
+}  # fmt: skip
 _STEP_COLUMNS = (
     "step", "loss_original", "loss_here", "loss_difference", "gradient_norm_original",
     "gradient_norm_here", "gradient_norm_difference", "parameter_difference", "parameter",
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> int:
     options = _train_options(rest)
     source.check_folder(told.path)
     if told.output:
-        told.output.mkdir(parents=True, exist_ok=True)
+        _make_folder(told.output)
     # Only now, since MXNet takes seconds to import and mistakes in flags need none of it.
     from embedding_learning.building import check_names
 
@@ -84,9 +85,16 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     ):  # fmt: skip
         if value < least:
             raise UsageError(f"{flag} {value}: must be at least {least}")
-    if told.output and told.output.exists() and not told.output.is_dir():
-        raise UsageError(f"--output {told.output}: is a file; name a folder")
     return told, rest
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--output {folder}: cannot be made ({error.strerror}); name another folder"
+        ) from error
 
 
 def _train_options(flags: Sequence[str]) -> argparse.Namespace:
@@ -100,8 +108,6 @@ def _train_options(flags: Sequence[str]) -> argparse.Namespace:
             )
     if options.kvstore.startswith("dist_"):
         raise UsageError(f"--kvstore {options.kvstore}: one process each is compared; leave it out")
-    if options.use_pretrained and options.pretrained_params is None and find(options.model) is None:
-        return options
     if find(options.model) not in (None, *GLUON_NAMES):
         raise UsageError(
             f"--model {options.model}: the original knows only MXNet's model zoo; choose of "

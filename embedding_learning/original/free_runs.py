@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mxnet as mx
 import numpy as np
@@ -66,8 +66,8 @@ def train(
         split = read_split(options)
         if split.gallery:
             raise UsageError(
-                f"--data-path {options.data_path}: its queries are searched in a gallery, which the "
-                "original knows nothing of; leave the free runs out with --epochs 0"
+                f"--data-path {options.data_path}: its queries are searched in a gallery, which "
+                "the original does not know; leave the free runs out with --epochs 0"
             )
         if len(split.test) <= max(RECALL_AT):
             raise UsageError(
@@ -124,7 +124,11 @@ def _run(options: Namespace, program: str, settings: Path) -> Run:
     """Waits for the run, showing where it is. Raises TrainingFault if it fails."""
     title = f"{program}, seed {options.seed}"
     lines = []
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes: dict[str, Any] = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    }
     with processes.process("freely", settings, **pipes) as process:
         assert process.stdout and process.stderr
         for line in process.stderr:

@@ -8,6 +8,7 @@ the value of the run.
 from __future__ import annotations
 
 import ast
+import importlib
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -35,7 +36,7 @@ class Numbers(NamedTuple):
 
 
 # Which number of which file means what.
-_WRITTEN = {
+_WRITTEN: dict[str, dict[int, str]] = {
     "model.py": {},
     "data.py": {100: "classes", 256: "image_size", 224: "crop_size"},
     "train.py": {100: "classes", 200: "batches", 224: "crop_size"},
@@ -50,15 +51,17 @@ def check_folder(folder: Path) -> None:
         except FileNotFoundError:
             inner = folder / _PLACE
             hint = f"did you mean {inner}?" if inner.is_dir() else _WAY_OUT
-            raise UsageError(f"{folder}: has no {name}, as the original example does; {hint}") from None
+            raise UsageError(
+                f"{folder}: has no {name}, as the original example does; {hint}"
+            ) from None
         except (OSError, SyntaxError, ValueError) as error:
             raise UsageError(f"{folder / name}: cannot be read ({error}); {_WAY_OUT}") from error
-        found = {node.value for node in ast.walk(tree) if _is_integer(node)}
+        found = {_integer(node) for node in ast.walk(tree)}
         missing = _WRITTEN[name].keys() - found
         if missing:
             raise UsageError(
-                f"{folder / name}: the number {min(missing)} is not in it, so it is not the file of "
-                f"the example; {_WAY_OUT}"
+                f"{folder / name}: the number {min(missing)} is not in it, so it is not the file "
+                f"of the example; {_WAY_OUT}"
             )
 
 
@@ -103,16 +106,21 @@ class _WithNumbers(ast.NodeTransformer):
     """Puts the run's numbers in the place of those that are written in a file."""
 
     def __init__(self, file: str, numbers: Numbers) -> None:
-        self._values = {old: getattr(numbers, new) for old, new in _WRITTEN[file].items()}
+        self._values: dict[int | None, int] = {
+            old: getattr(numbers, new) for old, new in _WRITTEN[file].items()
+        }
 
     def visit_Constant(self, node: ast.Constant) -> ast.Constant:
-        if not _is_integer(node):
+        number = _integer(node)
+        if number not in self._values:
             return node
-        return ast.copy_location(ast.Constant(self._values.get(node.value, node.value)), node)
+        return ast.copy_location(ast.Constant(self._values[number]), node)
 
 
-def _is_integer(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and type(node.value) is int
+def _integer(node: ast.AST) -> int | None:
+    """The whole number that stands there."""
+    value = node.value if isinstance(node, ast.Constant) else None
+    return value if type(value) is int else None
 
 
 def _parsed(path: Path) -> ast.Module:
@@ -124,7 +132,7 @@ def _parsed(path: Path) -> ast.Module:
 def _provide_bottleneck() -> None:
     """The original takes one function of it, which numpy has too, under the same name."""
     try:
-        import bottleneck  # noqa: F401
+        importlib.import_module("bottleneck")
     except ImportError:
         import numpy as np
 

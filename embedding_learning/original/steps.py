@@ -93,7 +93,7 @@ class GivenNegatives(DistanceWeightedSampling):
         for data, part in zip(devices, np.split(rows.astype(np.float32), len(devices))):
             data[:] = part
 
-    def hybrid_forward(self, F: Any, x: Any, given: Any) -> tuple[Any, ...]:
+    def hybrid_forward(self, F: Any, x: Any, given: Any = None) -> tuple[Any, ...]:
         row, row_class = self._rows(F, x)
         anchor_rows = F.repeat(row, repeats=self._batch_k - 1)
         positive_rows = F.reshape(self._positive_rows(F, row, row_class), (-1,))
@@ -116,9 +116,7 @@ class _Original:
 
         Raises TrainingFault if the process ends.
         """
-        np.savez(
-            self._folder / BATCH, data=data, labels=labels, seed=seed, negatives=negatives
-        )
+        np.savez(self._folder / BATCH, data=data, labels=labels, seed=seed, negatives=negatives)
         try:
             print("step", file=self._process.stdin, flush=True)
             answered = bool(self._process.stdout and self._process.stdout.readline())
@@ -132,7 +130,8 @@ class _Original:
             arrays = dict(answer)
         network = {name[8:]: a for name, a in arrays.items() if name.startswith("network/")}
         beta = {"beta": arrays["beta"]} if "beta" in arrays else {}
-        state = State(float(arrays["loss"]), float(arrays["gradient_norm"]), network, beta)
+        loss, norm = arrays["scalars"].tolist()
+        state = State(loss, norm, network, beta)
         return state, arrays["negatives"]
 
 
@@ -157,6 +156,7 @@ def compare(options: Namespace, path: Path, steps: int, with_control: bool) -> I
         split = read_split(options)
         mx.random.seed(options.seed)
         net = build_network(options, devices)
+        assert net.preprocess
         save_parameters(net, str(folder / "first.params"))
         count = options.total_batch_size // len(devices) * (options.batch_k - 1)
         net.sampled = GivenNegatives(options.batch_k, count)
@@ -181,7 +181,11 @@ def compare(options: Namespace, path: Path, steps: int, with_control: bool) -> I
                 parameters=str(folder / "first.params"),
             )
             errors = stack.enter_context(open(own / "errors", "w", encoding="utf-8"))
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+            pipes: dict[str, Any] = {
+                "stdin": subprocess.PIPE,
+                "stdout": subprocess.PIPE,
+                "stderr": errors,
+            }
             process = processes.process("stepwise", settings, environment, **pipes)
             return _Original(name, own, stack.enter_context(process))
 
@@ -196,10 +200,11 @@ def compare(options: Namespace, path: Path, steps: int, with_control: bool) -> I
                 seed,
             )
             theirs, negatives = original.step(number, *given, np.empty((0, 0), np.int64))
-            control = second and apart(theirs, second.step(number, *given, negatives)[0])
+            again = second.step(number, *given, negatives)[0] if second else None
             net.sampled.give(negatives.ravel())
             mx.random.seed(seed)
             ours = _step(learner, batch)
+            control = apart(theirs, again) if again else None
             yield Step(number, theirs, ours, apart(theirs, ours), control)
 
 

@@ -72,20 +72,19 @@ class _Stepper:
         self._drawn.append(drawn)
         return drawn
 
-    def losses_seen(self, loss: type) -> type:
-        """The original's loss, whose values are kept."""
-        seen = self._losses_add
+    def seen(self, loss: Any) -> Any:
+        """The original's loss class, whose values are kept."""
 
-        class Seen(loss):  # type: ignore[misc]
-            def __call__(self, *args: Any) -> mx.nd.NDArray:
-                value = super().__call__(*args)
-                seen(value)
-                return value
+        def create(**settings: Any) -> Any:
+            compute = loss(**settings)
 
-        return Seen
+            def computed(*args: Any) -> mx.nd.NDArray:
+                self._losses.append(compute(*args))
+                return self._losses[-1]
 
-    def _losses_add(self, value: mx.nd.NDArray) -> None:
-        self._losses.append(value)
+            return computed
+
+        return create
 
     def _answer(self) -> None:
         """Tells of the step that was made."""
@@ -96,8 +95,8 @@ class _Stepper:
         answer = {f"network/{name}": array for name, array in values(parameters).items()}
         if self.training.opt.lr_beta > 0:
             answer["beta"] = values({"beta": beta})["beta"]
-        answer["loss"] = np.float64(sum(float(loss.mean().asscalar()) for loss in self._losses))
-        answer["gradient_norm"] = np.float64(gradient_norm(parameters.values()))
+        loss = sum(float(loss.mean().asscalar()) for loss in self._losses)
+        answer["scalars"] = np.array([loss, gradient_norm(parameters.values())])
         answer["negatives"] = np.array(self._drawn)
         np.savez(self._folder / ANSWER, **answer)
         print("answered", file=self._output, flush=True)
@@ -115,8 +114,8 @@ def main() -> None:
     training = source.load(Path(settings["original"]), settings["flags"], numbers, iterators)
     stepper.training = training
     training.net.load_parameters(settings["parameters"], ctx=training.context)
-    training.MarginLoss = stepper.losses_seen(training.MarginLoss)
-    np.random.choice = stepper.choice
+    vars(training)["MarginLoss"] = stepper.seen(training.MarginLoss)
+    vars(np.random)["choice"] = stepper.choice
     # It initializes what is there already, which Gluon leaves as it is.
     warnings.filterwarnings("ignore", ".*already initialized", UserWarning)
     with suppress(_Done):
