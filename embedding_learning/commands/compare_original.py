@@ -120,40 +120,39 @@ def _compare_steps(told: argparse.Namespace, options: argparse.Namespace) -> Non
     from embedding_learning.original import steps
 
     made: list[Step] = []
-    _print_step_heads(told.control)
+    _print_heads(told.control)
     for step in steps.compare(options, told.path, told.steps, told.control):
         made.append(step)
         _print_step(step)
-    _print_largest("here", [step.apart for step in made])
+    _print_largest("the original and here", [step.apart for step in made])
     if told.control:
-        _print_largest("the original again", [step.control for step in made if step.control])
+        _print_largest("the original twice", [step.control for step in made if step.control])
     if told.output:
         columns = _STEP_COLUMNS + (_CONTROL_COLUMNS if told.control else ())
         _write_csv(told.output / "steps.csv", columns, map(_step_row, made))
 
 
-def _print_step_heads(with_control: bool) -> None:
+def _print_heads(with_control: bool) -> None:
     print(
-        "Differences are relative to the original: of parameters the largest of all arrays' "
-        "max|a - b| / max|a|.\n"
-        f"{'':5s} {'loss':>10s} {'loss':>10s} {'differ-':>8s} {'gradient':>10s} {'gradient':>10s} "
-        f"{'differ-':>8s} {'param-':>8s} {'':>8s}{'  control:' if with_control else ''}\n"
-        f"{'step':5s} {'original':>10s} {'here':>10s} {'ence':>8s} {'original':>10s} {'here':>10s} "
-        f"{'ence':>8s} {'eters':>8s} {'beta':>8s}"
-        + (f"  {'loss':>8s} {'params':>8s}" if with_control else ""),
-        flush=True,
+        "Apart: |a - b| / |a|, a being the original's; of parameters the largest max|a - b| / "
+        "max|a| of all arrays."
     )
+    control = "  the original against itself" if with_control else ""
+    print(f"      {'loss':31s} {'norm of the gradient':31s} {'parameters':10s} beta    {control}")
+    three = f"{'original':>10s} {'here':>10s} {'apart':>9s} "
+    control = f"  {'loss':>9s} {'parameters':>10s}" if with_control else ""
+    print(f"step  {three}{three}{'apart':>10s} {'apart':>9s}{control}", flush=True)
 
 
 def _print_step(step: Step) -> None:
     theirs, ours, apart = step.original, step.here, step.apart
     control = ""
     if step.control:
-        control = f"  {step.control.loss:8.1e} {step.control.network.value:8.1e}"
+        control = f"  {step.control.loss:9.1e} {step.control.network.value:10.1e}"
     print(
-        f"{step.number:5d} {theirs.loss:10.6f} {ours.loss:10.6f} {apart.loss:8.1e} "
-        f"{theirs.gradient_norm:10.6f} {ours.gradient_norm:10.6f} {apart.gradient_norm:8.1e} "
-        f"{apart.network.value:8.1e} {apart.beta:8.1e}{control}",
+        f"{step.number:4d}  {theirs.loss:10.6f} {ours.loss:10.6f} {apart.loss:9.1e} "
+        f"{theirs.gradient_norm:10.6f} {ours.gradient_norm:10.6f} {apart.gradient_norm:9.1e} "
+        f"{apart.network.value:10.1e} {apart.beta:9.1e}{control}",
         flush=True,
     )
 
@@ -170,7 +169,7 @@ def _print_largest(title: str, aparts: Sequence[Apart]) -> None:
         place = max(range(len(values)), key=lambda i: (math.isnan(values[i]), values[i]))
         array = f" ({aparts[place].network.array})" if name == "parameters" else ""
         print(
-            f"Largest difference of {name}, {title}: {values[place]:.1e}, step {place + 1}{array}."
+            f"Farthest apart, {title}, in {name}: {values[place]:.1e} at step {place + 1}{array}."
         )
 
 
@@ -194,6 +193,9 @@ def _compare_runs(
     runs: list[Run] = []
     for run in free_runs.train(options, flags, told.path, told.epochs, told.seeds):
         runs.append(run)
+        if told.output:
+            # After each, since the next may fail after hours.
+            _write_runs(told.output / "free_runs.csv", runs)
         last = run.recalls[-1]
         print(
             f"{run.program}, seed {run.seed}: Recall@1 {last[0]:.4f} after {told.epochs} epochs, "
@@ -218,16 +220,20 @@ def _compare_runs(
         recalls = [f"recall@{k}" for k in free_runs.RECALL_AT]
         spread = [f"{name}{kind}" for name in recalls for kind in ("", "_deviation")]
         _write_csv(told.output / "recalls.csv", ["epoch", "program", *spread], means)
-        columns = ["program", "seed", "epoch", *recalls, "images_per_second", "peak_megabytes"]
-        _write_csv(
-            told.output / "free_runs.csv",
-            columns,
-            (
-                [run.program, run.seed, epoch, *row, run.images_per_second, run.peak_megabytes]
-                for run in runs
-                for epoch, row in enumerate(run.recalls)
-            ),
-        )
+
+
+def _write_runs(path: Path, runs: Sequence[Run]) -> None:
+    """A line for each epoch of each run."""
+    from embedding_learning.original.free_runs import RECALL_AT
+
+    recalls = [f"recall@{k}" for k in RECALL_AT]
+    rows = (
+        [run.program, run.seed, epoch, *row, run.images_per_second, run.peak_megabytes]
+        for run in runs
+        for epoch, row in enumerate(run.recalls)
+    )
+    columns = ["program", "seed", "epoch", *recalls, "images_per_second", "peak_megabytes"]
+    _write_csv(path, columns, rows)
 
 
 def _mean_rows(runs: Sequence[Run]) -> Iterable[list[Any]]:
@@ -244,7 +250,7 @@ def _mean_rows(runs: Sequence[Run]) -> Iterable[list[Any]]:
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Whole or not at all. Raises UsageError if the folder cannot be written to."""
     try:
-        with replaced_whole(path) as partial, open(partial, "w", newline="") as file:
+        with replaced_whole(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
             writer.writerows(rows)
