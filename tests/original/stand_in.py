@@ -1,6 +1,7 @@
 """A stand-in for the original example: small, but with all that is asked of its three files.
 
-What it computes is what the original does, but for the sampling, which is uniform.
+What it computes is what the original does, but for the sampling, which is uniform, and other in
+every process.
 """
 
 from __future__ import annotations
@@ -102,7 +103,6 @@ for name in ("lr", "lr-beta", "margin", "beta", "nu", "factor", "wd"):
 parser.add_argument("--use-pretrained", action="store_true")
 opt = parser.parse_args()
 mx.random.seed(opt.seed)
-np.random.seed(opt.seed)
 context = [mx.cpu()]
 zoo = vision.get_model(opt.model, pretrained=opt.use_pretrained)
 if opt.gpus is '' and opt.use_pretrained:
