@@ -6,14 +6,19 @@ Those against the original itself run where EMBEDDING_LEARNING_ORIGINAL names it
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import mxnet as mx
+import numpy as np
 import pytest
 
 from embedding_learning.__main__ import main
 from embedding_learning.datasets import DataError
+from embedding_learning.images import crop, read_image
+from embedding_learning.model import ImageNormalization
 from embedding_learning.monitoring import TrainingFault
 from embedding_learning.options import UsageError
 from tests.original.stand_in import change, write
@@ -165,6 +170,21 @@ def the_original() -> Path:
     if "EMBEDDING_LEARNING_ORIGINAL" not in os.environ:
         pytest.skip("EMBEDDING_LEARNING_ORIGINAL does not name the original example's folder")
     return Path(os.environ["EMBEDDING_LEARNING_ORIGINAL"])
+
+
+def test_the_original_makes_the_same_pixels(the_original: Path, birds: Path) -> None:
+    """Those of steps are this program's."""
+    spec = importlib.util.spec_from_file_location("original_data", the_original / "data.py")
+    assert spec and spec.loader
+    data = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(data)
+    for path in sorted((birds / "images").rglob("*.jpg"))[::5]:
+        box = np.array([3, 2, 90, 30])
+        theirs = data.transform(mx.image.imread(str(path)), 256, 256, False, box).asnumpy()
+        ours = np.empty((3, 224, 224), np.uint8)
+        crop(read_image(str(path), box, 256), 16, 16, False, out=ours)
+        ours = ImageNormalization()(mx.nd.array(ours[None], dtype=np.uint8)).asnumpy()
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("flags", [[], ["--lr-beta=0"], ["--nu=0.1", "--optimizer=adam"]])
