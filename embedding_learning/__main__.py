@@ -20,6 +20,7 @@ VERBS = {
     "export": "write a saved model as ONNX or for SymbolBlock",
     "compare": "train with several losses, samplings and seeds, and put them in a table",
     "launch": "train on several machines",
+    "compare-original": "hold this program against the original example",
 }
 
 
@@ -29,11 +30,12 @@ def main(arguments: list[str]) -> int:
     if verb in ("-h", "--help"):
         print("usage: python -m embedding_learning VERB ... (VERB --help lists its flags)\n")
         for name, meaning in VERBS.items():
-            print(f"  {name:10s} {meaning}")
+            print(f"  {name:16s} {meaning}")
         return 0
     if verb not in VERBS:
         raise UsageError(f"{verb or 'no verb'}: choose of {', '.join(VERBS)}")
-    status: int = importlib.import_module(f"embedding_learning.commands.{verb}").main(rest)
+    module = f"embedding_learning.commands.{verb.replace('-', '_')}"
+    status: int = importlib.import_module(module).main(rest)
     return status
 
 

@@ -1,0 +1,151 @@
+"""Both programs, each trained freely: its own batches, its own negatives, several seeds."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import mxnet as mx
+import numpy as np
+
+from embedding_learning import backbones
+from embedding_learning.data import read_split
+from embedding_learning.options import UsageError
+from embedding_learning.original import processes
+from embedding_learning.parameter_files import save_parameters
+
+PROGRAMS = ("the original", "here")
+RECALL_AT = (1, 2, 4, 8, 16)
+# Both programs write these lines.
+_RECALL = re.compile(r"\[Epoch (\d+)\] validation: Recall@(\d+)=(\S+)")
+_SECONDS = re.compile(r"\[Epoch (\d+)\] time cost: (\S+)")
+_SHOWN = re.compile(r"\[Epoch \d+(, Iter \d+)?\] (training loss|validation: Recall@1)=")
+
+
+class Run(NamedTuple):
+    """A run of a program with a seed.
+
+    Attributes
+    ----------
+    program : str
+        One of PROGRAMS.
+    seed : int
+    recalls : ndarray (epochs, 5)
+        Recall@1, 2, 4, 8, 16 after each epoch.
+    images_per_second : float
+        In training, over all epochs.
+    peak_megabytes : float
+        Of its process.
+    """
+
+    program: str
+    seed: int
+    recalls: np.ndarray
+    images_per_second: float
+    peak_megabytes: float
+
+
+def train(
+    options: Namespace, arguments: Sequence[str], path: Path, epochs: int, seeds: int
+) -> Iterator[Run]:
+    """Trains both programs with each seed, one process after another; each run once it is done.
+
+    `arguments` are the flags that `options` were read from. The seeds count up from `--seed`.
+
+    Raises UsageError or DataError if flags and data do not fit, TrainingFault if a run fails.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="compare-original-")))
+        split = read_split(options)
+        if split.gallery:
+            raise UsageError(
+                f"--data-path {options.data_path}: its queries are searched in a gallery, which "
+                "the original does not know; leave the free runs out with --epochs 0"
+            )
+        if len(split.test) <= max(RECALL_AT):
+            raise UsageError(
+                f"--data-path {options.data_path}: {len(split.test)} images test, too few for the "
+                f"original's Recall@{max(RECALL_AT)}; leave the free runs out with --epochs 0"
+            )
+        processes.write_data(split, folder / "data")
+        backbone = _backbone(options, folder / "backbone.params")
+        classes = len(split.train.class_names)
+        numbers = processes.numbers(options, classes, options.batch_num)
+        for seed in range(options.seed, options.seed + seeds):
+            for program in PROGRAMS:
+                own = Path(stack.enter_context(TemporaryDirectory(dir=folder)))
+                told = Namespace(**{**vars(options), "seed": seed, "epochs": epochs})
+                flags = processes.flags(told, folder / "data", own / "model")
+                if program == "here":
+                    # Of flags that are there twice the last one counts.
+                    flags = [*arguments, f"--epochs={epochs}", f"--seed={seed}"]
+                    flags.append(f"--save-model-prefix={own / 'model'}")
+                settings = processes.write_settings(
+                    own / "settings.json",
+                    original=str(path) if program != "here" else None,
+                    flags=flags,
+                    seed=seed,
+                    numbers=numbers,
+                    backbone=backbone,
+                )
+                yield _run(told, program, settings)
+
+
+def mean_and_spread(runs: Sequence[Run], program: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of a program's recalls over the seeds: means and standard deviations, (epochs, 5) each.
+
+    The deviation of a sample; NaN for a single seed.
+    """
+    recalls = np.array([run.recalls for run in runs if run.program == program])
+    if len(recalls) < 2:
+        return recalls[0], np.full(recalls.shape[1:], np.nan)
+    return recalls.mean(axis=0), recalls.std(axis=0, ddof=1)
+
+
+def _backbone(options: Namespace, file: Path) -> str | None:
+    """Writes the pretrained backbone for the original; None if there is to be none."""
+    if not options.use_pretrained and not options.pretrained_params:
+        return None
+    features = backbones.create(
+        options.model, [mx.cpu()], options.use_pretrained, options.pretrained_params
+    )
+    save_parameters(features, str(file))
+    return str(file)
+
+
+def _run(options: Namespace, program: str, settings: Path) -> Run:
+    """Waits for the run, showing where it is. Raises TrainingFault if it fails."""
+    title = f"{program}, seed {options.seed}"
+    lines = []
+    pipes: dict[str, Any] = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    }
+    with processes.process("freely", settings, **pipes) as process:
+        assert process.stdout and process.stderr
+        for line in process.stderr:
+            lines.append(line)
+            if _SHOWN.search(line):
+                print(f"{title}: {line[line.index('[') :].rstrip()}", file=sys.stderr, flush=True)
+        printed = process.stdout.read().split()
+        if process.wait():
+            raise processes.fault(title, "in its free run", "".join(lines))
+    recalls, seconds = read_log("".join(lines), options.epochs)
+    images = options.batch_num * options.total_batch_size * options.epochs
+    return Run(program, options.seed, recalls, images / seconds, int(printed[-1]) / 1e6)
+
+
+def read_log(text: str, epochs: int) -> tuple[np.ndarray, float]:
+    """The recalls (epochs, 5) and the seconds of training of a log, of either program."""
+    recalls = np.full((epochs, len(RECALL_AT)), np.nan)
+    for epoch, k, value in _RECALL.findall(text):
+        recalls[int(epoch), RECALL_AT.index(int(k))] = float(value)
+    return recalls, sum(float(seconds) for _, seconds in _SECONDS.findall(text))

@@ -1,0 +1,125 @@
+"""Processes that run the original or this program, and what is told to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from embedding_learning.architectures import find
+from embedding_learning.datasets import ImageSet, Split
+from embedding_learning.monitoring import TrainingFault
+from embedding_learning.original.source import Numbers
+
+_ROOT = Path(__file__).resolve().parents[2]
+# More than any image has; the original cuts a box at the image's edge.
+_WHOLE_IMAGE = (0, 0, 10**6, 10**6)
+
+
+@contextmanager
+def process(
+    module: str, settings: Path, environment: Mapping[str, str] = MappingProxyType({}), **pipes: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """A module of this package as a program; ended when the context is left."""
+    paths = [str(_ROOT), os.environ.get("PYTHONPATH", "")]
+    command = [sys.executable, "-m", f"embedding_learning.original.{module}", str(settings)]
+    started = subprocess.Popen(
+        command,
+        env={
+            **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment,
+        },
+        encoding="utf-8",
+        errors="replace",
+        **pipes,
+    )  # fmt: skip
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.wait()
+        for pipe in (started.stdin, started.stdout, started.stderr):
+            if pipe:
+                pipe.close()
+
+
+def write_settings(file: Path, **settings: Any) -> Path:
+    """What a process is told; its path."""
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    return file
+
+
+def fault(program: str, when: str, output: str) -> TrainingFault:
+    """What to raise for a process that ended too early, from its error output."""
+    lines = [line for line in output.splitlines() if line.strip()]
+    return TrainingFault(f"{program} failed {when}: {lines[-1] if lines else 'without a word'}")
+
+
+def flags(options: Namespace, folder: Path, prefix: Path) -> list[str]:
+    """The original's flags for these options; it reads the images of `folder`."""
+    devices = max(1, len(options.gpus))
+    told = {
+        "data-path": folder,
+        "embed-dim": options.embed_dim,
+        "batch-size": options.total_batch_size // devices,
+        "batch-k": options.batch_k,
+        "epochs": options.epochs,
+        "optimizer": options.optimizer,
+        "lr": options.lr,
+        "lr-beta": options.lr_beta,
+        "margin": options.margin,
+        "beta": options.beta,
+        "nu": options.nu,
+        "factor": options.factor,
+        "steps": ",".join(map(str, options.steps)),
+        "wd": options.wd,
+        "seed": options.seed,
+        "model": find(options.model),
+        "save-model-prefix": prefix,
+        "kvstore": options.kvstore,
+        "log-interval": options.log_interval,
+    }
+    written = [f"--{name}={value}" for name, value in told.items()]
+    if options.gpus:
+        written.append(f"--gpus={','.join(map(str, options.gpus))}")
+    if options.use_pretrained or options.pretrained_params:
+        written.append("--use-pretrained")
+    return written
+
+
+def numbers(options: Namespace, classes: int, batches: int) -> Numbers:
+    """What is written into the original's files, for these options."""
+    return Numbers(classes, batches, options.image_size, options.crop_size)
+
+
+def write_data(split: Split, folder: Path) -> None:
+    """The split as a folder that the original reads: lists, and links to the images.
+
+    The training classes are numbered first; images without a box get one that holds them whole.
+    """
+    (folder / "images").mkdir(parents=True)
+    images, labels, boxes = [], [], []
+    number = 0
+    for part, first_class in ((split.train, 1), (split.test, 1 + len(split.train.class_names))):
+        for row, path in enumerate(part.paths):
+            number += 1
+            (folder / "images" / str(number)).symlink_to(os.path.abspath(path))
+            images.append(f"{number} {number}\n")
+            labels.append(f"{number} {part.labels[row] + first_class}\n")
+            boxes.append(f"{number} {' '.join(map(str, _box(part, row)))}\n")
+    for name, lines in (
+        ("images.txt", images), ("image_class_labels.txt", labels), ("bounding_boxes.txt", boxes),
+    ):  # fmt: skip
+        (folder / name).write_text("".join(lines), encoding="utf-8")
+
+
+def _box(part: ImageSet, row: int) -> tuple[int, ...] | np.ndarray:
+    return _WHOLE_IMAGE if part.boxes is None else part.boxes[row]

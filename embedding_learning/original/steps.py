@@ -1,0 +1,244 @@
+"""This program and the original, step by step from the same weights on the same batches."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+
+from embedding_learning.building import build, build_network, find_devices
+from embedding_learning.data import open_data, read_split
+from embedding_learning.learner import Learner
+from embedding_learning.original import processes
+from embedding_learning.original.states import (
+    Difference,
+    gradient_norm,
+    largest_difference,
+    relative,
+    values,
+)
+from embedding_learning.original.stepwise import ANSWER, BATCH
+from embedding_learning.parameter_files import save_parameters
+from embedding_learning.sampling import DistanceWeightedSampling
+from embedding_learning.training import set_learning_rates
+
+
+class State(NamedTuple):
+    """A program after a step.
+
+    Attributes
+    ----------
+    loss : float
+        The step's.
+    gradient_norm : float
+        Of the network's gradients, not yet divided by the batch size.
+    network : dict of ndarray
+        Parameters and batch norm's running statistics, by name, after the step.
+    beta : dict of ndarray
+        Empty if it is a constant.
+    """
+
+    loss: float
+    gradient_norm: float
+    network: Mapping[str, np.ndarray]
+    beta: Mapping[str, np.ndarray]
+
+
+class Apart(NamedTuple):
+    """How far a second program is from a first after a step; all are relative to the first."""
+
+    loss: float
+    gradient_norm: float
+    network: Difference
+    beta: float
+
+
+class Step(NamedTuple):
+    """A step of both programs; `control` is the original against itself."""
+
+    number: int
+    original: State
+    here: State
+    apart: Apart
+    control: Apart | None
+
+
+class GivenNegatives(DistanceWeightedSampling):
+    """In place of the sampling: the negatives are those last given.
+
+    Parameters
+    ----------
+    batch_k : int
+    count : int
+        Negatives of a device's share of a batch.
+    """
+
+    def __init__(self, batch_k: int, count: int) -> None:
+        super().__init__(batch_k)
+        with self.name_scope():
+            self.given = self.params.get("given", shape=(count,), init="zeros", grad_req="null")
+
+    def give(self, rows: np.ndarray) -> None:
+        """The negatives of the next step, (devices * count,), rows within each device's share."""
+        devices = self.given.list_data()
+        for data, part in zip(devices, np.split(rows.astype(np.float32), len(devices))):
+            data[:] = part
+
+    def hybrid_forward(self, F: Any, x: Any, given: Any = None) -> tuple[Any, ...]:
+        row, row_class = self._rows(F, x)
+        anchor_rows = F.repeat(row, repeats=self._batch_k - 1)
+        positive_rows = F.reshape(self._positive_rows(F, row, row_class), (-1,))
+        triple = (F.take(x, rows) for rows in (anchor_rows, positive_rows, given))
+        return (anchor_rows, *triple, x)
+
+
+class _Original:
+    """The original's process, and the folder where it is talked to."""
+
+    def __init__(self, name: str, folder: Path, process: subprocess.Popen[str]) -> None:
+        self._name = name
+        self._folder = folder
+        self._process = process
+
+    def step(
+        self, number: int, data: np.ndarray, labels: np.ndarray, seed: int, negatives: np.ndarray
+    ) -> tuple[State, np.ndarray]:
+        """Its state after the step, and the negatives drawn, (n, batch_k - 1).
+
+        Raises TrainingFault if the process ends.
+        """
+        np.savez(self._folder / BATCH, data=data, labels=labels, seed=seed, negatives=negatives)
+        try:
+            print("step", file=self._process.stdin, flush=True)
+            answered = bool(self._process.stdout and self._process.stdout.readline())
+        except BrokenPipeError:
+            answered = False
+        if not answered:
+            self._process.wait()
+            output = (self._folder / "errors").read_text(encoding="utf-8", errors="replace")
+            raise processes.fault(self._name, f"at step {number}", output)
+        with np.load(self._folder / ANSWER, allow_pickle=False) as answer:
+            arrays = dict(answer)
+        network = {name[8:]: a for name, a in arrays.items() if name.startswith("network/")}
+        beta = {"beta": arrays["beta"]} if "beta" in arrays else {}
+        loss, norm = arrays["scalars"].tolist()
+        state = State(loss, norm, network, beta)
+        return state, arrays["negatives"]
+
+
+def compare(options: Namespace, path: Path, steps: int, with_control: bool) -> Iterator[Step]:
+    """Each step of both programs, as it is made.
+
+    The network's first weights are this program's. The batches are this program's too: the
+    original is given the pixels as this program's network normalises them. The negatives are
+    those that the original draws. With a control the original runs a second time, computing with
+    another number of threads.
+
+    Raises
+    ------
+    UsageError, DataError
+        If flags and data do not fit.
+    TrainingFault
+        If the original fails.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="compare-original-")))
+        devices = find_devices(options)
+        split = read_split(options)
+        mx.random.seed(options.seed)
+        net = build_network(options, devices)
+        assert net.preprocess
+        save_parameters(net, str(folder / "first.params"))
+        count = options.total_batch_size // len(devices) * (options.batch_k - 1)
+        net.sampled = GivenNegatives(options.batch_k, count)
+        net.sampled.given.initialize(ctx=devices)
+        data = open_data(split, options)
+        stack.callback(data.close)
+        # What is queued still reads the batches' memory.
+        stack.callback(mx.nd.waitall)
+        learner = build(options, data.classes, net, devices)
+        learner.start()
+        set_learning_rates(options, learner.trainers, 0)
+
+        def start(name: str, environment: Mapping[str, str]) -> _Original:
+            own = folder / name.replace(" ", "_")
+            own.mkdir()
+            settings = processes.write_settings(
+                own / "settings.json",
+                original=str(path),
+                flags=processes.flags(options, own, own / "model"),
+                # One more than there are: so its first epoch does not end.
+                numbers=processes.numbers(options, data.classes, steps + 1),
+                parameters=str(folder / "first.params"),
+            )
+            errors = stack.enter_context(open(own / "errors", "w", encoding="utf-8"))
+            pipes: dict[str, Any] = {
+                "stdin": subprocess.PIPE,
+                "stdout": subprocess.PIPE,
+                "stderr": errors,
+            }
+            process = processes.process("stepwise", settings, environment, **pipes)
+            return _Original(name, own, stack.enter_context(process))
+
+        original = start("the original", {})
+        second = start("the original again", _other_threads()) if with_control else None
+        for number in range(1, steps + 1):
+            batch = data.train.next()
+            seed = step_seed(options.seed, number)
+            given = (
+                net.preprocess(batch.data[0].as_in_context(devices[0])).asnumpy(),
+                batch.label[0].asnumpy(),
+                seed,
+            )
+            theirs, negatives = original.step(number, *given, np.empty((0, 0), np.int64))
+            again = second.step(number, *given, negatives)[0] if second else None
+            net.sampled.give(negatives.ravel())
+            mx.random.seed(seed)
+            ours = _step(learner, batch)
+            control = apart(theirs, again) if again else None
+            yield Step(number, theirs, ours, apart(theirs, ours), control)
+
+
+def step_seed(seed: int, number: int) -> int:
+    """Of MXNet's random numbers in a step: dropout's masks, in both programs."""
+    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0] >> 1)
+
+
+def apart(first: State, second: State) -> Apart:
+    """How far the second state is from the first."""
+    return Apart(
+        relative(first.loss, second.loss),
+        relative(first.gradient_norm, second.gradient_norm),
+        largest_difference(first.network, second.network),
+        largest_difference(first.beta, second.beta).value if first.beta else 0.0,
+    )
+
+
+def _step(learner: Learner, batch: mx.io.DataBatch) -> State:
+    """One step of this program, and its state after it."""
+    step = learner.step(batch)
+    mx.nd.waitall()
+    parameters = learner.net._collect_params_with_prefix()
+    # The negatives are no weights.
+    del parameters["sampled.given"]
+    learned = isinstance(learner.beta, gluon.Parameter)
+    return State(
+        step.loss,
+        gradient_norm(parameters.values()),
+        values(parameters),
+        values({"beta": learner.beta}) if learned else {},
+    )
+
+
+def _other_threads() -> dict[str, str]:
+    """Another number of threads than this process computes with: sums in another order."""
+    return {"OMP_NUM_THREADS": "2" if os.environ.get("OMP_NUM_THREADS") == "1" else "1"}
