@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
 
 import mxnet as mx
@@ -104,17 +105,20 @@ def build_network(
 
 def join(options: Namespace, backbone: HybridBlock) -> MarginNet:
     """Backbone, embedding and sampling as the flags say; what is new has no weights yet."""
-    sampling = getattr(samplings, methods.SAMPLINGS[options.sampling])
-    if options.normalize_weights:
-        sampling = partial(sampling, normalize_weights=True)
     return MarginNet(
         backbone,
         options.embed_dim,
         options.batch_k,
         options.feat_dim,
-        sampling,
+        find_sampling(options),
         preprocess=ImageNormalization(),
     )
+
+
+def find_sampling(options: Namespace) -> Callable[[int], HybridBlock]:
+    """What makes the sampling of that name for a number of images per class."""
+    kind: Callable[..., HybridBlock] = getattr(samplings, methods.SAMPLINGS[options.sampling])
+    return partial(kind, normalize_weights=True) if options.normalize_weights else kind
 
 
 def build_loss(options: Namespace) -> HybridBlock:

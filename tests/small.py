@@ -5,7 +5,7 @@ import numpy as np
 from mxnet import nd
 from mxnet.gluon import nn
 
-from embedding_learning import MarginNet, training
+from embedding_learning import DistanceWeightedSampling, MarginNet, training
 from embedding_learning.evaluation import recall_metrics
 from embedding_learning.learner import Learner
 from embedding_learning.options import parse
@@ -15,7 +15,7 @@ def options(*flags):
     return parse([*flags])
 
 
-def small_net(devices, emb_dim=8, batch_k=2, norm=False):
+def small_net(devices, emb_dim=8, batch_k=2, norm=False, sampling=DistanceWeightedSampling):
     """Without batch norm unless told, since its statistics differ between devices."""
     mx.random.seed(1)
     backbone = nn.HybridSequential()
@@ -24,7 +24,7 @@ def small_net(devices, emb_dim=8, batch_k=2, norm=False):
     if norm:
         backbone.add(nn.BatchNorm(in_channels=4))
     backbone.add(nn.Activation("relu"), nn.GlobalAvgPool2D())
-    net = MarginNet(backbone, emb_dim, batch_k)
+    net = MarginNet(backbone, emb_dim, batch_k, sampling=sampling)
     net.initialize(mx.init.Xavier(magnitude=2), ctx=devices)
     net.embed(nd.zeros((1, 3, 8, 8), devices[0]))
     net.hybridize(static_alloc=True, static_shape=True)
@@ -40,6 +40,11 @@ def net_with_statistics():
     net.initialize(mx.init.Xavier(magnitude=2))
     net.embed(nd.zeros((1, 3, 8, 8)))
     return net
+
+
+def each_class(count):
+    """A boundary for each class, as data.py lists them."""
+    return np.arange(count)[:, None]
 
 
 def batch_of(n, classes=5, batch_k=2, seed=0):

@@ -156,7 +156,7 @@ def test_dropped_classes_are_in_no_batch_and_the_others_numbered_from_0(
     data = photos(tmp_path / "data", UNEVEN)
     with opened(flags(data, "--small-classes=drop", f"--cache={cache}")) as (split, batches):
         assert split.train.class_names == ["a", "c"]
-        assert batches.classes == 2
+        assert len(batches.beta_terms) == 2
         found = drawn(batches)
         assert_labels(UNEVEN, found, ["a", "c"])
         assert set(found.numbers) == numbers_of(UNEVEN, "a") | numbers_of(UNEVEN, "c")
@@ -170,7 +170,7 @@ def test_a_class_of_two_fills_its_place_in_a_batch_with_each_of_them(
     options = flags(data, "--small-classes=repeat", "--batch-size=12", f"--cache={cache}")
     names = ["a", "b", "c", "d"]
     with opened(options) as (split, batches):
-        assert (split.train.class_names, batches.classes) == (names, 4)
+        assert (split.train.class_names, len(batches.beta_terms)) == (names, 4)
         for _ in range(10):
             found = batch_of(batches.train.next())
             assert_labels(UNEVEN, found, names)
@@ -253,7 +253,7 @@ def test_batches_hold_good_images_only_with_their_own_labels(
             found = drawn(batches)
             assert set(found.numbers) == set(range(1, 12))
             assert_labels(lines, found, "abc")
-            assert batches.classes == 3
+            assert len(batches.beta_terms) == 3
             assert searched(batches.test).numbers == [12, 18]
             assert_labels(lines, searched(batches.test), "xyz")
             assert searched(batches.gallery).numbers == [14, 16, 17, 19]
@@ -293,7 +293,7 @@ def test_a_class_that_bad_images_leave_too_small_is_dropped(
     options = flags(data, "--skip-bad-images", "--small-classes=drop", f"--cache={cache}")
     with opened(options) as (_, batches):
         found = drawn(batches)
-        assert batches.classes == 2
+        assert len(batches.beta_terms) == 2
         assert_labels(EVEN, found, "bc")
         assert set(found.numbers) == numbers_of(EVEN, "b") | numbers_of(EVEN, "c")
 
@@ -308,7 +308,7 @@ def test_a_class_that_bad_images_leave_too_small_is_repeated_and_an_empty_one_dr
     options = flags(data, "--skip-bad-images", "--small-classes=repeat", f"--cache={cache}")
     with opened(options) as (_, batches):
         found = drawn(batches)
-        assert batches.classes == 2
+        assert len(batches.beta_terms) == 2
         assert_labels(EVEN, found, "bc")
         assert set(found.numbers) == {10} | numbers_of(EVEN, "c")
 

@@ -12,6 +12,7 @@ import pytest
 from embedding_learning import building, fine_tuning, learner, zoos
 from embedding_learning.options import UsageError, parse
 from tests.models import save_model
+from tests.small import each_class
 
 CPU = [mx.cpu()]
 QUICK = ["--crop-size=32", "--image-size=40", "--batch-size=8", "--batch-k=2", "--embed-dim=16"]
@@ -21,7 +22,7 @@ FLAGS = ["--model=mobilenet0.25", "--lr=0.01", *QUICK]
 def built(*flags: str) -> learner.Learner:
     options = parse([*FLAGS, *flags])
     mx.random.seed(1)
-    made = building.build(options, 4, building.build_network(options, CPU), CPU)
+    made = building.build(options, each_class(4), building.build_network(options, CPU), CPU)
     fine_tuning.set_backbone_rates(options, made.net, 0)
     return made
 

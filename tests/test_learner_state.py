@@ -12,7 +12,7 @@ from mxnet.gluon import nn
 from embedding_learning import MarginNet, building, checkpoints, learner_state, training
 from embedding_learning.monitoring import TrainingFault
 from embedding_learning.options import UsageError
-from tests.small import batch_of, options, small_net
+from tests.small import batch_of, each_class, options, small_net
 
 OPTIMIZERS = sorted(set(mx.optimizer.Optimizer.opt_registry) - building._NOT_FOR_TRAINING)
 SOURCE = "--resume here"
@@ -39,7 +39,7 @@ def new_learner(*flags, count=1, seed=1):
         f"--cpu-contexts={count}", "--total-batch-size=16", "--batch-k=2", "--lr=0.01", *flags
     )
     devices = building.find_devices(opt)
-    return building.build(opt, 5, network(devices, seed), devices)
+    return building.build(opt, each_class(5), network(devices, seed), devices)
 
 
 def train(learning, first, last):
@@ -154,7 +154,7 @@ def test_without_batch_norm_the_number_of_devices_is_told_all_the_same(tmp_path)
     """No array shows it before the first step."""
     opt = options("--cpu-contexts=4", "--batch-size=4", "--batch-k=2", "--lr-beta=0")
     devices = building.find_devices(opt)
-    learning = building.build(opt, 5, small_net(devices), devices)
+    learning = building.build(opt, each_class(5), small_net(devices), devices)
     state = through_a_file(learner_state.gather(learning), tmp_path)
     assert state[1]["devices"] == 4
     learner_state.restore(learning, *state, SOURCE)

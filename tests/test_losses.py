@@ -1,10 +1,11 @@
-"""The margin-based loss against a naive loop over its definition and the golden vectors."""
+"""The losses against naive loops over their definitions, and the golden vectors."""
 
 import numpy as np
 import pytest
 from mxnet import autograd, gluon, init, nd
 
 from embedding_learning import MarginLoss
+from embedding_learning.losses import ContrastiveLoss, EuclideanTripletLoss, TripletLoss
 
 
 def triples(m, d, seed=0):
@@ -152,3 +153,107 @@ def test_one_hybridized_loss_takes_any_number_of_triples():
         arrays = triples(m, 16, seed=m)
         found = loss(*map(nd.array, arrays), nd.array([1.2, 1.3]), nd.zeros(m)).asscalar()
         assert found == pytest.approx(naive_loss(*arrays, [1.2] * m, 0.2, 0.0), rel=1e-5)
+
+
+def test_a_boundary_can_be_a_sum():
+    """Labels of several columns: a common entry, the class's and the image's."""
+    arrays = triples(30, 8)
+    rng = np.random.default_rng(3)
+    entries = rng.normal(0.4, 0.1, 1 + 5 + 40).astype(np.float32)
+    classes, images = rng.integers(0, 5, 30), rng.integers(0, 40, 30)
+    labels = np.stack([np.zeros(30), 1 + classes, 6 + images], axis=1)
+    beta = nd.array(entries)
+    value, gradients = loss_and_gradients(MarginLoss(0.2, 0.03), arrays, beta, nd.array(labels))
+    boundary = entries[0] + entries[1 + classes] + entries[6 + images]
+    expected = naive_loss(*arrays, boundary, 0.2, 0.03)
+    assert value.asscalar() == pytest.approx(expected, rel=1e-5)
+    # Each anchor's boundary moves all three of its entries alike.
+    gradient = gradients[3]
+    assert gradient[1:6].sum() == pytest.approx(gradient[0], rel=1e-4)
+    assert gradient[6:].sum() == pytest.approx(gradient[0], rel=1e-4)
+    unused = np.setdiff1d(np.arange(40), images)
+    assert not gradient[6 + unused].any()
+
+
+def naive_terms(kind, a, p, n, margin):
+    """What a triple adds to a loss by its definition in the paper, and each term's gradients."""
+    d_ap, d_an = np.linalg.norm(a - p), np.linalg.norm(a - n)
+    if kind is ContrastiveLoss:
+        return [d_ap**2, max(margin - d_an, 0) ** 2]
+    if kind is TripletLoss:
+        return [max(d_ap**2 - d_an**2 + margin, 0)]
+    return [max(d_ap - d_an + margin, 0)]
+
+
+def naive_mean(kind, arrays, margin):
+    terms = np.array([naive_terms(kind, *triple, margin) for triple in zip(*arrays)])
+    return terms.sum() / max(1, (terms > 0).sum())
+
+
+WITHOUT_BETA = pytest.mark.parametrize("kind", [ContrastiveLoss, TripletLoss, EuclideanTripletLoss])
+
+
+@WITHOUT_BETA
+@pytest.mark.parametrize("hybridized", [False, True])
+@pytest.mark.parametrize("margin", [0.05, 0.2, 1.4])
+@pytest.mark.parametrize("m", [1, 7, 280])
+def test_other_losses_follow_their_definitions(kind, m, margin, hybridized):
+    arrays = triples(m, 16, seed=m)
+    loss = kind(margin)
+    if hybridized:
+        loss.hybridize(static_alloc=True, static_shape=True)
+    found = loss(*map(nd.array, arrays))
+    assert found.shape == (1,)
+    expected = naive_mean(kind, arrays.astype(np.float64), margin)
+    assert found.asscalar() == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    terms = [naive_terms(kind, *triple, margin) for triple in zip(*arrays.astype(np.float64))]
+    found = np.stack([term.asnumpy() for term in loss.terms(*map(nd.array, arrays))], axis=1)
+    np.testing.assert_allclose(found, terms, rtol=1e-4, atol=1e-6)
+
+
+@WITHOUT_BETA
+def test_gradients_of_other_losses_follow_finite_differences(kind):
+    arrays = triples(12, 6).astype(np.float64)
+    margin = 1.4 if kind is ContrastiveLoss else 0.3
+    variables = [nd.array(array) for array in arrays]
+    for variable in variables:
+        variable.attach_grad()
+    with autograd.record():
+        value = kind(margin)(*variables)
+    value.backward()
+    step = 1e-6
+    for part in range(3):
+        for place in np.ndindex(arrays[part].shape):
+            up, down = arrays.copy(), arrays.copy()
+            up[part][place] += step
+            down[part][place] -= step
+            slope = (naive_mean(kind, up, margin) - naive_mean(kind, down, margin)) / (2 * step)
+            assert variables[part].grad.asnumpy()[place] == pytest.approx(slope, abs=1e-5)
+
+
+@WITHOUT_BETA
+@pytest.mark.parametrize("hybridized", [False, True])
+def test_other_losses_give_zero_and_no_gradient_where_all_is_learned(kind, hybridized):
+    anchors = triples(10, 8)[0]
+    variables = [nd.array(array) for array in (anchors, anchors, -anchors)]
+    for variable in variables:
+        variable.attach_grad()
+    loss = kind()
+    if hybridized:
+        loss.hybridize(static_alloc=True, static_shape=True)
+    with autograd.record():
+        value = loss(*variables)
+    value.backward()
+    assert value.asscalar() == 0
+    assert not any(variable.grad.asnumpy().any() for variable in variables)
+
+
+@WITHOUT_BETA
+def test_equal_rows_give_finite_gradients_in_other_losses(kind):
+    variables = [nd.array(triples(10, 8)[0]) for _ in range(3)]
+    for variable in variables:
+        variable.attach_grad()
+    with autograd.record():
+        value = kind()(*variables)
+    value.backward()
+    assert all(np.isfinite(variable.grad.asnumpy()).all() for variable in variables)

@@ -39,7 +39,7 @@ from embedding_learning.options import UsageError
 from embedding_learning.parameter_files import read_parameters, save_parameters
 from embedding_learning.parameter_server import GradientSum
 from tests.float16 import let_cpus_compute_in_float16
-from tests.small import options
+from tests.small import each_class, options
 from tests.test_command import QUICK
 from tests.test_interrupted_runs import PREFIX, last_state, logged_values, signal_at_call
 from tests.test_learner import draw_from_the_next_class
@@ -80,7 +80,7 @@ def new_learner(*flags: str, dtype: str = "float16", count: int = 1, seed: int =
     net = network(devices, seed)
     net.cast("float16")
     net.cast(dtype)
-    return building.build(opt, 5, net, devices)
+    return building.build(opt, each_class(5), net, devices)
 
 
 def batch_of(n: int, seed: int = 0) -> mx.io.DataBatch:
@@ -130,13 +130,15 @@ def test_the_network_of_the_flags_is_float16(float16_works: None, model: str) ->
     flags = f"--model={model}", "--crop-size=32", "--feat-dim=5", "--dtype=float16"
     opt = options(*flags, "--optimizer=sgd")
     net = building.build_network(opt, [mx.cpu()])
-    learning = building.build(opt, 5, net, [mx.cpu()])
+    learning = building.build(opt, each_class(5), net, [mx.cpu()])
     assert learning.loss_scale.value == 2**16
     assert learning.trainers[0].optimizer.multi_precision
     for name, parameter in net.collect_params().items():
         kind = np.float32 if "batchnorm" in name else np.float16
         assert parameter.data().dtype == kind, name
-    assert building.build(options(), 5, network([mx.cpu()]), [mx.cpu()]).loss_scale is None
+    assert (
+        building.build(options(), each_class(5), network([mx.cpu()]), [mx.cpu()]).loss_scale is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -308,7 +310,7 @@ def test_gpus_compute_in_float16(model: str) -> None:
         building.check_names(opt)
         devices = building.find_devices(opt)
         mx.random.seed(1)
-        learning = building.build(opt, 5, building.build_network(opt, devices), devices)
+        learning = building.build(opt, each_class(5), building.build_network(opt, devices), devices)
         before = values_of(learning)["dense.weight on 0"]
         for number in range(30):
             batch = batch_of(8, seed=number)

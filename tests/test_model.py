@@ -8,6 +8,7 @@ from mxnet.gluon import nn
 
 from embedding_learning import MarginNet
 from embedding_learning.model import ImageNormalization
+from embedding_learning.sampling import HardSampling
 
 
 def small_backbone():
@@ -73,13 +74,10 @@ def test_feat_dim_adds_one_layer():
     assert small_net().feature is None
 
 
-def test_normalize_weights_reaches_the_sampling():
-    x = nd.L2Normalization(nd.array(np.random.default_rng(0).normal(size=(9, 64))))
-    plain, scaled = (
-        small_net(normalize_weights=flag).sampled.probabilities(x).asnumpy()
-        for flag in (False, True)
-    )
-    assert abs(plain - scaled).max() > 0.01
+def test_the_sampling_is_the_one_given():
+    sampled = small_net(sampling=HardSampling).sampled
+    assert isinstance(sampled, HardSampling)
+    assert sampled._batch_k == 3
 
 
 def test_the_original_network_loads_the_file(tmp_path):

@@ -7,12 +7,10 @@ import pytest
 
 from embedding_learning.monitoring import Monitor, TrainingFault
 
-CUTOFF = 0.5
-
 
 @pytest.fixture
 def monitor() -> Monitor:
-    return Monitor(CUTOFF, stop_on_nonfinite=True)
+    return Monitor(stop_on_nonfinite=True)
 
 
 def spread(distance: float, n: int = 8, d: int = 4) -> np.ndarray:
@@ -43,7 +41,7 @@ def test_a_batch_that_is_not_finite_ends_the_run_with_its_number(
 def test_where_it_is_told_to_it_skips_batches_with_a_line_for_each(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monitor = Monitor(CUTOFF, stop_on_nonfinite=False)
+    monitor = Monitor(stop_on_nonfinite=False)
     for batch in range(1, 200):
         monitor.see_batch(0, batch, batch % 20 == 0, 0.5)
     assert len(caplog.messages) == 190
@@ -55,7 +53,7 @@ def test_where_it_is_told_to_it_skips_batches_with_a_line_for_each(
 def test_the_twentieth_in_a_row_ends_the_run_all_the_same(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monitor = Monitor(CUTOFF, stop_on_nonfinite=False)
+    monitor = Monitor(stop_on_nonfinite=False)
     monitor.see_batch(0, 181, False, 0.0)
     monitor.see_batch(0, 182, True, 0.5)
     for batch in range(183, 202):
@@ -99,7 +97,7 @@ def test_a_loss_below_zero_is_one(monitor: Monitor, caplog: pytest.LogCaptureFix
 def test_skipped_batches_are_not_counted_among_those_without_a_loss(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monitor = Monitor(CUTOFF, stop_on_nonfinite=False)
+    monitor = Monitor(stop_on_nonfinite=False)
     for batch in range(19):
         monitor.see_batch(0, batch, True, 0.0)
     caplog.clear()
@@ -128,7 +126,7 @@ def test_equal_embeddings_are_a_collapse_however_they_round(
     """The squares of their distances may come out negative, all of them: in one case of twenty."""
     for seed in range(100):
         x = np.random.default_rng(seed).normal(size=16).astype(np.float32)
-        Monitor(CUTOFF, True).see_embeddings(np.tile(x / np.linalg.norm(x), (10, 1)))
+        Monitor(True).see_embeddings(np.tile(x / np.linalg.norm(x), (10, 1)))
     assert len(caplog.messages) == 100
 
 
@@ -138,13 +136,6 @@ def test_one_pair_that_is_apart_is_no_collapse(
 ) -> None:
     monitor.see_embeddings(spread(distance))
     assert caplog.messages == []
-
-
-def test_the_cutoff_is_the_samplings(caplog: pytest.LogCaptureFixture) -> None:
-    Monitor(0.2, True).see_embeddings(spread(0.3))
-    assert caplog.messages == []
-    Monitor(0.4, True).see_embeddings(spread(0.3))
-    assert "below 0.4 the sampling" in caplog.text
 
 
 # Beta
@@ -161,11 +152,11 @@ def test_a_beta_among_the_distances_is_right(
 @pytest.mark.parametrize(
     "beta, told",
     [
-        (0.0, "1 of 1 classes"),
-        (2.0, "1 of 1 classes"),
-        (-0.5, "1 of 1 classes"),
-        (np.float32([1, 2.5, 1]), "1 of 3 classes"),
-        (np.float32([-1, 2, 1, 0]), "3 of 4 classes"),
+        (0.0, "1 of 1 boundaries"),
+        (2.0, "1 of 1 boundaries"),
+        (-0.5, "1 of 1 boundaries"),
+        (np.float32([1, 2.5, 1]), "1 of 3 boundaries"),
+        (np.float32([-1, 2, 1, 0]), "3 of 4 boundaries"),
     ],
 )
 def test_a_beta_beyond_the_distances_is_told_once(

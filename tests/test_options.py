@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,15 +172,6 @@ def test_help_tells_every_default_of_the_original(help_text: str) -> None:
         if default not in (False, []):
             text = ",".join(map(str, default)) if isinstance(default, list) else default
             assert f"(default: {text})" in entries[flag], flag
-
-
-def test_help_answers_at_once() -> None:
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, stdout=subprocess.DEVNULL)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.5
 
 
 def test_the_flags_are_read_without_mxnet_and_what_decodes() -> None:

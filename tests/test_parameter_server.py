@@ -32,7 +32,7 @@ from embedding_learning.learner import Learner
 from embedding_learning.model import ImageNormalization
 from embedding_learning.monitoring import TrainingFault
 from embedding_learning.parameter_server import ParameterServerJob
-from tests.small import batch_of, net_with_statistics, options, parameters_of, small_net
+from tests.small import batch_of, each_class, net_with_statistics, options, parameters_of, small_net
 from tests.test_learner import draw_from_the_next_class
 
 PREFIX = "margin_loss_model"
@@ -250,7 +250,7 @@ def twenty_steps(job: Job | None, opt, part: slice, worker: int = 0) -> list[np.
     for parameter in net.collect_params().values():
         # All have to begin with the first one's.
         parameter.set_data(parameter.data(devices[0]) + worker)
-    learning = building.build(opt, 5, net, devices, job)
+    learning = building.build(opt, each_class(5), net, devices, job)
     learning.start()
     for step in range(20):
         batch = batch_of(32, seed=step)
@@ -276,7 +276,9 @@ def exchange_gradients(job: Job, found: dict[str, np.ndarray]) -> None:
 
 def exchange_statistics(job: Job, found: dict[str, np.ndarray]) -> None:
     opt = options("--kvstore=dist_sync", "--total-batch-size=16", "--batch-k=2")
-    learning = building.build(opt, 5, net_with_statistics(), [mx.cpu()], Shifted(job, 40))
+    learning = building.build(
+        opt, each_class(5), net_with_statistics(), [mx.cpu()], Shifted(job, 40)
+    )
     learning.start()
     count_apart(learning)
     arrays, told = learner_state.gather(learning)
@@ -464,7 +466,10 @@ def test_statistics_are_gathered_united_and_restored(
     exchanged: list[dict[str, np.ndarray]],
 ) -> None:
     learning = building.build(
-        options("--total-batch-size=16", "--batch-k=2"), 5, net_with_statistics(), [mx.cpu()]
+        options("--total-batch-size=16", "--batch-k=2"),
+        each_class(5),
+        net_with_statistics(),
+        [mx.cpu()],
     )
     counted = []
     for rank in range(2):

@@ -7,6 +7,7 @@ from mxnet import autograd, nd
 from scipy import stats
 
 from embedding_learning import DistanceWeightedSampling
+from embedding_learning.sampling import HardSampling, RandomSampling, SemiHardSampling
 
 DIMENSIONS = (3, 16, 64, 128, 256, 512, 1024)
 
@@ -252,3 +253,220 @@ def test_normalized_weights_follow_the_port():
 def test_rows_that_are_not_whole_classes_are_refused(n):
     with pytest.raises(ValueError, match=f"{n} rows are not two or more whole classes of 5 rows"):
         DistanceWeightedSampling(5)(nd.array(unit_rows(n, 8)))
+
+
+# The other samplings
+
+
+OTHERS = (RandomSampling, SemiHardSampling, HardSampling)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("hybridized", [False, True])
+def test_anchors_and_positives_are_those_of_every_sampling(kind, hybridized):
+    sampling, same = kind(5), DistanceWeightedSampling(5)
+    if hybridized:
+        sampling.hybridize(static_alloc=True, static_shape=True)
+    for n in (20, 70, 10):
+        x = nd.array(unit_rows(n, 16, seed=n))
+        found, expected = sampling(x), same(x)
+        for place in (0, 1, 2, 4):
+            np.testing.assert_array_equal(found[place].asnumpy(), expected[place].asnumpy())
+        assert found[3].shape == expected[3].shape
+
+
+@pytest.mark.parametrize("hybridized", [False, True])
+@pytest.mark.parametrize("n, batch_k", [(20, 5), (6, 2), (21, 3)])
+def test_random_negatives_are_uniform_over_the_other_classes(n, batch_k, hybridized):
+    x = unit_rows(n, 8)
+    sampling = RandomSampling(batch_k)
+    if hybridized:
+        sampling.hybridize(static_alloc=True, static_shape=True)
+    mx.random.seed(11)
+    other_class = np.arange(n)[:, None] // batch_k != np.arange(n) // batch_k
+    counts = np.zeros((n, n))
+    for _ in range(400):
+        np.add.at(counts, (np.arange(n)[:, None], drawn_rows(sampling, x)), 1)
+    assert counts[~other_class].sum() == 0
+    assert smallest_p_value(counts, other_class / (n - batch_k)) > 1e-4
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1.0])
+def test_the_ends_of_the_uniform_numbers_stay_within_the_other_classes(monkeypatch, uniform):
+    monkeypatch.setattr(nd.random, "uniform_like", lambda like: nd.ones_like(like) * uniform)
+    rows = drawn_rows(RandomSampling(5), unit_rows(20, 8))
+    assert (rows // 5 != np.arange(20)[:, None] // 5).all()
+
+
+def naive_semi_hard(x, batch_k):
+    """FaceNet's rule, anchor by anchor and positive by positive."""
+    n = len(x)
+    distance = np.linalg.norm(x[:, None].astype(np.float64) - x, axis=2)
+    rows = []
+    for anchor in range(n):
+        own = range(anchor // batch_k * batch_k, (anchor // batch_k + 1) * batch_k)
+        negatives = [row for row in range(n) if row not in own]
+        for positive in own:
+            if positive == anchor:
+                continue
+            farther = [r for r in negatives if distance[anchor, r] > distance[anchor, positive]]
+            if farther:
+                rows.append(min(farther, key=lambda r: distance[anchor, r]))
+            else:
+                rows.append(max(negatives, key=lambda r: distance[anchor, r]))
+    return np.reshape(rows, (n, batch_k - 1))
+
+
+@pytest.mark.parametrize("hybridized", [False, True])
+@pytest.mark.parametrize("d", [2, 16, 512])
+@pytest.mark.parametrize("n, batch_k", [(20, 5), (6, 2), (70, 5)])
+def test_semi_hard_negatives_follow_the_rule(n, batch_k, d, hybridized):
+    x = unit_rows(n, d, seed=n + d)
+    sampling = SemiHardSampling(batch_k)
+    if hybridized:
+        sampling.hybridize(static_alloc=True, static_shape=True)
+    np.testing.assert_array_equal(drawn_rows(sampling, x), naive_semi_hard(x, batch_k))
+
+
+def test_without_a_semi_hard_negative_it_is_the_farthest():
+    """The positive lies opposite the anchor: all negatives are nearer."""
+    angle = np.deg2rad([0, 180, 30, 60])
+    x = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+    assert drawn_rows(SemiHardSampling(2), x)[:2].ravel().tolist() == [3, 2]
+
+
+@pytest.mark.parametrize("hybridized", [False, True])
+@pytest.mark.parametrize("d", [2, 16, 512])
+@pytest.mark.parametrize("n, batch_k", [(20, 5), (6, 2), (70, 5)])
+def test_hard_negatives_are_the_nearest(n, batch_k, d, hybridized):
+    x = unit_rows(n, d, seed=n + d)
+    sampling = HardSampling(batch_k)
+    if hybridized:
+        sampling.hybridize(static_alloc=True, static_shape=True)
+    distance = np.linalg.norm(x[:, None].astype(np.float64) - x, axis=2)
+    own = np.arange(n)[:, None] // batch_k == np.arange(n) // batch_k
+    nearest = np.where(own, np.inf, distance).argmin(axis=1)
+    expected = np.repeat(nearest[:, None], batch_k - 1, axis=1)
+    np.testing.assert_array_equal(drawn_rows(sampling, x), expected)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_no_gradient_flows_through_the_choice_of_other_samplings(kind):
+    x = unit_rows(20, 8)
+    data = nd.array(x)
+    data.attach_grad()
+    weights = np.random.default_rng(5).normal(size=(80, 8)).astype(np.float32)
+    with autograd.record():
+        negatives = kind(5)(data)[3]
+        total = (negatives * nd.array(weights)).sum()
+    total.backward()
+    row_of = {row.tobytes(): number for number, row in enumerate(x)}
+    expected = np.zeros_like(x)
+    np.add.at(expected, [row_of[row.tobytes()] for row in negatives.asnumpy()], weights)
+    np.testing.assert_allclose(data.grad.asnumpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_near_equal_rows_are_sampled_from_other_classes(kind):
+    """Rounding makes their squared distances negative."""
+    x = np.repeat(unit_rows(1, 128), 12, axis=0)
+    x += np.random.default_rng(1).normal(scale=1e-7, size=x.shape).astype(np.float32)
+    rows = drawn_rows(kind(3), x)
+    assert (rows // 3 != np.arange(12)[:, None] // 3).all()
+
+
+# What the paper promises: figure 4 and section 4.1, where points lie anywhere on the sphere
+
+
+def distances_to_negatives(sampling, d, batches=60, n=200):
+    """Of the negatives that are drawn among random points: (batches * n,)."""
+    rng = np.random.default_rng(d)
+    found = []
+    for _ in range(batches):
+        x = rng.normal(size=(n, d))
+        x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+        _, anchors, _, negatives, _ = sampling(nd.array(x))
+        found.append(np.linalg.norm(anchors.asnumpy() - negatives.asnumpy(), axis=1))
+    return np.concatenate(found)
+
+
+def cumulated_density(d):
+    """The integral of q(D) of the paper's section 4 from 0 to D, on a fine grid."""
+    grid = np.linspace(0, 2, 20001)[1:-1]
+    log_density = (d - 2) * np.log(grid) + (d - 3) / 2 * np.log1p(-(grid**2) / 4)
+    cumulated = np.cumsum(np.exp(log_density - log_density.max()))
+    return grid, cumulated / cumulated[-1]
+
+
+SPHERES = pytest.mark.parametrize("d", [16, 64, 128, 512, 1024])
+
+
+@SPHERES
+def test_random_negatives_have_the_spheres_density(d):
+    mx.random.seed(d)
+    drawn = distances_to_negatives(RandomSampling(2), d)
+    grid, cumulated = cumulated_density(d)
+    # Pairs that share a point are not quite independent: the bar allows for half as many.
+    p_value = stats.kstest(drawn[::2], lambda at: np.interp(at, grid, cumulated)).pvalue
+    assert p_value > 1e-3
+
+
+@SPHERES
+def test_the_hardest_negative_is_the_least_of_all_distances(d):
+    """The nearest of m points has the distribution 1 - (1 - Q)^m."""
+    n = 200
+    drawn = distances_to_negatives(HardSampling(2), d, n=n)
+    grid, cumulated = cumulated_density(d)
+    nearest = 1 - (1 - cumulated) ** (n - 2)
+    # Two points may be each other's nearest; of few anchors a batch, hardly any are.
+    p_value = stats.kstest(drawn[::40], lambda at: np.interp(at, grid, nearest)).pvalue
+    assert p_value > 1e-3
+
+
+@SPHERES
+def test_the_semi_hard_negative_is_the_first_beyond_the_positive(d):
+    """The positive's rank among all others is uniform, the negative's the next: the same law."""
+    mx.random.seed(d)
+    n = 200
+    drawn = distances_to_negatives(SemiHardSampling(2), d, n=n)
+    grid, cumulated = cumulated_density(d)
+    # Of n - 1 others in order, the negative is number 2 to n - 1 with equal chances, or once more
+    # the last: a positive that is the farthest has but the farthest negative, number n - 2.
+    ranks = np.concatenate([np.arange(2, n), [n - 2]])
+    expected = np.mean([stats.beta.cdf(cumulated, rank, n - rank) for rank in ranks], axis=0)
+    p_value = stats.kstest(drawn[::10], lambda at: np.interp(at, grid, expected)).pvalue
+    assert p_value > 1e-3
+
+
+@SPHERES
+def test_distance_weighted_negatives_are_equally_often_at_all_distances_that_occur(d):
+    """Section 4.1: the batch's own distances, each weighted by 1/q, the least floored at 0.5."""
+    mx.random.seed(d)
+    sampling = DistanceWeightedSampling(2)
+    rng = np.random.default_rng(d)
+    drawn, expected = [], []
+    edges = np.linspace(0, 1.4, 141)
+    for _ in range(60):
+        x = rng.normal(size=(200, d))
+        x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+        distance = np.sqrt(np.maximum(0, 2 - 2 * x.astype(np.float64) @ x.T.astype(np.float64)))
+        weights = naive_weights(distance, d)
+        expected.append(np.histogram(distance, edges, weights=weights)[0])
+        _, anchors, _, negatives, _ = sampling(nd.array(x))
+        found = np.linalg.norm(anchors.asnumpy() - negatives.asnumpy(), axis=1)
+        drawn.append(np.histogram(found, edges)[0])
+    assert smallest_p_value([np.sum(drawn, axis=0)], [np.sum(expected, axis=0)]) > 1e-3
+
+
+def naive_weights(distance, d, batch_k=2):
+    """`naive_probabilities` of many rows at once, from their distances."""
+    n = len(distance)
+    floored = np.maximum(distance, 0.5)
+    log_weights = (2 - d) * np.log(floored) - (d - 3) / 2 * np.log(1 - floored**2 / 4)
+    other_class = np.arange(n)[:, None] // batch_k != np.arange(n) // batch_k
+    candidate = other_class & (distance < 1.4)
+    alone = ~candidate.any(axis=1, keepdims=True)
+    log_weights = np.where(alone, 0.0, log_weights)
+    log_weights = np.where(np.where(alone, other_class, candidate), log_weights, -np.inf)
+    weights = np.exp(log_weights - log_weights.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)

@@ -15,6 +15,7 @@ from embedding_learning.resuming import Progress
 from tests.small import (
     Recorded,
     batch_of,
+    each_class,
     net_with_statistics,
     options,
     parameters_of,
@@ -26,7 +27,7 @@ from tests.small import (
 def train(opt, net, devices, batches):
     """All epochs, in the current folder."""
     opt.metrics = ["recall@1"]
-    learning = building.build(opt, 5, net, devices)
+    learning = building.build(opt, each_class(5), net, devices)
     data = Data(batches, batches, None, 5, "Birds", "")
     with RunFolder(opt.save_model_prefix, opt.keep) as folder:
         progress = Progress(epoch=opt.start_epoch)

@@ -34,7 +34,7 @@ def main() -> None:
     devices = [mx.cpu()]
     options = parse([f"--model={args.model}", f"--batch-size={args.batch_size}"])
     net = building.build_network(options, devices)
-    learning = building.build(options, 100, net, devices)
+    learning = building.build(options, np.arange(100)[:, None], net, devices)
     shape = (args.batch_size, 3, options.crop_size, options.crop_size)
     pixels = nd.array(np.random.default_rng(0).integers(0, 256, shape), dtype=np.uint8)
     labels = nd.array(np.arange(args.batch_size) // options.batch_k)

@@ -37,7 +37,9 @@ def main() -> int:
 
     job = ParameterServerJob(options.kvstore, member) if member else Job()
     devices = [mx.cpu()]
-    learning = building.build(options, 100, building.build_network(options, devices), devices, job)
+    learning = building.build(
+        options, np.arange(100)[:, None], building.build_network(options, devices), devices, job
+    )
     learning.start()
     shape = (options.batch_size, 3, options.crop_size, options.crop_size)
     pixels = mx.nd.array(np.random.default_rng(0).integers(0, 256, shape), dtype=np.uint8)

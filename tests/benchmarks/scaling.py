@@ -38,6 +38,7 @@ from tests.benchmarks.scaling_model import Prediction, predict
 
 # isort: split
 import mxnet as mx
+import numpy as np
 from mxnet import gluon
 
 # Of 1,514 bytes on the wire, a packet of TCP carries this much.
@@ -107,7 +108,9 @@ def main() -> int:
 def all_parameters(options: argparse.Namespace) -> Parameters:
     """What each trainer gives to the store."""
     devices = [mx.cpu()]
-    learning = building.build(options, 100, building.build_network(options, devices), devices)
+    learning = building.build(
+        options, np.arange(100)[:, None], building.build_network(options, devices), devices
+    )
     return [trainer._params for trainer in learning.trainers]
 
 

@@ -36,7 +36,9 @@ def main() -> None:
             f"--crop-size={args.crop_size}",
         ]
     )
-    learning = building.build(options, 100, building.build_network(options, devices), devices)
+    learning = building.build(
+        options, np.arange(100)[:, None], building.build_network(options, devices), devices
+    )
     shape = (args.batch_size, 3, args.crop_size, args.crop_size)
     pixels = nd.array(np.random.default_rng(0).integers(0, 256, shape), dtype=np.uint8)
     labels = nd.array(np.arange(args.batch_size) // options.batch_k)

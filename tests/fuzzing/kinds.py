@@ -155,10 +155,10 @@ def _learner() -> tuple[Namespace, Learner]:
 
     from embedding_learning import building
     from embedding_learning.options import parse
-    from tests.small import small_net
+    from tests.small import each_class, small_net
 
     options, devices = parse(_RUN), [mx.cpu()]
-    return options, building.build(options, 5, small_net(devices), devices)
+    return options, building.build(options, each_class(5), small_net(devices), devices)
 
 
 def _write_checkpoint(folder: Path) -> None:
