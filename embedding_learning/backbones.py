@@ -21,8 +21,8 @@ from embedding_learning.weight_files import load_weights
 
 # What the original does with pretrained weights: these layers learn at a hundredth of the rate.
 PRETRAINED_CONVOLUTION_LR_MULT = 0.01
-# It fails where 44 channels are taken apart.
-_NOT_TRAINED_BY_ONEDNN = ("nasnet_4_1056",)
+# It fails where maps of features are taken apart whose channels are no multiple of 16.
+_NOT_TRAINED_BY_ONEDNN = ("nasnet_4_1056", "nasnet_7_1920", "nasnet_6_4032")
 # What may come behind the last map of features.
 _TAIL = (nn.GlobalAvgPool2D, nn.AvgPool2D, nn.Flatten, nn.Dropout)
 

@@ -9,6 +9,7 @@ import numpy as np
 from mxnet import gluon
 
 from embedding_learning import backbones, fine_tuning, gpus, mixed_precision
+from embedding_learning.fused_graph import trains_fused
 from embedding_learning.job import Job
 from embedding_learning.learner import Beta, Learner
 from embedding_learning.losses import MarginLoss
@@ -32,6 +33,8 @@ def build(
     job = job or Job()
     beta = build_beta(options, classes, devices)
     loss = MarginLoss(options.margin, options.nu)
+    if devices[0].device_type == "cpu":
+        net.fuses_batch_norm = trains_fused(net.base_net, options.crop_size)
     for block in (net, loss):
         block.hybridize(static_alloc=True, static_shape=True)
     trainers = build_trainers(options, net, beta, job)
