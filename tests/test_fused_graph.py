@@ -158,7 +158,11 @@ def test_nothing_is_tried_where_nothing_can_be_fused(monkeypatch):
 
 def test_without_onednn_nothing_is_fused():
     """In a process of its own: MXNet would crash."""
-    code = "import embedding_learning\nfrom tests import test_fused_graph as t; assert not t.train_a_step(t.plain_backbone())"
+    code = (
+        "import embedding_learning\n"
+        "from tests import test_fused_graph as t\n"
+        "assert not t.train_a_step(t.plain_backbone())"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=Path(__file__).parents[1],
