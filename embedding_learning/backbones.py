@@ -186,6 +186,10 @@ def _classifier(name: str) -> HybridBlock:
     # NASNet's second output is for training classifiers.
     settings = {"use_aux": False} if name.startswith("nasnet") else {}
     classifier = model_zoo.get_model(name, pretrained=False, **settings)
+    # Pruned ResNets leave open even that batch norm's parameters are vectors.
+    for parameter in classifier.collect_params().values():
+        if parameter.shape is None:
+            parameter.shape = (0,)
     # DropBlock asks whether it trains only when the graph is made: it might go on in evaluation.
     classifier.apply(partial(set_drop_prob, 0.0))
     return classifier
