@@ -72,6 +72,7 @@ class _ServerUpdates(GradientSum):
             optimizer=type(optimizer).__name__.lower(),
             numbers=_numbers(optimizer),
             rate_of={index: p.lr_mult for index, p in optimizer.param_dict.items()},
+            decay_of={index: p.wd_mult for index, p in optimizer.param_dict.items()},
         )
         # No other worker may send a gradient before.
         self.store._barrier()
@@ -90,6 +91,11 @@ def _numbers(optimizer: mx.optimizer.Optimizer) -> dict[str, Any]:
         for name, value in vars(optimizer).items()
         if isinstance(value, (int, float)) or value is None
     }
+
+
+def _by_number(factors: dict[str, Any]) -> dict[int, float]:
+    """What JSON has made of factors by the parameters' numbers."""
+    return {int(number): float(factor) for number, factor in factors.items()}
 
 
 class Updates:
@@ -111,7 +117,8 @@ class Updates:
             if name not in known or not (value is None or isinstance(value, (int, float))):
                 raise ValueError(name)
             setattr(optimizer, name, value)
-        optimizer.set_lr_mult({int(key): rate for key, rate in command["rate_of"].items()})
+        optimizer.set_lr_mult(_by_number(command["rate_of"]))
+        optimizer.set_wd_mult(_by_number(command["decay_of"]))
         self._updaters[trainer] = optimizers.get_updater(optimizer)
 
     def update(self, key: int, gradient: mx.nd.NDArray, weight: mx.nd.NDArray) -> None:

@@ -21,8 +21,8 @@ from embedding_learning.weight_files import load_weights
 
 # What the original does with pretrained weights: these layers learn at a hundredth of the rate.
 PRETRAINED_CONVOLUTION_LR_MULT = 0.01
-# It fails where 44 channels are taken apart.
-_NOT_TRAINED_BY_ONEDNN = ("nasnet_4_1056",)
+# It fails where maps of features are taken apart whose channels are no multiple of 16.
+_NOT_TRAINED_BY_ONEDNN = ("nasnet_4_1056", "nasnet_7_1920", "nasnet_6_4032")
 # What may come behind the last map of features.
 _TAIL = (nn.GlobalAvgPool2D, nn.AvgPool2D, nn.Flatten, nn.Dropout)
 
@@ -186,6 +186,10 @@ def _classifier(name: str) -> HybridBlock:
     # NASNet's second output is for training classifiers.
     settings = {"use_aux": False} if name.startswith("nasnet") else {}
     classifier = model_zoo.get_model(name, pretrained=False, **settings)
+    # Pruned ResNets leave open even that batch norm's parameters are vectors.
+    for parameter in classifier.collect_params().values():
+        if parameter.shape is None:
+            parameter.shape = (0,)
     # DropBlock asks whether it trains only when the graph is made: it might go on in evaluation.
     classifier.apply(partial(set_drop_prob, 0.0))
     return classifier

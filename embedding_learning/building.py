@@ -13,6 +13,7 @@ from mxnet.gluon import HybridBlock
 
 from embedding_learning import backbones, fine_tuning, gpus, losses, methods, mixed_precision
 from embedding_learning import sampling as samplings
+from embedding_learning.fused_graph import trains_fused
 from embedding_learning.job import Job
 from embedding_learning.learner import Beta, Learner
 from embedding_learning.losses import MarginLoss
@@ -39,6 +40,8 @@ def build(
     job = job or Job()
     loss = build_loss(options)
     beta = build_beta(options, beta_terms.max() + 1, devices)
+    if devices[0].device_type == "cpu":
+        net.fuses_batch_norm = trains_fused(net.base_net, options.crop_size)
     for block in (net, loss):
         block.hybridize(static_alloc=True, static_shape=True)
     trainers = build_trainers(options, net, beta, job)

@@ -16,7 +16,9 @@ _WITHOUT_WEIGHT_DECAY = ("_gamma", "_beta", "_bias")
 
 
 def prepare(options: Namespace, net: MarginNet) -> None:
-    """Fixes the backbone's statistics and lifts weight decay, where the flags say so."""
+    """Fixes the backbone's statistics, sets its rates and lifts weight decay, as the flags say."""
+    # Servers that update are told the rates before the first epoch.
+    set_backbone_rates(options, net, options.start_epoch)
     if options.freeze_bn:
         _freeze_batch_norm(net.base_net)
     if options.wd_exclude_bn_bias:

@@ -82,6 +82,9 @@ class MarginNet(HybridBlock):
     Outputs: those of :class:`DistanceWeightedSampling`.
     """
 
+    # On a CPU, where the backbone can be trained so.
+    fuses_batch_norm = True
+
     def __init__(
         self,
         base_net: HybridBlock,
@@ -108,7 +111,7 @@ class MarginNet(HybridBlock):
         """What training compiles, once hybridized."""
         is_new = not self._cached_graph
         inputs, outputs = super()._get_graph(*arguments)
-        if is_new and arguments[0].context.device_type == "cpu":
+        if is_new and self.fuses_batch_norm and arguments[0].context.device_type == "cpu":
             outputs = fuse_batch_norm_and_relu(outputs)
             self._cached_graph: tuple[Any, Any] = inputs, outputs
         return inputs, outputs

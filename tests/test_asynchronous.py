@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from mxnet import nd
 
-from embedding_learning import building, learner
+from embedding_learning import building, fine_tuning, learner
 from embedding_learning.asynchronous import Updates, _ServerUpdates
 from embedding_learning.parameter_server import KEYS_OF_TRAINER
 from tests.small import batch_of, options, small_net
+
+# A command that is followed.
+SGD = {"trainer": 0, "optimizer": "sgd", "numbers": {}, "rate_of": {}, "decay_of": {}}
 
 
 class Store:
@@ -29,12 +32,25 @@ class Store:
         pass
 
 
-def test_the_updates_are_those_of_the_trainers(monkeypatch):
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--wd-exclude-bn-bias"],
+        ["--optimizer=sgd", "--grad-clip=1e-3"],
+        ["--lr-mult-backbone=0.3"],
+    ],
+)
+def test_the_updates_are_those_of_the_trainers(flags):
     """Gradients of two steps through JSON and servers, against gluon.Trainer itself."""
-    opt = options("--batch-size=8", "--batch-k=2", "--lr=0.01", "--wd=0.1")
+    opt = options("--batch-size=8", "--batch-k=2", "--lr=0.01", "--wd=0.1", *flags)
     net, beta = small_net([mx.cpu()]), building.build_beta(opt, 5, [mx.cpu()])
     convolution = next(p for name, p in net.collect_params().items() if "conv" in name)
     convolution.lr_mult = 0.01
+    # A bias that learns, so that it could decay.
+    net.dense.bias.set_data(mx.nd.ones_like(net.dense.bias.data()))
+    fine_tuning.prepare(opt, net)
+    fine_tuning.set_backbone_rates(opt, net, 0)
     trainers = building.build_trainers(opt, net, beta)
     updates, store = Updates(servers=2), Store()
     for number, trainer in enumerate(trainers):
@@ -64,10 +80,13 @@ def test_the_updates_are_those_of_the_trainers(monkeypatch):
     [
         {},
         {"trainer": 0, "rate": 0.1},  # before there is an optimizer
-        {"trainer": 0, "optimizer": "nothing", "numbers": {}, "rate_of": {}},
-        {"trainer": 0, "optimizer": "sgd", "numbers": {"create_state": 1}, "rate_of": {}},
-        {"trainer": 0, "optimizer": "sgd", "numbers": {"lr": "0.1"}, "rate_of": {}},
-        {"trainer": 0, "optimizer": "sgd", "numbers": {}, "rate_of": {"x": 1}},
+        {**SGD, "optimizer": "nothing"},
+        {**SGD, "numbers": {"create_state": 1}},
+        {**SGD, "numbers": {"lr": "0.1"}},
+        {**SGD, "rate_of": {"x": 1}},
+        {**SGD, "rate_of": {"1": "fast"}},
+        {**SGD, "decay_of": {"1": None}},
+        {name: value for name, value in SGD.items() if name != "decay_of"},
         ["trainer"],
         "cos\nsystem\n(S'true'\ntR.",  # what MXNet's own servers would run
     ],
@@ -75,6 +94,10 @@ def test_the_updates_are_those_of_the_trainers(monkeypatch):
 def test_what_is_no_command_is_refused(command):
     with pytest.raises((LookupError, TypeError, ValueError)):
         Updates(1).follow(command)
+
+
+def test_a_command_is_followed():
+    Updates(1).follow(SGD)
 
 
 def test_a_key_belongs_to_its_trainer():

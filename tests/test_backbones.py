@@ -216,6 +216,9 @@ def test_a_network_that_onednn_cannot_train_is_told(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("MXNET_MKLDNN_ENABLED", raising=False)
     with pytest.raises(UsageError, match=r"^--model NASNet_4_1056: the oneDNN in MXNet fails"):
         backbones.check_training("NASNet_4_1056", on_cpu=True)
+    for name in ("nasnet_7_1920", "nasnet_6_4032"):
+        with pytest.raises(UsageError, match=f"^--model {name}: the oneDNN in MXNet fails"):
+            backbones.check_training(name, on_cpu=True)
     backbones.check_training("nasnet_4_1056", on_cpu=False)
     backbones.check_training("nasnet_5_1538", on_cpu=True)
     monkeypatch.setenv("MXNET_MKLDNN_ENABLED", "0")

@@ -75,7 +75,7 @@ def megabytes(name):
 
 options = parse(["--model={model}", "--crop-size=112", "--batch-size=20"])
 net = building.build_network(options, [mx.cpu()])
-system = building.build(options, 4, net, [mx.cpu()])
+system = building.build(options, np.arange(4)[:, None], net, [mx.cpu()])
 batch = mx.io.DataBatch([mx.nd.zeros((20, 3, 112, 112), dtype=np.uint8)], [mx.nd.arange(20)])
 mx.nd.waitall()
 # Starts the peak anew.

@@ -22,9 +22,7 @@ FLAGS = ["--model=mobilenet0.25", "--lr=0.01", *QUICK]
 def built(*flags: str) -> learner.Learner:
     options = parse([*FLAGS, *flags])
     mx.random.seed(1)
-    made = building.build(options, each_class(4), building.build_network(options, CPU), CPU)
-    fine_tuning.set_backbone_rates(options, made.net, 0)
-    return made
+    return building.build(options, each_class(4), building.build_network(options, CPU), CPU)
 
 
 def batch() -> mx.io.DataBatch:
@@ -62,6 +60,54 @@ def test_frozen_statistics_stay_and_are_used_in_training() -> None:
     with mx.autograd.train_mode():
         trained = made.net.embed(pixels).asnumpy()
     np.testing.assert_allclose(trained, evaluated, rtol=1e-4, atol=1e-6)
+
+
+def count_the_last_batch_alone(block: mx.gluon.Block) -> None:
+    if isinstance(block, mx.gluon.nn.BatchNorm):
+        block._kwargs["momentum"] = 0.0
+
+
+def fused(made: learner.Learner) -> bool:
+    return "_contrib_BatchNormWithReLU" in made.net._cached_graph[1].tojson()
+
+
+@pytest.mark.parametrize("model", ["mobilenet0.25", "resnet18_v1", "resnet18_v2"])
+def test_frozen_statistics_are_used_where_cpus_fuse_layers(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of the compiled graph: statistics, embeddings as in evaluation, and gradients."""
+    flags = f"--model={model}", "--freeze-bn", "--optimizer=sgd", "--momentum=0", "--wd=0"
+    usual = built(f"--model={model}", "--lr=0", "--lr-beta=0")
+    usual.net.apply(count_the_last_batch_alone)
+    usual.step(batch())
+    assert fused(usual)  # so it would matter here
+    counted = arrays_of(usual)
+    rng = np.random.default_rng(1)
+    pixels, factors = batch().data[0], mx.nd.array(rng.normal(size=(8, 16)))
+    found = []
+    for is_fusing in (True, False):
+        if not is_fusing:
+            graph_as_it_is = "embedding_learning.model.fuse_batch_norm_and_relu"
+            monkeypatch.setattr(graph_as_it_is, lambda graph: graph)
+        made = built(*flags)
+        for name, parameter in made.net._collect_params_with_prefix().items():
+            if "running_" in name:
+                # Near the batch's, so that numbers keep their size, but not those.
+                parameter.set_data(mx.nd.array(counted[name] * 1.1))
+        former, evaluated = arrays_of(made), made.net.embed(pixels).asnumpy()
+        with mx.autograd.record():
+            embeddings = made.net(pixels)[4]
+        embeddings.backward(factors)
+        now = arrays_of(made)
+        for name in former:
+            np.testing.assert_array_equal(now[name], former[name], err_msg=name)
+        np.testing.assert_allclose(embeddings.asnumpy(), evaluated, rtol=1e-4, atol=1e-5)
+        parameters = made.net._collect_params_with_prefix()
+        found.append({n: p.grad().asnumpy() for n, p in parameters.items() if p.grad_req != "null"})
+        assert not fused(made)
+        assert all(np.abs(g).max() > 1e-6 for n, g in found[0].items() if n.endswith("weight"))
+    for name, gradient in found[0].items():
+        np.testing.assert_array_equal(gradient, found[1][name], err_msg=name)
 
 
 def test_every_batch_norm_of_the_backbone_is_frozen_wherever_it_is() -> None:
@@ -108,6 +154,13 @@ def rates(*flags: str, epoch: int = 0) -> dict[str, float]:
 
 def test_without_a_flag_the_rates_are_left_as_the_backbone_was_made() -> None:
     assert set(rates("--use-pretrained").values()) == {7.0}
+
+
+def test_the_rates_are_there_before_servers_are_told_them() -> None:
+    """Which is when the trainers are connected, before the first epoch."""
+    for flag, expected in (("--lr-mult-backbone=0.3", 0.3), ("--warm-up-epochs=1", 0.0)):
+        parameters = built(flag).net.base_net.collect_params().values()
+        assert {parameter.lr_mult for parameter in parameters} == {expected}
 
 
 @pytest.mark.parametrize("epoch", [0, 5])

@@ -1,15 +1,22 @@
 """Batch norm and ReLU as one operator: the same bits, and only where nobody reads between them."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import mxnet as mx
 import numpy as np
 import pytest
 from mxnet import autograd, nd
+from mxnet.gluon import nn
 from mxnet.gluon.model_zoo import vision
 
-from embedding_learning import MarginNet
-from embedding_learning.fused_graph import fuse_batch_norm_and_relu
+from embedding_learning import MarginNet, building
+from embedding_learning.fused_graph import fuse_batch_norm_and_relu, trains_fused
+from embedding_learning.options import parse
+from tests.small import each_class
 
 
 def operators(graph):
@@ -87,3 +94,84 @@ def test_training_computes_the_same_bits(monkeypatch, name):
     assert not has_fused
     for array, other in zip(found, expected):
         np.testing.assert_array_equal(array, other)
+
+
+def grouped_backbone():
+    """oneDNN, with AVX-512, has no fused backward pass in front of such a convolution."""
+    backbone = nn.HybridSequential()
+    backbone.add(
+        nn.Conv2D(64, 3, padding=1, in_channels=3),
+        nn.Conv2D(128, 1, in_channels=64, use_bias=False),
+        nn.BatchNorm(in_channels=128),
+        nn.Activation("relu"),
+        nn.Conv2D(128, 3, padding=1, groups=32, in_channels=128),
+        nn.GlobalAvgPool2D(),
+    )
+    return backbone
+
+
+def plain_backbone():
+    backbone = nn.HybridSequential()
+    backbone.add(nn.Conv2D(8, 3, in_channels=3, use_bias=False), nn.BatchNorm(in_channels=8))
+    backbone.add(nn.Activation("relu"), nn.Conv2D(8, 3, in_channels=8), nn.GlobalAvgPool2D())
+    return backbone
+
+
+def train_a_step(backbone):
+    """The network after a step, and whether it was fused."""
+    options = parse(["--batch-size=4", "--batch-k=2", "--crop-size=14", "--image-size=16"])
+    net = MarginNet(backbone, 8, 2)
+    net.initialize(mx.init.Xavier())
+    net.embed(nd.zeros((1, 3, 14, 14)))
+    made = building.build(options, each_class(2), net, [mx.cpu()])
+    former = net.dense.weight.data().asnumpy()
+    rng = np.random.default_rng(0)
+    images = nd.array(rng.normal(size=(4, 3, 14, 14)))
+    made.step(mx.io.DataBatch(data=[images], label=[nd.array([0, 0, 1, 1])], pad=0))
+    nd.waitall()
+    assert not np.array_equal(net.dense.weight.data().asnumpy(), former)
+    return "_contrib_BatchNormWithReLU" in operators(net._cached_graph[1])
+
+
+def test_what_onednn_cannot_train_fused_is_trained_as_it_is():
+    backbone = grouped_backbone()
+    assert train_a_step(backbone) == trains_fused(backbone, 14)
+
+
+def test_a_backbone_is_fused_where_the_trial_succeeds_only(monkeypatch):
+    assert trains_fused(plain_backbone(), 14)
+    assert train_a_step(plain_backbone())
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mx.nd, "CachedOp", refuse)
+        assert not trains_fused(plain_backbone(), 14)
+    monkeypatch.setattr(building, "trains_fused", lambda features, size: False)
+    assert not train_a_step(plain_backbone())
+
+
+def refuse(*arguments):
+    raise mx.base.MXNetError("could not create a primitive descriptor iterator")
+
+
+def test_nothing_is_tried_where_nothing_can_be_fused(monkeypatch):
+    monkeypatch.delattr(mx.nd, "CachedOp")
+    backbone = nn.HybridSequential()
+    backbone.add(nn.Conv2D(8, 3, in_channels=3), nn.Activation("relu"))
+    assert trains_fused(backbone, 14)
+
+
+def test_without_onednn_nothing_is_fused():
+    """In a process of its own: MXNet would crash."""
+    code = (
+        "import embedding_learning\n"
+        "from tests import test_fused_graph as t\n"
+        "assert not t.train_a_step(t.plain_backbone())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "MXNET_MKLDNN_ENABLED": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-500:]

@@ -305,6 +305,22 @@ def test_the_backbone_is_named_as_in_training(tmp_path: Path) -> None:
     assert load_model(path, model="squeezenet1_1").dimension == DIMENSION
 
 
+def test_a_backbone_whose_sizes_are_told_by_its_file_alone_is_loaded(tmp_path: Path) -> None:
+    pytest.importorskip("gluoncv")
+    path = tmp_path / "pruned.params"
+    net = save_model(path, "--model=resnet50_v1d_0.11")
+    pixels = mx.nd.array(np.random.default_rng(0).integers(0, 256, (2, 3, CROP_SIZE, CROP_SIZE)))
+    loaded = load_model(path).net.embed(pixels.astype(np.uint8))
+    expected = net.embed(pixels.astype(np.uint8)).asnumpy()
+    np.testing.assert_allclose(loaded.asnumpy(), expected, atol=CLOSE)
+    name = "base_net.1.gamma"
+    arrays = mx.nd.load(str(path))
+    arrays[name] = arrays[name].reshape((1, -1))
+    mx.nd.save(str(path), arrays)
+    with pytest.raises(UsageError, match=f"{name} has the shape .*, the network needs"):
+        load_model(path, model="resnet50_v1d_0.11")
+
+
 def test_other_sizes_than_the_default_ones_are_told(tmp_path: Path) -> None:
     path = tmp_path / "model.params"
     save_model(path, described=False)

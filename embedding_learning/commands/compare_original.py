@@ -250,7 +250,10 @@ def _mean_rows(runs: Sequence[Run]) -> Iterable[list[Any]]:
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Whole or not at all. Raises UsageError if the folder cannot be written to."""
     try:
-        with replaced_whole(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        with (
+            replaced_whole(path) as partial,
+            open(partial, "w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.writer(file)
             writer.writerow(columns)
             writer.writerows(rows)

@@ -165,7 +165,7 @@ def compare(options: Namespace, path: Path, steps: int, with_control: bool) -> I
         stack.callback(data.close)
         # What is queued still reads the batches' memory.
         stack.callback(mx.nd.waitall)
-        learner = build(options, data.classes, net, devices)
+        learner = build(options, data.beta_terms, net, devices)
         learner.start()
         set_learning_rates(options, learner.trainers, 0)
 
@@ -177,7 +177,7 @@ def compare(options: Namespace, path: Path, steps: int, with_control: bool) -> I
                 original=str(path),
                 flags=processes.flags(options, own, own / "model"),
                 # One more than there are: so its first epoch does not end.
-                numbers=processes.numbers(options, data.classes, steps + 1),
+                numbers=processes.numbers(options, len(data.beta_terms), steps + 1),
                 parameters=str(folder / "first.params"),
             )
             errors = stack.enter_context(open(own / "errors", "w", encoding="utf-8"))
