@@ -6,7 +6,7 @@ import importlib
 import sys
 
 from embedding_learning.entry import exit_status
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 
 # A file each in `commands`, imported only when called for.
 VERBS = {

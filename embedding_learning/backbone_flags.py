@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from embedding_learning import architectures
+from embedding_learning.flags import add_choice
 
 # The first is the default.
 POOLS = ("original", "avg", "max", "none")
@@ -18,8 +19,7 @@ def add_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--list-models", action=_ListModels, help=text)
     text = "take the ImageNet weights from a .params, .safetensors or .pth file"
     group.add_argument("--pretrained-params", metavar="FILE", help=text)
-    text = f"pooling of the last map of features: {', '.join(POOLS)} (default: {POOLS[0]})"
-    group.add_argument("--pool", choices=POOLS, default=POOLS[0], metavar="WORD", help=text)
+    add_choice(group, "--pool", POOLS, "pooling of the last map of features")
     text = "start from the .params of a trained network, as far as its layers have these shapes"
     group.add_argument("--init-from", metavar="FILE", help=text)
     text = "let the backbone's batch norm use its statistics as they are, and keep them"

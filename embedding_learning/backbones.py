@@ -15,7 +15,7 @@ from mxnet.gluon.model_zoo import vision
 from embedding_learning import architectures, zoos
 from embedding_learning.architectures import ARCHITECTURES, GLUON_NAMES
 from embedding_learning.backbone_flags import POOLS
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 from embedding_learning.parameter_files import save_parameters
 from embedding_learning.weight_files import load_weights
 

@@ -13,13 +13,14 @@ from mxnet.gluon import HybridBlock
 
 from embedding_learning import backbones, fine_tuning, gpus, losses, methods, mixed_precision
 from embedding_learning import sampling as samplings
+from embedding_learning.flags import UsageError
 from embedding_learning.fused_graph import trains_fused
 from embedding_learning.job import Job
 from embedding_learning.learner import Beta, Learner
 from embedding_learning.losses import MarginLoss
 from embedding_learning.mixed_precision import LossScale
 from embedding_learning.model import ImageNormalization, MarginNet
-from embedding_learning.options import UsageError, resumes_network
+from embedding_learning.options import resumes_network
 from embedding_learning.parameter_files import read_parameters, set_parameters
 
 # MXNet's dummy, and one that takes no weight decay.

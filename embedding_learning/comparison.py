@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Optional
 from embedding_learning import records
 from embedding_learning.checkpoints import RECORDS
 from embedding_learning.datasets import DataError
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 from embedding_learning.whole_files import replaced_whole
 
 TEST, HELD_OUT = SELECTIONS = ("test", "held-out")

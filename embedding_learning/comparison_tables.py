@@ -18,7 +18,7 @@ from embedding_learning.comparison import (
     metric_names,
     prefix,
 )
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 from embedding_learning.whole_files import replaced_whole
 
 # What a row's reported and other metrics, and its epoch, are called.

@@ -14,10 +14,10 @@ import numpy as np
 
 from embedding_learning import datasets, reporting
 from embedding_learning.datasets import DataError, ImageSet, Split
+from embedding_learning.flags import UsageError
 from embedding_learning.image_store import open_store
 from embedding_learning.images import Decoder, Pixels, decodable
 from embedding_learning.iterators import BalancedBatches, SequentialBatches
-from embedding_learning.options import UsageError
 
 
 @dataclass(frozen=True)

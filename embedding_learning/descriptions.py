@@ -9,8 +9,9 @@ from typing import Any
 from embedding_learning import architectures
 from embedding_learning.backbone_flags import POOLS
 from embedding_learning.backbones import check_name
+from embedding_learning.flags import UsageError
 from embedding_learning.model import DEVIATION, MEAN
-from embedding_learning.options import LARGEST_IMAGE, UsageError, set_sizes
+from embedding_learning.options import LARGEST_IMAGE, set_sizes
 from embedding_learning.parameter_files import read_description
 
 # Goes up when an older program could not build the network.

@@ -16,7 +16,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from embedding_learning.datasets.lists import check_plain
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 from embedding_learning.whole_files import replaced_whole
 
 COLUMNS = ["row", "path", "label"]

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from embedding_learning import mxnet_runtime
 from embedding_learning.datasets import DataError
+from embedding_learning.flags import UsageError
 from embedding_learning.monitoring import TrainingFault
-from embedding_learning.options import UsageError
 from embedding_learning.stopping import Interrupted, interrupted_by_signals
 
 

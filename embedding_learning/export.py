@@ -8,8 +8,8 @@ from pathlib import Path
 
 import mxnet as mx
 
+from embedding_learning.flags import UsageError
 from embedding_learning.model import ImageNormalization, MarginNet
-from embedding_learning.options import UsageError
 from embedding_learning.whole_files import replaced_whole
 
 

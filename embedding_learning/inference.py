@@ -15,10 +15,11 @@ from mxnet.gluon import HybridBlock
 
 from embedding_learning import backbones, descriptions, reporting
 from embedding_learning.datasets import DataError
+from embedding_learning.flags import UsageError
 from embedding_learning.images import Pixels, read_image
 from embedding_learning.iterators import SequentialBatches
 from embedding_learning.model import ImageNormalization, MarginNet
-from embedding_learning.options import BATCH_SIZE, WORKERS, UsageError
+from embedding_learning.options import BATCH_SIZE, WORKERS
 from embedding_learning.parameter_files import read_parameters, set_parameters
 
 # A file, or RGB pixels, uint8 (height, width, 3).

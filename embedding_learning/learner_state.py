@@ -10,9 +10,9 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
+from embedding_learning.flags import UsageError
 from embedding_learning.learner import Learner, connect
 from embedding_learning.monitoring import TrainingFault
-from embedding_learning.options import UsageError
 from embedding_learning.parameter_files import set_parameters
 
 # What optimizers keep beside their arrays, where they have it: Nadam's schedule, LARS's last rate,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from embedding_learning.flags import add_choice
 from embedding_learning.methods import LOSSES, SAMPLINGS
 
 # What a learned beta holds; the first is the default.
@@ -38,10 +39,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def add_flags(group: argparse._ArgumentGroup) -> None:
     """With none given the original's run results."""
-    _add_choice(group, "--loss", [*LOSSES], "what is minimised")
-    _add_choice(group, "--sampling", [*SAMPLINGS], "which negatives an anchor is compared with")
+    add_choice(group, "--loss", tuple(LOSSES), "what is minimised")
+    add_choice(group, "--sampling", tuple(SAMPLINGS), "which negatives an anchor is compared with")
     text = "a learned beta is one per class, or a common one plus one per class and per image"
-    _add_choice(group, "--beta-per", BETA_PER, text)
+    add_choice(group, "--beta-per", BETA_PER, text)
     text = f"defaults of another source, which flags replace: {', '.join(PRESETS)}"
     group.add_argument("--preset", choices=[*PRESETS], metavar="NAME", help=text)
 
@@ -49,11 +50,3 @@ def add_flags(group: argparse._ArgumentGroup) -> None:
 def defaults(options: argparse.Namespace) -> dict[str, Any]:
     """What replaces the flags' defaults, from the flags as read with these."""
     return {"margin": LOSSES[options.loss].margin, **PRESETS.get(options.preset, {})}
-
-
-def _add_choice(
-    group: argparse._ArgumentGroup, name: str, choices: list[str] | tuple[str, ...], text: str
-) -> None:
-    """One of some words, of which the first is the default."""
-    told = f"{text}: {', '.join(choices)} (default: {choices[0]})"
-    group.add_argument(name, choices=choices, default=choices[0], metavar="WORD", help=told)

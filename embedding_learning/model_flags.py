@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from embedding_learning.options import BATCH_SIZE, WORKERS, UsageError, add, as_flag, integers
+from embedding_learning.flags import UsageError, add, as_flag, integers
+from embedding_learning.options import BATCH_SIZE, WORKERS
 
 if TYPE_CHECKING:
     from embedding_learning.inference import EmbeddingModel

@@ -6,10 +6,19 @@ import argparse
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from embedding_learning import architectures, backbone_flags, dmlc, method_flags
 from embedding_learning.datasets import NAMES
+from embedding_learning.flags import (
+    Parser,
+    UsageError,
+    add,
+    add_choice,
+    add_count,
+    as_flag,
+    integers,
+)
 
 DATA_PATH, WORKERS = "data/CUB_200_2011", 4
 # Images that a saved model embeds at once.
@@ -23,17 +32,6 @@ SAVED_EPOCHS = ("best", "last")
 DTYPES = ("float32", "float16")
 
 LARGEST_IMAGE = 4096  # pixels; a batch of such images takes 3.5 GB already
-
-
-class UsageError(Exception):
-    """A flag cannot be followed; the message names the flag and the way out."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Answers a mistake with one line instead of the whole usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (--help lists the flags)")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -102,25 +100,6 @@ def _parser() -> argparse.ArgumentParser:
     backbone_flags.add_flags(parser.add_argument_group("the backbone and its weights"))
     _add_further_flags(parser.add_argument_group("further flags"))
     return parser
-
-
-def add(group: argparse._ActionsContainer, name: str, default: Any, text: str) -> None:
-    """A flag of its default's type."""
-    told = f"{text} (default: %(default)s)" if default != "" else text
-    group.add_argument(name, default=default, type=type(default), help=told)
-
-
-def add_count(group: argparse._ActionsContainer, name: str, text: str) -> None:
-    """A whole number that is found otherwise where the flag is not given."""
-    group.add_argument(name, type=int, metavar="N", help=text)
-
-
-def add_choice(
-    group: argparse._ActionsContainer, name: str, choices: tuple[str, ...], text: str
-) -> None:
-    """One of some words, of which the first is the default."""
-    told = f"{text}: {', '.join(choices)} (default: {choices[0]})"
-    group.add_argument(name, choices=choices, default=choices[0], metavar="WORD", help=told)
 
 
 def _add_alias(group: argparse._ActionsContainer, name: str, of: str, kind: type) -> None:
@@ -221,19 +200,6 @@ def default_cache_dir() -> str:
     """``embedding_learning`` below the user's cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(cache, "embedding_learning")
-
-
-def integers(flag: str, text: str, order: str) -> list[int]:
-    """A list such as 0,2,5, its numbers "different" or even "increasing"; empty for no text."""
-    try:
-        numbers = [int(part) for part in text.split(",")] if text else []
-    except ValueError:
-        numbers = [-1]
-    ordered = sorted(set(numbers))
-    fits = numbers == ordered if order == "increasing" else sorted(numbers) == ordered
-    if not fits or any(number < 0 for number in numbers):
-        raise UsageError(f"{flag} {text}: {order} whole numbers expected, with commas between them")
-    return numbers
 
 
 def set_sizes(options: argparse.Namespace) -> None:
@@ -337,8 +303,3 @@ def _check_batch(options: argparse.Namespace) -> None:
             f"{flag}: {share} images a device are a single class of --batch-k {options.batch_k}, "
             f"so there would be no negatives; {2 * options.batch_k} a device are the least"
         )
-
-
-def as_flag(name: str) -> str:
-    """The flag that sets an attribute of the options."""
-    return "--" + name.replace("_", "-")

@@ -15,7 +15,8 @@ from typing import Any
 from embedding_learning import method_flags
 from embedding_learning.backbone_flags import POOLS
 from embedding_learning.checkpoints import FORMAT, Checkpoint
-from embedding_learning.options import DTYPES, UsageError
+from embedding_learning.flags import UsageError
+from embedding_learning.options import DTYPES
 
 # What the state was made with; with another value it would not fit, or not be the same run.
 _MUST_AGREE = (

@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Any
 
 from embedding_learning import dmlc
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 
 # All in seconds. A process that is frozen or cut off is lost after _SILENCE; a dead one at once.
 _BEAT = 5

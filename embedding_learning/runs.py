@@ -18,9 +18,10 @@ from embedding_learning.checkpoints import Checkpoint, RunFolder
 from embedding_learning.data import digest, open_data, read_split
 from embedding_learning.device_memory import memory_faults
 from embedding_learning.evaluation import parse_metrics
+from embedding_learning.flags import UsageError
 from embedding_learning.job import Job
 from embedding_learning.learner import Learner
-from embedding_learning.options import UsageError, resumes_network
+from embedding_learning.options import resumes_network
 from embedding_learning.parameter_server import ParameterServerJob
 from embedding_learning.resuming import Progress
 from embedding_learning.roll_call import Member

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 
+from embedding_learning.flags import UsageError
 from embedding_learning.images import Pixels
-from embedding_learning.options import UsageError
 
 # The projector's photographs are parts of one picture of at most 8192 pixels a side, which a
 # browser has to hold.

@@ -11,8 +11,9 @@ import numpy as np
 
 from embedding_learning import datasets, reporting
 from embedding_learning.datasets import ImageSet, Split
+from embedding_learning.flags import add
 from embedding_learning.images import Decoder, decodable, read_image
-from embedding_learning.options import DATA_PATH, add, add_data_flags
+from embedding_learning.options import DATA_PATH, add_data_flags
 
 if TYPE_CHECKING:
     from embedding_learning.inference import EmbeddingModel

@@ -20,9 +20,10 @@ from embedding_learning.checkpoints import RunFolder
 from embedding_learning.data import Data
 from embedding_learning.descriptions import describe
 from embedding_learning.fine_tuning import set_backbone_rates
+from embedding_learning.flags import UsageError
 from embedding_learning.learner import Learner, Step
 from embedding_learning.monitoring import Monitor, TrainingFault
-from embedding_learning.options import UsageError, resumes_network
+from embedding_learning.options import resumes_network
 from embedding_learning.parameter_files import save_parameters
 from embedding_learning.records import Recorder
 from embedding_learning.resuming import Progress

@@ -25,7 +25,7 @@ from embedding_learning.embedding_files import (
     header,
     write_csv,
 )
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 from embedding_learning.whole_files import replaced_whole
 
 _SECONDS_BETWEEN_SAVES = 10

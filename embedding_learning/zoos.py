@@ -13,7 +13,7 @@ import requests
 from mxnet.gluon.utils import check_sha1
 
 from embedding_learning.architectures import ARCHITECTURES, torchvision_file
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 from embedding_learning.whole_files import replaced_whole
 
 _ADDRESS = "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/"

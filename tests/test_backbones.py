@@ -19,7 +19,7 @@ from mxnet.gluon.model_zoo import vision
 
 from embedding_learning import backbones
 from embedding_learning.architectures import ARCHITECTURES, GLUON_NAMES, TORCHVISION_NAMES
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 
 CPU = [mx.cpu()]
 SIDE = 64

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from embedding_learning import checkpoints
 from embedding_learning.checkpoints import FORMAT, DamagedError, RunFolder
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 
 STATE = {"format": FORMAT, "flags": {"lr": 0.1, "model": "é\n\u2028"}, "steps": [1, None, True]}
 ARRAYS = {"beta": np.float32([1.2, 1.3]), "network/w": np.arange(6, dtype=np.float32)}

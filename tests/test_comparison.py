@@ -10,7 +10,7 @@ import pytest
 from embedding_learning import comparison
 from embedding_learning.comparison import HELD_OUT, TEST, Outcome, Run
 from embedding_learning.datasets import DataError
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 from tests.compared import write_run
 
 RUN = Run("margin", "hard", 4)

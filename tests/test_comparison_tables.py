@@ -11,7 +11,7 @@ import pytest
 
 from embedding_learning import comparison, comparison_tables
 from embedding_learning.comparison import HELD_OUT, SELECTIONS, TEST, Row, Run
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 from tests.compared import write_run
 
 PAIRS = [("margin", "hard"), ("triplet", "hard"), ("triplet", "random")]

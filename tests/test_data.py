@@ -20,9 +20,10 @@ import pytest
 from embedding_learning import images
 from embedding_learning.data import Data, open_data, read_split
 from embedding_learning.datasets import DataError, ImageSet, Split, cub200
+from embedding_learning.flags import UsageError
 from embedding_learning.images import read_image
 from embedding_learning.iterators import SequentialBatches
-from embedding_learning.options import UsageError, parse
+from embedding_learning.options import parse
 from tests.small import recalls
 
 CACHES = pytest.mark.parametrize("cache", ["pixels", "none"])

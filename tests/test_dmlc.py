@@ -9,7 +9,8 @@ import pytest
 
 from embedding_learning import dmlc
 from embedding_learning.dmlc import Environment, hidden_role, is_helper, read_environment
-from embedding_learning.options import UsageError, parse
+from embedding_learning.flags import UsageError
+from embedding_learning.options import parse
 
 FIRST = {
     "DMLC_ROLE": "worker",

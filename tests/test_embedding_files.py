@@ -21,7 +21,7 @@ from embedding_learning.embedding_files import (
     read,
     write_csv,
 )
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 
 VECTORS = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
 ODD_NAMES = [

@@ -10,8 +10,8 @@ import pytest
 
 from embedding_learning.datasets import DataError
 from embedding_learning.entry import exit_status
+from embedding_learning.flags import UsageError
 from embedding_learning.monitoring import TrainingFault
-from embedding_learning.options import UsageError
 from embedding_learning.stopping import Interrupted
 
 

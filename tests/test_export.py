@@ -19,9 +19,9 @@ from mxnet import gluon, nd
 from mxnet.gluon import nn
 
 from embedding_learning.export import export_onnx, export_symbol
+from embedding_learning.flags import UsageError
 from embedding_learning.images import read_image
 from embedding_learning.model import ImageNormalization, MarginNet
-from embedding_learning.options import UsageError
 from tests.benchmarks.export_families import random_net, random_pixels
 
 # What the README tells a user to run; it knows neither MXNet nor this package.

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from embedding_learning import building, fine_tuning, learner, zoos
-from embedding_learning.options import UsageError, parse
+from embedding_learning.flags import UsageError
+from embedding_learning.options import parse
 from tests.models import save_model
 from tests.small import each_class
 

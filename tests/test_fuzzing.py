@@ -43,7 +43,7 @@ READERS = """
 import ctypes, json, os, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 from embedding_learning.datasets import DataError
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 from tests.fuzzing.kinds import Kind
 from tests.fuzzing.workers import run
 

@@ -105,7 +105,7 @@ def ask(libraries: Path, numbers: str, what: str = "'fine'", **variables: str) -
     code = f"""
 import os, sys
 from embedding_learning import gpus
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 try:
     gpus.check([{numbers}])
     print({what})

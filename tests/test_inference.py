@@ -17,11 +17,12 @@ import embedding_learning
 from embedding_learning import inference
 from embedding_learning.datasets import DataError, cub200
 from embedding_learning.descriptions import describe
+from embedding_learning.flags import UsageError
 from embedding_learning.images import read_image
 from embedding_learning.inference import EmbeddingModel, load_model
 from embedding_learning.iterators import SequentialBatches
 from embedding_learning.model import MarginNet
-from embedding_learning.options import UsageError, parse
+from embedding_learning.options import parse
 from embedding_learning.parameter_files import read_description, save_parameters
 from tests.models import CROP_SIZE, DIMENSION, FLAGS, IMAGE_SIZE, MODEL, save_model
 

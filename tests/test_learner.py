@@ -9,8 +9,8 @@ from mxnet import autograd, nd
 from mxnet.gluon import nn
 
 from embedding_learning import MarginLoss, MarginNet, backbones, building, training
+from embedding_learning.flags import UsageError
 from embedding_learning.learner import Learner
-from embedding_learning.options import UsageError
 from tests.small import batch_of, net_with_statistics, options, parameters_of, small_net
 
 

@@ -10,8 +10,8 @@ from mxnet import nd
 from mxnet.gluon import nn
 
 from embedding_learning import MarginNet, building, checkpoints, learner_state, training
+from embedding_learning.flags import UsageError
 from embedding_learning.monitoring import TrainingFault
-from embedding_learning.options import UsageError
 from tests.small import batch_of, each_class, options, small_net
 
 OPTIMIZERS = sorted(set(mx.optimizer.Optimizer.opt_registry) - building._NOT_FOR_TRAINING)

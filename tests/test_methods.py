@@ -15,9 +15,10 @@ from mxnet import nd
 
 from embedding_learning import building, training
 from embedding_learning.data import open_data, read_split
+from embedding_learning.flags import UsageError
 from embedding_learning.learner import Learner
 from embedding_learning.methods import LOSSES, SAMPLINGS
-from embedding_learning.options import UsageError, parse
+from embedding_learning.options import parse
 from tests.small import batch_of, each_class, parameters_of, small_net
 
 CPU = [mx.cpu()]

@@ -30,12 +30,12 @@ from embedding_learning import (
     training,
 )
 from embedding_learning.evaluation import recall_at_k
+from embedding_learning.flags import UsageError
 from embedding_learning.job import Job
 from embedding_learning.learner import Learner
 from embedding_learning.mixed_precision import LossScale
 from embedding_learning.model import ImageNormalization
 from embedding_learning.monitoring import TrainingFault
-from embedding_learning.options import UsageError
 from embedding_learning.parameter_files import read_parameters, save_parameters
 from embedding_learning.parameter_server import GradientSum
 from tests.float16 import let_cpus_compute_in_float16

@@ -14,7 +14,8 @@ import pytest
 from conftest import ROOT
 
 from embedding_learning.datasets import NAMES
-from embedding_learning.options import UsageError, given, parse
+from embedding_learning.flags import UsageError
+from embedding_learning.options import given, parse
 
 # What the original example defines, in its order: flag, the text it takes, the value read from
 # it, and the value without the flag.

@@ -20,8 +20,8 @@ import pytest
 from mxnet.gluon import Block, nn
 
 from embedding_learning import parameter_files
+from embedding_learning.flags import UsageError
 from embedding_learning.model import MarginNet
-from embedding_learning.options import UsageError
 from embedding_learning.parameter_files import (
     read_description,
     read_parameters,
@@ -642,7 +642,7 @@ def test_whatever_is_damaged_gives_arrays_or_the_one_line(tmp_path: Path) -> Non
 
 _READ_WITHOUT_MEMORY = """
 import pathlib, resource, sys
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 from embedding_learning.parameter_files import read_parameters
 
 

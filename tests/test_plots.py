@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from embedding_learning import plots
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 from embedding_learning.plots import history, neighbours, pairs, paper, tsne
 
 NASTY = ["a" * 4000, "日本語 🐦", "$\\frac{$", "--><b>&", "line\nbreak", "\ud800", "", "\x00"]

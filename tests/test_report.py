@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from embedding_learning import report
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 from embedding_learning.report import Picture
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg"><circle r="5"/></svg>'

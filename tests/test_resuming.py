@@ -15,7 +15,8 @@ import pytest
 
 from embedding_learning import data, resuming
 from embedding_learning.checkpoints import FORMAT, Checkpoint
-from embedding_learning.options import UsageError, parse
+from embedding_learning.flags import UsageError
+from embedding_learning.options import parse
 from embedding_learning.resuming import Progress
 
 PATH = Path("p.run/checkpoint-0003-000007.safetensors")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from embedding_learning import unfinished
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 from embedding_learning.unfinished import Unfinished, check_output
 
 IMAGES, DIMENSION, AT_ONCE = 23, 3, 4

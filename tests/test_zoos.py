@@ -23,7 +23,7 @@ from mxnet.gluon.model_zoo import model_store, vision
 
 from embedding_learning import backbones, zoos
 from embedding_learning.architectures import ARCHITECTURES
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 
 CPU = [mx.cpu()]
 NAME = "squeezenet1.1"

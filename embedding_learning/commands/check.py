@@ -7,8 +7,9 @@ import argparse
 import numpy as np
 
 from embedding_learning import datasets, reporting
+from embedding_learning.flags import Parser, add
 from embedding_learning.images import find_faults
-from embedding_learning.options import DATA_PATH, WORKERS, Parser, add, add_data_flags
+from embedding_learning.options import DATA_PATH, WORKERS, add_data_flags
 
 # Of no consequence for whether a file can be decoded.
 _SIZE = 64

@@ -13,7 +13,15 @@ from pathlib import Path
 
 from embedding_learning import comparison, methods, mxnet_runtime, options, reporting
 from embedding_learning.comparison import HELD_OUT, SELECTIONS, TEST, Run
-from embedding_learning.options import Parser, UsageError, add, add_choice
+from embedding_learning.flags import (
+    Parser,
+    UsageError,
+    add,
+    add_choice,
+    add_count,
+    as_flag,
+    integers,
+)
 
 # The paper's own comparison.
 _LOSSES = "margin,contrastive,triplet"
@@ -78,7 +86,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     text = "what the best epoch is chosen by; held-out: training classes (--held-out, else a fifth)"
     add_choice(parser, "--select-on", SELECTIONS, text)
     text = "runs at a time (default: one on each of --gpus, or one)"
-    options.add_count(parser, "--parallel", text)
+    add_count(parser, "--parallel", text)
     chosen = parser.parse_args(arguments)
     chosen.pairs = [
         (loss, sampling)
@@ -111,7 +119,7 @@ def _train_flags(
     given = options.given(typed)
     for name in _OURS:
         if name in given:
-            raise UsageError(f"{options.as_flag(name)}: differs from run to run; leave it out")
+            raise UsageError(f"{as_flag(name)}: differs from run to run; leave it out")
     if chosen.select_on == TEST and given.get("held_out"):
         raise UsageError("--held-out: is for --select-on held-out")
     if chosen.select_on == HELD_OUT and "classes" in given:
@@ -119,7 +127,7 @@ def _train_flags(
     flags = ["--keep=1", *typed]
     if chosen.select_on == HELD_OUT and not given.get("held_out"):
         flags.append(f"--held-out={_SHARE}")
-    gpus = options.integers("--gpus", given.get("gpus", ""), "different")
+    gpus = integers("--gpus", given.get("gpus", ""), "different")
     slots = [[f"--gpus={gpu}"] for gpu in gpus] or [[]] * (chosen.parallel or 1)
     if chosen.parallel and chosen.parallel > len(slots):
         raise UsageError(
@@ -140,7 +148,7 @@ def _train_flags(
 
 def _in_common(parsed: argparse.Namespace, select_on: str) -> dict[str, object]:
     """What another call for the same folder has to agree with."""
-    kept = {options.as_flag(n): value for n, value in vars(parsed).items() if n not in _FREE}
+    kept = {as_flag(n): value for n, value in vars(parsed).items() if n not in _FREE}
     return {"--select-on": select_on, **kept}
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from embedding_learning import reporting
 from embedding_learning.architectures import GLUON_NAMES, find
-from embedding_learning.options import Parser, UsageError, add, as_flag, parse
+from embedding_learning.flags import Parser, UsageError, add, as_flag
+from embedding_learning.options import parse
 from embedding_learning.original import source
 from embedding_learning.whole_files import replaced_whole
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from embedding_learning import reporting
-from embedding_learning.options import Parser
+from embedding_learning.flags import Parser
 
 
 def main(arguments: list[str]) -> int:

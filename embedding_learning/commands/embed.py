@@ -16,14 +16,9 @@ import numpy as np
 
 from embedding_learning import datasets, model_flags, reporting
 from embedding_learning.datasets import DataError, ImageSet, files
+from embedding_learning.flags import Parser, UsageError
 from embedding_learning.images import Decoder, Pixels
-from embedding_learning.options import (
-    BATCH_SIZE,
-    WORKERS,
-    Parser,
-    UsageError,
-    default_cache_dir,
-)
+from embedding_learning.options import BATCH_SIZE, WORKERS, default_cache_dir
 from embedding_learning.stopping import Interrupted
 from embedding_learning.unfinished import Unfinished, check_output
 

@@ -8,7 +8,7 @@ import math
 
 from embedding_learning import model_flags, reporting, test_set
 from embedding_learning.evaluation import common_metrics, evaluate, parse_metrics
-from embedding_learning.options import Parser, UsageError
+from embedding_learning.flags import Parser, UsageError
 
 
 def main(arguments: list[str]) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from embedding_learning import dmlc, mxnet_runtime, options, roll_call
-from embedding_learning.options import Parser, UsageError, add
+from embedding_learning.flags import Parser, UsageError, add
 
 _TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from embedding_learning import model_flags, reporting, test_set
-from embedding_learning.options import Parser, UsageError
+from embedding_learning.flags import Parser, UsageError
 
 KINDS = {
     "tsne": "t-SNE of the test images, with the photographs as marks",

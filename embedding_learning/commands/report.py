@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from embedding_learning import model_flags, pictures, reporting, test_set
 from embedding_learning import options as flags
 from embedding_learning.evaluation import common_metrics, evaluate
-from embedding_learning.options import Parser, UsageError
+from embedding_learning.flags import Parser, UsageError
 
 
 def main(arguments: list[str]) -> int:

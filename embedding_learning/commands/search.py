@@ -15,8 +15,9 @@ import numpy as np
 from embedding_learning import embedding_files, model_flags, neighbours, reporting
 from embedding_learning.datasets import files
 from embedding_learning.embedding_files import Embeddings
+from embedding_learning.flags import Parser, UsageError
 from embedding_learning.images import Decoder, read_image
-from embedding_learning.options import BATCH_SIZE, WORKERS, Parser, UsageError
+from embedding_learning.options import BATCH_SIZE, WORKERS
 
 if TYPE_CHECKING:
     from embedding_learning.inference import EmbeddingModel

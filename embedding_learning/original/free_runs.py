@@ -17,7 +17,7 @@ import numpy as np
 
 from embedding_learning import backbones
 from embedding_learning.data import read_split
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 from embedding_learning.original import processes
 from embedding_learning.parameter_files import save_parameters
 

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 from embedding_learning.whole_files import replaced_whole
 
 # From an image's row to its pixels: RGB, uint8, (height, width, 3), of any size.

@@ -17,8 +17,8 @@ import tempfile
 
 from embedding_learning import backbones, export
 from embedding_learning.architectures import ARCHITECTURES, GLUON_NAMES, TORCHVISION_NAMES
+from embedding_learning.flags import UsageError
 from embedding_learning.model import ImageNormalization, MarginNet
-from embedding_learning.options import UsageError
 
 # isort: split
 import mxnet as mx

@@ -22,7 +22,8 @@ from embedding_learning import comparing, comparison, side_by_side
 from embedding_learning.commands import compare
 from embedding_learning.comparison import Run
 from embedding_learning.datasets import DataError
-from embedding_learning.options import UsageError, parse
+from embedding_learning.flags import UsageError
+from embedding_learning.options import parse
 from embedding_learning.parameter_files import read_description
 from embedding_learning.stopping import Interrupted
 from tests.compared import write_run

@@ -17,10 +17,10 @@ import pytest
 
 from embedding_learning.__main__ import main
 from embedding_learning.datasets import DataError
+from embedding_learning.flags import UsageError
 from embedding_learning.images import crop, read_image
 from embedding_learning.model import ImageNormalization
 from embedding_learning.monitoring import TrainingFault
-from embedding_learning.options import UsageError
 from tests.original.stand_in import change, write
 
 # The smallest network of both zoos, with the smallest images it takes.

@@ -13,7 +13,7 @@ from mxnet.gluon.model_zoo import vision
 
 from embedding_learning import backbones
 from embedding_learning.commands import convert
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 from tests.torch_writer import write_pth
 from tests.torchvision_names import names_of
 

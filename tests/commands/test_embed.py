@@ -21,6 +21,7 @@ from embedding_learning import unfinished
 from embedding_learning.__main__ import main as program
 from embedding_learning.datasets import DataError, ImageSet, cub200
 from embedding_learning.entry import exit_status
+from embedding_learning.flags import UsageError
 from embedding_learning.inference import EmbeddingModel, load_model
 from embedding_learning.stopping import Interrupted
 from tests.models import DIMENSION, save_model
@@ -326,7 +327,7 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(
         images = ImageSet(images.paths, images.labels, images.class_names[::-1], images.boxes)
     else:
         size = 5
-    with pytest.raises(embedding_learning.options.UsageError, match="begun with another model"):
+    with pytest.raises(UsageError, match="begun with another model"):
         embedding_learning.embed(model, images, "e.npy", batch_size=size)
     assert embedding_learning.embed(model, images, "e.npy", size, overwrite=True) == 32
 
@@ -394,7 +395,7 @@ def test_a_data_set_is_not_overwritten_by_the_list_beside_the_output(
 ) -> None:
     Path("e.csv").write_text("path,label,split\n")
     for overwrite in (False, True):
-        with pytest.raises(embedding_learning.options.UsageError, match=r"e\.csv would be over"):
+        with pytest.raises(UsageError, match=r"e\.csv would be over"):
             embedding_learning.embed(model, ["data/images"], "e.npy", overwrite=overwrite)
     assert Path("e.csv").read_text() == "path,label,split\n"
 

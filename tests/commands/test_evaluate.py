@@ -14,7 +14,7 @@ from embedding_learning import load_model
 from embedding_learning.commands import evaluate
 from embedding_learning.datasets import cub200
 from embedding_learning.evaluation import map_at_r, recall_at_k
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 from tests.models import save_model
 
 

@@ -16,7 +16,7 @@ import pytest
 from embedding_learning import load_model
 from embedding_learning.commands import export, plot, report
 from embedding_learning.datasets import DataError
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 from tests.test_command import QUICK
 
 

@@ -19,8 +19,8 @@ from embedding_learning.__main__ import main as program
 from embedding_learning.commands import search as command
 from embedding_learning.datasets import ImageSet, cub200
 from embedding_learning.entry import exit_status
+from embedding_learning.flags import UsageError
 from embedding_learning.inference import EmbeddingModel, load_model
-from embedding_learning.options import UsageError
 from tests.models import DIMENSION, save_model
 
 CLOSE = 1e-5

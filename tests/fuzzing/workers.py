@@ -22,7 +22,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from embedding_learning.datasets import DataError
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 from tests.fuzzing.kinds import Kind
 from tests.fuzzing.mutations import changed, replace_file
 from tests.fuzzing.watch import Watch, take_stock

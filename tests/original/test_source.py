@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding_learning.options import UsageError
+from embedding_learning.flags import UsageError
 from embedding_learning.original import source
 from tests.original.stand_in import change, write
 
