@@ -15,7 +15,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from embedding_learning import learner_state, reporting, resuming, sphere
+from embedding_learning import learner_state, measuring, reporting, resuming
 from embedding_learning.checkpoints import RunFolder
 from embedding_learning.data import Data
 from embedding_learning.descriptions import describe
@@ -204,31 +204,21 @@ class Loop:
             return
         for embeddings in step.embeddings:
             self._monitor.see_embeddings(embeddings.asnumpy())
-        pairs = learner.measure(step)
+        boundaries = learner.boundaries()
+        if boundaries is not None:
+            self._monitor.see_beta(boundaries)
+        pairs = measuring.pairs_of(learner, step, options.batch_k)
         values = {
             "loss": loss / options.log_interval / learner.shares,
-            "active_share": pairs["active"].mean(),
-            "positive_distance": pairs["positive_distances"].mean(),
-            "negative_distance": pairs["negative_distances"].mean(),
-            "learning_rate": learner.trainers[0].learning_rate,
+            **measuring.values_of(learner, pairs, boundaries),
         }
-        beta = learner.boundaries()
-        if beta is not None:
-            self._monitor.see_beta(beta)
-            values["beta_min"], values["beta_max"] = np.min(beta), np.max(beta)
-            values["beta_median"] = np.median(beta)
-        if len(learner.trainers) > 1:
-            values["learning_rate_beta"] = learner.trainers[1].learning_rate
-        values = {name: float(value) for name, value in values.items()}
-        parts = [sphere.negative_distances(x.asnumpy(), options.batch_k) for x in step.embeddings]
-        pairs["all_negative_distances"] = np.concatenate(parts)
+        # Samplings that know no cutoffs have none to record.
+        cutoffs = getattr(learner.net.sampled, "cutoffs", ())
+        dimension = step.embeddings[0].shape[1]
         with disk_faults(self.folder.path):
             self._recorder.interval(
                 epoch, progress.batch, self._step_number(), options.total_batch_size, values, pairs
             )
-            # Samplings that know no cutoffs have none to record.
-            cutoffs = getattr(learner.net.sampled, "cutoffs", ())
-            dimension = step.embeddings[0].shape[1]
             self._recorder.distances(epoch, progress.batch, dimension, cutoffs, pairs)
 
     def _read_interval(self) -> float:

@@ -1,4 +1,4 @@
-"""The step: the original's numbers, several devices, no waits; and how the learner is built."""
+"""The step: the original's numbers, several devices; and how the learner is built."""
 
 import hashlib
 
@@ -8,7 +8,7 @@ import pytest
 from mxnet import autograd, nd
 from mxnet.gluon import nn
 
-from embedding_learning import MarginLoss, MarginNet, backbones, building, training
+from embedding_learning import MarginLoss, MarginNet, backbones, building
 from embedding_learning.flags import UsageError
 from embedding_learning.learner import Learner
 from tests.small import batch_of, net_with_statistics, options, parameters_of, small_net
@@ -119,29 +119,6 @@ def test_several_devices_sum_what_one_computes_share_by_share(monkeypatch, kvsto
             beta.data(device).asnumpy(), one_beta.data().asnumpy(), atol=1e-5
         )
     assert abs(one_beta.data().asnumpy() - opt.beta).max() > 1e-3
-
-
-def test_a_step_waits_for_no_device(monkeypatch):
-    """Nothing is read back, nothing waited for; the original waits some 70 times."""
-    opt = options("--batch-size=20", "--batch-k=2")
-    devices = [mx.cpu()]
-    net, beta = small_net(devices), building.build_beta(opt, 10, devices)
-    trainers, loss = building.build_trainers(opt, net, beta), MarginLoss()
-    loss.hybridize(static_alloc=True, static_shape=True)
-    batch = batch_of(20)
-    learning = Learner(net, beta, loss, trainers, devices)
-    learning.step(batch)
-
-    def wait(*_):
-        raise AssertionError("the step waits")
-
-    for name in ("asnumpy", "asscalar", "wait_to_read", "__bool__"):
-        monkeypatch.setattr(nd.NDArray, name, wait)
-    monkeypatch.setattr(nd, "waitall", wait)
-    training.seed_step(1, 1)
-    step = learning.step(batch)
-    monkeypatch.undo()
-    assert np.isfinite(step.loss)
 
 
 def test_the_learning_rates_are_divided_by_the_whole_batch():

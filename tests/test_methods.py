@@ -34,6 +34,7 @@ def learner_of(*flags: str, boundaries: np.ndarray | None = None) -> Learner:
 def test_any_loss_goes_with_any_sampling_and_waits_for_nothing(
     monkeypatch: pytest.MonkeyPatch, loss: str, sampling: str
 ) -> None:
+    """Nothing is read back; the original waits some 70 times in each forward pass."""
     learning = learner_of(f"--loss={loss}", f"--sampling={sampling}")
     batch = batch_of(20)
     learning.step(batch)

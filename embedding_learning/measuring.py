@@ -1,0 +1,32 @@
+"""What a training step shows, once its log interval is over."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from embedding_learning import sphere
+from embedding_learning.learner import Learner, Step
+
+
+def pairs_of(learner: Learner, step: Step, batch_k: int) -> dict[str, np.ndarray]:
+    """What `Learner.measure` returns, and `all_negative_distances` of the batch's shares."""
+    shares = [sphere.negative_distances(x.asnumpy(), batch_k) for x in step.embeddings]
+    return {**learner.measure(step), "all_negative_distances": np.concatenate(shares)}
+
+
+def values_of(
+    learner: Learner, pairs: dict[str, np.ndarray], boundaries: np.ndarray | float | None
+) -> dict[str, float]:
+    """What is recorded of the step beside its loss, by name."""
+    values = {
+        "active_share": pairs["active"].mean(),
+        "positive_distance": pairs["positive_distances"].mean(),
+        "negative_distance": pairs["negative_distances"].mean(),
+    }
+    if boundaries is not None:
+        values["beta_min"], values["beta_max"] = np.min(boundaries), np.max(boundaries)
+        values["beta_median"] = np.median(boundaries)
+    # The second trainer, where there is one, is beta's.
+    for name, trainer in zip(("learning_rate", "learning_rate_beta"), learner.trainers):
+        values[name] = trainer.learning_rate
+    return {name: float(value) for name, value in values.items()}
