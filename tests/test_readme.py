@@ -5,16 +5,22 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
-from embedding_learning import options
+from embedding_learning import building, losses, methods, options, sampling
 from tests.models import save_model
+from tests.small import batch_of, each_class, small_net
+
+# isort: split
+import mxnet as mx
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
 
 
 @pytest.mark.parametrize(
@@ -47,8 +53,32 @@ def test_the_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     for name in ("a.jpg", "b.jpg"):
         cv2.imwrite(str(tmp_path / name), np.zeros((50, 60, 3), np.uint8))
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
-    run = [block for block in blocks if "onnxruntime" not in block]
+    run = [b for b in BLOCKS if "onnxruntime" not in b and "methods.LOSSES" not in b]
     assert len(run) == 2
     for block in run:
         exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_methods_in_the_readme_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They do what they say, and the tables' lines are what the flags look up."""
+    for table in ("LOSSES", "SAMPLINGS"):
+        monkeypatch.setattr(methods, table, dict(getattr(methods, table)))
+    (block,) = [block for block in BLOCKS if "methods.LOSSES" in block]
+    made: dict[str, Any] = {"__name__": "README"}
+    exec(compile(block, "README.md", "exec"), made)
+    monkeypatch.setattr(losses, "RatioLoss", made["RatioLoss"], raising=False)
+    monkeypatch.setattr(sampling, "FarthestSampling", made["FarthestSampling"], raising=False)
+    chosen = options.parse(["--batch-size=20", "--batch-k=2"])
+    chosen.loss, chosen.sampling, chosen.margin = "ratio", "farthest", 0.5
+    net = small_net([mx.cpu()], sampling=building.find_sampling(chosen))
+    learning = building.build(chosen, each_class(5), net, [mx.cpu()])
+    batch = batch_of(20)
+    (triple,) = learning.step(batch).triples
+    anchors, positives, negatives = (part.asnumpy() for part in triple)
+    squared = [np.sum((anchors - other) ** 2, axis=1) for other in (positives, negatives)]
+    expected = np.maximum(squared[0] / (squared[1] + 1e-3) - 0.5, 0)
+    np.testing.assert_allclose(learning.loss.terms(*triple)[0].asnumpy(), expected, rtol=1e-4)
+    # Each anchor is an anchor once, and its own class does not count.
+    distance = np.sum((anchors[:, None] - anchors) ** 2, axis=2)
+    distance[np.arange(20)[:, None] // 2 == np.arange(20) // 2] = 0
+    np.testing.assert_allclose(squared[1], distance.max(axis=1), rtol=1e-4)
