@@ -16,18 +16,30 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**27))
 
 # Imported when first used: MXNet takes seconds to import, and --help needs none of it.
 _HOME_OF = {
+    "ContrastiveLoss": "losses",
     "DistanceWeightedSampling": "sampling",
+    "EuclideanTripletLoss": "losses",
+    "HardSampling": "sampling",
     "MarginLoss": "losses",
     "MarginNet": "model",
+    "RandomSampling": "sampling",
+    "SemiHardSampling": "sampling",
+    "TripletLoss": "losses",
     "embed": "commands.embed",
     "load_model": "inference",
     "recall_at_k": "evaluation",
     "search": "commands.search",
 }
 __all__ = [
+    "ContrastiveLoss",
     "DistanceWeightedSampling",
+    "EuclideanTripletLoss",
+    "HardSampling",
     "MarginLoss",
     "MarginNet",
+    "RandomSampling",
+    "SemiHardSampling",
+    "TripletLoss",
     "embed",
     "load_model",
     "recall_at_k",
