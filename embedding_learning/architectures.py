@@ -8,6 +8,11 @@ from __future__ import annotations
 import difflib
 from typing import NamedTuple
 
+# Mean and standard deviation of ImageNet's pixels, by channel, of 1: what the weights of the model
+# zoos were trained with.
+MEAN = (0.485, 0.456, 0.406)
+DEVIATION = (0.229, 0.224, 0.225)
+
 
 class Architecture(NamedTuple):
     """A classifier of Gluon's or gluoncv's model zoo, less its last layer.

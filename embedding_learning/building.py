@@ -23,6 +23,8 @@ from embedding_learning.model import ImageNormalization, MarginNet
 from embedding_learning.options import resumes_network
 from embedding_learning.parameter_files import read_parameters, set_parameters
 
+# At a rate of 0 these move the weights all the same, or divide by it.
+_NEVER_AT_REST = {"adadelta", "ftml", "ftrl", "sgld"}
 # MXNet's dummy, and one that takes no weight decay.
 _NOT_FOR_TRAINING = {"test", "groupadagrad"}
 
@@ -201,6 +203,13 @@ def check_names(options: Namespace) -> None:
     if options.optimizer.lower() not in optimizers:
         raise UsageError(
             f"--optimizer {options.optimizer}: unknown; choose of {', '.join(optimizers)}"
+        )
+    if options.optimizer.lower() in _NEVER_AT_REST and (
+        options.warm_up_epochs or options.lr_mult_backbone == 0
+    ):
+        raise UsageError(
+            f"--optimizer {options.optimizer}: leaves no layer alone, as --warm-up-epochs and "
+            "--lr-mult-backbone 0 ask for; choose another, such as adam"
         )
     if options.kvstore == "nccl" and not mx.runtime.Features().is_enabled("NCCL"):
         raise UsageError("--kvstore nccl: this build of MXNet has no NCCL; use device or local")

@@ -200,8 +200,11 @@ def claim(folder: Path, plan: Mapping[str, Any]) -> None:
     plan = json.loads(json.dumps(plan))
     # What no run was begun with is bound to nothing.
     if not file.exists() or not any((folder / "runs").glob("*.run")):
-        with replaced_whole(file) as partial, open(partial, "w", encoding="utf-8") as opened:
-            json.dump(plan, opened, indent=1)
+        try:
+            with replaced_whole(file) as partial, open(partial, "w", encoding="utf-8") as opened:
+                json.dump(plan, opened, indent=1)
+        except OSError as error:
+            raise UsageError(f"--output {file}: cannot be written: {error.strerror}") from error
         return
     try:
         former = json.loads(file.read_text(encoding="utf-8"))

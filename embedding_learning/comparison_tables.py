@@ -102,7 +102,7 @@ def rows_csv(rows: Sequence[Row], select_on: str) -> str:
         spreads = [*row.reported.values(), *row.other.values(), row.epoch, row.seconds]
         numbers = [value for found in spreads for value in (found.mean, found.deviation)]
         lines.append([row.loss, row.sampling, row.epoch.size, *numbers])
-    return _csv(lines)
+    return csv_text(lines)
 
 
 def epochs_csv(folder: Path, runs: Sequence[Run], select_on: str) -> str:
@@ -120,10 +120,11 @@ def epochs_csv(folder: Path, runs: Sequence[Run], select_on: str) -> str:
     for run, tested_on, evaluation in found:
         metrics = [evaluation.metrics.get(name) for name in names]
         lines.append([*run, tested_on, evaluation.epoch, evaluation.seconds, *metrics])
-    return _csv(lines)
+    return csv_text(lines)
 
 
-def _csv(lines: Sequence[Sequence[object]]) -> str:
+def csv_text(lines: Sequence[Sequence[object]]) -> str:
+    """The lines as CSV, the first of them the titles."""
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows(lines)
     return file.getvalue()

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from embedding_learning import architectures
+from embedding_learning.architectures import DEVIATION, MEAN
 from embedding_learning.backbone_flags import POOLS
 from embedding_learning.backbones import check_name
 from embedding_learning.flags import UsageError
-from embedding_learning.model import DEVIATION, MEAN
 from embedding_learning.options import LARGEST_IMAGE, set_sizes
 from embedding_learning.parameter_files import read_description
 

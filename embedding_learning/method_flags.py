@@ -18,8 +18,7 @@ FIRST = {"loss": next(iter(LOSSES)), "sampling": next(iter(SAMPLINGS)), "beta_pe
 # issue 1); images of 256 pixels cut to 224, and beta 1.2 with those of classes and images beginning
 # at 0 (section 5, "Setting"). Batches, rates and epochs are not known, and stay the original's.
 _PAPER = {
-    "embed_dim": 128, "optimizer": "adam", "bbox": False, "image_size": 256, "crop_size": 224,
-    "beta": 1.2, "beta_per": "image",
+    "embed_dim": 128, "optimizer": "adam", "bbox": False, "beta": 1.2, "beta_per": "image",
 }  # fmt: skip
 # By name, what replaces the flags' defaults.
 PRESETS: dict[str, dict[str, Any]] = {

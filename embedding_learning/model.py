@@ -7,13 +7,9 @@ from typing import Any
 
 from mxnet.gluon import HybridBlock, nn
 
+from embedding_learning.architectures import DEVIATION, MEAN
 from embedding_learning.fused_graph import fuse_batch_norm_and_relu
 from embedding_learning.sampling import DistanceWeightedSampling
-
-# Mean and standard deviation of ImageNet's pixels, by channel, of 1: what the weights of the model
-# zoos were trained with.
-MEAN = (0.485, 0.456, 0.406)
-DEVIATION = (0.229, 0.224, 0.225)
 
 
 class ImageNormalization(HybridBlock):

@@ -9,7 +9,7 @@ import numpy as np
 # In a row; fewer happen by chance late in a successful training.
 _BATCHES_WITHOUT_PAIRS = 20
 _SKIPPED_IN_A_ROW = 20
-# The cutoff of distance weighted sampling.
+# The cutoff of distance weighted sampling, which tells nearer ones not apart.
 _COLLAPSED = 0.5
 # Distances of points on the unit sphere lie in [0, 2].
 _LARGEST_DISTANCE = 2.0
@@ -49,8 +49,8 @@ class Monitor:
             self._warn(
                 "no pairs",
                 f"No pair has had a loss for {_BATCHES_WITHOUT_PAIRS} batches: nothing is learned "
-                "from them. Either all is learned (a larger --margin asks for more), or --beta "
-                "and --margin let every pair pass.",
+                "from them. Either all is learned (a larger --margin asks for more), or --margin, "
+                "and --beta where the loss has one, let every pair pass.",
             )
 
     def _see_nonfinite(self, epoch: int, batch: int) -> None:
@@ -78,8 +78,8 @@ class Monitor:
             self._warn(
                 "collapse",
                 f"The embedding has collapsed: no two images of a batch are farther apart than "
-                f"{farthest:.2g}, and below {_COLLAPSED} distance weighted sampling tells no "
-                "distances apart. Most often --lr is too high; pretrained weights help too.",
+                f"{farthest:.2g}, where random points are 1.4 apart. Most often "
+                "--lr is too high; pretrained weights help too.",
             )
 
     def see_beta(self, beta: np.ndarray | float) -> None:

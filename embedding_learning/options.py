@@ -154,7 +154,7 @@ def _add_port_flags(group: argparse._ArgumentGroup) -> None:
 
 def _add_further_flags(group: argparse._ArgumentGroup) -> None:
     add_data_flags(group)
-    text = "share of the training classes that is kept out and tested instead of the test; 0: none"
+    text = "share of the training classes that is kept out, and tested in place of the test classes"
     add(group, "--held-out", 0.0, text)
     add_choice(group, "--small-classes", SMALL_CLASSES, "training classes of fewer than --batch-k")
     text = "leave out images that cannot be decoded"
@@ -247,7 +247,10 @@ def _check_methods(options: argparse.Namespace) -> None:
             f"{options.sampling} has no weights"
         )
     if options.beta_per == "image" and options.loss == "margin" and not options.lr_beta:
-        raise UsageError("--beta-per image: is for a beta that is learned, not --lr-beta 0")
+        raise UsageError(
+            "--beta-per image: is for a beta that is learned, not --lr-beta 0; give --beta-per "
+            "class"
+        )
 
 
 def _check_start(options: argparse.Namespace) -> None:

@@ -16,13 +16,13 @@ from embedding_learning import method_flags
 from embedding_learning.backbone_flags import POOLS
 from embedding_learning.checkpoints import FORMAT, Checkpoint
 from embedding_learning.flags import UsageError
-from embedding_learning.options import DTYPES
+from embedding_learning.options import DTYPES, SAVED_EPOCHS
 
 # What the state was made with; with another value it would not fit, or not be the same run.
 _MUST_AGREE = (
     "model", "pool", "embed_dim", "feat_dim", "batch_k", "total_batch_size", "batch_num",
     "image_size", "crop_size", "normalize_weights", "optimizer", "seed", "dtype", "loss",
-    "sampling", "beta_per",
+    "sampling", "beta_per", "saved_epoch",
 )  # fmt: skip
 # What may change, but leads to another model.
 _MAY_CHANGE = (
@@ -30,6 +30,11 @@ _MAY_CHANGE = (
     "on_nonfinite", "freeze_bn", "lr_mult_backbone", "warm_up_epochs", "wd_exclude_bn_bias",
     "grad_clip",
 )  # fmt: skip
+# What a run of before there were these flags was made with.
+_FORMERLY = {
+    "dtype": DTYPES[0], "pool": POOLS[0], "freeze_bn": False, "warm_up_epochs": 0,
+    "wd_exclude_bn_bias": False, "saved_epoch": SAVED_EPOCHS[0], **method_flags.FIRST,
+}  # fmt: skip
 _PACKAGES = ("mxnet", "mxnet-cu112", "numpy", "opencv-python", "gluoncv")
 _LARGEST = 2**31
 _LARGEST_NUMBER = sys.float_info.max
@@ -124,13 +129,12 @@ def check_flags(checkpoint: Checkpoint, options: Namespace) -> None:
     names = (*_MUST_AGREE, *_MAY_CHANGE, "beta")
     if not isinstance(former, dict) or not all(_is_showable(former.get(name)) for name in names):
         raise UsageError(f"--resume {checkpoint.path}: does not tell the flags of its run")
-    # What it was before there were these flags.
-    former = {"dtype": DTYPES[0], "pool": POOLS[0], **method_flags.FIRST, **former}
+    former = {**_FORMERLY, **former}
     now = json.loads(json.dumps(vars(options)))
     differing = [_flag(name, former) for name in _MUST_AGREE if former.get(name) != now[name]]
     if _is_pretrained(former) != _is_pretrained(now):
         differing.append("pretrained weights" if _is_pretrained(former) else "random weights")
-    if bool(former.get("lr_beta")) != bool(now["lr_beta"]):
+    if now["loss"] == "margin" and bool(former.get("lr_beta")) != bool(now["lr_beta"]):
         differing.append(_flag("lr_beta", former))
     if differing:
         raise UsageError(

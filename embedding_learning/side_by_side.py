@@ -11,6 +11,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from embedding_learning.flags import UsageError
 from embedding_learning.stopping import StopRequest
 
 _TRAIN = Path(__file__).resolve().parents[1] / "train.py"
@@ -88,8 +89,13 @@ def run_all(
 def _start(
     process: Process, slot_flags: Sequence[str], environment: dict[str, str]
 ) -> subprocess.Popen[bytes]:
+    """Raises UsageError if its log cannot be written."""
     command = [sys.executable, str(_TRAIN), *process.flags, *slot_flags]
-    with open(process.log, "ab") as log:
+    try:
+        log = open(process.log, "ab")  # noqa: SIM115
+    except OSError as error:
+        raise UsageError(f"{process.log}: cannot be written: {error.strerror}") from error
+    with log:
         # In a session of its own Ctrl-C does not reach it: it would be a second signal, which stops
         # a run at once, beside the one that it is told below.
         return subprocess.Popen(

@@ -20,8 +20,8 @@ import mxnet as mx
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from embedding_learning.architectures import DEVIATION, MEAN
 from embedding_learning.flags import UsageError
-from embedding_learning.model import DEVIATION, MEAN
 from embedding_learning.parameter_files import open_file, read_parameters, set_parameters
 from embedding_learning.torch_files import (
     LEGACY_START,

@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import zipfile
+import zlib
 from typing import BinaryIO
 
 import mxnet as mx
@@ -16,6 +17,8 @@ from embedding_learning.architectures import ARCHITECTURES, torchvision_file
 from embedding_learning.flags import UsageError
 from embedding_learning.whole_files import replaced_whole
 
+# Of requests, which are OSErrors, of a zip file and what is packed in it, and of another file.
+_FAULTS = (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, KeyError, ValueError)
 _ADDRESS = "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/"
 # Seconds without a word from the other side, the search for its address included.
 _PATIENCE = 5
@@ -59,7 +62,7 @@ def weights(name: str) -> str:
     try:
         os.makedirs(cache, exist_ok=True)
         _download(address, path, sha1)
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+    except _FAULTS as error:
         raise UsageError(
             f"--use-pretrained: the weights of {name} are not in {cache}, nor could {address} be "
             f"had ({type(error).__name__}); get that file elsewhere and unpack {file}.params into "
@@ -81,8 +84,7 @@ def _sha1(name: str) -> str:
 def _download(address: str, path: str, sha1: str) -> None:
     """Brings the zip file and puts what it holds in place if its checksum is right.
 
-    Raises OSError (requests' errors are such), BadZipFile, KeyError or ValueError if there is no
-    such file to be had.
+    Raises one of _FAULTS if there is no such file to be had.
     """
     with replaced_whole(path) as partial:
         archive = f"{partial}.zip"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mxnet import nd
 
-from embedding_learning import building, fine_tuning, learner
+from embedding_learning import MarginLoss, building, fine_tuning, learner
 from embedding_learning.asynchronous import Updates, _ServerUpdates
 from embedding_learning.parameter_server import KEYS_OF_TRAINER
 from tests.small import batch_of, options, small_net
@@ -58,7 +58,7 @@ def test_the_updates_are_those_of_the_trainers(flags):
         part.set_optimizer(trainer.optimizer)
         updates.follow(store.sent[-1])
     weights = [[p.data().copy() for p in trainer._params] for trainer in trainers]
-    learning = learner.Learner(net, beta, learner.MarginLoss(), trainers, [mx.cpu()])
+    learning = learner.Learner(net, beta, MarginLoss(), trainers, [mx.cpu()])
     for step in range(2):
         if step == 1:
             for number, trainer in enumerate(trainers):

@@ -313,3 +313,21 @@ def test_a_resumed_network_and_another_start_contradict_each_other(
 def test_gradients_cannot_be_cut_to_nothing(value: str) -> None:
     with pytest.raises(UsageError, match=f"^--grad-clip {float(value)}: must be "):
         parse([f"--grad-clip={value}"])
+
+
+@pytest.mark.parametrize("flag", ["--warm-up-epochs=1", "--lr-mult-backbone=0"])
+@pytest.mark.parametrize("optimizer", ["adadelta", "ftml", "ftrl", "sgld"])
+def test_optimizers_that_move_weights_at_a_rate_of_0_are_refused(optimizer: str, flag: str) -> None:
+    with pytest.raises(UsageError, match=f"^--optimizer {optimizer}: leaves no layer alone"):
+        building.check_names(parse([f"--optimizer={optimizer}", flag]))
+    building.check_names(parse([f"--optimizer={optimizer}"]))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "nag", "rmsprop", "lars"])
+def test_other_optimizers_leave_a_backbone_alone(optimizer: str) -> None:
+    made = built("--lr-mult-backbone=0", f"--optimizer={optimizer}", "--freeze-bn")
+    before = [p.data().asnumpy() for p in made.net.base_net.collect_params().values()]
+    for _ in range(2):
+        made.step(batch())
+    after = [p.data().asnumpy() for p in made.net.base_net.collect_params().values()]
+    assert all((x == y).all() for x, y in zip(before, after))

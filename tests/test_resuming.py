@@ -40,6 +40,7 @@ OTHERS = {
     "loss": "--loss=triplet",
     "sampling": "--sampling=hard",
     "beta_per": "--beta-per=image",
+    "saved_epoch": "--saved-epoch=last",
     "lr": "--lr=0.01",
     "lr_beta": "--lr-beta=0.2",
     "margin": "--margin=0.3",
@@ -140,6 +141,23 @@ def test_the_same_flags_agree_without_a_word(caplog: pytest.LogCaptureFixture) -
     assert caplog.messages == []
 
 
+def test_a_run_of_before_there_were_these_flags_goes_on_without_a_word(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    checkpoint = checkpoint_of()
+    for name in resuming._FORMERLY:
+        del checkpoint.state["flags"][name]
+    resuming.check_flags(checkpoint, parse([]))
+    assert caplog.messages == []
+
+
+def test_a_rate_of_beta_is_of_no_matter_to_a_loss_without_one() -> None:
+    resuming.check_flags(checkpoint_of("--loss=triplet"), parse(["--loss=triplet", "--lr-beta=0"]))
+    line = refusal(checkpoint_of(), parse(["--lr-beta=0"]))
+    assert line.startswith("was made with --lr-beta 0.1; ")
+
+
 def _all_but(name: str) -> list[str]:
     """Other samplings than the distance weighted one have no weights to normalise."""
     return [flag for other, flag in OTHERS.items() if other != name]
@@ -203,7 +221,7 @@ def test_every_flag_has_been_thought_of() -> None:
     without_influence = {
         *("epochs", "workers", "log_interval", "cache", "cache_dir", "keep", "evaluate_first"),
         *("checkpoint_interval", "start_epoch", "save_model_prefix", "resume"),
-        *("metrics", "tensorboard", "init_from", "preset", "saved_epoch"),
+        *("metrics", "tensorboard", "init_from", "preset"),
     }
     told_apart = {
         *("use_pretrained", "pretrained_params", "gpus", "cpu_contexts", "batch_size"),

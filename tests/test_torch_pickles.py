@@ -6,7 +6,6 @@ import io
 import os
 import pickle
 import struct
-import time
 import tracemalloc
 from contextlib import suppress
 from pathlib import Path
@@ -311,13 +310,11 @@ BOMBS = {
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_program_meant_to_fill_memory_is_read_or_refused_in_little(bomb: str) -> None:
     tracemalloc.start()
-    begin = time.process_time()
     with suppress(ValueError):
         read(BOMBS[bomb])
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 2**28
-    assert time.process_time() - begin < 20
 
 
 @pytest.mark.parametrize("part", [b"}", b"ccollections\nOrderedDict\n", pickled("a" * 900)[2:-1]])

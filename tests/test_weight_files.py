@@ -18,8 +18,8 @@ from mxnet.gluon import nn
 from safetensors.numpy import save_file
 
 from embedding_learning import backbones
+from embedding_learning.architectures import DEVIATION, MEAN
 from embedding_learning.flags import UsageError
-from embedding_learning.model import DEVIATION, MEAN
 from embedding_learning.weight_files import (
     _is_of_pixels_around_zero,
     _take_over_normalization,

@@ -42,8 +42,9 @@ def main(arguments: list[str]) -> int:
     chosen = _parse(arguments[:place])
     typed = arguments[place + 1 :]
     flags, slots, parsed = _train_flags(typed, chosen)
-    # Only now, since these import matplotlib.
+    # Only now, since these import MXNet and matplotlib.
     from embedding_learning import comparing, side_by_side
+    from embedding_learning.data import read_split
     from embedding_learning.stopping import Interrupted, stop_on_signals
 
     seeds = range(1, chosen.seeds + 1)
@@ -51,6 +52,8 @@ def main(arguments: list[str]) -> int:
     runs = [Run(loss, sampling, seed) for seed in seeds for loss, sampling in chosen.pairs]
     folder = Path(chosen.output)
     with reporting.log_to_terminal(), _held(folder):
+        # What is wrong with the data would be wrong in each run.
+        read_split(parsed)
         comparison.claim(folder, _in_common(parsed, chosen.select_on))
         work = comparing.Comparison(
             *(folder, runs, flags, parsed, chosen.select_on, shlex.join(typed), len(slots))

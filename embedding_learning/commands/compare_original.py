@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedding_learning import reporting
 from embedding_learning.architectures import GLUON_NAMES, find
+from embedding_learning.comparison_tables import csv_text, write
 from embedding_learning.flags import Parser, UsageError, add, as_flag
 from embedding_learning.options import parse
 from embedding_learning.original import source
-from embedding_learning.whole_files import replaced_whole
 
 if TYPE_CHECKING:
     from embedding_learning.original.free_runs import Run
@@ -100,7 +100,9 @@ def _make_folder(folder: Path) -> None:
 
 def _train_options(flags: Sequence[str]) -> argparse.Namespace:
     """train.py's options. Raises UsageError if the original cannot follow them."""
-    options, defaults = parse(flags), parse([])
+    # Nothing is saved there.
+    prefix = [f"--save-model-prefix={tempfile.gettempdir()}/compare-original"]
+    options, defaults = parse([*prefix, *flags]), parse(prefix)
     for name, value in vars(options).items():
         if name not in _OF_BOTH and value != getattr(defaults, name):
             raise UsageError(
@@ -130,7 +132,7 @@ def _compare_steps(told: argparse.Namespace, options: argparse.Namespace) -> Non
         _print_largest("the original twice", [step.control for step in made if step.control])
     if told.output:
         columns = _STEP_COLUMNS + (_CONTROL_COLUMNS if told.control else ())
-        _write_csv(told.output / "steps.csv", columns, map(_step_row, made))
+        write(told.output / "steps.csv", csv_text([columns, *map(_step_row, made)]))
 
 
 def _print_heads(with_control: bool) -> None:
@@ -220,7 +222,7 @@ def _compare_runs(
     if told.output:
         recalls = [f"recall@{k}" for k in free_runs.RECALL_AT]
         spread = [f"{name}{kind}" for name in recalls for kind in ("", "_deviation")]
-        _write_csv(told.output / "recalls.csv", ["epoch", "program", *spread], means)
+        write(told.output / "recalls.csv", csv_text([["epoch", "program", *spread], *means]))
 
 
 def _write_runs(path: Path, runs: Sequence[Run]) -> None:
@@ -234,7 +236,7 @@ def _write_runs(path: Path, runs: Sequence[Run]) -> None:
         for epoch, row in enumerate(run.recalls)
     )
     columns = ["program", "seed", "epoch", *recalls, "images_per_second", "peak_megabytes"]
-    _write_csv(path, columns, rows)
+    write(path, csv_text([columns, *rows]))
 
 
 def _mean_rows(runs: Sequence[Run]) -> Iterable[list[Any]]:
@@ -246,17 +248,3 @@ def _mean_rows(runs: Sequence[Run]) -> Iterable[list[Any]]:
         for program, (mean, deviation) in spreads.items():
             pairs = zip(mean[epoch], deviation[epoch])
             yield [epoch, program, *(value for pair in pairs for value in pair)]
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Whole or not at all. Raises UsageError if the folder cannot be written to."""
-    try:
-        with (
-            replaced_whole(path) as partial,
-            open(partial, "w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows(rows)
-    except OSError as error:
-        raise UsageError(f"--output {path}: cannot be written ({error.strerror})") from error

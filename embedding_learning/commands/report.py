@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
         found.gallery,
         None if gallery is None else gallery.labels,
     )
-    best = {"": f"best: epoch {model.description['epoch']}", **metrics}
+    best = {"": f"saved: epoch {model.description['epoch']}", **metrics}
     epochs = [
         {"": f"epoch {record['epoch']}", **{k: v for k, v in record.items() if k in metrics}}
         for record in measured

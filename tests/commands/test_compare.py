@@ -91,6 +91,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "train.py").write_text(STAND_IN)
     monkeypatch.setattr(side_by_side, "_TRAIN", tmp_path / "train.py")
     monkeypatch.setattr(side_by_side, "_PAUSE", 0.01)
+    monkeypatch.setattr("embedding_learning.data.read_split", lambda options: None)
     return tmp_path
 
 
@@ -152,6 +153,26 @@ def test_a_mistake_is_told_before_anything_runs(
     assert str(told.value).startswith(line)
     assert "\n" not in str(told.value)
     assert [file.name for file in here.iterdir()] == ["train.py"]
+
+
+def test_what_is_wrong_with_the_data_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((UsageError, DataError), match=r"^nowhere: no such folder"):
+        compare.main(["--", "--data-path=nowhere"])
+    assert [*(tmp_path / "comparison" / "runs").iterdir()] == []
+
+
+def test_what_cannot_be_written_is_told_with_its_file(here: Path) -> None:
+    (here / "comparison" / "runs" / "margin_hard_1.log").mkdir(parents=True)
+    arguments = ["--losses=margin", "--samplings=hard", "--seeds=1", "--", *FLAGS]
+    with pytest.raises(UsageError, match=r"margin_hard_1\.log: cannot be written: Is a directory"):
+        compare.main(arguments)
+    (here / "comparison" / "comparison.json").unlink()
+    (here / "comparison" / "comparison.json").mkdir()
+    with pytest.raises(UsageError, match=r"comparison\.json: cannot be written: Is a directory"):
+        compare.main(arguments)
 
 
 def test_each_run_has_flags_and_files_of_its_own(

@@ -61,7 +61,7 @@ def test_a_run_is_reported_on_one_page(run: Path, monkeypatch: pytest.MonkeyPatc
     assert page.count("data:image/") == 5
     for told in (
         "epoch 1",
-        "best: epoch",
+        "saved: epoch",
         "Distances of pairs",
         "map@r",
         "--model=squeezenet1.1",
