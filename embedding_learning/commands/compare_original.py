@@ -207,10 +207,10 @@ def _compare_runs(
             flush=True,
         )
     means = list(_mean_rows(runs))
-    print(f"\nRecall, mean ± standard deviation of {told.seeds} seeds")
+    print(f"\nRecall, mean ± standard deviation; seeds: {told.seeds}")
     print("epoch program      " + "".join(f"{f'@{k}':>17s}" for k in free_runs.RECALL_AT))
     for epoch, program, *values in means:
-        cells = "".join(f"{m:9.4f} ± {s:.4f}" for m, s in zip(values[::2], values[1::2]))
+        cells = "".join(map(_mean_cell, values[::2], values[1::2]))
         print(f"{epoch:5d} {program:13s}{cells}")
     for program in free_runs.PROGRAMS:
         own = [run for run in runs if run.program == program]
@@ -223,6 +223,12 @@ def _compare_runs(
         recalls = [f"recall@{k}" for k in free_runs.RECALL_AT]
         spread = [f"{name}{kind}" for name in recalls for kind in ("", "_deviation")]
         write(told.output / "recalls.csv", csv_text([["epoch", "program", *spread], *means]))
+
+
+def _mean_cell(mean: float, deviation: float) -> str:
+    """Seventeen characters; a single seed has no deviation."""
+    spread = "" if math.isnan(deviation) else f" ± {deviation:.4f}"
+    return f"{f'{mean:.4f}{spread}':>17s}"
 
 
 def _write_runs(path: Path, runs: Sequence[Run]) -> None:
