@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from embedding_learning import sphere
 from embedding_learning.learner import Learner, Step
 
 
-def pairs_of(learner: Learner, step: Step, batch_k: int) -> dict[str, np.ndarray]:
-    """What `Learner.measure` returns, and `all_negative_distances` of the batch's shares."""
-    shares = [sphere.negative_distances(x.asnumpy(), batch_k) for x in step.embeddings]
+def pairs_of(
+    learner: Learner, step: Step, embeddings: Sequence[np.ndarray], batch_k: int
+) -> dict[str, np.ndarray]:
+    """What `Learner.measure` returns, and `all_negative_distances`.
+
+    `embeddings` are the step's, of each device (n, d).
+    """
+    shares = [sphere.negative_distances(share, batch_k) for share in embeddings]
     return {**learner.measure(step), "all_negative_distances": np.concatenate(shares)}
 
 

@@ -6,13 +6,13 @@ import logging
 
 import numpy as np
 
+from embedding_learning import sphere
+
 # In a row; fewer happen by chance late in a successful training.
 _BATCHES_WITHOUT_PAIRS = 20
 _SKIPPED_IN_A_ROW = 20
 # The cutoff of distance weighted sampling, which tells nearer ones not apart.
 _COLLAPSED = 0.5
-# Distances of points on the unit sphere lie in [0, 2].
-_LARGEST_DISTANCE = 2.0
 
 
 class TrainingFault(Exception):
@@ -70,10 +70,7 @@ class Monitor:
 
     def see_embeddings(self, embeddings: np.ndarray) -> None:
         """The embeddings (n, d) of a device's batch."""
-        x = embeddings.astype(np.float64)
-        squares = (x**2).sum(axis=1)
-        # Rounding makes the squares of equal embeddings' distances negative.
-        farthest = np.sqrt(max(0.0, (squares[:, None] + squares - 2 * x @ x.T).max()))
+        farthest = sphere.all_distances(embeddings).max()
         if farthest < _COLLAPSED:
             self._warn(
                 "collapse",
@@ -85,11 +82,11 @@ class Monitor:
     def see_beta(self, beta: np.ndarray | float) -> None:
         """All boundaries, or the constant."""
         values = np.atleast_1d(beta)
-        outside = np.sum((values <= 0) | (values >= _LARGEST_DISTANCE))
+        outside = np.sum((values <= 0) | (values >= sphere.FARTHEST))
         if outside:
             self._warn(
                 "beta",
-                f"Beta has left (0, {_LARGEST_DISTANCE:g}), the range of distances, for "
+                f"Beta has left (0, {sphere.FARTHEST:g}), the range of distances, for "
                 f"{outside} of {len(values)} boundaries: they part nothing any "
                 "more. Most often --lr-beta is too high, or --nu or --beta unfit.",
             )

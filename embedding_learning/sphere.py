@@ -84,13 +84,16 @@ def negative_distances(embeddings: np.ndarray, batch_k: int) -> np.ndarray:
 
     Embeddings (n, d), the first `batch_k` rows of one class and so on -> float64 (pairs,).
     """
+    row_class = np.arange(len(embeddings)) // batch_k
+    return all_distances(embeddings)[row_class[:, None] < row_class]
+
+
+def all_distances(embeddings: np.ndarray) -> np.ndarray:
+    """Distances of all pairs: embeddings (n, d) -> float64 (n, n)."""
     x = embeddings.astype(np.float64)
     squares = np.einsum("nd,nd->n", x, x)
-    row_class = np.arange(len(x)) // batch_k
-    first, second = np.nonzero(row_class[:, None] < row_class)
-    squares = (squares[:, None] + squares - 2 * x @ x.T)[first, second]
     # Rounding makes the squares of equal embeddings' distances negative.
-    return np.sqrt(np.maximum(squares, 0.0))
+    return np.sqrt(np.maximum(squares[:, None] + squares - 2 * x @ x.T, 0.0))
 
 
 def histogram(distances: np.ndarray) -> list[int]:

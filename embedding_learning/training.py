@@ -202,19 +202,20 @@ class Loop:
         if not step.is_finite():
             self._recorder.begin_interval()
             return
-        for embeddings in step.embeddings:
-            self._monitor.see_embeddings(embeddings.asnumpy())
+        embeddings = [share.asnumpy() for share in step.embeddings]
+        for share in embeddings:
+            self._monitor.see_embeddings(share)
         boundaries = learner.boundaries()
         if boundaries is not None:
             self._monitor.see_beta(boundaries)
-        pairs = measuring.pairs_of(learner, step, options.batch_k)
+        pairs = measuring.pairs_of(learner, step, embeddings, options.batch_k)
         values = {
             "loss": loss / options.log_interval / learner.shares,
             **measuring.values_of(learner, pairs, boundaries),
         }
         # Samplings that know no cutoffs have none to record.
         cutoffs = getattr(learner.net.sampled, "cutoffs", ())
-        dimension = step.embeddings[0].shape[1]
+        dimension = embeddings[0].shape[1]
         with disk_faults(self.folder.path):
             self._recorder.interval(
                 epoch, progress.batch, self._step_number(), options.total_batch_size, values, pairs
