@@ -30,6 +30,8 @@ CACHES = ("pixels", "none")
 ON_NONFINITE = ("stop", "skip")
 SAVED_EPOCHS = ("best", "last")
 DTYPES = ("float32", "float16")
+# What `evaluation.parse_metrics` reads.
+METRICS = "recall@K, cmc@K, precision@K and map@K for any K, map@r, r-precision, nmi, ami"
 
 LARGEST_IMAGE = 4096  # pixels; a batch of such images takes 3.5 GB already
 
@@ -174,7 +176,7 @@ def _add_further_flags(group: argparse._ArgumentGroup) -> None:
     add_choice(group, "--cache", CACHES, "what is kept of images once they are decoded")
     text = "print the recalls before training too"
     group.add_argument("--evaluate-first", action="store_true", help=text)
-    text = "what to log of each epoch: recall@K for any K, map@r, r-precision, nmi, ami"
+    text = f"what to log of each epoch: {METRICS}"
     add(group, "--metrics", "recall@1,recall@2,recall@4,recall@8,recall@16", text)
     text = "write scalars, histograms and a projection for TensorBoard into a folder"
     group.add_argument("--tensorboard", metavar="DIR", help=text)

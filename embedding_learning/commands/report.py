@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from embedding_learning import model_flags, pictures, reporting, test_set
 from embedding_learning import options as flags
-from embedding_learning.evaluation import common_metrics, evaluate
+from embedding_learning.evaluation import common_metrics, measure, parse_metrics
 from embedding_learning.flags import Parser, UsageError
 
 
@@ -37,14 +37,20 @@ def main(arguments: list[str]) -> int:
         model = model_flags.load(options)
         found = test_set.embed(model, options)
     test, gallery = found.split.test, found.split.gallery
-    metrics = evaluate(
+    measurement = measure(
         found.queries,
         test.labels,
-        common_metrics(found.split.name),
+        list(dict.fromkeys([*common_metrics(found.split.name), *parse_metrics(run.metrics)])),
         found.gallery,
         None if gallery is None else gallery.labels,
     )
+    metrics = measurement.values
     best = {"": f"saved: epoch {model.description['epoch']}", **metrics}
+    bases = {
+        "": "computed over, images",
+        **measurement.bases,
+        "without a match": measurement.without_match,
+    }
     epochs = [
         {"": f"epoch {record['epoch']}", **{k: v for k, v in record.items() if k in metrics}}
         for record in measured
@@ -69,8 +75,9 @@ def main(arguments: list[str]) -> int:
             shlex.join(["python3", "train.py", *typed]),
             vars(run),
             made_with,
-            [*epochs, best],
+            [*epochs, best, bases],
             drawn,
+            measurement.notes(),
         )
     print(output)
     return 0

@@ -38,12 +38,13 @@ def test_the_table_and_the_json_hold_the_metrics_of_the_test_images(
     assert evaluate.main([*flags, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed.pop("data") == "CUB-200-2011, cropped to boxes"
-    assert printed.pop("images") == 16
+    assert (printed.pop("images"), printed.pop("without_match")) == (16, 0)
+    assert printed.pop("bases") == dict.fromkeys(expected, 16)
     assert printed == pytest.approx(expected)
     assert evaluate.main(flags) == 0
     first, *lines = capsys.readouterr().out.splitlines()
-    assert first == f"{model} on CUB-200-2011, cropped to boxes: 16 test images."
-    assert lines == [f"{name:12s} {value:.4f}" for name, value in expected.items()]
+    assert first == f"{model} on CUB-200-2011, cropped to boxes: 16 test images, 0 without a match."
+    assert lines == [f"{name:12s} {value:.4f}  of 16 images" for name, value in expected.items()]
 
 
 def test_boxes_are_those_of_training_unless_told(

@@ -27,7 +27,8 @@ def run(
     """The folder that a short run was started in; its prefix is `birds`."""
     folder = tmp_path_factory.mktemp("pictures") / "here"
     folder.mkdir()
-    train_command(folder, *QUICK, f"--data-path={tiny_cub}", "--save-model-prefix=birds")
+    further = ["--save-model-prefix=birds", "--metrics=recall@1,precision@2"]
+    train_command(folder, *QUICK, f"--data-path={tiny_cub}", *further)
     return folder
 
 
@@ -64,6 +65,8 @@ def test_a_run_is_reported_on_one_page(run: Path, monkeypatch: pytest.MonkeyPatc
         "saved: epoch",
         "Distances of pairs",
         "map@r",
+        "precision@2",
+        "computed over",
         "--model=squeezenet1.1",
         "mxnet",
     ):
