@@ -62,6 +62,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
     model_flags.check(options)
+    test_set.check(options)
     if options.metrics is not None:
         try:
             options.metrics = parse_metrics(options.metrics)

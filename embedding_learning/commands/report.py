@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from embedding_learning import model_flags, pictures, reporting, test_set
+from embedding_learning import datasets, model_flags, pictures, reporting, test_set
 from embedding_learning import options as flags
 from embedding_learning.evaluation import common_metrics, measure, parse_metrics
 from embedding_learning.flags import Parser, UsageError
@@ -28,6 +28,8 @@ def main(arguments: list[str]) -> int:
     run = flags.parse([*typed, f"--save-model-prefix={options.prefix}"])
     measured = records.read(folder)
     options.model_file, options.model = f"{options.prefix}.params", None
+    # Else the page would compare values of other images with those of the epochs.
+    options.test = datasets.TESTS[0]
     for name in (
         *("data_path", "dataset", "train_classes", "held_out", "cache_dir", "bbox"),
         "skip_bad_images",
