@@ -73,12 +73,11 @@ def hold_out(split: Split, share: float) -> Split:
     classes = len(split.train.class_names)
     trained = classes - max(2, round(share * classes))
     if trained < 1:
-        fewer = f"of which none would be left; {math.floor(100 - 200 / classes) / 100} is the most"
-        none = "but two at least are held out and two have to train; leave the flag out"
-        raise DataError(
-            f"--held-out {share}: {classes} classes train in {split.name}, "
-            f"{fewer if classes >= 4 else none}"
-        )
+        way_out = "but two at least are held out and two have to train; leave the flag out"
+        if classes >= 4:
+            most = math.floor(100 - 200 / classes) / 100
+            way_out = f"of which none would be left; {most} is the most"
+        raise DataError(f"--held-out {share}: {classes} classes train in {split.name}, {way_out}")
     return Split(
         split.name,
         split.train.of_classes(0, trained),
