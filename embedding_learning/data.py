@@ -18,6 +18,7 @@ from embedding_learning.flags import UsageError
 from embedding_learning.image_store import open_store
 from embedding_learning.images import Decoder, Pixels, decodable
 from embedding_learning.iterators import BalancedBatches, SequentialBatches
+from embedding_learning.options import device_count
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,31 @@ def read_split(options: Namespace) -> Split:
     split = datasets.load(
         options.data_path, options.cache_dir, options.train_classes, options.dataset, options.bbox
     )
+    split = fit_to_training(split, options)
+    reporting.log_split(split)
+    return split
+
+
+def fit_to_training(split: Split, options: Namespace) -> Split:
+    """Holds classes out and leaves small ones out as the flags say.
+
+    Raises UsageError or DataError if what is left cannot train.
+    """
+    if not len(split.train):
+        raise DataError(
+            f"{options.data_path}: none of its images train; two classes at least have to train "
+            "and one to test: list images as train, add classes, or name other data with "
+            "--data-path"
+        )
     split = datasets.hold_out(split, options.held_out)
     train, _ = fit_to_batches(split.train, options)
     classes = len(train.class_names)
     if options.classes not in (None, classes):
-        raise UsageError(f"--classes {options.classes}: the data has {classes} classes to train")
-    split = replace(split, train=train)
-    reporting.log_split(split)
-    return split
+        raise UsageError(
+            f"--classes {options.classes}: the data has {classes} classes to train; give that "
+            "number, or leave the flag out"
+        )
+    return replace(split, train=train)
 
 
 def open_data(split: Split, options: Namespace, rank: int = 0, together: int = 1) -> Data:
@@ -133,17 +151,18 @@ def fit_to_batches(images: ImageSet, options: Namespace) -> tuple[ImageSet, np.n
     least = 1 if options.small_classes == "repeat" else options.batch_k
     kept = [label for label, rows in enumerate(rows_by_class) if len(rows) >= least]
     if options.small_classes == "error" and len(kept) < len(rows_by_class):
-        small = min(set(range(len(rows_by_class))) - set(kept))
-        raise DataError(
-            f"class {images.class_names[small]}: has {len(rows_by_class[small])} images, fewer "
-            f"than --batch-k {options.batch_k}; lower --batch-k, or see --small-classes"
-        )
+        raise DataError(_small_classes(images, rows_by_class, options.batch_k))
     in_batch = options.total_batch_size // options.batch_k
+    devices = device_count(options)
+    if len(kept) < 2 * devices:
+        raise UsageError(_too_few_classes(len(kept), len(rows_by_class), options))
     if in_batch > len(kept):
+        most = len(kept) // devices * options.batch_k
         raise UsageError(
             f"--batch-size, --total-batch-size: a batch of {options.total_batch_size} with "
             f"--batch-k {options.batch_k} holds {in_batch} classes, but only {len(kept)} train; "
-            f"{len(kept) * options.batch_k} images over all devices are the most"
+            f"--batch-size {most} is the most for each device, which is --total-batch-size "
+            f"{most * devices}"
         )
     rows = np.sort(np.concatenate([rows_by_class[label] for label in kept]))
     images = images.take(rows)
@@ -151,6 +170,36 @@ def fit_to_batches(images: ImageSet, options: Namespace) -> tuple[ImageSet, np.n
     number[kept] = np.arange(len(kept))
     names = [images.class_names[label] for label in kept]
     return replace(images, labels=number[images.labels], class_names=names), rows
+
+
+def _small_classes(images: ImageSet, rows_by_class: list[np.ndarray], batch_k: int) -> str:
+    """Names the first class of fewer than batch_k images, and the ways out."""
+    sizes = [len(rows) for rows in rows_by_class]
+    small = [label for label, size in enumerate(sizes) if size < batch_k]
+    lower = f"lower --batch-k to {min(sizes)}, " if min(sizes) >= 2 else ""
+    return (
+        f"class {images.class_names[small[0]]}: has {sizes[small[0]]} images, fewer than --batch-k "
+        f"{batch_k}; {lower}leave such classes out with --small-classes drop, or repeat their "
+        f"images with --small-classes repeat; {len(small)} of {len(sizes)} classes are so small"
+    )
+
+
+def _too_few_classes(kept: int, classes: int, options: Namespace) -> str:
+    """Says that too few classes train, `kept` of so many, and names the ways out."""
+    devices = device_count(options)
+    ways = ["let more train, by --train-classes or in the list or folder of what trains"]
+    if options.held_out:
+        ways.append("leave --held-out out")
+    if kept < classes:
+        ways.append("lower --batch-k, which leaves fewer classes out as too small")
+    if devices > 1:
+        workers = " or launch fewer workers" if options.processes > 1 else ""
+        ways.append(f"use fewer devices{workers}")
+    trains = "1 class trains" if kept == 1 else f"{kept} classes train"
+    return (
+        f"{options.data_path}: {trains}, but {2 * devices} have to, two for each "
+        f"device, since negatives are of other classes: {', or '.join(ways)}"
+    )
 
 
 def _beta_terms(images: ImageSet, beta_per: str) -> np.ndarray:

@@ -17,8 +17,15 @@ from embedding_learning.neighbours import nearest_blocks, ranks
 RECALL_RANKS = {sop.NAME: (1, 10, 100, 1000), inshop.NAME: (1, 10, 20, 30, 40, 50)}
 # For all others, as in the original.
 COMMON_RECALL_RANKS = (1, 2, 4, 8, 16)
+_COMMON_RECALLS = tuple(f"recall@{k}" for k in COMMON_RECALL_RANKS)
 
+# With a number of neighbours, such as recall@4; cmc is another name of recall.
+_METRICS_AT_K = ("recall", "cmc", "precision", "map")
 _OTHER_METRICS = ("map@r", "r-precision", "nmi", "ami")
+_RECALLS = ("recall", "cmc")
+_OF_CLUSTERS = ("nmi", "ami")
+# They divide by the number of matches, so that a query without any has no value.
+_OF_MATCHED_QUERIES = ("map", "map@r", "r-precision")
 # So many neighbours are listed to find a match. If it may be further off, counting those before it
 # is faster, unless classes are so large that a match is seldom further off.
 _LISTED_RANKS = 64
@@ -27,18 +34,82 @@ _PAIRS = 2**20
 _NEVER = np.iinfo(np.int64).max
 
 
-def evaluate(
+class _Metric(NamedTuple):
+    """A metric's name, and its K where it has one."""
+
+    kind: str
+    k: int | None
+
+
+class Measurement(NamedTuple):
+    """Metrics, and what they are computed over.
+
+    Attributes
+    ----------
+    values : dict of str to float
+        By name; NaN where no query has a match and the metric is a mean over those that have.
+    bases : dict of str to int
+        The number of images that each metric is computed over, by name.
+    queries : int
+        The number of images that are searched for.
+    without_match : int
+        How many of them have no other image of their class among those that are searched: they are
+        alone in their class, or the gallery lacks it.
+    others : int
+        The number of images that are searched for each query.
+    """
+
+    values: dict[str, float]
+    bases: dict[str, int]
+    queries: int
+    without_match: int
+    others: int
+
+    def notes(self) -> list[str]:
+        """Sentences on what a reader of the values has to know; none for most data."""
+        notes = []
+        if self.without_match:
+            notes.append(
+                f"{self.without_match} of {self.queries} images have no match, as they are alone "
+                "in their class or the gallery lacks it: recall@K and cmc@K count them as misses, "
+                "precision@K as 0, and map@K, map@r and r-precision leave them out."
+            )
+        deeper = [
+            name
+            for name in self.values
+            if _parsed(name).kind == "precision" and (_parsed(name).k or 0) > self.others
+        ]
+        if deeper:
+            notes.append(
+                f"{', '.join(deeper)}: fewer images are searched for each query; it is the share "
+                f"among all {self.others}."
+            )
+        return notes
+
+
+def measure(
     embeddings: np.ndarray,
     labels: np.ndarray,
-    metrics: Sequence[str] = tuple(f"recall@{k}" for k in COMMON_RECALL_RANKS),
+    metrics: Sequence[str] = _COMMON_RECALLS,
     gallery: np.ndarray | None = None,
     gallery_labels: np.ndarray | None = None,
-) -> dict[str, float]:
-    """Several metrics at once, with one search and one clustering for all of them.
+) -> Measurement:
+    """Computes several metrics with one search and one clustering for all of them.
 
-    ``recall@K`` for any K from 1, ``map@r``, ``r-precision``, ``nmi``, ``ami``: see `recall_at_k`,
-    `map_at_r`, `r_precision`, and `clustering`. The clusters, as many as there are classes, are of
-    the embeddings alone: a gallery is only searched.
+    For K from 1, and with R the number of a query's matches (other images of its class):
+
+    - ``recall@K``, ``cmc@K``: the share of all queries with a match among the K nearest; see
+      `recall_at_k`. A query without a match can only miss.
+    - ``precision@K``: the share of matches among the K nearest, or among all images where these are
+      fewer than K; the mean over all queries. A query without a match has 0.
+    - ``map@K``: mean average precision cut at K, as in Weyand et al., Google Landmarks Dataset v2,
+      CVPR 2020: 1 / min(K, R) times the sum over i = 1 to K of P(i), where P(i) is the share of
+      matches among the i nearest if the i-th is one, and else 0; the mean over all queries with a
+      match.
+    - ``map@r``, ``r-precision``: the means over all queries with a match; see `map_at_r` and
+      `r_precision`.
+    - ``nmi``, ``ami``: see `clustering`. The clusters, as many as there are classes, are of the
+      embeddings alone: a gallery is only searched.
 
     Parameters
     ----------
@@ -51,8 +122,8 @@ def evaluate(
 
     Returns
     -------
-    dict
-        Name to value, in the order of `metrics`.
+    Measurement
+        Values and bases in the order of `metrics`.
 
     Raises
     ------
@@ -60,18 +131,38 @@ def evaluate(
         If a metric is unknown, the shapes do not fit, there is no embedding, or one of its values
         is not finite.
     """
-    ranks_of = {name: _rank(name) for name in metrics}
+    parsed = {name: _parsed(name) for name in metrics}
     images = _images(embeddings, labels, gallery, gallery_labels)
-    deepest = max((rank for rank in ranks_of.values() if rank is not None), default=0)
-    values = {}
-    if deepest or {"map@r", "r-precision"} & ranks_of.keys():
-        found = _search(images, deepest, bool({"map@r", "r-precision"} & ranks_of.keys()))
-        values = {name: float(np.mean(found.rank < k)) for name, k in ranks_of.items() if k}
-        values["map@r"], values["r-precision"] = found.map_at_r, found.r_precision
-    if {"nmi", "ami"} & ranks_of.keys():
+    is_matched = images.matches > 0
+    searched = [metric for metric in parsed.values() if metric.kind not in _OF_CLUSTERS]
+    of_queries = _search(images, searched) if searched else {}
+    of_clusters = {}
+    if len(searched) < len(parsed):
         clusters = k_means(images.queries, len(np.unique(images.labels)))
-        values["nmi"], values["ami"] = nmi(images.labels, clusters), ami(images.labels, clusters)
-    return {name: values[name] for name in ranks_of}
+        of_clusters = {"nmi": nmi(images.labels, clusters), "ami": ami(images.labels, clusters)}
+    values, bases = {}, {}
+    for name, metric in parsed.items():
+        if metric.kind in _OF_CLUSTERS:
+            values[name], bases[name] = of_clusters[name], len(is_matched)
+            continue
+        counted = of_queries[metric]
+        if metric.kind in _OF_MATCHED_QUERIES:
+            counted = counted[is_matched]
+        values[name] = float(np.mean(counted)) if len(counted) else np.nan
+        bases[name] = len(counted)
+    without_match = len(is_matched) - np.count_nonzero(is_matched)
+    return Measurement(values, bases, len(is_matched), int(without_match), images.others)
+
+
+def evaluate(
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    metrics: Sequence[str] = _COMMON_RECALLS,
+    gallery: np.ndarray | None = None,
+    gallery_labels: np.ndarray | None = None,
+) -> dict[str, float]:
+    """The values of `measure`, by name."""
+    return measure(embeddings, labels, metrics, gallery, gallery_labels).values
 
 
 def recall_at_k(
@@ -171,17 +262,20 @@ def parse_metrics(text: str) -> list[str]:
     """
     names = [name.strip().lower() for name in text.split(",")]
     for name in names:
-        _rank(name)
+        _parsed(name)
     return list(dict.fromkeys(names))
 
 
-def _rank(metric: str) -> int | None:
-    """The K of ``recall@K``, nothing for another metric; raises ValueError for none at all."""
-    recall = re.fullmatch(r"recall@([1-9][0-9]{0,17})", metric)
-    if not recall and metric not in _OTHER_METRICS:
-        known = ", ".join(("recall@K (K from 1)", *_OTHER_METRICS))
-        raise ValueError(f"{metric!r} is no metric; there are {known}")
-    return int(recall[1]) if recall else None
+def _parsed(name: str) -> _Metric:
+    """Raises ValueError if there is no such metric."""
+    at_k = re.fullmatch(rf"({'|'.join(_METRICS_AT_K)})@([1-9][0-9]{{0,17}})", name)
+    if at_k:
+        return _Metric(at_k[1], int(at_k[2]))
+    if name not in _OTHER_METRICS:
+        first, *others = (*(f"{kind}@K" for kind in _METRICS_AT_K), *_OTHER_METRICS)
+        known = ", ".join([f"{first} (K from 1)", *others])
+        raise ValueError(f"{name!r} is no metric; there are {known}")
+    return _Metric(name, None)
 
 
 class _Images(NamedTuple):
@@ -193,11 +287,16 @@ class _Images(NamedTuple):
     gallery_labels: np.ndarray  # (m,)
     own: np.ndarray | None  # (n,) for each query the row of the gallery that it is itself
 
+    @property
+    def others(self) -> int:
+        """How many images are searched for each query."""
+        return len(self.gallery) - (self.own is not None)
 
-class _Found(NamedTuple):
-    rank: np.ndarray  # (n,) of the nearest image of the query's class, from 0 on
-    map_at_r: float
-    r_precision: float
+    @property
+    def matches(self) -> np.ndarray:
+        """How many of them are of the query's class, (n,)."""
+        sizes = np.bincount(self.gallery_labels, minlength=self.labels.max() + 1)
+        return sizes[self.labels] - (self.own is not None)
 
 
 def _images(
@@ -226,36 +325,51 @@ def _labelled(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
     return embeddings, labels
 
 
-def _search(images: _Images, deepest: int, to_r: bool) -> _Found:
-    """One search for the recalls up to `deepest` and, if asked, for MAP@R and R-precision."""
+def _search(images: _Images, metrics: Sequence[_Metric]) -> dict[_Metric, np.ndarray]:
+    """One search for all these metrics; the value of each query, (n,), by metric."""
     queries, labels, gallery, gallery_labels, own = images
-    others = len(gallery) - (own is not None)
-    matches = np.bincount(gallery_labels, minlength=labels.max() + 1)[labels] - (own is not None)
-    listed = matches.max() if to_r else 0
+    matches, others = images.matches, images.others
+    # Each sums over so many neighbours, whatever else is listed: so its last bit does not depend on
+    # the metrics that are computed with it.
+    depths = {
+        metric: min(others, metric.k or matches.max())
+        for metric in metrics
+        if metric.kind not in _RECALLS
+    }
+    deepest = max((metric.k or 0 for metric in metrics if metric.kind in _RECALLS), default=0)
+    listed = max(depths.values(), default=0)
     if deepest <= _LISTED_RANKS or matches.mean() > _LISTED_RANKS:
-        listed = max(listed, min(deepest, _LISTED_RANKS))
-    listed = min(listed, others)
+        listed = max(listed, min(deepest, _LISTED_RANKS, others))
+    # Of the nearest image of the query's class, from 0 on.
     rank = np.full(len(queries), _NEVER)
-    average_precision, precision = np.zeros(len(queries)), np.zeros(len(queries))
-    place = np.arange(1, listed + 1)
+    values = {metric: np.zeros(len(queries)) for metric in depths}
     for block, _, rows in nearest_blocks(queries, listed, gallery, own) if listed else ():
         match = gallery_labels[rows] == labels[block, None]
         rank[block] = np.where(match.any(axis=1), match.argmax(axis=1), _NEVER)
-        if to_r:
-            match &= place <= matches[block, None]
-            count = np.maximum(matches[block], 1)
-            precision[block] = match.sum(axis=1) / count
-            share = np.cumsum(match, axis=1) / place
-            average_precision[block] = (share * match).sum(axis=1) / count
+        for metric, depth in depths.items():
+            values[metric][block] = _of_lists(metric, match[:, :depth], matches[block])
     left = np.flatnonzero((rank == _NEVER) & (matches > 0))
     if listed < deepest and len(left):
         rank[left] = _rank_of_nearest_match(images, left, deepest)
-    if not matches.any():
-        return _Found(rank, np.nan, np.nan)
-    searched = matches > 0
-    return _Found(
-        rank, float(average_precision[searched].mean()), float(precision[searched].mean())
-    )
+    hits = {metric: rank < metric.k for metric in metrics if metric.kind in _RECALLS}
+    return {**values, **hits}
+
+
+def _of_lists(metric: _Metric, match: np.ndarray, matches: np.ndarray) -> np.ndarray:
+    """The metric of some queries, (b,), from which of their nearest images match, (b, k)."""
+    place = np.arange(1, match.shape[1] + 1)
+    if metric.kind == "precision":
+        return match.sum(axis=1) / max(1, len(place))
+    most = matches
+    if metric.k is None:
+        match = match & (place <= matches[:, None])
+    else:
+        most = np.minimum(matches, metric.k)
+    most = np.maximum(most, 1)
+    if metric.kind == "r-precision":
+        return match.sum(axis=1) / most
+    share = np.cumsum(match, axis=1) / place
+    return (share * match).sum(axis=1) / most
 
 
 def _rank_of_nearest_match(images: _Images, chosen: np.ndarray, deepest: int) -> np.ndarray:

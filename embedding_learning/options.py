@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from embedding_learning import architectures, backbone_flags, dmlc, method_flags
@@ -30,12 +30,14 @@ CACHES = ("pixels", "none")
 ON_NONFINITE = ("stop", "skip")
 SAVED_EPOCHS = ("best", "last")
 DTYPES = ("float32", "float16")
+# What `evaluation.parse_metrics` reads.
+METRICS = "recall@K, cmc@K, precision@K and map@K for any K, map@r, r-precision, nmi, ami"
 
 LARGEST_IMAGE = 4096  # pixels; a batch of such images takes 3.5 GB already
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Reads and checks the flags.
+def parse(arguments: Sequence[str], saves: bool = True) -> argparse.Namespace:
+    """Reads and checks the flags; where the network is saved only if it `saves` one.
 
     Beside the flags the result holds `steps` as a list of epochs, `gpus` as a list of device
     numbers, `processes`, how many train together, and `total_batch_size` over all their devices.
@@ -57,6 +59,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     _check_start(options)
     _check_devices(options)
     _check_batch(options)
+    if saves:
+        _check_prefix(options)
+    if 0 < options.epochs <= options.start_epoch:
+        raise UsageError(
+            f"--start-epoch {options.start_epoch}: nothing is left of {options.epochs} epochs; "
+            "raise --epochs"
+        )
+    return options
+
+
+def _check_prefix(options: argparse.Namespace) -> None:
     folder, name = os.path.split(options.save_model_prefix)
     folder = folder or "."
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
@@ -69,12 +82,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             f"--save-model-prefix {options.save_model_prefix}: is no prefix of a file's name, such "
             "as models/birds"
         )
-    if 0 < options.epochs <= options.start_epoch:
-        raise UsageError(
-            f"--start-epoch {options.start_epoch}: nothing is left of {options.epochs} epochs; "
-            "raise --epochs"
-        )
-    return options
 
 
 def given(arguments: Sequence[str]) -> dict[str, Any]:
@@ -100,6 +107,13 @@ def _parser() -> argparse.ArgumentParser:
     backbone_flags.add_flags(parser.add_argument_group("the backbone and its weights"))
     _add_further_flags(parser.add_argument_group("further flags"))
     return parser
+
+
+def add_some(parser: argparse.ArgumentParser, names: Collection[str]) -> None:
+    """Declares the flags of train.py that set these attributes; `parse` reads them."""
+    for action in _parser()._actions:
+        if action.dest in names:
+            parser._add_action(action)
 
 
 def _add_alias(group: argparse._ActionsContainer, name: str, of: str, kind: type) -> None:
@@ -174,7 +188,7 @@ def _add_further_flags(group: argparse._ArgumentGroup) -> None:
     add_choice(group, "--cache", CACHES, "what is kept of images once they are decoded")
     text = "print the recalls before training too"
     group.add_argument("--evaluate-first", action="store_true", help=text)
-    text = "what to log of each epoch: recall@K for any K, map@r, r-precision, nmi, ami"
+    text = f"what to log of each epoch: {METRICS}"
     add(group, "--metrics", "recall@1,recall@2,recall@4,recall@8,recall@16", text)
     text = "write scalars, histograms and a projection for TensorBoard into a folder"
     group.add_argument("--tensorboard", metavar="DIR", help=text)
@@ -284,25 +298,39 @@ def _check_devices(options: argparse.Namespace) -> None:
     options.processes = environment.workers if environment else 1
 
 
+def device_count(options: argparse.Namespace) -> int:
+    """How many devices train, over all processes."""
+    return (len(options.gpus) or options.cpu_contexts) * int(options.processes)
+
+
 def _check_batch(options: argparse.Namespace) -> None:
     """Sets `total_batch_size`; each device's share must hold whole classes, two at least."""
-    devices = (len(options.gpus) or options.cpu_contexts) * options.processes
-    if options.total_batch_size is None:
+    devices = device_count(options)
+    is_total = options.total_batch_size is not None
+    if not is_total:
         options.total_batch_size = options.batch_size * devices
-        share, flag = options.batch_size, f"--batch-size {options.batch_size}"
-    else:
-        share, left_over = divmod(options.total_batch_size, devices)
-        flag = f"--total-batch-size {options.total_batch_size}"
-        if left_over:
-            raise UsageError(f"{flag}: cannot be divided among {devices} devices")
+    share, left_over = divmod(options.total_batch_size, devices)
+    size = options.total_batch_size if is_total else options.batch_size
+    flag = f"--{'total-' if is_total else ''}batch-size {size}"
+    least = 2 * options.batch_k
+    near = max(least, round(share / options.batch_k) * options.batch_k)
+
+    def a_device(images: int) -> str:
+        total = f" (--total-batch-size {images * devices})" if is_total and devices > 1 else ""
+        return f"{images} a device{total}"
+
+    if left_over:
+        raise UsageError(
+            f"{flag}: cannot be divided among {devices} devices; {a_device(near)} would be whole "
+            "classes"
+        )
     if share % options.batch_k:
-        near = max(2, round(share / options.batch_k)) * options.batch_k
         raise UsageError(
             f"{flag}: {share} images a device are not whole classes of --batch-k "
-            f"{options.batch_k}; {near} a device would be"
+            f"{options.batch_k}; {a_device(near)} would be"
         )
-    if share < 2 * options.batch_k:
+    if share < least:
         raise UsageError(
             f"{flag}: {share} images a device are a single class of --batch-k {options.batch_k}, "
-            f"so there would be no negatives; {2 * options.batch_k} a device are the least"
+            f"so there would be no negatives; {a_device(least)} are the least"
         )

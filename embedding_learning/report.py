@@ -37,6 +37,7 @@ def write(
     versions: Mapping[str, Any],
     metrics: Sequence[Mapping[str, Any]],
     pictures: Sequence[Picture],
+    notes: Sequence[str] = (),
 ) -> None:
     """Writes a run's page: metrics, pictures, command, flags and versions.
 
@@ -57,6 +58,8 @@ def write(
         The rows of the table of metrics, such as one for each epoch; its columns are all names, in
         the order they are found in. Of several rows the largest value of each metric is bold.
     pictures : sequence of Picture
+    notes : sequence of str
+        Paragraphs below the table of metrics.
 
     Raises
     ------
@@ -68,6 +71,7 @@ def write(
         f"<h1>{escape(title)}</h1>",
         "<h2>Metrics</h2>",
         _metrics_table(metrics),
+        *(f"<p>{escape(note)}</p>" for note in notes),
         *(_figure(picture) for picture in pictures),
         "<h2>Command</h2>",
         f"<pre>{escape(command)}</pre>",

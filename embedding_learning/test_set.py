@@ -11,7 +11,7 @@ import numpy as np
 
 from embedding_learning import datasets, reporting
 from embedding_learning.datasets import ImageSet, Split
-from embedding_learning.flags import add
+from embedding_learning.flags import UsageError, add, add_choice
 from embedding_learning.images import Decoder, decodable, read_image
 from embedding_learning.options import DATA_PATH, add_data_flags
 
@@ -43,9 +43,22 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Which images; whether boxes are cut is what the model was trained with, unless told."""
     add(parser, "--data-path", DATA_PATH, "as for train.py")
     add_data_flags(parser)
+    text = "which classes test: those that do not train, or all of them, searched among each other"
+    add_choice(parser, "--test", datasets.TESTS, text)
     text = "leave out images that cannot be decoded"
     parser.add_argument("--skip-bad-images", action="store_true", help=text)
     parser.set_defaults(bbox=None, held_out=0)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raises UsageError if the flags that split the data are out of range or contradict."""
+    if options.train_classes is not None and options.train_classes < 1:
+        raise UsageError(
+            f"--train-classes {options.train_classes}: must be at least 1; --test all tests every "
+            "class"
+        )
+    if options.train_classes is not None and options.test == "all":
+        raise UsageError("--train-classes: --test all tests every class; leave one of them out")
 
 
 def embed(model: EmbeddingModel, options: argparse.Namespace) -> EmbeddedTestSet:
@@ -53,9 +66,11 @@ def embed(model: EmbeddingModel, options: argparse.Namespace) -> EmbeddedTestSet
     split = datasets.load(
         options.data_path,
         options.cache_dir,
-        options.train_classes or model.description["train_classes"],
+        options.train_classes,
         options.dataset,
         model.description["bbox"] if options.bbox is None else options.bbox,
+        options.test,
+        usual_train_classes=model.description["train_classes"],
     )
     split = datasets.hold_out(split, options.held_out)
     if options.skip_bad_images:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import threading
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -211,7 +212,7 @@ def test_too_few_classes_left_to_fill_a_batch_are_refused(
     options = flags(
         data, "--small-classes=drop", f"--batch-k={batch_k}", f"--batch-size={2 * batch_k}"
     )
-    with pytest.raises(UsageError, match=f"holds 2 classes, but only {left} train"):
+    with pytest.raises(UsageError, match=f": {left} class.* but 2 have to, two for each device"):
         read_split(options)
 
 
@@ -223,6 +224,109 @@ def test_what_trains_is_told_without_the_classes_that_are_dropped(
     assert caplog.messages == [
         "photos.csv, whole images: 9 images of 2 classes train, 3 of 2 test."
     ]
+
+
+def test_classes_that_are_too_small_are_counted_and_the_ways_out_are_ways_out(
+    tmp_path: Path, flags: Callable[..., Namespace]
+) -> None:
+    lines = [line for line in UNEVEN if line[0] != "d"]  # the smallest class has two images
+    data = photos(tmp_path / "data", lines)
+    with pytest.raises(DataError, match=r"lower --batch-k to 2, .* 1 of 3 classes are so small"):
+        read_split(flags(data))
+    for further in (["--batch-k=2"], ["--small-classes=drop"], ["--small-classes=repeat"]):
+        read_split(flags(data, *further))
+
+
+def test_no_batch_k_is_proposed_that_none_can_have(
+    tmp_path: Path, flags: Callable[..., Namespace]
+) -> None:
+    """One image in a class; --batch-k 1 would be refused."""
+    data = photos(tmp_path / "data", UNEVEN)
+    with pytest.raises(DataError, match="2 of 4 classes are so small") as caught:
+        read_split(flags(data))
+    assert "lower --batch-k" not in str(caught.value)
+
+
+# Too few classes
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3])
+@pytest.mark.parametrize("batch_k, size", [(2, 40), (3, 30), (4, 40)])
+@pytest.mark.parametrize("is_total", [False, True])
+def test_the_largest_batch_proposed_is_taken(
+    tmp_path: Path,
+    flags: Callable[..., Namespace],
+    devices: int,
+    batch_k: int,
+    size: int,
+    is_total: bool,
+) -> None:
+    """Of seven classes; a device's share holds whole classes."""
+    lines = [*[(label, "train") for label in "abcdefg" * 4], ("x", "test")]
+    data = photos(tmp_path / "data", lines)
+    given = [f"--cpu-contexts={devices}", f"--batch-k={batch_k}"]
+    total = [f"--total-batch-size={devices * size}"] if is_total else [f"--batch-size={size}"]
+    with pytest.raises(UsageError, match="but only 7 train") as caught:
+        read_split(flags(data, *given, *total))
+    flag = "--total-batch-size" if is_total else "--batch-size"
+    (most,) = re.findall(rf" {flag} (\d+)", str(caught.value))
+    read_split(flags(data, *given, f"{flag}={most}"))
+    more = int(most) + batch_k * (devices if is_total else 1)
+    with pytest.raises(UsageError, match="but only 7 train"):
+        read_split(flags(data, *given, f"{flag}={more}"))
+
+
+def test_one_training_class_is_told_that_two_are_needed_whatever_the_batch(
+    tmp_path: Path, flags: Callable[..., Namespace]
+) -> None:
+    data = photos(tmp_path / "data", [*[("a", "train")] * 6, ("x", "test")])
+    for size in (6, 9, 300):
+        with pytest.raises(UsageError) as caught:
+            read_split(flags(data, f"--batch-size={size}"))
+        assert str(caught.value).startswith(f"{data}: 1 class trains, but 2 have to, two for each")
+        for other in ("--held-out", "--batch-k", "fewer devices", "--batch-size"):
+            assert other not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given, way, instead",
+    [
+        (["--held-out=0.5"], "leave --held-out out", []),
+        (["--small-classes=drop", "--batch-k=5"], "lower --batch-k", ["--batch-k=3"]),
+        (["--cpu-contexts=2"], "use fewer devices", ["--cpu-contexts=1"]),
+    ],
+)
+def test_each_way_to_more_training_classes_is_one(
+    tmp_path: Path, flags: Callable[..., Namespace], given: list[str], way: str, instead: list[str]
+) -> None:
+    """Three classes of four images."""
+    data = photos(tmp_path / "data", [*EVEN, ("x", "test")])
+    size = "--batch-size=10" if "--batch-k=5" in given else "--batch-size=6"
+    with pytest.raises(UsageError, match=f"two for each device.*{way}"):
+        read_split(flags(data, size, *given))
+    read_split(flags(data, *instead))
+
+
+def test_of_three_class_folders_two_can_train(
+    tmp_path: Path, flags: Callable[..., Namespace]
+) -> None:
+    folder = tmp_path / "data"
+    for label in "abc":
+        (folder / label).mkdir(parents=True)
+        for number in range(3):
+            cv2.imwrite(str(folder / label / f"{number}.png"), np.zeros((9, 9, 3), np.uint8))
+    with pytest.raises(UsageError, match=r"1 class trains, but 2 have to.* by --train-classes"):
+        read_split(flags(folder))
+    read_split(flags(folder, "--train-classes=2"))
+
+
+def test_data_in_which_nothing_trains_is_refused(
+    tmp_path: Path, flags: Callable[..., Namespace]
+) -> None:
+    data = photos(tmp_path / "data", [("x", "test"), ("x", "test"), ("y", "test")])
+    with pytest.raises(DataError) as caught:
+        read_split(flags(data, "--held-out=0.5"))
+    assert str(caught.value).startswith(f"{data}: none of its images train; two classes at least")
 
 
 # Bad images
@@ -322,7 +426,7 @@ def test_bad_images_that_leave_too_few_classes_are_refused(
     for number in (0, 3, 1, 4):
         break_file(data, number)
     options = flags(data, "--skip-bad-images", "--small-classes=drop", f"--cache={cache}")
-    with pytest.raises(UsageError, match="holds 2 classes, but only 1 train"):
+    with pytest.raises(UsageError, match="1 class trains, but 2 have to, two for each device"):
         open_data(read_split(options), options)
 
 

@@ -15,6 +15,7 @@ from embedding_learning.datasets import inshop, sop
 from embedding_learning.evaluation import (
     evaluate,
     map_at_r,
+    measure,
     parse_metrics,
     r_precision,
     recall_at_k,
@@ -122,6 +123,37 @@ def naive_map_and_precision(
     return sum(averages) / len(averages), sum(precisions) / len(precisions)
 
 
+def naive_at_k(
+    k: int,
+    queries: np.ndarray,
+    labels: np.ndarray,
+    gallery: np.ndarray | None = None,
+    gallery_labels: np.ndarray | None = None,
+) -> dict[str, float]:
+    """precision@K and map@K, query by query and place by place."""
+    rows = (queries if gallery is None else gallery).astype(np.float64)
+    row_labels = labels if gallery_labels is None else gallery_labels
+    precisions, averages = [], []
+    for query in range(len(queries)):
+        distance = np.sqrt(((rows - queries[query].astype(np.float64)) ** 2).sum(axis=1))
+        order = np.argsort(distance, kind="stable")
+        found = [
+            bool(row_labels[i] == labels[query]) for i in order if gallery is not None or i != query
+        ]
+        r, nearest = sum(found), found[:k]
+        precisions.append(sum(nearest) / len(nearest) if nearest else 0.0)
+        if r:
+            total = 0.0
+            for place in range(1, len(nearest) + 1):
+                if nearest[place - 1]:
+                    total += sum(nearest[:place]) / place
+            averages.append(total / min(k, r))
+    return {
+        f"precision@{k}": sum(precisions) / len(precisions),
+        f"map@{k}": sum(averages) / len(averages) if averages else math.nan,
+    }
+
+
 DRAWS = [unit_rows, duplicated, collapsed, nearly_collapsed, lattice, far_from_the_origin]
 
 
@@ -147,7 +179,7 @@ def test_metrics_do_not_depend_on_the_pieces_they_are_computed_in(
     monkeypatch: pytest.MonkeyPatch, draw: Draw, size: tuple[int, int]
 ) -> None:
     embeddings, labels = draw(50, 16), some_labels(50)
-    names = ["recall@1", "recall@5", "map@r", "r-precision"]
+    names = ["recall@1", "recall@5", "map@r", "r-precision", "precision@7", "map@9"]
     gallery = embeddings[20:], labels[20:]
     whole = evaluate(embeddings, labels, names)
     in_gallery = evaluate(embeddings[:20], labels[:20], names, *gallery)
@@ -297,7 +329,7 @@ def test_memory_does_not_grow_with_the_square_of_the_images() -> None:
     x, labels = unit_rows(10_000, 8), np.arange(10_000) // 50
     tracemalloc.start()
     try:
-        evaluate(x, labels, ["recall@1", "recall@1000", "map@r"])
+        evaluate(x, labels, ["recall@1", "recall@1000", "map@r", "precision@1000", "map@1000"])
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -326,6 +358,97 @@ def test_map_and_precision_follow_the_definition(draw: Draw, count: int, dimensi
     expected = naive_map_and_precision(*split)
     assert map_at_r(*split) == pytest.approx(expected[0], abs=1e-12)
     assert r_precision(*split) == pytest.approx(expected[1], abs=1e-12)
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("k", [1, 3, 10, 70, 10**6])
+@pytest.mark.parametrize("count, dimensions", [(40, 2), (101, 33)])
+def test_precision_and_map_at_k_follow_the_definition(
+    draw: Draw, count: int, dimensions: int, k: int
+) -> None:
+    """In classes of 1, of many and of some; a gallery lacks classes and has others."""
+    embeddings = draw(count, dimensions)
+    labels = np.minimum(some_labels(count, 30), 20)
+    labels[:3] = 100, 101, 102
+    for split in (
+        (embeddings, labels),
+        (embeddings[:30], labels[:30], embeddings[30:], labels[30:]),
+        (embeddings[4:], labels[4:], embeddings[:4], labels[:4]),
+    ):
+        expected = naive_at_k(k, *split)
+        queries, query_labels, *gallery = split
+        found = evaluate(queries, query_labels, list(expected), *gallery)
+        assert found == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+def test_precision_and_map_at_k_of_a_list_done_by_hand() -> None:
+    """Of R = 3 matches at places 1, 3 and 4."""
+    gallery, labels = np.array([[1.0], [2.0], [3.0], [4.0]]), np.array([7, 0, 7, 7])
+    expected = {
+        **{"precision@1": 1.0, "precision@2": 1 / 2, "precision@3": 2 / 3, "precision@9": 3 / 4},
+        **{"map@1": 1.0, "map@2": 1 / 2, "map@3": (1 + 2 / 3) / 3},
+        **{"map@4": (1 + 2 / 3 + 3 / 4) / 3, "map@9": (1 + 2 / 3 + 3 / 4) / 3},
+    }
+    found = evaluate(np.zeros((1, 1)), np.array([7]), list(expected), gallery, labels)
+    assert found == pytest.approx(expected)
+
+
+def test_of_equally_distant_neighbours_the_lower_index_counts_first() -> None:
+    x, names = np.array([[0.0], [1.0], [-1.0]]), ["precision@1", "map@1"]
+    in_gallery = np.zeros((1, 1)), np.array([0]), names, x[1:]
+    assert evaluate(*in_gallery, np.array([0, 1])) == dict.fromkeys(names, 1.0)
+    assert evaluate(*in_gallery, np.array([1, 0])) == dict.fromkeys(names, 0.0)
+
+
+@pytest.mark.usefixtures("way")
+def test_cmc_is_another_name_of_recall() -> None:
+    x, labels = unit_rows(90, 5), some_labels(90, 30)
+    names = ["cmc@1", "recall@1", "cmc@70", "recall@70"]
+    found = evaluate(x, labels, names)
+    assert list(found) == names
+    assert found["cmc@1"] == found["recall@1"] < found["cmc@70"] == found["recall@70"]
+    assert evaluate(x, labels, ["cmc@70"]) == {"cmc@70": found["recall@70"]}
+
+
+def test_each_metric_names_how_many_images_it_is_computed_over() -> None:
+    """An image alone in its class counts as a miss, or does not count where R divides."""
+    x = np.array([[0.0], [0.1], [5.0], [5.1], [9.0]])
+    over_all = {"recall@1": 0.8, "cmc@1": 0.8, "precision@1": 0.8, "nmi": 1.0, "ami": 1.0}
+    over_matched = {"map@1": 1.0, "map@r": 1.0, "r-precision": 1.0}
+    found = measure(x, np.array([0, 0, 1, 1, 2]), [*over_all, *over_matched])
+    assert found.values == pytest.approx({**over_all, **over_matched})
+    assert found.bases == {**dict.fromkeys(over_all, 5), **dict.fromkeys(over_matched, 4)}
+    assert (found.queries, found.without_match, found.others) == (5, 1, 4)
+    (note,) = found.notes()
+    assert note.startswith("1 of 5 images have no match")
+    assert "map@r and r-precision leave them out" in note
+
+
+def test_queries_of_classes_that_the_gallery_lacks_have_no_match() -> None:
+    x, labels = unit_rows(6, 3), np.array([0, 0, 1, 2, 2, 2])
+    found = measure(x, labels, ["recall@9", "map@r"], x[:2], np.array([0, 1]))
+    assert found.bases == {"recall@9": 6, "map@r": 3}
+    assert (found.without_match, found.others) == (3, 2)
+
+
+def test_a_precision_of_more_images_than_are_searched_is_noted() -> None:
+    names = ["precision@5", "precision@6", "recall@6", "map@6"]
+    x, labels = unit_rows(6, 3), np.array([0, 0, 1, 1, 2, 2])
+    (note,) = measure(x, labels, names).notes()
+    assert note.startswith("precision@6: fewer images are searched") and note.endswith("all 5.")
+
+
+def test_data_in_which_each_image_has_a_match_needs_no_notes() -> None:
+    assert measure(unit_rows(6, 3), np.array([0, 0, 1, 1, 2, 2]), ["recall@5"]).notes() == []
+
+
+@pytest.mark.parametrize("labels", [np.arange(5), np.arange(1)])
+def test_without_any_match_a_metric_of_none_is_computed_over_none(labels: np.ndarray) -> None:
+    names = ["recall@1", "precision@2", "map@2", "map@r"]
+    found = measure(unit_rows(len(labels), 3), labels, names)
+    assert [found.bases[name] for name in names] == [len(labels), len(labels), 0, 0]
+    assert found.values["recall@1"] == found.values["precision@2"] == 0.0
+    assert math.isnan(found.values["map@2"])
 
 
 def test_map_at_r_of_a_list_done_by_hand() -> None:
@@ -365,7 +488,7 @@ def test_many_metrics_at_once_are_those_of_one_at_a_time() -> None:
     """Also where a match is not among the neighbours that MAP@R lists."""
     x, labels = unit_rows(300, 5), some_labels(300, 60)
     names = ["nmi", "recall@1", "map@r", "recall@2", "recall@100", "recall@299", "ami"]
-    names.append("r-precision")
+    names += ["r-precision", "precision@1", "precision@170", "map@3", "map@200", "cmc@2"]
     found = evaluate(x, labels, names)
     assert list(found) == names
     for name in names:
@@ -402,6 +525,8 @@ def test_one_search_serves_all_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     assert searches == [8, 4]
     evaluate(x, labels, ["nmi", "ami"])
     assert searches == [8, 4]
+    evaluate(x, labels, ["recall@1", "precision@3", "map@12", "map@r"])
+    assert searches == [8, 4, 12]
 
 
 def test_the_metrics_that_papers_report() -> None:
@@ -416,6 +541,7 @@ def test_the_metrics_that_papers_report() -> None:
 def test_metrics_are_read_with_commas_between_them() -> None:
     read = parse_metrics(" Recall@1, map@R,recall@1000,r-precision,NMI,ami,recall@1")
     assert read == ["recall@1", "map@r", "recall@1000", "r-precision", "nmi", "ami"]
+    assert parse_metrics("MAP@5,Precision@5,CMC@5") == ["map@5", "precision@5", "cmc@5"]
 
 
 @pytest.mark.parametrize(
@@ -429,7 +555,12 @@ def test_metrics_are_read_with_commas_between_them() -> None:
         "recall@1.5",
         "recall@01",
         "map",
-        "map@5",
+        "map@0",
+        "cmc",
+        "precision@",
+        "precision@r",
+        "recall@r",
+        "r-precision@5",
         "recall@1,,nmi",
         "nmi;ami",
         "recall@²",

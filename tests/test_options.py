@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -15,7 +16,7 @@ from conftest import ROOT
 
 from embedding_learning.datasets import NAMES
 from embedding_learning.flags import UsageError
-from embedding_learning.options import given, parse
+from embedding_learning.options import add_some, given, parse
 
 # What the original example defines, in its order: flag, the text it takes, the value read from
 # it, and the value without the flag.
@@ -305,6 +306,26 @@ def test_the_batch_size_proposed_instead_is_taken(size: int, batch_k: int) -> No
     proposed = re.search(r"(\d+) a device", str(caught.value))
     assert proposed
     parse(["--batch-size", proposed[1], "--batch-k", str(batch_k)])
+
+
+@pytest.mark.parametrize("total", [1, 10, 11, 15, 20, 21, 64, 100])
+@pytest.mark.parametrize("devices", [2, 3])
+def test_the_total_batch_size_proposed_instead_is_taken(total: int, devices: int) -> None:
+    contexts = f"--cpu-contexts={devices}"
+    try:
+        parse(["--total-batch-size", str(total), contexts])
+    except UsageError as error:
+        proposed = re.search(r"\(--total-batch-size (\d+)\)", str(error))
+        assert proposed
+        parse(["--total-batch-size", proposed[1], contexts])
+    else:
+        assert total % (5 * devices) == 0 and total >= 10 * devices
+
+
+def test_some_flags_are_declared_for_another_command() -> None:
+    parser = argparse.ArgumentParser()
+    add_some(parser, {"batch_k", "bbox"})
+    assert vars(parser.parse_args(["--no-bbox"])) == {"batch_k": 5, "bbox": False}
 
 
 def test_a_model_can_be_saved_into_another_folder(

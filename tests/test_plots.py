@@ -440,6 +440,14 @@ def test_values_stand_at_the_epochs_done() -> None:
     )
 
 
+def test_metrics_are_named_in_the_curves_as_papers_write_them() -> None:
+    names = ["recall@1", "precision@2", "cmc@4", "map@10", "map@r", "r-precision", "nmi"]
+    recalls, others = history._metric_panels([record("evaluation", 0, **dict.fromkeys(names, 0.5))])
+    assert dict(recalls.values) == {"recall@1": "Recall@1", "cmc@4": "CMC@4"}
+    expected = ["Precision@2", "MAP@10", "MAP@R", "R-precision", "NMI"]
+    assert list(others.values.values()) == expected
+
+
 def test_a_panel_is_drawn_for_what_is_recorded(tmp_path: Path) -> None:
     path = tmp_path / "a.svg"
     plots.curves(RUN, str(path), "Birds")

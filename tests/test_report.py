@@ -71,10 +71,12 @@ def test_everything_given_stands_on_the_page(tmp_path: Path) -> None:
             versions={"mxnet": "1.9.1"},
             metrics=[{"epoch": 3, "recall@1": 0.5}],
             pictures=[Picture("Curves", str(tmp_path / "a.svg"), "Over the epochs.")],
+            notes=["2 of 9 images have no match."],
         )
     )
     for text in ("Birds", "python3 train.py --lr 1", "--lr", "0.0001", "--gpus", "mxnet", "1.9.1",
-                 "epoch", "3", "recall@1", "0.5000", "Curves", "Over the epochs."):  # fmt: skip
+                 "epoch", "3", "recall@1", "0.5000", "Curves", "Over the epochs.",
+                 "2 of 9 images have no match."):  # fmt: skip
         assert text in page.text
     assert page.open == []
     assert page.images() == ["data:image/svg+xml;base64," + base64.b64encode(SVG.encode()).decode()]

@@ -7,16 +7,31 @@ import argparse
 import numpy as np
 
 from embedding_learning import datasets, reporting
-from embedding_learning.flags import Parser, add
+from embedding_learning.datasets import DataError
+from embedding_learning.flags import Parser, UsageError
 from embedding_learning.images import find_faults
-from embedding_learning.options import DATA_PATH, WORKERS, add_data_flags
+from embedding_learning.options import add_some, parse
 
 # Of no consequence for whether a file can be decoded.
 _SIZE = 64
 
 
+# The flags of train.py that decide what is read and whether training takes it.
+_FLAGS = {
+    *("data_path", "dataset", "bbox", "train_classes", "cache_dir", "workers", "held_out"),
+    *("small_classes", "batch_k", "batch_size", "total_batch_size", "classes", "gpus"),
+    *("cpu_contexts", "preset"),
+}
+
+
 def main(arguments: list[str]) -> int:
-    """Prints a line per fault and a closing one; 0 if there is none, else 2."""
+    """Prints a line per fault, a closing one, and what else training would refuse.
+
+    0 if there is nothing to mend, else 2.
+    """
+    # Only now, since it imports MXNet, and --help needs none of it.
+    from embedding_learning.data import fit_to_training
+
     options = _parse(arguments)
     with reporting.log_to_terminal():
         split = datasets.load(
@@ -34,19 +49,25 @@ def main(arguments: list[str]) -> int:
     for fault in faults:
         print(fault)
     sizes = np.bincount(split.train.labels)
+    of_sizes = f", of {sizes.min()} to {sizes.max()} images" if len(sizes) else ""
     print(
         f"{split.name}: {sum(map(len, split.parts))} images, {len(faults)} of them bad; "
-        f"{len(sizes)} classes train, of {sizes.min()} to {sizes.max()} images."
+        f"{len(sizes)} classes train{of_sizes}."
     )
+    try:
+        fit_to_training(split, options)
+    except (UsageError, DataError) as error:
+        print(f"Training would refuse: {error}")
+        return 2
     return 2 if faults else 0
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m embedding_learning check",
-        description="Decode every image of a data set and list all that is wrong with it.",
+        description="Decode every image of a data set, list all that is wrong with it, and say "
+        "whether train.py would take it with these flags.",
     )
-    add(parser, "--data-path", DATA_PATH, "as for train.py")
-    add(parser, "--workers", WORKERS, "threads that decode images")
-    add_data_flags(parser)
-    return parser.parse_args(arguments)
+    add_some(parser, _FLAGS)
+    parser.parse_args(arguments)
+    return parse(arguments, saves=False)

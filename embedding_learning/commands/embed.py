@@ -123,19 +123,14 @@ def embed(
 
 
 def whole_data_set(options: argparse.Namespace, use_boxes: bool) -> ImageSet:
-    """All parts of the data set that the flags name; each class of a part is one of the whole."""
-    split = datasets.load(
-        options.data_path, options.cache_dir, name=options.dataset, use_boxes=use_boxes
-    )
-    parts = split.parts
-    starts = np.cumsum([0, *(len(part.class_names) for part in parts)])
-    boxes = [part.boxes for part in parts if part.boxes is not None]
-    return ImageSet(
-        [path for part in parts for path in part.paths],
-        np.concatenate([part.labels + start for part, start in zip(parts, starts)]),
-        [name for part in parts for name in part.class_names],
-        np.concatenate(boxes) if boxes else None,
-    )
+    """All images of the data set that the flags name, whether they train or test."""
+    return datasets.load(
+        options.data_path,
+        options.cache_dir,
+        name=options.dataset,
+        use_boxes=use_boxes,
+        test="all",
+    ).test
 
 
 def _embed_rest(

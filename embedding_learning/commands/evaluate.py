@@ -7,8 +7,9 @@ import json
 import math
 
 from embedding_learning import model_flags, reporting, test_set
-from embedding_learning.evaluation import common_metrics, evaluate, parse_metrics
+from embedding_learning.evaluation import common_metrics, measure, parse_metrics
 from embedding_learning.flags import Parser, UsageError
+from embedding_learning.options import METRICS
 
 
 def main(arguments: list[str]) -> int:
@@ -18,7 +19,7 @@ def main(arguments: list[str]) -> int:
         model = model_flags.load(options)
         found = test_set.embed(model, options)
     split, gallery = found.split, found.split.gallery
-    values = evaluate(
+    measured = measure(
         found.queries,
         split.test.labels,
         options.metrics or common_metrics(split.name),
@@ -27,13 +28,22 @@ def main(arguments: list[str]) -> int:
     )
     if options.json:
         # JSON knows no numbers that are not finite.
-        finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
-        print(json.dumps({"data": split.title, "images": len(split.test), **finite}))
+        finite = {
+            name: value if math.isfinite(value) else None for name, value in measured.values.items()
+        }
+        counts = {"images": measured.queries, "without_match": measured.without_match}
+        print(json.dumps({"data": split.title, **counts, **finite, "bases": measured.bases}))
         return 0
     searched = f", searched in a gallery of {len(gallery)}" if gallery else ""
-    print(f"{options.model_file} on {split.title}: {len(split.test)} test images{searched}.")
-    for name, value in values.items():
-        print(f"{name:12s} {value:.4f}")
+    print(
+        f"{options.model_file} on {split.title}: {measured.queries} test images{searched}, "
+        f"{measured.without_match} without a match."
+    )
+    width = max(12, *map(len, measured.values))
+    for name, value in measured.values.items():
+        print(f"{name:{width}s} {value:.4f}  of {measured.bases[name]} images")
+    for note in measured.notes():
+        print(note)
     return 0
 
 
@@ -45,13 +55,14 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     model_flags.add_flags(parser)
     test_set.add_flags(parser)
     text = (
-        "what to measure, with commas between: recall@K for any K, map@r, r-precision, nmi, ami "
-        "(default: the recalls that papers report for the data set, and the other four)"
+        f"what to measure, with commas between: {METRICS} (default: the recalls that papers report "
+        "for the data set, map@r, r-precision, nmi, ami)"
     )
     parser.add_argument("--metrics", metavar="LIST", help=text)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
     model_flags.check(options)
+    test_set.check(options)
     if options.metrics is not None:
         try:
             options.metrics = parse_metrics(options.metrics)

@@ -64,4 +64,5 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
             raise UsageError(f"{options.run}: no such folder; name a run's, PREFIX.run")
     else:
         model_flags.check(options)
+        test_set.check(options)
     return options

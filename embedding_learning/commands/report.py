@@ -7,9 +7,9 @@ import shlex
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from embedding_learning import model_flags, pictures, reporting, test_set
+from embedding_learning import datasets, model_flags, pictures, reporting, test_set
 from embedding_learning import options as flags
-from embedding_learning.evaluation import common_metrics, evaluate
+from embedding_learning.evaluation import common_metrics, measure, parse_metrics
 from embedding_learning.flags import Parser, UsageError
 
 
@@ -28,6 +28,8 @@ def main(arguments: list[str]) -> int:
     run = flags.parse([*typed, f"--save-model-prefix={options.prefix}"])
     measured = records.read(folder)
     options.model_file, options.model = f"{options.prefix}.params", None
+    # Else the page would compare values of other images with those of the epochs.
+    options.test = datasets.TESTS[0]
     for name in (
         *("data_path", "dataset", "train_classes", "held_out", "cache_dir", "bbox"),
         "skip_bad_images",
@@ -37,14 +39,20 @@ def main(arguments: list[str]) -> int:
         model = model_flags.load(options)
         found = test_set.embed(model, options)
     test, gallery = found.split.test, found.split.gallery
-    metrics = evaluate(
+    measurement = measure(
         found.queries,
         test.labels,
-        common_metrics(found.split.name),
+        list(dict.fromkeys([*common_metrics(found.split.name), *parse_metrics(run.metrics)])),
         found.gallery,
         None if gallery is None else gallery.labels,
     )
+    metrics = measurement.values
     best = {"": f"saved: epoch {model.description['epoch']}", **metrics}
+    bases = {
+        "": "computed over, images",
+        **measurement.bases,
+        "without a match": measurement.without_match,
+    }
     epochs = [
         {"": f"epoch {record['epoch']}", **{k: v for k, v in record.items() if k in metrics}}
         for record in measured
@@ -69,8 +77,9 @@ def main(arguments: list[str]) -> int:
             shlex.join(["python3", "train.py", *typed]),
             vars(run),
             made_with,
-            [*epochs, best],
+            [*epochs, best, bases],
             drawn,
+            measurement.notes(),
         )
     print(output)
     return 0

@@ -11,9 +11,12 @@ from pathlib import Path
 from embedding_learning.datasets import glyphs, layouts
 from embedding_learning.datasets.image_set import DataError, ImageSet, Split
 from embedding_learning.datasets.layouts import NAMES
-from embedding_learning.datasets.splits import by_class_order, hold_out
+from embedding_learning.datasets.splits import by_class_order, every_class, hold_out
 
-__all__ = ["NAMES", "DataError", "ImageSet", "Split", "hold_out", "load"]
+__all__ = ["NAMES", "TESTS", "DataError", "ImageSet", "Split", "hold_out", "load"]
+
+# What tests; the first is the default.
+TESTS = ("split", "all")
 
 
 def load(
@@ -22,8 +25,12 @@ def load(
     train_classes: int | None = None,
     name: str | None = None,
     use_boxes: bool = True,
+    test: str = TESTS[0],
+    usual_train_classes: int | None = None,
 ) -> Split:
-    """What trains and what tests; whether the images are there is for ``ImageSet.file_stats``.
+    """What trains, which may be nothing, and what tests.
+
+    Whether the images are there is for ``ImageSet.file_stats``.
 
     Parameters
     ----------
@@ -40,12 +47,16 @@ def load(
         path is not looked at.
     use_boxes : bool
         Whether to read boxes where there are any.
+    test : str
+        One of TESTS; with "all" every image tests and none trains, however the data is split.
+    usual_train_classes : int, optional
+        Stands in for half of the classes where `train_classes` is not given.
 
     Raises
     ------
     DataError
-        If the data set cannot be told, a file is missing or wrong, a part of the split would be
-        empty, the split is not for `train_classes` to decide, or the drawn set cannot be drawn.
+        If the data set cannot be told, a file is missing or wrong, nothing would test, the split is
+        not for `train_classes` to decide, or the drawn set cannot be drawn.
     """
     try:
         if name == glyphs.NAME or (name is None and data_path == glyphs.NAME):
@@ -62,10 +73,18 @@ def load(
         ) from error
     if isinstance(found, ImageSet):
         title = layout.title or os.path.basename(os.path.abspath(path))
-        return by_class_order(title, path, found, train_classes)
+        if test == "all":
+            return every_class(title, found)
+        return by_class_order(title, path, found, train_classes, usual_train_classes)
+    if test == "all":
+        return every_class(found.name, found)
     if train_classes is not None:
         raise DataError(
             f"--train-classes {train_classes}: the files of {path} decide the split "
             f"({found.name}); leave the flag out"
+        )
+    if not len(found.test):
+        raise DataError(
+            f"{path}: no image is listed as test; add some, or name other data with --data-path"
         )
     return found

@@ -116,6 +116,8 @@ class Split:
         Its labels count as test's do: the same number is the same class.
     is_held_out : bool
         Whether `test` is held-out training classes in place of the data set's own.
+    tests_every_class : bool
+        Whether `test` is all images of the data set.
     """
 
     name: str
@@ -123,6 +125,7 @@ class Split:
     test: ImageSet
     gallery: ImageSet | None = None
     is_held_out: bool = False
+    tests_every_class: bool = False
 
     @property
     def parts(self) -> list[ImageSet]:
@@ -132,5 +135,7 @@ class Split:
     @property
     def title(self) -> str:
         """The data set, and what is seen of each image; results are comparable under one title."""
-        title = f"{self.name}, {'whole images' if self.train.boxes is None else 'cropped to boxes'}"
+        title = f"{self.name}, {'whole images' if self.test.boxes is None else 'cropped to boxes'}"
+        if self.tests_every_class:
+            return f"{title}, tested on all classes"
         return f"{title}, tested on held-out training classes" if self.is_held_out else title

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,23 +26,37 @@ class Entry(NamedTuple):
     line: int
 
 
-def by_class_order(name: str, folder: Path, images: ImageSet, train_classes: int | None) -> Split:
+def by_class_order(
+    name: str,
+    folder: Path,
+    images: ImageSet,
+    train_classes: int | None,
+    usual_train_classes: int | None = None,
+) -> Split:
     """The first classes train and the others test; by default half of them, rounded down.
 
-    Raises DataError if a half would be empty.
+    Of a single class none trains by default. `usual_train_classes` takes the place of the half: the
+    number that a model was trained with.
+
+    Raises DataError if nothing would test, or `train_classes` is below 1.
     """
     classes = len(images.class_names)
-    if train_classes is None:
-        train_classes = classes // 2
-        if train_classes < 1:
+    if train_classes is None and usual_train_classes is not None:
+        if usual_train_classes >= classes:
             raise DataError(
-                f"{folder}: holds {classes} class; two are needed, to train and to test; name "
-                "another folder with --data-path, or its layout with --dataset"
+                f"{folder}: holds {classes} classes, but the model was trained on the first "
+                f"{usual_train_classes} of its data; --train-classes says how many train here, and "
+                "--test all tests every class"
             )
-    if not 1 <= train_classes < classes:
+        train_classes = usual_train_classes
+    elif train_classes is None:
+        train_classes = classes // 2
+    elif not 1 <= train_classes < classes:
+        can_train = f"1 to {classes - 1} can train and the rest test"
+        too_few = "one has to test, and two to train a network; add classes"
         raise DataError(
             f"--train-classes {train_classes}: {folder} holds {classes} classes, of which "
-            f"1 to {classes - 1} can train and the rest test"
+            f"{can_train if classes > 2 else too_few}"
         )
     train = images.of_classes(0, train_classes)
     return Split(name, train, images.of_classes(train_classes, classes))
@@ -58,15 +73,42 @@ def hold_out(split: Split, share: float) -> Split:
     classes = len(split.train.class_names)
     trained = classes - max(2, round(share * classes))
     if trained < 1:
-        raise DataError(
-            f"--held-out {share}: {classes} classes train in {split.name}, of which none would be "
-            "left; lower the share"
-        )
+        way_out = "but two at least are held out and two have to train; leave the flag out"
+        if classes >= 4:
+            most = math.floor(100 - 200 / classes) / 100
+            way_out = f"of which none would be left; {most} is the most"
+        raise DataError(f"--held-out {share}: {classes} classes train in {split.name}, {way_out}")
     return Split(
         split.name,
         split.train.of_classes(0, trained),
         split.train.of_classes(trained, classes),
         is_held_out=True,
+    )
+
+
+def every_class(name: str, found: ImageSet | Split) -> Split:
+    """All images test, among each other, and none trains.
+
+    Where lists split the data, a class that is named in several parts is one class.
+    """
+    images = found if isinstance(found, ImageSet) else _united(found.parts)
+    return Split(name, images.of_classes(0, 0), images, tests_every_class=True)
+
+
+def _united(parts: Sequence[ImageSet]) -> ImageSet:
+    """The images of all parts; classes of one name are one class."""
+    names = list(dict.fromkeys(name for part in parts for name in part.class_names))
+    numbers = {name: number for number, name in enumerate(names)}
+    labels = [
+        np.array([numbers[name] for name in part.class_names], np.int32)[part.labels]
+        for part in parts
+    ]
+    boxes = [part.boxes for part in parts if part.boxes is not None]
+    return ImageSet(
+        [path for part in parts for path in part.paths],
+        np.concatenate(labels),
+        names,
+        np.concatenate(boxes) if boxes else None,
     )
 
 
@@ -76,7 +118,10 @@ def by_lists(name: str, source: Path, entries: list[Entry]) -> Split:
     Classes are numbered in the order of their labels, those that train apart from those that
     test, so a label may stand on both sides. Queries and gallery are numbered together.
 
-    Raises DataError if an image stands twice, or a part that is needed is empty.
+    What trains may be empty, and so may what tests: it is up to the caller whether that will do.
+
+    Raises DataError if an image stands twice, or there are queries without a gallery or the other
+    way about.
     """
     check_each_once(
         [entry.path for entry in entries], lambda row: f"{entries[row].file}:{entries[row].line}"
@@ -89,8 +134,8 @@ def by_lists(name: str, source: Path, entries: list[Entry]) -> Split:
             f"{test[0].file}:{test[0].line}: test stands beside query and gallery; test images "
             "are searched among each other, queries in the gallery: only one of both can be"
         )
-    for part in ("train", "query", "gallery") if retrieval else ("train", "test"):
-        if not parts[part]:
+    for part in ("query", "gallery"):
+        if retrieval and not parts[part]:
             raise DataError(
                 f"{source}: no image is listed as {part}; add some, or name other data with "
                 "--data-path"
@@ -113,5 +158,5 @@ def _image_set(entries: list[Entry], labels: Sequence[int | str]) -> ImageSet:
         paths=[entry.path for entry in entries],
         labels=np.array([numbers[entry.label] for entry in entries], np.int32),
         class_names=[str(label) for label in labels],
-        boxes=None if None in boxes else np.array(boxes, np.int32),
+        boxes=None if not boxes or None in boxes else np.array(boxes, np.int32),
     )

@@ -100,7 +100,7 @@ Lines = dict[str, tuple[np.ndarray, np.ndarray]]
 def _metric_panels(evaluations: list[Mapping[str, Any]]) -> list[_Panel]:
     """Recalls in one panel, other metrics in further ones, in the order they are found in."""
     names = list(dict.fromkeys(n for record in evaluations for n in record if n not in _WHEN))
-    recalls = [name for name in names if name.lower().startswith("recall")]
+    recalls = [name for name in names if name.lower().startswith(("recall@", "cmc@"))]
     others = [name for name in names if name not in recalls]
     panels = []
     for title, group in (("Recall on the test images", recalls), ("Other metrics", others)):
@@ -111,9 +111,10 @@ def _metric_panels(evaluations: list[Mapping[str, Any]]) -> list[_Panel]:
 
 
 def _metric_title(name: str) -> str:
-    """recall@1 is Recall@1, map@r MAP@R; a name that is not known stays."""
-    known = {"map@r": "MAP@R", "r-precision": "R-precision", "nmi": "NMI", "ami": "AMI"}
-    title = known.get(name.lower(), name[:1].upper() + name[1:])
+    """recall@1 is Recall@1, map@5 MAP@5; a name that is not known stays."""
+    title = name[:1].upper() + name[1:]
+    if name.lower().startswith(("cmc@", "map@")) or name.lower() in ("nmi", "ami"):
+        title = name.upper()
     return paper.fitted(title, _TEXT, _LEGEND - 75)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,8 +11,14 @@ from pathlib import Path
 import pytest
 
 from embedding_learning.__main__ import main
+from embedding_learning.data import read_split
+from embedding_learning.datasets import DataError
+from embedding_learning.flags import UsageError
+from embedding_learning.options import parse
 
 ROOT = Path(__file__).resolve().parents[2]
+# Two classes of three images can train with these.
+FITTING = ["--batch-k=3", "--batch-size=6"]
 
 
 @pytest.fixture
@@ -20,7 +27,7 @@ def folder(tmp_path: Path, write_cub: Callable[..., Path]) -> Path:
 
 
 def test_a_sound_set_is_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", f"--data-path={folder}"]) == 0
+    assert main(["check", f"--data-path={folder}", *FITTING]) == 0
     assert capsys.readouterr().out == (
         "CUB-200-2011: 12 images, 0 of them bad; 2 classes train, of 3 to 3 images.\n"
     )
@@ -32,10 +39,84 @@ def test_every_fault_is_listed(folder: Path, capsys: pytest.CaptureFixture[str])
     images[5].write_text("no image")
     images[11].unlink()
     images[7].write_bytes(images[7].read_bytes()[:200])
-    assert main(["check", f"--data-path={folder}", "--workers=1"]) == 2
+    assert main(["check", f"--data-path={folder}", "--workers=1", *FITTING]) == 2
     *faults, last = capsys.readouterr().out.splitlines()
     assert [Path(fault.split(":")[0]) for fault in faults] == [images[i] for i in (1, 5, 7, 11)]
     assert "12 images, 4 of them bad" in last
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],  # a class is smaller than --batch-k
+        ["--batch-k=3"],  # a batch cannot be divided into classes
+        ["--batch-k=3", "--batch-size=9"],
+        ["--batch-k=3", "--total-batch-size=9"],
+        ["--batch-k=3", "--batch-size=6", "--train-classes=1"],
+        ["--batch-k=3", "--batch-size=6", "--train-classes=4"],
+        ["--batch-k=3", "--batch-size=6", "--held-out=0.2"],
+        ["--batch-k=3", "--batch-size=6", "--cpu-contexts=2"],
+        ["--batch-k=3", "--batch-size=6", "--gpus=0,1"],
+        ["--batch-k=3", "--batch-size=6", "--classes=3"],
+        ["--batch-k=4", "--batch-size=8", "--small-classes=drop"],
+        ["--batch-k=4", "--batch-size=8"],
+        ["--preset=paper-sop"],
+    ],
+)
+def test_what_training_would_refuse_is_told_in_its_words(
+    folder: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [f"--data-path={folder}", *flags]
+    with pytest.raises((UsageError, DataError)) as refusal:
+        read_split(parse(command))
+    try:
+        assert main(["check", *command]) == 2
+        assert f"\nTraining would refuse: {refusal.value}\n" in capsys.readouterr().out
+    except (UsageError, DataError) as error:
+        # Some flags contradict each other whatever the data.
+        assert str(error) == str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--batch-k=2", "--batch-size=4"],
+        ["--batch-k=4", "--batch-size=8", "--small-classes=repeat"],
+        ["--preset=paper-sop", "--batch-size=4"],
+        ["--batch-k=3", "--total-batch-size=6", "--classes=2", "--gpus=0"],
+    ],
+)
+def test_nothing_is_said_of_what_training_would_take(
+    folder: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    read_split(parse([f"--data-path={folder}", *flags]))
+    assert main(["check", f"--data-path={folder}", *flags]) == 0
+    assert "refuse" not in capsys.readouterr().out
+
+
+def test_images_that_only_test_are_checked(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = sorted((folder / "images").rglob("*.jpg"))
+    images[1].write_bytes(b"")
+    file = tmp_path / "a.csv"
+    file.write_text("\n".join(["path,label,split", *(f"{path},x,test" for path in images)]))
+    assert main(["check", f"--data-path={file}"]) == 2
+    fault, counts, refusal = capsys.readouterr().out.splitlines()
+    assert fault.startswith(f"{images[1]}: ")
+    assert counts == "a.csv: 12 images, 1 of them bad; 0 classes train."
+    assert refusal.startswith(f"Training would refuse: {file}: none of its images train")
+
+
+def test_a_flag_that_decides_nothing_here_is_refused(folder: Path) -> None:
+    with pytest.raises(UsageError, match="unrecognized arguments: --lr"):
+        main(["check", f"--data-path={folder}", *FITTING, "--lr=0.1"])
+
+
+def test_check_asks_for_no_place_to_save_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The superuser may write everywhere, so the answer of the system is replaced.
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    assert main(["check", f"--data-path={folder}", *FITTING]) == 0
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,13 @@ def test_the_parts_of_a_data_set_keep_their_classes(here: Path, file: Path) -> N
     assert len(rows()) == 12
 
 
+def test_a_list_without_training_images_is_embedded(here: Path, file: Path) -> None:
+    lines = [f"{path},x,test" for path in birds().paths[:3]]
+    Path("list.csv").write_text("\n".join(["path,label,split", *lines]))
+    assert program(["embed", str(file), "--data-path=list.csv", "--output=e.npy"]) == 0
+    assert [row["label"] for row in rows()] == ["x"] * 3
+
+
 def test_devices_share_the_work(here: Path, file: Path, model: EmbeddingModel) -> None:
     shared = load_model(file, [mx.cpu(0), mx.cpu(1)])
     assert embedding_learning.embed(shared, ["data/images"], "e.npy", batch_size=6) == 32

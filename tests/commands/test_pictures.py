@@ -27,7 +27,8 @@ def run(
     """The folder that a short run was started in; its prefix is `birds`."""
     folder = tmp_path_factory.mktemp("pictures") / "here"
     folder.mkdir()
-    train_command(folder, *QUICK, f"--data-path={tiny_cub}", "--save-model-prefix=birds")
+    further = ["--save-model-prefix=birds", "--metrics=recall@1,precision@2"]
+    train_command(folder, *QUICK, f"--data-path={tiny_cub}", *further)
     return folder
 
 
@@ -39,6 +40,25 @@ def test_a_picture_of_the_test_images_is_drawn(run: Path, tiny_cub: Path, kind: 
     image = cv2.imread(str(picture))
     assert min(image.shape[:2]) > 200
     assert image.std() > 10
+
+
+@pytest.mark.parametrize("kind", ["tsne", "points", "gallery"])
+def test_a_picture_is_drawn_of_every_class_and_of_a_list_without_training_images(
+    run: Path, tiny_cub: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    images = sorted((tiny_cub / "images").rglob("*.jpg"))
+    rows = [f"{path},{path.parent.name},test" for path in images[:12]]
+    (run / "list.csv").write_text("\n".join(["path,label,split", *rows]))
+    model, picture = str(run / "birds.params"), run / f"all_{kind}.png"
+    for flags, counted in (
+        ([f"--data-path={tiny_cub}", "--test=all"], "32 of 8 test."),
+        ([f"--data-path={run / 'list.csv'}"], "12 of 3 test."),
+    ):
+        picture.unlink(missing_ok=True)
+        assert plot.main([kind, model, str(picture), *flags]) == 0
+        assert cv2.imread(str(picture)).std() > 10
+        assert caplog.messages[-1].endswith(counted)
 
 
 def test_the_curves_of_a_run_are_drawn(run: Path) -> None:
@@ -64,6 +84,8 @@ def test_a_run_is_reported_on_one_page(run: Path, monkeypatch: pytest.MonkeyPatc
         "saved: epoch",
         "Distances of pairs",
         "map@r",
+        "precision@2",
+        "computed over",
         "--model=squeezenet1.1",
         "mxnet",
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -72,9 +73,58 @@ def test_a_test_half_without_classes_is_refused(seven_classes: Path, train_class
     assert "1 to 6" in message
 
 
-def test_a_single_class_is_refused(tmp_path: Path, write_cub: Callable[..., Path]) -> None:
+def test_a_single_class_tests(tmp_path: Path, write_cub: Callable[..., Path]) -> None:
     folder = write_cub(tmp_path / "one", [3], (8, 8))
-    assert refusal(folder).startswith(f"{folder}: holds 1 class; two are needed")
+    split = load(str(folder), "nowhere")
+    assert (len(split.train), split.train.class_names, len(split.test)) == (0, [], 3)
+    assert "one has to test, and two to train a network" in refusal(folder, 1)
+
+
+def test_the_number_of_classes_that_a_model_was_trained_with_is_the_usual_one(
+    seven_classes: Path,
+) -> None:
+    folder = str(seven_classes)
+    split = load(folder, "nowhere", usual_train_classes=5)
+    assert len(split.train.class_names) == 5
+    split = load(folder, "nowhere", 2, usual_train_classes=5)
+    assert len(split.train.class_names) == 2
+    with pytest.raises(DataError, match=r"7 classes, but the model was trained on the first 7 "):
+        load(folder, "nowhere", usual_train_classes=7)
+
+
+def test_every_class_of_a_folder_tests(seven_classes: Path) -> None:
+    split, whole = load(str(seven_classes), "nowhere", test="all"), cub200.read(seven_classes)
+    assert (split.test.paths, split.test.class_names) == (whole.paths, whole.class_names)
+    assert split.test.labels.tolist() == whole.labels.tolist()
+    assert split.test.boxes is not None and split.test.boxes.shape == (13, 4)
+    assert (len(split.train), split.gallery) == (0, None)
+    assert split.title == "CUB-200-2011, cropped to boxes, tested on all classes"
+
+
+def test_every_class_of_a_list_tests_and_a_name_in_several_parts_is_one_class(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "a.csv"
+    lines = ["1.jpg,b,train", "2.jpg,a,query", "3.jpg,b,gallery", "4.jpg,c,train", "5.jpg,a,query"]
+    file.write_text("\n".join(["path,label,split", *lines]))
+    # Files decide the split, whatever a model was trained with.
+    split = load(str(file), "nowhere", test="all", usual_train_classes=9)
+    names = [split.test.class_names[label] for label in split.test.labels]
+    found = dict(zip((Path(path).name for path in split.test.paths), names))
+    assert found == {"1.jpg": "b", "2.jpg": "a", "3.jpg": "b", "4.jpg": "c", "5.jpg": "a"}
+    assert len(split.test.class_names) == 3
+    assert (len(split.train), split.gallery, split.test.boxes) == (0, None, None)
+
+
+def test_a_list_need_not_name_images_that_train_but_some_that_test(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("path,label,split,x,y,width,height\n1.jpg,b,test,0,0,2,2\n")
+    split = load(str(file), "nowhere")
+    assert (len(split.train), split.train.boxes, len(split.test)) == (0, None, 1)
+    assert split.title == "a.csv, cropped to boxes"
+    file.write_text("path,label,split\n1.jpg,b,train\n")
+    assert refusal(file).startswith(f"{file}: no image is listed as test")
+    assert len(load(str(file), "nowhere", test="all").test) == 1
 
 
 def test_file_stats_are_size_and_time_of_each_file(tiny_cub: Path) -> None:
@@ -306,7 +356,14 @@ def test_nothing_held_out_leaves_all_as_it_is() -> None:
     assert not split.is_held_out and split.title == "birds, cropped to boxes"
 
 
-@pytest.mark.parametrize("share, classes", [(0.1, 2), (0.99, 10), (0.5, 1)])
+@pytest.mark.parametrize("share, classes", [(0.1, 2), (0.99, 10), (0.5, 1), (0.9, 4), (0.99, 7)])
 def test_held_out_classes_have_to_leave_some_to_train(share: float, classes: int) -> None:
-    with pytest.raises(DataError, match=rf"^--held-out {share}: {classes} classes train in birds"):
-        hold_out(Split("birds", sets(classes), sets(4)), share)
+    split = Split("birds", sets(classes), sets(4))
+    start = rf"^--held-out {share}: {classes} classes train in birds"
+    with pytest.raises(DataError, match=start) as caught:
+        hold_out(split, share)
+    proposed = re.search(r"([\d.]+) is the most$", str(caught.value))
+    if classes < 4:
+        assert str(caught.value).endswith("leave the flag out")
+    else:
+        assert proposed and len(hold_out(split, float(proposed[1])).train.class_names) >= 2
