@@ -137,11 +137,14 @@ def write_csv(path: str, images: Iterable[tuple[str, str]]) -> None:
     """
     folder = os.path.realpath(os.path.dirname(path))
     with replaced_whole(path) as partial, _opened(partial, "w") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
+        # Before Python 3.13 a writer of such lines leaves a carriage return without quotes.
+        quoting_writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(COLUMNS)
         for row, (name, label) in enumerate(images):
             known = name if os.path.isabs(name) else os.path.relpath(name, folder)
-            writer.writerow([row, known, label])
+            has_return = "\r" in known or "\r" in label
+            (quoting_writer if has_return else writer).writerow([row, known, label])
 
 
 def check_csv(path: str) -> None:

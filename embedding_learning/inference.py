@@ -21,6 +21,7 @@ from embedding_learning.iterators import SequentialBatches
 from embedding_learning.model import ImageNormalization, MarginNet
 from embedding_learning.options import BATCH_SIZE, WORKERS
 from embedding_learning.parameter_files import read_parameters, set_parameters
+from embedding_learning.run_files import find_network
 
 # A file, or RGB pixels, uint8 (height, width, 3).
 Image = Union[str, "os.PathLike[str]", np.ndarray]
@@ -81,8 +82,8 @@ def load_model(
     Parameters
     ----------
     path : str or path
-        A .params file that train.py wrote. One that the original example wrote works too; it does
-        not tell its backbone.
+        A .params file that train.py wrote, or its run's prefix or folder. A file that the original
+        example wrote works too; it does not name its backbone.
     devices : list of Context, optional
         Where it computes, a batch divided among them; by default the CPU.
     model : str, optional
@@ -94,7 +95,7 @@ def load_model(
     UsageError
         If there is no such file, it holds no such network, or it does not tell the backbone.
     """
-    path = os.fspath(path)
+    path = find_network(os.fspath(path), "MODEL")
     source = f"MODEL {path}"
     devices = devices or [mx.cpu()]
     arrays = read_parameters(path, "MODEL")

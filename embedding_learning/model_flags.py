@@ -20,7 +20,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The model alone; it is loaded on the CPU."""
-    text = "the .params file of a trained network"
+    text = "a trained network: PREFIX.params, its run's folder PREFIX.run, or PREFIX"
     parser.add_argument("model_file", metavar="MODEL", help=text)
     text = "the network's backbone, for a file of the original example, which does not tell it"
     parser.add_argument("--model", metavar="NAME", help=text)
