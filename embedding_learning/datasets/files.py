@@ -7,10 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from embedding_learning.datasets.folders import EXTENSIONS, images_below
-from embedding_learning.datasets.image_set import DataError, ImageSet
+from embedding_learning.datasets.image_set import DataError, ImageSet, number_classes
 from embedding_learning.datasets.lists import read_lines
 
 # The name of the class of an image whose class is not known.
@@ -53,9 +51,7 @@ def read(inputs: Sequence[str]) -> ImageSet:
             found = _images_of_file(name)
             paths += found
             names += [UNLABELLED] * len(found)
-    class_names = sorted(set(names))
-    numbers = {name: number for number, name in enumerate(class_names)}
-    return ImageSet(paths, np.array([numbers[name] for name in names], np.int32), class_names)
+    return ImageSet(paths, *number_classes(names))
 
 
 def _images_of_folder(name: str) -> list[str]:

@@ -79,7 +79,10 @@ def test_class_folders_of_the_current_folder_and_of_odd_names(
 
 def test_a_comment_in_a_list_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("# birds\n  #2.jpg\n./#1.jpg\na#b.jpg\n")
-    assert files.read([f"{tmp_path}/list.txt"]).paths == [f"{tmp_path}/./#1.jpg", f"{tmp_path}/a#b.jpg"]
+    assert files.read([f"{tmp_path}/list.txt"]).paths == [
+        f"{tmp_path}/./#1.jpg",
+        f"{tmp_path}/a#b.jpg",
+    ]
 
 
 class Input:
