@@ -93,7 +93,7 @@ def convert(name: str, path: str, output: str) -> None:
     """Writes the weights in a file as Gluon's file of the classifier, less its last layer.
 
     Raises UsageError if the name is unknown, the file cannot be read or is of another network, or
-    the output cannot be written, has no name of a parameter file or is a trained network.
+    the output cannot be written, is a trained network or a file of another kind.
     """
     name = _own_name(name)
     _check_output(output)
@@ -109,15 +109,15 @@ def convert(name: str, path: str, output: str) -> None:
 
 
 def _check_output(path: str) -> None:
-    """Raises UsageError where a network or other weights would be lost."""
-    if not path.endswith(".params"):
-        raise UsageError(f"OUT {path}: end the name in .params")
+    """Raises UsageError if a file would be lost that `convert` has not written."""
+    if not os.path.exists(path):
+        return
     try:
-        is_trained = os.path.isfile(path) and read_description(path, "OUT") is not None
+        kind = "a trained network" if read_description(path, "OUT") else None
     except UsageError:
-        is_trained = False  # It is no parameter file, or damaged.
-    if is_trained:
-        raise UsageError(f"OUT {path}: is a trained network, which would be lost; name another")
+        kind = "a file of another kind"
+    if kind:
+        raise UsageError(f"OUT {path}: is {kind}, which would be lost; name another file")
 
 
 def slow_down_convolutions(features: HybridBlock) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from embedding_learning import plots, projection
 from embedding_learning.datasets import DataError
+from embedding_learning.datasets.files import UNLABELLED
 from embedding_learning.datasets.image_set import number_classes
 from embedding_learning.embedding_files import Embeddings
 from embedding_learning.flags import UsageError
@@ -61,7 +62,10 @@ def draw_photographs_of_file(found: Embeddings, name: str, path: str) -> None:
 
 def draw_points_of_file(found: Embeddings, name: str, path: str) -> None:
     """t-SNE of the vectors of the file of that name, coloured by class as far as it is known."""
-    _points(found.vectors, *number_classes(found.labels), (name, "images"), path)
+    labels, class_names = number_classes(found.labels)
+    if UNLABELLED in class_names:
+        labels[labels == class_names.index(UNLABELLED)] = -1
+    _points(found.vectors, labels, class_names, (name, "images"), path)
 
 
 def draw_gallery(found: EmbeddedTestSet, path: str) -> None:

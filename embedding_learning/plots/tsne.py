@@ -109,9 +109,8 @@ def tsne_points(
     ----------
     points : array (n, 2)
     labels : array (n,)
-        The class of each point, an index into the names.
+        The class of each point, an index into the names; -1: not known, and drawn in grey.
     class_names : sequence of str
-        An empty name stands for images whose class is not known: they are grey, and not counted.
     path : str
         The file, 2,000 pixels wide; PNG or SVG by its suffix.
     title : str
@@ -132,7 +131,7 @@ def tsne_points(
     sizes = np.bincount(members)
     by_class = np.split(np.argsort(members, kind="stable"), np.cumsum(sizes)[:-1])
     centres = np.array([_densest(places[rows]) for rows in by_class])
-    is_known = np.array([bool(class_names[c]) for c in classes])
+    is_known = classes >= 0
     colours = np.where(is_known, np.array(_PALETTE)[_far_apart(centres, sizes)], paper.GREY)
 
     figure, axes = paper.page(_POINTS, height)

@@ -129,7 +129,7 @@ def test_vectors_find_others_but_not_their_own_image(
     here: Path, model: EmbeddingModel, birds: ImageSet
 ) -> None:
     some = birds.take(np.array([5, 17, 29]))
-    embedding_learning.embed(model, some, "some.npy", overwrite=True)
+    embedding_learning.embed(model, some, "some.npy")
     found = embedding_learning.search(model, "birds.npy", ["some.npy"], 40)
     vectors = np.load("birds.npy")
     own = {0: {5}, 1: {17}, 2: {29}}
@@ -203,7 +203,8 @@ def test_the_table(
 def test_without_classes_nothing_is_right_or_wrong(
     here: Path, file: Path, birds: ImageSet, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert program(["search", str(file), "data/images", birds.paths[0], "-k1"]) == 0
+    Path("list.txt").write_text("\n".join(birds.paths))
+    assert program(["search", str(file), "list.txt", birds.paths[0], "-k1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == birds.paths[0]
     assert re.fullmatch(r"    1  \d\.\d{4}  data/images/\S+\.jpg", lines[1])
