@@ -139,6 +139,29 @@ def test_any_file_name_will_do(here: Path, file: Path) -> None:
     assert {found.path(row) for row in range(4)} == {f"odd/{name}" for name in names}
 
 
+def test_a_list_comes_from_the_standard_input(here: Path, file: Path) -> None:
+    paths = birds().paths[:3]
+    done = subprocess.run(
+        [sys.executable, "-m", "embedding_learning", "embed", str(file), "-", "--output=e.npy"],
+        input=f"# three birds\n{paths[2]}\n{paths[0]}\n",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == f"e.npy: 2 images, {DIMENSION} dimensions.\n", done.stderr
+    assert [row["path"] for row in rows()] == [paths[2], paths[0]]
+
+
+@pytest.mark.parametrize("name", ["birds", "birds.run", "birds.run/", "birds.params"])
+def test_every_name_of_a_run_names_its_network(
+    here: Path, file: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file.parent / "birds.run").mkdir(exist_ok=True)
+    command = ["embed", f"{file.parent}/{name}", birds().paths[0], "--output=e.npy"]
+    assert program(command) == 0
+    assert capsys.readouterr().out.startswith("e.npy: 1 images")
+
+
 # Bad images
 
 
