@@ -156,13 +156,13 @@ def _draw(sections: Mapping[str, Sequence[Sequence[_Tile]]], path: str, title: s
     paper.check_path(path)
     placed, headings, height, left_out = _placed(sections)
     most = max((column for _, column, _ in placed), default=0)
-    told = "Left: the query. Below each neighbour: its distance and its name."
+    caption = "Left: the query. Below each neighbour: its distance and its name."
     if any(tile.right is not None for tile, _, _ in placed):
-        told = f"Left: the query. {_RIGHT[2]} right, {_WRONG[2]} wrong, and the distance."
+        caption = f"Left: the query. {_RIGHT[2]} right, {_WRONG[2]} wrong, and the distance."
     if left_out:
-        told = f"{left_out:,} further queries are not shown. {told}"
+        caption = f"{left_out:,} further queries are not shown. {caption}"
     # Few neighbours are narrower than the line above them.
-    line = paper.text_width(told, _SMALL)
+    line = paper.text_width(caption, _SMALL)
     width = max(_left(most) + _SIDE + _BORDER, 5 * _SIDE, math.ceil(line) + 2 * _BORDER + 1)
     canvas = paper.blank(width, height + _BORDER)
     for tile, column, top in placed:
@@ -172,7 +172,7 @@ def _draw(sections: Mapping[str, Sequence[Sequence[_Tile]]], path: str, title: s
     paper.show(axes, canvas)
     room = width - 2 * _BORDER
     paper.write(axes, _BORDER, 50, title, _TEXT, room, weight="bold")
-    paper.write(axes, _BORDER, 88, told, _SMALL, room, color=paper.GREY)
+    paper.write(axes, _BORDER, 88, caption, _SMALL, room, color=paper.GREY)
     for heading, bottom in headings:
         paper.write(axes, _BORDER, bottom, heading, _HEADING, room, weight="bold")
     for tile, column, top in placed:
