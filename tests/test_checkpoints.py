@@ -290,6 +290,7 @@ def test_the_prefix_of_another_run_means_its_folder() -> None:
     assert found_at("other") == found_at("other.run") == [3, 0]
 
 
+@pytest.mark.usefixtures("here")
 def test_a_file_and_the_folder_of_another_prefix_are_found() -> None:
     save(Path("p.run"), 3)
     old = save(Path("other.run"), 1)
