@@ -20,7 +20,7 @@ def add_flags(group: argparse._ArgumentGroup) -> None:
     text = "take the ImageNet weights from a .params, .safetensors or .pth file"
     group.add_argument("--pretrained-params", metavar="FILE", help=text)
     add_choice(group, "--pool", POOLS, "pooling of the last map of features")
-    text = "start from the .params of a trained network, as far as its layers have these shapes"
+    text = "start from a trained network, its .params or its prefix, as far as its layers fit"
     group.add_argument("--init-from", metavar="FILE", help=text)
     text = "let the backbone's batch norm use its statistics as they are, and keep them"
     group.add_argument("--freeze-bn", action="store_true", help=text)

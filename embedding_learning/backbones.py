@@ -16,7 +16,7 @@ from embedding_learning import architectures, zoos
 from embedding_learning.architectures import ARCHITECTURES, GLUON_NAMES
 from embedding_learning.backbone_flags import POOLS
 from embedding_learning.flags import UsageError
-from embedding_learning.parameter_files import save_parameters
+from embedding_learning.parameter_files import read_description, save_parameters
 from embedding_learning.weight_files import load_weights
 
 # What the original does with pretrained weights: these layers learn at a hundredth of the rate.
@@ -93,9 +93,10 @@ def convert(name: str, path: str, output: str) -> None:
     """Writes the weights in a file as Gluon's file of the classifier, less its last layer.
 
     Raises UsageError if the name is unknown, the file cannot be read or is of another network, or
-    the output cannot be written.
+    the output cannot be written, is a trained network or a file of another kind.
     """
     name = _own_name(name)
+    _check_output(output)
     trunk = build(name)
     _load(trunk, name, path, "IN", [mx.cpu()])
     # A block whose parameters have these names.
@@ -105,6 +106,18 @@ def convert(name: str, path: str, output: str) -> None:
         save_parameters(holder, output)
     except OSError as error:
         raise UsageError(f"OUT {output}: cannot be written ({error.strerror})") from error
+
+
+def _check_output(path: str) -> None:
+    """Raises UsageError if a file would be lost that `convert` has not written."""
+    if not os.path.exists(path):
+        return
+    try:
+        kind = "a trained network" if read_description(path, "OUT") else None
+    except UsageError:
+        kind = "a file of another kind"
+    if kind:
+        raise UsageError(f"OUT {path}: is {kind}, which would be lost; name another file")
 
 
 def slow_down_convolutions(features: HybridBlock) -> None:

@@ -269,12 +269,14 @@ class RunFolder:
 
 
 def find(resume: str, prefix: str) -> Checkpoint | None:
-    """The checkpoint that --resume means: a file, the newest whole one of a run's folder, or with
-    `auto` that of the prefix; None if there is none to be found automatically.
+    """The checkpoint that --resume means: a file, the newest whole one of a run's folder, which
+    its prefix names too, or with `auto` that of `prefix`; None if `auto` finds none.
 
     Raises UsageError if what it names is not there or damaged.
     """
     path = Path(f"{prefix}.run" if resume == "auto" else resume)
+    if not os.path.exists(path) and os.path.isdir(f"{resume}.run"):
+        path = Path(f"{resume}.run")
     if not os.path.isdir(path):  # unlike Path's it raises nothing
         if resume == "auto":
             return None

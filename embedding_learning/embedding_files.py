@@ -1,17 +1,20 @@
-"""Embeddings on disk: FILE.npy holds the vectors, FILE.csv beside it says what its rows are of.
+"""Embeddings on disk: FILE.npy holds the vectors, FILE.csv says what its rows are of.
 
 FILE.npy is float32 (n, d) and can be mapped into memory. FILE.csv has a header and a line for each
 row, in order: row, path, label. A relative path is relative to the folder of the file; a label is
-the name of a class, or empty if none is known.
+the name of a class, or empty if none is known. FILE.npy.json holds the digest of the model; vectors
+of other programs, and of earlier versions of this one, have no such file.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 import struct
 from collections.abc import Iterable, Iterator
-from typing import IO, NamedTuple
+from pathlib import Path
+from typing import IO, NamedTuple, Optional
 
 import numpy as np
 
@@ -26,6 +29,8 @@ HEADER_BYTES = 128
 
 # Values looked at at once: 32 MB.
 _VALUES = 2**23
+# More than what rounding to float16 does to a length.
+_UNIT_TOLERANCE = 1e-3
 
 
 class Embeddings(NamedTuple):
@@ -41,12 +46,15 @@ class Embeddings(NamedTuple):
         The classes' names; empty where they are not known.
     folder : str
         Absolute, and no link: from there .. leads out of the folder, not of the link.
+    model : str, optional
+        The digest of the model that computed the vectors, if it is known.
     """
 
     vectors: np.ndarray
     paths: list[str]
     labels: list[str]
     folder: str
+    model: Optional[str] = None
 
     def path(self, row: int) -> str | None:
         """The file of an image, as it is named from the current folder, if it is known."""
@@ -79,8 +87,15 @@ def csv_path(path: str) -> str:
     return os.path.splitext(path)[0] + ".csv"
 
 
-def read(path: str, dimension: int) -> Embeddings:
+def model_path(path: str) -> str:
+    """The file that holds the digest of the model of FILE.npy."""
+    return f"{path}.json"
+
+
+def read(path: str, dimension: int | None) -> Embeddings:
     """The vectors, mapped into memory, and what FILE.csv tells of them if it is there.
+
+    The dimension is the one that is expected; None: any.
 
     Both may come from a stranger: each value of the vectors is looked at, and nothing but numbers
     and text is read.
@@ -104,15 +119,14 @@ def read(path: str, dimension: int) -> Embeddings:
     vectors = mapped.view(np.ndarray)
     if vectors.dtype not in (np.float32, np.float64):
         raise UsageError(f"{path}: holds {vectors.dtype}; float32 or float64 is expected")
-    if vectors.ndim != 2 or vectors.shape[1] != dimension or not len(vectors):
+    if vectors.ndim != 2 or dimension not in (None, vectors.shape[1]) or not vectors.size:
         raise UsageError(
-            f"{path}: holds an array {vectors.shape}; vectors (n, {dimension}) are expected, as "
-            "the model gives them: embed the images with this model"
+            f"{path}: holds an array {vectors.shape}; vectors (n, {dimension or 'd'}) are "
+            "expected, as the model gives them: embed the images with this model"
         )
-    at_once = max(1, _VALUES // dimension)
-    for start in range(0, len(vectors), at_once):
+    for start, some in _parts(vectors):
         with np.errstate(over="ignore"):
-            finite = np.isfinite(vectors[start : start + at_once].astype(np.float32)).all(axis=1)
+            finite = np.isfinite(some.astype(np.float32)).all(axis=1)
         if not finite.all():
             raise UsageError(
                 f"{path}: row {start + int(np.argmin(finite))} is not finite in float32"
@@ -127,7 +141,23 @@ def read(path: str, dimension: int) -> Embeddings:
             "embed them again, or remove the .csv file"
         )
     paths, labels = map(list, zip(*rows))
-    return Embeddings(vectors, paths, labels, os.path.realpath(os.path.dirname(path)))
+    folder = os.path.realpath(os.path.dirname(path))
+    return Embeddings(vectors, paths, labels, folder, _read_model(model_path(path)))
+
+
+def first_not_unit(vectors: np.ndarray) -> int | None:
+    """The first row whose length is not 1, within a thousandth; None if there is none."""
+    for start, some in _parts(vectors):
+        is_unit = np.abs(np.linalg.norm(some, axis=1) - 1) < _UNIT_TOLERANCE
+        if not is_unit.all():
+            return start + int(np.argmin(is_unit))
+    return None
+
+
+def write_model(path: str, digest: str) -> None:
+    """Writes FILE.npy.json, whole or not at all. Raises OSError."""
+    with replaced_whole(model_path(path)) as partial:
+        Path(partial).write_text(json.dumps({"model": digest}) + "\n", encoding="utf-8")
 
 
 def write_csv(path: str, images: Iterable[tuple[str, str]]) -> None:
@@ -137,11 +167,14 @@ def write_csv(path: str, images: Iterable[tuple[str, str]]) -> None:
     """
     folder = os.path.realpath(os.path.dirname(path))
     with replaced_whole(path) as partial, _opened(partial, "w") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
+        # Before Python 3.13 a writer of such lines leaves a carriage return without quotes.
+        quoting_writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(COLUMNS)
         for row, (name, label) in enumerate(images):
             known = name if os.path.isabs(name) else os.path.relpath(name, folder)
-            writer.writerow([row, known, label])
+            has_return = "\r" in known or "\r" in label
+            (quoting_writer if has_return else writer).writerow([row, known, label])
 
 
 def check_csv(path: str) -> None:
@@ -157,6 +190,33 @@ def header(shape: tuple[int, int]) -> bytes:
     return (
         b"\x93NUMPY\x01\x00" + struct.pack("<H", length) + text.ljust(length - 1).encode() + b"\n"
     )
+
+
+def _parts(vectors: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """The first row of each part of the vectors, and the part, so that memory is bounded."""
+    at_once = max(1, _VALUES // vectors.shape[1])
+    for start in range(0, len(vectors), at_once):
+        yield start, vectors[start : start + at_once]
+
+
+def _read_model(path: str) -> str | None:
+    """The digest in FILE.npy.json; None if there is no such file.
+
+    Raises UsageError if the file is not as it was written.
+    """
+    if not os.path.lexists(path):
+        return None
+    try:
+        check_plain(path)
+        digest = json.loads(Path(path).read_text(encoding="utf-8"))["model"]
+        if not isinstance(digest, str):
+            raise ValueError("no text")
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UsageError(
+            f"{path}: is damaged: it holds no digest of a model; embed the images again, or remove "
+            "the file"
+        ) from error
+    return digest
 
 
 def _csv_rows(path: str) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ from mxnet.gluon import Block, nn
 from embedding_learning.backbones import PRETRAINED_CONVOLUTION_LR_MULT
 from embedding_learning.model import MarginNet
 from embedding_learning.parameter_files import read_parameters, set_parameters
+from embedding_learning.run_files import find_network
 
 _WITHOUT_WEIGHT_DECAY = ("_gamma", "_beta", "_bias")
 
@@ -59,6 +60,7 @@ def start_from(path: str, net: MarginNet, devices: list[mx.Context]) -> None:
     UsageError
         If the file cannot be read or its backbone is another.
     """
+    path = find_network(path, "--init-from")
     source = f"--init-from {path}"
     parameters = net._collect_params_with_prefix()
     arrays = read_parameters(path, "--init-from")

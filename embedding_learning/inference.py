@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import cached_property
 from typing import Any, Union
 
 import cv2
@@ -21,10 +24,13 @@ from embedding_learning.iterators import SequentialBatches
 from embedding_learning.model import ImageNormalization, MarginNet
 from embedding_learning.options import BATCH_SIZE, WORKERS
 from embedding_learning.parameter_files import read_parameters, set_parameters
+from embedding_learning.run_files import find_network
 
 # A file, or RGB pixels, uint8 (height, width, 3).
 Image = Union[str, "os.PathLike[str]", np.ndarray]
 
+# What the vectors depend on besides the weights, by its name in the description.
+_SEEN = ("model", "pool", "image_size", "crop_size")
 # Batches queued beyond the one that is computed.
 _BATCHES_QUEUED = 2
 
@@ -81,8 +87,8 @@ def load_model(
     Parameters
     ----------
     path : str or path
-        A .params file that train.py wrote. One that the original example wrote works too; it does
-        not tell its backbone.
+        A .params file that train.py wrote, or its run's prefix or folder. A file that the original
+        example wrote works too; it does not name its backbone.
     devices : list of Context, optional
         Where it computes, a batch divided among them; by default the CPU.
     model : str, optional
@@ -94,7 +100,7 @@ def load_model(
     UsageError
         If there is no such file, it holds no such network, or it does not tell the backbone.
     """
-    path = os.fspath(path)
+    path = find_network(os.fspath(path), "MODEL")
     source = f"MODEL {path}"
     devices = devices or [mx.cpu()]
     arrays = read_parameters(path, "MODEL")
@@ -143,6 +149,15 @@ class EmbeddingModel:
         self.devices = devices
         self._graph = _Embedding(net)
         self._graph.hybridize(static_alloc=True, static_shape=True)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weights and of how images are prepared: equal for equal vectors."""
+        digest = hashlib.sha256(json.dumps([self.description[key] for key in _SEEN]).encode())
+        for name, parameter in self.net._collect_params_with_prefix().items():
+            digest.update(name.encode())
+            digest.update(parameter.list_data()[0].asnumpy().tobytes())
+        return digest.hexdigest()
 
     def embed(
         self,

@@ -12,15 +12,19 @@ if TYPE_CHECKING:
     from embedding_learning.inference import EmbeddingModel
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The model, where it computes, and how its images are decoded."""
-    add_model(parser)
+def add_flags(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """The model, where it computes, and how its images are decoded.
+
+    `more` ends the help on the model, where the command takes another file in its place.
+    """
+    add_model(parser, more)
     add_devices(parser)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, more: str = "") -> None:
     """The model alone; it is loaded on the CPU."""
-    text = "the .params file of a trained network"
+    text = "a trained network: PREFIX.params, its run's folder PREFIX.run, or PREFIX"
+    text += more
     parser.add_argument("model_file", metavar="MODEL", help=text)
     text = "the network's backbone, for a file of the original example, which does not tell it"
     parser.add_argument("--model", metavar="NAME", help=text)

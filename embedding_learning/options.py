@@ -158,7 +158,7 @@ def _add_port_flags(group: argparse._ArgumentGroup) -> None:
     add(group, "--batch-num", 200, "number of batches in an epoch")
     add_count(group, "--total-batch-size", "the port's --batch-size: images over all devices")
     add(group, "--momentum", 0.9, "momentum of sgd")
-    text = "go on with a run: its folder, a checkpoint, or auto; or start from a .params file"
+    text = "go on with a run: prefix, folder, a checkpoint, or auto; or start from a .params file"
     group.add_argument("--resume", metavar="WHAT", help=text)
     _add_alias(group, "--print-freq", "--log-interval", int)
     text = "scale the log weights of the sampling to [0, 1]"

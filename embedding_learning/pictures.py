@@ -1,12 +1,21 @@
-"""Pictures of embedded test images: t-SNE and a gallery of queries."""
+"""Pictures of embedded images: t-SNE and a gallery of queries."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Sequence
 
 import numpy as np
 
 from embedding_learning import plots, projection
+from embedding_learning.datasets import DataError
+from embedding_learning.datasets.files import UNLABELLED
+from embedding_learning.datasets.image_set import number_classes
+from embedding_learning.embedding_files import Embeddings
+from embedding_learning.flags import UsageError
+from embedding_learning.images import read_image
 from embedding_learning.neighbours import nearest
-from embedding_learning.test_set import EmbeddedTestSet, thumbnails
+from embedding_learning.test_set import THUMBNAIL, EmbeddedTestSet, thumbnails
 
 # Queries of each kind in a gallery, and neighbours of each.
 _QUERIES, _NEIGHBOURS = 5, 8
@@ -16,16 +25,47 @@ _SEED = 0
 
 def draw_photographs(found: EmbeddedTestSet, path: str) -> None:
     """t-SNE with photographs. Of very many images some are chosen."""
-    rows, points = _in_the_plane(found)
-    photograph = thumbnails(found.split.test)
-    plots.tsne_photographs(points, lambda row: photograph(rows[row]), path, _title(found, rows))
+    test = found.split.test
+    _photographs(found.queries, test.labels, thumbnails(test), _test_images(found), path)
 
 
 def draw_points(found: EmbeddedTestSet, path: str) -> None:
     """t-SNE with coloured points. Of very many images some are chosen."""
-    rows, points = _in_the_plane(found)
     test = found.split.test
-    plots.tsne_points(points, test.labels[rows], test.class_names, path, _title(found, rows))
+    _points(found.queries, test.labels, test.class_names, _test_images(found), path)
+
+
+def draw_photographs_of_file(found: Embeddings, name: str, path: str) -> None:
+    """t-SNE of the vectors of the file of that name, with the photographs that its list names.
+
+    Raises UsageError if it has no list, DataError if a photograph is not there.
+    """
+    labels, _ = number_classes(found.labels)
+    for row in projection.choose_rows(labels, _SEED):
+        photograph = found.path(row)
+        if photograph is None:
+            raise UsageError(
+                f"{name}: no .csv file names the image of row {row}; embed the images again, or "
+                "draw points"
+            )
+        if not os.path.isfile(photograph):
+            raise DataError(
+                f"{photograph}: no such file, though the list of {name} names it; move it back, "
+                "embed the images again, or draw points"
+            )
+
+    def thumbnail(row: int) -> np.ndarray:
+        return read_image(str(found.path(row)), None, THUMBNAIL)
+
+    _photographs(found.vectors, labels, thumbnail, (name, "images"), path)
+
+
+def draw_points_of_file(found: Embeddings, name: str, path: str) -> None:
+    """t-SNE of the vectors of the file of that name, coloured by class as far as it is known."""
+    labels, class_names = number_classes(found.labels)
+    if UNLABELLED in class_names:
+        labels[labels == class_names.index(UNLABELLED)] = -1
+    _points(found.vectors, labels, class_names, (name, "images"), path)
 
 
 def draw_gallery(found: EmbeddedTestSet, path: str) -> None:
@@ -49,13 +89,37 @@ def draw_gallery(found: EmbeddedTestSet, path: str) -> None:
     )
 
 
-def _in_the_plane(found: EmbeddedTestSet) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that are shown, and their points."""
-    rows = projection.choose_rows(found.split.test.labels, _SEED)
-    return rows, projection.tsne(found.queries[rows], _SEED)
+def _photographs(
+    vectors: np.ndarray,
+    labels: np.ndarray,
+    thumbnail: plots.Thumbnail,
+    title: tuple[str, str],
+    path: str,
+) -> None:
+    rows, points, heading = _in_the_plane(vectors, labels, title)
+    plots.tsne_photographs(points, lambda row: thumbnail(rows[row]), path, heading)
 
 
-def _title(found: EmbeddedTestSet, rows: np.ndarray) -> str:
-    count = len(found.split.test)
-    which = f"{len(rows):,} of {count:,}" if len(rows) < count else f"{count:,}"
-    return f"{found.split.title}: t-SNE of {which} test images"
+def _points(
+    vectors: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    title: tuple[str, str],
+    path: str,
+) -> None:
+    rows, points, heading = _in_the_plane(vectors, labels, title)
+    plots.tsne_points(points, labels[rows], class_names, path, heading)
+
+
+def _in_the_plane(
+    vectors: np.ndarray, labels: np.ndarray, title: tuple[str, str]
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """The rows that are shown, their points, and what stands above; `title`: source and noun."""
+    rows = projection.choose_rows(labels, _SEED)
+    which = f"{len(rows):,} of {len(labels):,}" if len(rows) < len(labels) else f"{len(labels):,}"
+    heading = f"{title[0]}: t-SNE of {which} {title[1]}"
+    return rows, projection.tsne(vectors[rows], _SEED), heading
+
+
+def _test_images(found: EmbeddedTestSet) -> tuple[str, str]:
+    return found.split.title, "test images"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from embedding_learning.inference import EmbeddingModel
 
 # Side of the photographs in pictures, in pixels.
-_THUMBNAIL = 224
+THUMBNAIL = 224
 
 
 class EmbeddedTestSet(NamedTuple):
@@ -91,7 +91,7 @@ def _without_bad_images(split: Split, workers: int) -> Split:
     """Names and leaves out what cannot be decoded of the images that test."""
 
     def good(part: ImageSet) -> ImageSet:
-        return part.take(np.flatnonzero(decodable(part, _THUMBNAIL, workers)))
+        return part.take(np.flatnonzero(decodable(part, THUMBNAIL, workers)))
 
     gallery = None if split.gallery is None else good(split.gallery)
     return replace(split, test=good(split.test), gallery=gallery)
@@ -102,6 +102,6 @@ def thumbnails(part: ImageSet) -> Callable[[int], np.ndarray]:
 
     def thumbnail(row: int) -> np.ndarray:
         box = None if part.boxes is None else part.boxes[row]
-        return read_image(part.paths[row], box, _THUMBNAIL)
+        return read_image(part.paths[row], box, THUMBNAIL)
 
     return thumbnail

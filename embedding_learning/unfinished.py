@@ -24,6 +24,7 @@ from embedding_learning.embedding_files import (
     csv_path,
     header,
     write_csv,
+    write_model,
 )
 from embedding_learning.flags import UsageError
 from embedding_learning.whole_files import replaced_whole
@@ -31,7 +32,7 @@ from embedding_learning.whole_files import replaced_whole
 _SECONDS_BETWEEN_SAVES = 10
 
 
-def check_output(path: str, overwrite: bool) -> None:
+def check_output(path: str) -> None:
     """Raises UsageError if embeddings cannot be written there; nothing is written."""
     folder = os.path.dirname(path) or os.curdir
     if not path.endswith(".npy"):
@@ -41,8 +42,8 @@ def check_output(path: str, overwrite: bool) -> None:
             f"--output {path}: the folder {folder} is not there or cannot be written to; create it "
             "first"
         )
-    if os.path.lexists(path) and not overwrite:
-        raise UsageError(f"--output {path}: is there already; name another, or --overwrite")
+    if os.path.isdir(path):
+        raise UsageError(f"--output {path}: is a folder; name a file")
     try:
         # It may be the list of a data set.
         check_csv(csv_path(path))
@@ -66,7 +67,8 @@ class Unfinished:
         Of the model and the images. What was begun with another one is not gone on with.
     dimension : int
     overwrite : bool
-        Whether other embeddings may be replaced, finished or not.
+        Whether unfinished embeddings of another identity may be given up. Finished ones are
+        replaced in the end.
 
     Attributes
     ----------
@@ -84,7 +86,7 @@ class Unfinished:
     """
 
     def __init__(self, output: str, identity: str, dimension: int, overwrite: bool) -> None:
-        check_output(output, overwrite)
+        check_output(output)
         self._output = output
         self._path, self._state_path = f"{output}.partial", f"{output}.partial.json"
         self._identity, self._dimension = identity, dimension
@@ -124,8 +126,11 @@ class Unfinished:
         if time.monotonic() - self._saved > _SECONDS_BETWEEN_SAVES:
             self._save()
 
-    def finish(self, paths: list[str], labels: list[str]) -> int:
-        """Both files take their places, with path and label of all images; the number of rows."""
+    def finish(self, paths: list[str], labels: list[str], model: str) -> int:
+        """All files take their places, with path and label of all images and the model's digest.
+
+        Returns the number of rows.
+        """
         # The header is no part of what is saved: a kill from here on leaves all that is needed.
         self._save()
         rows = np.delete(np.arange(self.done), self.left_out)
@@ -138,6 +143,7 @@ class Unfinished:
         with suppress(FileNotFoundError):
             os.remove(self._output)
         write_csv(csv_path(self._output), ((paths[row], labels[row]) for row in rows))
+        write_model(self._output, model)
         os.replace(self._path, self._output)
         self._is_finished = True
         os.remove(self._state_path)
@@ -167,7 +173,7 @@ class Unfinished:
             if not self._overwrite:
                 raise UsageError(
                     f"{self._path}: was begun with another model, other images or another "
-                    "--batch-size; name another --output, or begin anew with --overwrite"
+                    "--batch-size; name another --output, or give it up with --overwrite"
                 )
             return
         self.done, self.left_out = state["done"], state["left_out"]

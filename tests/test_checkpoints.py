@@ -284,6 +284,13 @@ def test_the_newest_is_found_by_its_numbers() -> None:
 
 
 @pytest.mark.usefixtures("here")
+def test_the_prefix_of_another_run_means_its_folder() -> None:
+    with RunFolder("other", keep=1) as folder:
+        save(folder, 3)
+    assert found_at("other") == found_at("other.run") == [3, 0]
+
+
+@pytest.mark.usefixtures("here")
 def test_a_file_and_the_folder_of_another_prefix_are_found() -> None:
     save(Path("p.run"), 3)
     old = save(Path("other.run"), 1)

@@ -17,9 +17,11 @@ from embedding_learning.embedding_files import (
     Embeddings,
     check_csv,
     csv_path,
+    first_not_unit,
     header,
     read,
     write_csv,
+    write_model,
 )
 from embedding_learning.flags import UsageError
 
@@ -104,6 +106,53 @@ def test_any_name_survives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == ODD_NAMES
     assert [int(row["row"]) for row in rows] == list(range(len(ODD_NAMES)))
+
+
+def test_lines_end_in_line_feeds_and_are_read_with_either_end(tmp_path: Path) -> None:
+    images = [("/a.jpg", "wren"), ("/re\rturn.jpg", "two\nlines")]
+    path = write(tmp_path, VECTORS[:2], images)
+    content = (tmp_path / "e.csv").read_bytes()
+    assert content == b'row,path,label\n0,/a.jpg,wren\n"1","/re\rturn.jpg","two\nlines"\n'
+    (tmp_path / "e.csv").write_bytes(b"row,path,label\r\n0,/a.jpg,wren\r\n1,/b.jpg,\r\n")
+    assert read(path, 3).paths == ["/a.jpg", "/b.jpg"]
+
+
+def test_any_dimension_can_be_read(tmp_path: Path) -> None:
+    assert read(write(tmp_path), None).vectors.shape == (5, 3)
+    with pytest.raises(UsageError, match=r"holds an array \(5, 0\); vectors \(n, d\) are expected"):
+        read(write(tmp_path, VECTORS[:, :0]), None)
+
+
+# The model
+
+
+def test_the_model_is_known_where_it_was_written_down(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    assert read(path, 3).model is None
+    write_model(path, "abc")
+    assert read(path, 3).model == "abc"
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"model": 3}', "[" * 5000, "\udce4"])
+def test_a_damaged_digest_is_refused(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path)
+    Path(f"{path}.json").write_bytes(os.fsencode(text))
+    assert fault(path) == (
+        f"{path}.json: is damaged: it holds no digest of a model; embed the images again, or "
+        "remove the file"
+    )
+
+
+@pytest.mark.parametrize("row", [None, 0, 4])
+def test_the_first_row_that_is_not_of_unit_length_is_found(
+    monkeypatch: pytest.MonkeyPatch, row: int | None
+) -> None:
+    monkeypatch.setattr(embedding_files, "_VALUES", 6)
+    vectors = VECTORS / np.linalg.norm(VECTORS, axis=1, keepdims=True)
+    vectors = vectors.astype(np.float16).astype(np.float32)  # rounding is no fault
+    if row is not None:
+        vectors[row:] *= 1.01
+    assert first_not_unit(vectors) == row
 
 
 def test_relative_paths_lead_there_from_any_folder(

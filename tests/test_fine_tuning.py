@@ -261,6 +261,14 @@ def test_what_fits_is_taken_and_what_is_new_is_told(
     assert caplog.messages == expected
 
 
+def test_the_prefix_of_a_network_names_it(
+    trained: tuple[str, dict[str, np.ndarray]], caplog: pytest.LogCaptureFixture
+) -> None:
+    path, former = trained
+    found = started(path.removesuffix(".params"))
+    np.testing.assert_array_equal(found["base_net.0.weight"], former["base_net.0.weight"])
+
+
 def test_a_network_with_a_further_layer_gives_its_backbone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

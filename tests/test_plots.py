@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ import cv2
 import matplotlib
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
 
 from embedding_learning import plots
 from embedding_learning.flags import UsageError
@@ -224,6 +227,26 @@ def test_the_points_are_coloured_by_class(tmp_path: Path) -> None:
     assert sides == [[1, 1], [-1, -1]]
 
 
+def test_points_of_no_known_class_are_grey_and_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(paper, "save", lambda figure, _: figures.append(figure))
+    points, path = np.random.default_rng(0).normal(size=(10, 2)), str(tmp_path / "a.png")
+    plots.tsne_points(points, np.repeat([-1, 0], 5), ["wren"], path)
+    plots.tsne_points(points, np.full(10, -1), [], path)
+    written = [[text.get_text() for text in figure.axes[0].texts] for figure in figures]
+    title = "t-SNE of the embeddings"
+    assert written == [
+        ["wren", title, "Images: 10. Classes: 1"],
+        [title, "Images: 10. Classes: 0"],
+    ]
+    for figure, known in zip(figures, (5, 0)):
+        (dots,) = figure.axes[0].collections
+        is_grey = (np.round(255 * dots.get_facecolors()[:, :3]) == _rgb(paper.GREY)).all(axis=1)
+        assert is_grey.tolist() == [True] * (10 - known) + [False] * known
+
+
 def _rgb(colour: str) -> np.ndarray:
     return np.round(255 * np.array(matplotlib.colors.to_rgb(colour))).astype(int)
 
@@ -386,6 +409,16 @@ def test_search_results_are_framed_only_if_they_are_judged(tmp_path: Path) -> No
     assert texts(tmp_path / "a.svg")[-4:] == ["0.500", "500.jpg", "0.500", "501.jpg"]
     search(tmp_path / "a.svg", 1, 2, right=np.array([[False, True]]))
     assert texts(tmp_path / "a.svg")[-4:] == ["✗ 0.500", "500.jpg", "✓ 0.500", "501.jpg"]
+
+
+@pytest.mark.parametrize("judged", [None, True])
+def test_a_single_neighbour_leaves_room_for_the_line_above(
+    tmp_path: Path, judged: bool | None
+) -> None:
+    right = None if judged is None else np.array([[judged]])
+    search(tmp_path / "a.svg", 1, 1, right=right)
+    heading = texts(tmp_path / "a.svg")[1]
+    assert heading.startswith("Left: the query.") and heading.endswith(".")
 
 
 def test_many_neighbours_stand_on_further_lines(tmp_path: Path) -> None:
@@ -752,6 +785,77 @@ def test_a_broken_name_loses_nothing_but_its_end(text: str) -> None:
     assert together.endswith("…")
     assert text.replace(" ", "").startswith(together[:-1])
     assert paper.wrapped(text, 19, 1, 2) is not None
+
+
+@pytest.fixture
+def typefaces(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """A function that lets pictures know these typefaces alone, whatever is installed."""
+
+    def forget() -> None:
+        for function in (paper.font, paper._characters, paper._warn_of_script):
+            function.cache_clear()
+
+    def set_typefaces(*names: str) -> None:
+        monkeypatch.setattr(paper, "_TYPEFACES", names)
+        forget()
+
+    yield set_typefaces
+    forget()
+
+
+def test_scripts_without_a_typeface_cause_one_warning_each(
+    typefaces: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    typefaces("DejaVu Sans")
+    assert paper.drawable("紅鹎 Wren Ямал") == "�� Wren Ямал"
+    for text in ("紅鹎", "ひ", "한", "ก", "\U0010fffd", "🐦", "紅"):
+        paper.drawable(text)
+    scripts = {"CJK": "cjk", "HIRAGANA": "cjk", "HANGUL": "cjk", "THAI": "unifont"}
+    packages = {"cjk": "fonts-noto-cjk", "unifont": "fonts-unifont"}
+    assert caplog.messages == [
+        f"Pictures: no installed typeface has {script} characters, which are drawn as �; Debian's "
+        f"package {packages[package]} brings one."
+        for script, package in scripts.items()
+    ]
+
+
+def write_typeface(path: Path, family: str, character: str) -> None:
+    """A typeface with one character, a square as wide as the text is high."""
+    pen = TTGlyphPen(None)
+    for number, corner in enumerate([(100, 0), (100, 800), (900, 800), (900, 0)]):
+        (pen.lineTo if number else pen.moveTo)(corner)
+    pen.closePath()
+    empty = TTGlyphPen(None).glyph()
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", "square"])
+    builder.setupCharacterMap({ord(character): "square"})
+    builder.setupGlyf({".notdef": empty, "square": pen.glyph()})
+    builder.setupHorizontalMetrics({".notdef": (500, 0), "square": (1000, 100)})
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": family, "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(path)
+
+
+def test_an_installed_typeface_draws_what_the_first_lacks(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    typefaces: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Matplotlib warns, which is an error here, where no typeface of the text has a character."""
+    write_typeface(tmp_path / "test.ttf", "Test CJK", "鳥")
+    manager = font_manager.fontManager
+    monkeypatch.setattr(manager, "ttflist", list(manager.ttflist))
+    manager.addfont(tmp_path / "test.ttf")
+    manager._findfont_cached.cache_clear()
+    typefaces("DejaVu Sans", "Test CJK", "Of Another System")
+    assert paper.families() == ["DejaVu Sans", "Test CJK"]
+    assert paper.drawable("a鳥") == "a鳥"
+    assert paper.text_width("鳥鳥", 100) - paper.text_width("鳥", 100) == pytest.approx(100, abs=1)
+    plots.tsne_points(np.zeros((1, 2)), np.array([0]), ["鳥"], str(tmp_path / "a.png"))
+    assert caplog.messages == []
 
 
 def test_characters_without_a_typeface_are_marked() -> None:

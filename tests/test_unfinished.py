@@ -48,7 +48,7 @@ def embed(
             good = [image for image in rows if image not in BAD]
             file.append(vectors[good], len(rows), bad)
         assert file.left_out == BAD
-        assert file.finish(PATHS, labels) == IMAGES - len(BAD)
+        assert file.finish(PATHS, labels, identity) == IMAGES - len(BAD)
     return IMAGES - started
 
 
@@ -65,7 +65,8 @@ def assert_whole(output: Path, vectors: np.ndarray = VECTORS) -> None:
     kept = [row for row in range(IMAGES) if row not in BAD]
     expected = [f"{number},{PATHS[row]},{LABELS[row]}" for number, row in enumerate(kept)]
     assert lines == ["row,path,label", *expected]
-    assert names(output.parent) == [output.with_suffix(".csv").name, output.name]
+    name = output.name
+    assert names(output.parent) == [output.with_suffix(".csv").name, name, f"{name}.json"]
 
 
 def test_both_files_are_there_in_the_end_and_nothing_else(tmp_path: Path) -> None:
@@ -121,12 +122,12 @@ def test_a_kill_at_any_call_to_the_system_leaves_what_can_be_gone_on_with(
     assert len(seen) > 30
     done = set()
     for folder in seen:
-        done.add(IMAGES - embed(folder / "e.npy", overwrite=(folder / "e.npy").exists()))
+        done.add(IMAGES - embed(folder / "e.npy"))
         assert_whole(folder / "e.npy")
     assert done == {*range(0, IMAGES, AT_ONCE), IMAGES}
 
 
-def test_at_no_time_do_the_two_files_belong_to_different_embeddings(
+def test_at_no_time_do_the_files_belong_to_different_embeddings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "e.npy"
@@ -135,14 +136,15 @@ def test_at_no_time_do_the_two_files_belong_to_different_embeddings(
     def look(*_: object) -> None:
         if output.exists():
             label = (tmp_path / "e.csv").read_text().splitlines()[1].split(",")[2]
-            seen.add((label, float(np.load(output)[0, 0])))
+            model = json.loads((tmp_path / "e.npy.json").read_text())["model"]
+            seen.add((label, model, float(np.load(output)[0, 0])))
 
     embed(output)
     before = set(os.listdir(tmp_path))
     watch_system(monkeypatch, look)
-    embed(output, identity="two", overwrite=True, vectors=VECTORS + 1, labels=["new"] * IMAGES)
+    embed(output, identity="two", vectors=VECTORS + 1, labels=["new"] * IMAGES)
     look()
-    assert seen == {(LABELS[4], VECTORS[4, 0]), ("new", (VECTORS + 1)[4, 0])}
+    assert seen == {(LABELS[4], "one", VECTORS[4, 0]), ("new", "two", (VECTORS + 1)[4, 0])}
     assert set(os.listdir(tmp_path)) == before
 
 
@@ -219,12 +221,9 @@ def test_other_embeddings_are_not_mixed_in(tmp_path: Path) -> None:
     assert_whole(output, VECTORS + 1)
 
 
-def test_an_output_is_replaced_only_on_demand_and_only_in_the_end(tmp_path: Path) -> None:
+def test_an_output_is_replaced_only_in_the_end(tmp_path: Path) -> None:
     output = tmp_path / "e.npy"
     embed(output)
-    with pytest.raises(UsageError, match=r"is there already; name another, or --overwrite"):
-        embed(output)
-    assert_whole(output)
 
     def look(row: int) -> None:
         found = np.load(output)
@@ -233,8 +232,8 @@ def test_an_output_is_replaced_only_on_demand_and_only_in_the_end(tmp_path: Path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        embed(output, look, "two", overwrite=True, vectors=VECTORS + 1)
-    assert embed(output, identity="two", overwrite=True, vectors=VECTORS + 1) == IMAGES - 8
+        embed(output, look, "two", vectors=VECTORS + 1)
+    assert embed(output, identity="two", vectors=VECTORS + 1) == IMAGES - 8
     assert_whole(output, VECTORS + 1)
 
 
@@ -328,7 +327,7 @@ def test_all_images_may_be_left_out_so_far(tmp_path: Path) -> None:
         ("e", "end the name in .npy"),
         ("nowhere/e.npy", "nowhere is not there"),
         ("data.npy", "data.csv would be overwritten, which is no list of embeddings"),
-        ("folder.npy", "is there already"),
+        ("folder.npy", "is a folder"),
     ],
 )
 def test_an_output_that_cannot_be_is_told_before_anything_is_written(
@@ -338,12 +337,8 @@ def test_an_output_that_cannot_be_is_told_before_anything_is_written(
     (tmp_path / "folder.npy").mkdir()
     before = names(tmp_path)
     with pytest.raises(UsageError) as caught:
-        check_output(str(tmp_path / name), False)
+        check_output(str(tmp_path / name))
     assert told in str(caught.value)
-    # Not even on demand.
-    if "csv" in told:
-        with pytest.raises(UsageError, match="would be overwritten"):
-            check_output(str(tmp_path / name), True)
     assert names(tmp_path) == before
 
 

@@ -24,7 +24,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m embedding_learning convert",
         description="Write ImageNet weights as a Gluon parameter file. Nothing in the file that is "
-        "read is run.",
+        "read is run. An output of before is replaced once the new one is complete.",
     )
     text = (
         "a .safetensors or a .pth state dictionary, named as in torchvision or timm, or a Gluon "

@@ -32,7 +32,7 @@ _VERSION = 1
 def main(arguments: list[str]) -> int:
     """Writes the file, or goes on with it."""
     options = _parse(arguments)
-    check_output(options.output, options.overwrite)
+    check_output(options.output)
     with reporting.log_to_terminal():
         model = model_flags.load(options)
         if options.data_path is None:
@@ -56,7 +56,9 @@ def main(arguments: list[str]) -> int:
                 "goes on with it",
             ) from None
     left_out = f" {len(images) - count} left out." if count < len(images) else ""
-    print(f"{options.output}: {count} images, {model.dimension} dimensions.{left_out}")
+    classes = set(images.class_names) - {files.UNLABELLED}
+    of_classes = f" of {len(classes)} classes" if classes else ""
+    print(f"{options.output}: {count} images{of_classes}, {model.dimension} dimensions.{left_out}")
     return 0
 
 
@@ -69,7 +71,7 @@ def embed(
     skip_bad: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Writes the embeddings of images to FILE.npy, and what its rows are of to FILE.csv beside it.
+    """Writes the embeddings of images to FILE.npy, and what its rows are of to FILE.csv.
 
     The files are described in `embedding_files`. Memory is bounded, but for the images' paths. What
     a process that was stopped or killed had done is gone on with if the arguments are the same; the
@@ -90,7 +92,8 @@ def embed(
     skip_bad : bool
         Leave out images that cannot be decoded, with a warning for each.
     overwrite : bool
-        Replace an output that is there.
+        Give up what was begun there with other arguments and is not finished. A finished output is
+        replaced once the new one is.
 
     Returns
     -------
@@ -102,7 +105,7 @@ def embed(
     DataError
         If an image is missing or cannot be decoded, or none can.
     UsageError
-        If the output cannot be written, is there already, or other embeddings were begun there.
+        If the output cannot be written, or other embeddings were begun there.
     """
     if not isinstance(images, ImageSet):
         images = files.read(images)
@@ -114,7 +117,7 @@ def embed(
     try:
         with Unfinished(output, identity, model.dimension, overwrite) as unfinished:
             _embed_rest(model, images, size, workers, skip_bad, unfinished)
-            return unfinished.finish(images.paths, labels)
+            return unfinished.finish(images.paths, labels, model.digest)
     except OSError as error:
         raise UsageError(
             f"--output {output}: cannot be written: {error.strerror or error}; remove the cause, "
@@ -198,20 +201,24 @@ def _identity(model: EmbeddingModel, images: ImageSet, labels: list[str], batch_
     told = [_VERSION, model.description, batch_size, images.paths, labels]
     digest.update(json.dumps(told).encode())
     digest.update(b"" if images.boxes is None else images.boxes.astype("<i8").tobytes())
-    for name, parameter in model.net._collect_params_with_prefix().items():
-        digest.update(name.encode())
-        digest.update(parameter.list_data()[0].asnumpy().tobytes())
+    digest.update(model.digest.encode())
     return digest.hexdigest()
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m embedding_learning embed",
-        description="Write the embeddings of images to FILE.npy, and path and label of each row to "
-        "FILE.csv. After a kill the same command goes on where it stopped.",
+        description="Write the embeddings of images to FILE.npy, path and label of each row to "
+        "FILE.csv, and which model it was to FILE.npy.json. Files that are there are replaced once "
+        "the new ones are complete. After a kill the same command goes on where it stopped.",
     )
     model_flags.add_flags(parser)
-    text = "an image, a folder of images at any depth, or a .txt file that lists images"
+    text = (
+        "an image, a folder of images at any depth, a .txt file that lists images (# begins a "
+        "comment), or - for such a list on the standard input; in a folder of class folders, whose "
+        "images all lie in two or more folders directly in it, each image gets its folder's name "
+        "as label"
+    )
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help=text)
     text = "the .npy file to write"
     parser.add_argument("--output", required=True, metavar="FILE", help=text)
@@ -222,7 +229,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--cache-dir", default=default_cache_dir(), help="where glyphs are drawn")
     text = "leave out images that cannot be decoded"
     parser.add_argument("--skip-bad-images", action="store_true", help=text)
-    text = "replace an output that is there already"
+    text = "give up what another model, other images or another batch size had begun in FILE"
     parser.add_argument("--overwrite", action="store_true", help=text)
     options = parser.parse_intermixed_args(arguments)
     model_flags.check(options)

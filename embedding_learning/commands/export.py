@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> int:
     from embedding_learning.export import export_onnx, export_symbol
 
     crop_size = model.description["crop_size"]
-    if options.output.endswith(".onnx"):
+    if options.output.lower().endswith(".onnx"):
         export_onnx(model.net, options.output, crop_size, options.normalize_input)
         print(f"{options.output}: {_inputs(crop_size, options.normalize_input)}")
     else:
@@ -38,7 +38,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m embedding_learning export",
         description="Write a saved model as an ONNX file, or as a symbol and a parameter file for "
-        "Gluon's SymbolBlock.",
+        "Gluon's SymbolBlock. Files that are there are replaced once the new ones are complete.",
     )
     model_flags.add_model(parser)
     text = "FILE.onnx; any other name is the prefix of PREFIX-symbol.json and PREFIX-0000.params"

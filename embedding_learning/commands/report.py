@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 from embedding_learning import datasets, model_flags, pictures, reporting, test_set
 from embedding_learning import options as flags
 from embedding_learning.evaluation import common_metrics, measure, parse_metrics
-from embedding_learning.flags import Parser, UsageError
+from embedding_learning.flags import Parser
+from embedding_learning.run_files import find_run, prefix_of
 
 
 def main(arguments: list[str]) -> int:
@@ -90,15 +91,15 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         prog="python -m embedding_learning report",
         description="Write a run's page: metrics, curves, t-SNE, gallery, command and versions.",
     )
-    text = "the run's --save-model-prefix: PREFIX.params and PREFIX.run are read"
+    text = (
+        "the run's --save-model-prefix: PREFIX.params and PREFIX.run are read; either may be named"
+    )
     parser.add_argument("prefix", metavar="PREFIX", help=text)
     text = "the page (default: PREFIX.run/report.html)"
     parser.add_argument("--output", metavar="FILE", help=text)
     model_flags.add_devices(parser)
     options = parser.parse_args(arguments)
     model_flags.check(options)
-    for ending in (".run/", ".run", ".params"):
-        options.prefix = options.prefix.removesuffix(ending)
-    if not Path(f"{options.prefix}.run").is_dir():
-        raise UsageError(f"{options.prefix}: no run of this prefix; its folder is PREFIX.run")
+    options.prefix = prefix_of(options.prefix)
+    find_run(options.prefix)
     return options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
@@ -88,10 +89,10 @@ def search(
     ----------
     model : EmbeddingModel
     gallery : str
-        An .npy file that `embed` wrote with this model, which is mapped into memory; or a folder, a
-        .txt list or an image, embedded now.
+        An .npy file that `embed` wrote with this model, which is mapped into memory; or an input of
+        `datasets.files.read`, embedded now, with labels where it is a folder of class folders.
     queries : sequence of str
-        Images, folders, .txt lists and .npy files.
+        .npy files and inputs of `datasets.files.read`.
     k : int
         At least 1. Where there are fewer images to find, all of them are found.
     batch_size, workers : int
@@ -101,7 +102,8 @@ def search(
     ------
     UsageError
         If an .npy file is not as `embed` writes it, is of another dimension than the model's, or
-        there is nothing to find. Whether it is of this very model, it does not tell.
+        there is nothing to find. If it is another model's, or its rows are not of unit length, a
+        warning is logged.
     DataError
         If an image or a folder cannot be read.
     """
@@ -157,7 +159,7 @@ def _embeddings(
     parts: list[Embeddings] = []
     for is_file, some in groupby(names, lambda name: name.lower().endswith(".npy")):
         if is_file:
-            parts += [embedding_files.read(name, model.dimension) for name in some]
+            parts += [_read_vectors(model, name) for name in some]
         else:
             parts.append(_embedded(model, list(some), batch_size, workers, known))
     if len(parts) == 1:
@@ -170,6 +172,23 @@ def _embeddings(
     )
 
 
+def _read_vectors(model: EmbeddingModel, name: str) -> Embeddings:
+    """The vectors of an .npy file; warns if their distances to the model's own mean nothing."""
+    found = embedding_files.read(name, model.dimension)
+    if found.model not in (None, model.digest):
+        logging.warning(
+            "%s: was embedded with another model, so distances to this model's vectors mean "
+            "nothing; name that model, or embed the images again with this one.", name,
+        )  # fmt: skip
+    row = embedding_files.first_not_unit(found.vectors)
+    if row is not None:
+        logging.warning(
+            "%s: row %d has the length %.4g; this model's vectors have the length 1, so distances "
+            "to others mean little.", name, row, np.linalg.norm(found.vectors[row]),
+        )  # fmt: skip
+    return found
+
+
 def _embedded(
     model: EmbeddingModel,
     names: Sequence[str],
@@ -180,13 +199,13 @@ def _embedded(
     """Of images, folders and lists."""
     images = files.read(names)
     vectors = np.empty((len(images), model.dimension), np.float32)
-    labels = [files.UNLABELLED] * len(images)
+    labels = [images.class_names[label] for label in images.labels]
     new = []
     for row, known_rows in enumerate(known.rows_of(images.paths) if known else [[]] * len(images)):
         if known and known_rows:
             # Where boxes were cut, the whole image would be another one.
             vectors[row] = known.vectors[known_rows[0]]
-            labels[row] = known.labels[known_rows[0]]
+            labels[row] = known.labels[known_rows[0]] or labels[row]
         else:
             new.append(row)
     pixels = Decoder(images.take(np.array(new, int)), model.description["image_size"])
@@ -263,17 +282,22 @@ def _photograph(images: Embeddings, row: int) -> np.ndarray:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m embedding_learning search",
-        description="Print the images of a gallery that are nearest to each query.",
+        description="Print the images of a gallery that are nearest to each query. A query that "
+        "stands in the gallery by its own path is left out of what is found, and takes its vector "
+        "and label from there; a copy in another file is found.",
     )
     model_flags.add_flags(parser)
-    text = "an .npy file written by embed, or a folder or .txt list of images, embedded now"
+    text = (
+        "an .npy file written by embed with this model; or a folder, a .txt list or - for a list "
+        "on the standard input, embedded now, with labels from class folders as embed takes them"
+    )
     parser.add_argument("gallery", metavar="GALLERY", help=text)
-    text = "an image, a folder, a .txt list, or an .npy file of vectors"
+    text = "an image, a folder, a .txt list, -, or an .npy file of vectors"
     parser.add_argument("queries", nargs="+", metavar="QUERY", help=text)
     text = "number of images to find for each query (default: %(default)s)"
     parser.add_argument("-k", type=int, default=10, metavar="N", help=text)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    text = "draw queries and what was found, too: a .png or .svg file"
+    text = "draw queries and what was found, too: a .png or .svg file, replaced if it is there"
     parser.add_argument("--picture", metavar="FILE", help=text)
     options = parser.parse_intermixed_args(arguments)
     model_flags.check(options)

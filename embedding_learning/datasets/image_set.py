@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -91,6 +92,16 @@ class ImageSet:
                 "again, or name another folder with --data-path"
             )
         return np.array(stats, np.int64).reshape(-1, 2)
+
+
+def number_classes(names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Numbers the classes that images name, in the order of the names.
+
+    Returns the class of each image, int32 (n,), and the name of each class.
+    """
+    class_names = sorted(set(names))
+    numbers = {name: number for number, name in enumerate(class_names)}
+    return np.array([numbers[name] for name in names], np.int32), class_names
 
 
 def _file_stat(path: str) -> tuple[int, int]:

@@ -11,11 +11,12 @@ from embedding_learning.plots.comparison import spreads
 from embedding_learning.plots.history import curves
 from embedding_learning.plots.neighbours import gallery, search_results
 from embedding_learning.plots.pairs import distances
-from embedding_learning.plots.paper import check_path
+from embedding_learning.plots.paper import Thumbnail, check_path
 from embedding_learning.plots.queries import average_precision, choose_queries
 from embedding_learning.plots.tsne import tsne_photographs, tsne_points
 
 __all__ = [
+    "Thumbnail",
     "average_precision",
     "check_path",
     "choose_queries",

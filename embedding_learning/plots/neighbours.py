@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Optional, Union
 
@@ -21,7 +22,7 @@ _WRONG: _Look = ("#d7263d", (0, (3.0, 1.5)), "\N{BALLOT X}")
 
 # Pixels.
 _SIDE, _GAP, _BORDER = 168, 20, 30
-_LINE, _NAME, _HEADING, _TEXT = 25, 19, 34, 40
+_LINE, _NAME, _SMALL, _HEADING, _TEXT = 25, 19, 24, 34, 40
 _TOP = 110
 _NAME_LINES = 2
 _ROW = _SIDE + (_NAME_LINES + 1) * _LINE + 24
@@ -155,7 +156,14 @@ def _draw(sections: Mapping[str, Sequence[Sequence[_Tile]]], path: str, title: s
     paper.check_path(path)
     placed, headings, height, left_out = _placed(sections)
     most = max((column for _, column, _ in placed), default=0)
-    width = max(_left(most) + _SIDE + _BORDER, 5 * _SIDE)
+    caption = "Left: the query. Below each neighbour: its distance and its name."
+    if any(tile.right is not None for tile, _, _ in placed):
+        caption = f"Left: the query. {_RIGHT[2]} right, {_WRONG[2]} wrong, and the distance."
+    if left_out:
+        caption = f"{left_out:,} further queries are not shown. {caption}"
+    # Few neighbours are narrower than the line above them.
+    line = paper.text_width(caption, _SMALL)
+    width = max(_left(most) + _SIDE + _BORDER, 5 * _SIDE, math.ceil(line) + 2 * _BORDER + 1)
     canvas = paper.blank(width, height + _BORDER)
     for tile, column, top in placed:
         paper.paste(canvas, tile.thumbnail(tile.image), _left(column), top, _SIDE)
@@ -164,12 +172,7 @@ def _draw(sections: Mapping[str, Sequence[Sequence[_Tile]]], path: str, title: s
     paper.show(axes, canvas)
     room = width - 2 * _BORDER
     paper.write(axes, _BORDER, 50, title, _TEXT, room, weight="bold")
-    told = "Left: the query. Below each neighbour: its distance and its name."
-    if any(tile.right is not None for tile, _, _ in placed):
-        told = f"Left: the query. {_RIGHT[2]} right, {_WRONG[2]} wrong, and the distance."
-    if left_out:
-        told = f"{left_out:,} further queries are not shown. {told}"
-    paper.write(axes, _BORDER, 88, told, 24, room, color=paper.GREY)
+    paper.write(axes, _BORDER, 88, caption, _SMALL, room, color=paper.GREY)
     for heading, bottom in headings:
         paper.write(axes, _BORDER, bottom, heading, _HEADING, room, weight="bold")
     for tile, column, top in placed:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import unicodedata
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import cv2
@@ -31,10 +33,14 @@ SUFFIXES = (".png", ".svg")
 # Matplotlib brings DejaVu Sans, which has no Chinese, Japanese or Korean. Of these, some of which
 # come with every desktop system, it takes what is installed.
 _TYPEFACES = (
-    "DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei",
-    "WenQuanYi Micro Hei", "Droid Sans Fallback", "PingFang SC", "Hiragino Sans",
-    "Apple SD Gothic Neo", "Arial Unicode MS", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic",
+    "DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK TC", "Noto Sans CJK KR",
+    "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback", "PingFang SC",
+    "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS", "Microsoft YaHei", "Yu Gothic",
+    "Malgun Gothic", "Noto Sans Thai", "Noto Sans Devanagari", "Noto Sans Bengali",
+    "Noto Sans Tamil", "Noto Sans Telugu", "Noto Sans Ethiopic", "Unifont",
 )  # fmt: skip
+# The first words of the Unicode names of characters that Debian's package of CJK typefaces has.
+_CJK = ("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "HANGUL", "BOPOMOFO", "FULLWIDTH")
 _MISSING, _ELLIPSIS = "\N{REPLACEMENT CHARACTER}", "\N{HORIZONTAL ELLIPSIS}"
 
 
@@ -131,10 +137,16 @@ def class_title(name: str) -> str:
 
 
 def drawable(text: str) -> str:
-    """The text on one line, with a sign for each character that no installed typeface has."""
+    """The text on one line, with a sign for each character that no installed typeface has.
+
+    A warning, once for each script, says how to get a typeface.
+    """
     known = _characters()
     # No page has room for more; a megabyte would take long to measure.
     line = " ".join(text[:1000].split())
+    for sign in line:
+        if ord(sign) not in known and sign.isalpha():
+            _warn_of_script(unicodedata.name(sign, "").split(" ")[0])
     return "".join(sign if ord(sign) in known else _MISSING for sign in line)
 
 
@@ -204,6 +216,16 @@ def font(pixels: float, weight: str = "normal") -> FontProperties:
 def points(pixels: float) -> float:
     """The same length in points, of which an inch has 72: matplotlib's unit of lines and text."""
     return pixels * 72 / DPI
+
+
+@cache
+def _warn_of_script(script: str) -> None:
+    """Once for each script, whose name is the first word of its characters' Unicode names."""
+    package = "fonts-noto-cjk" if script in _CJK else "fonts-unifont"
+    logging.warning(
+        "Pictures: no installed typeface has %s characters, which are drawn as %s; Debian's "
+        "package %s brings one.", script, _MISSING, package,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=1)

@@ -109,7 +109,7 @@ def tsne_points(
     ----------
     points : array (n, 2)
     labels : array (n,)
-        The class of each point, an index into the names.
+        The class of each point, an index into the names; -1: not known, and drawn in grey.
     class_names : sequence of str
     path : str
         The file, 2,000 pixels wide; PNG or SVG by its suffix.
@@ -131,7 +131,8 @@ def tsne_points(
     sizes = np.bincount(members)
     by_class = np.split(np.argsort(members, kind="stable"), np.cumsum(sizes)[:-1])
     centres = np.array([_densest(places[rows]) for rows in by_class])
-    colours = np.array(_PALETTE)[_far_apart(centres, sizes)]
+    is_known = classes >= 0
+    colours = np.where(is_known, np.array(_PALETTE)[_far_apart(centres, sizes)], paper.GREY)
 
     figure, axes = paper.page(_POINTS, height)
     # Many points are fewer bytes as pixels, also within an SVG.
@@ -144,12 +145,13 @@ def tsne_points(
         linewidths=0,
         rasterized=len(points) > 2000,
     )
-    told = f"Images: {len(points):,}. Classes: {len(classes):,}"
-    if len(classes) > _MOST_NAMES:
+    told = f"Images: {len(points):,}. Classes: {is_known.sum():,}"
+    if is_known.sum() > _MOST_NAMES:
         told += ", too many to be named"
     else:
-        names = [paper.class_title(class_names[c]) for c in classes]
-        left_out = _write_names(axes, names, colours, centres, sizes, (_POINTS, height))
+        names = [paper.class_title(class_names[c]) for c in classes[is_known]]
+        known = colours[is_known], centres[is_known], sizes[is_known]
+        left_out = _write_names(axes, names, *known, (_POINTS, height))
         told += f", {left_out} of them without room for the name" if left_out else ""
     _heading(axes, _POINTS, title, told, _POINTS_TEXT)
     paper.save(figure, path)

@@ -14,6 +14,7 @@ from mxnet.gluon.model_zoo import vision
 from embedding_learning import backbones
 from embedding_learning.commands import convert
 from embedding_learning.flags import UsageError
+from tests.models import save_model
 from tests.torch_writer import write_pth
 from tests.torchvision_names import names_of
 
@@ -73,6 +74,19 @@ def test_a_mistake_is_told_and_nothing_written(
         convert.main([pth if flag == "IN" else flag for flag in flags])
     assert str(caught.value).startswith(told.format(pth=pth))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["a trained network", "a file of another kind"])
+def test_a_file_of_another_kind_is_not_replaced(pth: str, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "birds.params"
+    if kind == "a trained network":
+        save_model(out)
+    else:
+        out.write_bytes(Path(pth).read_bytes())
+    before = out.read_bytes()
+    with pytest.raises(UsageError, match=f"^OUT {out}: is {kind}, which would be lost; name"):
+        convert.main([pth, str(out), "--model=squeezenet1.1"])
+    assert out.read_bytes() == before
 
 
 def test_it_is_a_verb(pth: str, tmp_path: Path) -> None:

@@ -65,17 +65,17 @@ def left(folder: Path) -> set[str]:
     return {name for name in os.listdir(folder) if name.startswith("e.")}
 
 
-WHOLE = {"e.npy", "e.csv"}
+WHOLE = {"e.npy", "e.csv", "e.npy.json"}
 
 
 def test_a_folder_is_embedded(
     here: Path, file: Path, model: EmbeddingModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert program(["embed", str(file), "data/images", "--output=e.npy", "--batch-size=5"]) == 0
-    assert capsys.readouterr().out == f"e.npy: 32 images, {DIMENSION} dimensions.\n"
+    assert capsys.readouterr().out == f"e.npy: 32 images of 8 classes, {DIMENSION} dimensions.\n"
     paths = sorted(birds().paths)
     assert [row["path"] for row in rows()] == paths
-    assert {row["label"] for row in rows()} == {""}
+    assert [row["label"] for row in rows()] == [Path(path).parent.name for path in paths]
     vectors = np.load("e.npy", mmap_mode="r")
     assert (vectors.shape, vectors.dtype) == ((32, DIMENSION), np.float32)
     np.testing.assert_array_equal(vectors, model.embed(paths, batch_size=5))
@@ -88,6 +88,7 @@ def test_images_and_lists_go_between_flags(here: Path, file: Path, model: Embedd
     flags = ["--output", "e.npy", one, "--workers=1", "some.txt", two]
     assert program(["embed", str(file), *flags]) == 0
     assert [row["path"] for row in rows()] == [one, three, one, two]
+    assert {row["label"] for row in rows()} == {""}
     np.testing.assert_array_equal(np.load("e.npy"), model.embed([one, three, one, two]))
 
 
@@ -143,6 +144,29 @@ def test_any_file_name_will_do(here: Path, file: Path) -> None:
     assert program(["embed", str(file), "odd", "--output=e.npy"]) == 0
     found = embedding_learning.embedding_files.read("e.npy", DIMENSION)
     assert {found.path(row) for row in range(4)} == {f"odd/{name}" for name in names}
+
+
+def test_a_list_comes_from_the_standard_input(here: Path, file: Path) -> None:
+    paths = birds().paths[:3]
+    done = subprocess.run(
+        [sys.executable, "-m", "embedding_learning", "embed", str(file), "-", "--output=e.npy"],
+        input=f"# three birds\n{paths[2]}\n{paths[0]}\n",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == f"e.npy: 2 images, {DIMENSION} dimensions.\n", done.stderr
+    assert [row["path"] for row in rows()] == [paths[2], paths[0]]
+
+
+@pytest.mark.parametrize("name", ["birds", "birds.run", "birds.run/", "birds.params"])
+def test_every_name_of_a_run_names_its_network(
+    here: Path, file: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file.parent / "birds.run").mkdir(exist_ok=True)
+    command = ["embed", f"{file.parent}/{name}", birds().paths[0], "--output=e.npy"]
+    assert program(command) == 0
+    assert capsys.readouterr().out.startswith("e.npy: 1 images")
 
 
 # Bad images
@@ -302,7 +326,7 @@ def test_a_killed_process_is_gone_on_from_to_the_same_bytes(here: Path, file: Pa
     assert Path("e.npy.partial").stat().st_size > 128
     assert program(command) == 0
     killed = Path("e.npy").read_bytes(), Path("e.csv").read_bytes()
-    assert program([*command, "--overwrite"]) == 0
+    assert program(command) == 0
     assert (Path("e.npy").read_bytes(), Path("e.csv").read_bytes()) == killed
 
 
@@ -401,9 +425,8 @@ def test_a_data_set_is_not_overwritten_by_the_list_beside_the_output(
     here: Path, model: EmbeddingModel
 ) -> None:
     Path("e.csv").write_text("path,label,split\n")
-    for overwrite in (False, True):
-        with pytest.raises(UsageError, match=r"e\.csv would be over"):
-            embedding_learning.embed(model, ["data/images"], "e.npy", overwrite=overwrite)
+    with pytest.raises(UsageError, match=r"e\.csv would be over"):
+        embedding_learning.embed(model, ["data/images"], "e.npy", overwrite=True)
     assert Path("e.csv").read_text() == "path,label,split\n"
 
 

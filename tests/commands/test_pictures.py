@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import mxnet as mx
@@ -13,10 +14,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from embedding_learning import load_model
+from embedding_learning import embedding_files, load_model, plots
 from embedding_learning.commands import export, plot, report
 from embedding_learning.datasets import DataError
 from embedding_learning.flags import UsageError
+from embedding_learning.images import read_image
 from tests.test_command import QUICK
 
 
@@ -33,9 +35,12 @@ def run(
 
 
 @pytest.mark.parametrize("kind", ["tsne", "points", "gallery"])
-def test_a_picture_of_the_test_images_is_drawn(run: Path, tiny_cub: Path, kind: str) -> None:
+@pytest.mark.parametrize("name", ["birds", "birds.run", "birds.params"])
+def test_a_picture_of_the_test_images_is_drawn(
+    run: Path, tiny_cub: Path, kind: str, name: str
+) -> None:
     picture = run / f"{kind}.png"
-    model = str(run / "birds.params")
+    model = str(run / name)
     assert plot.main([kind, model, str(picture), f"--data-path={tiny_cub}"]) == 0
     image = cv2.imread(str(picture))
     assert min(image.shape[:2]) > 200
@@ -59,6 +64,84 @@ def test_a_picture_is_drawn_of_every_class_and_of_a_list_without_training_images
         assert plot.main([kind, model, str(picture), *flags]) == 0
         assert cv2.imread(str(picture)).std() > 10
         assert caplog.messages[-1].endswith(counted)
+
+
+def write_vectors(folder: Path, tiny_cub: Path, labels: bool = True, listed: bool = True) -> str:
+    """Vectors of the birds, two clusters, without a model; every other bird has a label if any."""
+    paths = sorted(str(path) for path in tiny_cub.rglob("*.jpg"))
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(len(paths), 5)) + 9 * (np.arange(len(paths)) % 2)[:, None]
+    np.save(folder / "e.npy", vectors.astype(np.float32))
+    if listed:
+        classes = [("wren" if labels and row % 2 else "") for row in range(len(paths))]
+        embedding_files.write_csv(f"{folder}/e.csv", zip(paths, classes))
+    return str(folder / "e.npy")
+
+
+@pytest.mark.parametrize(
+    "labels, told", [(True, "Images: 32. Classes: 1"), (False, "Images: 32. Classes: 0")]
+)
+def test_points_of_a_file_of_vectors_are_drawn_with_or_without_labels(
+    tmp_path: Path, tiny_cub: Path, labels: bool, told: str
+) -> None:
+    file = write_vectors(tmp_path, tiny_cub, labels)
+    assert plot.main(["points", file, f"{tmp_path}/points.svg"]) == 0
+    drawn = (tmp_path / "points.svg").read_text(encoding="utf-8")
+    assert "<!-- e.npy: t-SNE of 32 images -->" in drawn
+    assert f"<!-- {told} -->" in drawn
+
+
+def test_photographs_of_a_file_of_vectors_are_drawn(
+    tmp_path: Path, tiny_cub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: dict[int, np.ndarray] = {}
+
+    def draw(points: np.ndarray, thumbnail: Any, *_: object) -> None:
+        assert points.shape == (32, 2)
+        shown.update({row: thumbnail(row) for row in range(len(points))})
+
+    monkeypatch.setattr(plots, "tsne_photographs", draw)
+    file = write_vectors(tmp_path, tiny_cub)
+    assert plot.main(["tsne", file, f"{tmp_path}/tsne.png"]) == 0
+    for row, path in enumerate(sorted(tiny_cub.rglob("*.jpg"))):
+        np.testing.assert_array_equal(shown[row], read_image(str(path), None, 224))
+
+
+def test_a_map_of_photographs_needs_the_photographs(tmp_path: Path, tiny_cub: Path) -> None:
+    file = write_vectors(tmp_path, tiny_cub, listed=False)
+    with pytest.raises(UsageError, match=r"e\.npy: no \.csv file names the image of row 0; "):
+        plot.main(["tsne", file, f"{tmp_path}/tsne.png"])
+    assert plot.main(["points", file, f"{tmp_path}/points.png"]) == 0
+    embedding_files.write_csv(f"{tmp_path}/e.csv", [(f"{tmp_path}/gone.jpg", "")] * 32)
+    with pytest.raises(DataError, match=r"gone\.jpg: no such file, though the list of e\.npy"):
+        plot.main(["tsne", file, f"{tmp_path}/tsne.png"])
+    assert not (tmp_path / "tsne.png").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        ("tsne missing.npy x.png", "missing.npy: no such file"),
+        ("gallery e.npy x.png", "MODEL e.npy: plot gallery needs a trained network and a data set"),
+        ("points e.npy x.png --data-path=birds", "--data-path: has no effect, for the images of e"),
+        ("points e.npy x.png --no-bbox", "--bbox: has no effect"),
+        ("points e.npy x.png --gpus=0", "--gpus: has no effect"),
+        ("points e.npy x.png --model=alexnet", "--model: has no effect"),
+    ],
+)
+def test_flags_without_effect_on_a_file_of_vectors_are_refused(
+    tmp_path: Path, tiny_cub: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, told: str
+) -> None:
+    write_vectors(tmp_path, tiny_cub)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        plot.main(arguments.split())
+    assert str(caught.value).startswith(told)
+
+
+@pytest.mark.parametrize("name", ["birds", "birds.params"])
+def test_every_name_of_a_run_has_its_curves(run: Path, tmp_path: Path, name: str) -> None:
+    assert plot.main(["curves", str(run / name), f"{tmp_path}/curves.svg"]) == 0
 
 
 def test_the_curves_of_a_run_are_drawn(run: Path) -> None:
@@ -93,7 +176,7 @@ def test_a_run_is_reported_on_one_page(run: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_is_not_there_is_told(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no run of this prefix"):
+    with pytest.raises(UsageError, match=r"no such folder .*birds\.run; name a run"):
         report.main([str(tmp_path / "birds")])
     (tmp_path / "birds.run").mkdir()
     with pytest.raises(DataError, match=r"run\.json: is missing or damaged"):

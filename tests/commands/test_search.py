@@ -129,7 +129,7 @@ def test_vectors_find_others_but_not_their_own_image(
     here: Path, model: EmbeddingModel, birds: ImageSet
 ) -> None:
     some = birds.take(np.array([5, 17, 29]))
-    embedding_learning.embed(model, some, "some.npy", overwrite=True)
+    embedding_learning.embed(model, some, "some.npy")
     found = embedding_learning.search(model, "birds.npy", ["some.npy"], 40)
     vectors = np.load("birds.npy")
     own = {0: {5}, 1: {17}, 2: {29}}
@@ -180,7 +180,86 @@ def test_a_gallery_of_the_query_alone_has_nothing_to_find(
         embedding_learning.search(model, birds.paths[0], [birds.paths[0]])
 
 
+def test_class_folders_label_what_is_searched_and_what_is_asked(
+    here: Path, model: EmbeddingModel, birds: ImageSet, tmp_path: Path
+) -> None:
+    names = [class_of(birds, row) for row in range(0, 8)]
+    for row, name in enumerate(names):
+        (tmp_path / name).mkdir(exist_ok=True)
+        shutil.copy(birds.paths[row], tmp_path / name)
+    found = embedding_learning.search(model, "data/images", [str(tmp_path)], 2)
+    assert found.queries.labels == names
+    assert set(found.gallery.labels) == set(birds.class_names)
+    # Each finds the file that it is a copy of.
+    assert [found.is_right(query, 0) for query in range(8)] == [True] * 8
+    # A vector without a label is the image's, and the folder still knows the class.
+    embedding_learning.embed(model, birds.paths[:8], f"{tmp_path}/e.npy")
+    shutil.copytree("data/images", "copied")
+    embedding_learning.embed(model, sorted(str(p) for p in Path("copied").rglob("*.jpg")), "c.npy")
+    asked = embedding_learning.search(model, "c.npy", ["copied"], 1).queries
+    assert set(asked.labels) == set(birds.class_names)
+
+
+# Vectors of other models
+
+
+def test_vectors_of_this_model_cause_no_warning(
+    here: Path, model: EmbeddingModel, birds: ImageSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    embedding_learning.search(load_model(model_file(here)), "birds.npy", [birds.paths[0]])
+    assert caplog.messages == []
+
+
+def model_file(folder: Path, name: str = "same", **changes: Any) -> Path:
+    """A file of the model's weights, its description changed."""
+    save_model(folder / f"{name}.params", **changes)
+    return folder / f"{name}.params"
+
+
+@pytest.mark.parametrize("change", ["weights", "sizes"])
+def test_vectors_of_another_model_cause_a_warning(
+    here: Path,
+    birds: ImageSet,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    change: str,
+) -> None:
+    other = load_model(model_file(tmp_path, image_size=41 if change == "sizes" else 40))
+    if change == "weights":
+        other.net.dense.bias.set_data(other.net.dense.bias.data() + 1)
+    embedding_learning.search(other, "birds.npy", [birds.paths[0]], 1)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("birds.npy: was embedded with another model, so dist")
+    # What belongs to a run and not to its network makes no difference.
+    caplog.clear()
+    same = load_model(model_file(tmp_path, "later", epoch=9, recall_at_1=0.25))
+    embedding_learning.search(same, "birds.npy", [birds.paths[0]], 1)
+    assert caplog.messages == []
+
+
+def test_vectors_of_another_length_cause_a_warning(
+    here: Path, model: EmbeddingModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    vectors = np.load("birds.npy")
+    vectors[3] *= 2
+    np.save(tmp_path / "long.npy", vectors)
+    embedding_learning.search(model, "birds.npy", [str(tmp_path / "long.npy")], 1)
+    assert caplog.messages == [
+        f"{tmp_path}/long.npy: row 3 has the length 2; this model's vectors have the length 1, so "
+        "distances to others mean little."
+    ]
+
+
 # What is printed
+
+
+def test_the_help_says_that_the_querys_own_file_is_left_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        program(["search", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "A query that stands in the gallery by its own path is left out" in text
 
 
 def test_the_table(
@@ -203,7 +282,8 @@ def test_the_table(
 def test_without_classes_nothing_is_right_or_wrong(
     here: Path, file: Path, birds: ImageSet, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert program(["search", str(file), "data/images", birds.paths[0], "-k1"]) == 0
+    Path("list.txt").write_text("\n".join(birds.paths))
+    assert program(["search", str(file), "list.txt", birds.paths[0], "-k1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == birds.paths[0]
     assert re.fullmatch(r"    1  \d\.\d{4}  data/images/\S+\.jpg", lines[1])
