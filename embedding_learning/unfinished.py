@@ -56,7 +56,8 @@ def check_output(path: str, overwrite: bool) -> None:
 class Unfinished:
     """The unfinished file of some embeddings, held by one process at a time.
 
-    Use it in a `with` statement. What was appended is kept, whatever ends the block.
+    Use it in a `with` statement. What was appended is kept, whatever ends the block; if that is
+    nothing, no file is left.
 
     Parameters
     ----------
@@ -111,8 +112,14 @@ class Unfinished:
         trace: TracebackType | None,
     ) -> None:
         with self._file:
-            if not self._is_finished:
+            if self._is_finished:
+                return
+            if self.done:
                 self._save()
+            else:
+                # While it is locked: nobody else's.
+                os.remove(self._path)
+                os.remove(self._state_path)
 
     def append(self, vectors: np.ndarray, images: int, left_out: list[int]) -> None:
         """The vectors of the next images, but for those that are left out: float32 (n, d)."""

@@ -50,14 +50,20 @@ def main(arguments: list[str]) -> int:
                 options.overwrite,
             )
         except Interrupted as interruption:
-            raise Interrupted(
-                interruption.number,
-                f"interrupted; {options.output}.partial holds what is done, and the same command "
-                "goes on with it",
-            ) from None
+            told = f"interrupted{_kept(options.output)}"
+            raise Interrupted(interruption.number, told) from None
+        except DataError as error:
+            raise DataError(f"{error}{_kept(options.output)}") from None
     left_out = f" {len(images) - count} left out." if count < len(images) else ""
     print(f"{options.output}: {count} images, {model.dimension} dimensions.{left_out}")
     return 0
+
+
+def _kept(output: str) -> str:
+    """How to go on, to be added to a message, if anything has been embedded."""
+    if not os.path.exists(f"{output}.partial"):
+        return ""
+    return f"; {output}.partial holds what is done, and the same command goes on with it"
 
 
 def embed(

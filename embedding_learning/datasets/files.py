@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedding_learning.datasets.folders import EXTENSIONS, images_below
+from embedding_learning.datasets.folders import EXTENSIONS, images_below, warn_of_passed_over
 from embedding_learning.datasets.image_set import DataError, ImageSet
 from embedding_learning.datasets.lists import read_lines
 
@@ -41,7 +41,8 @@ def read(inputs: Sequence[str]) -> ImageSet:
 
 def _paths(name: str) -> list[str]:
     if os.path.isdir(name):
-        found = images_below(name.rstrip("/") or "/")
+        found, passed_over = images_below(name.rstrip("/") or "/")
+        warn_of_passed_over(name, passed_over)
         if not found:
             raise DataError(f"{name}: holds no image ({' '.join(EXTENSIONS)}); name another folder")
         return found
