@@ -13,8 +13,6 @@ mxnet_runtime.install()
 # OpenCV reads this once, when it is loaded, which MXNet does too. By its own limit, 2**30 pixels, a
 # file of some KB could take 3 GB in each thread that decodes.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**27))
-# What it prints of a file that it cannot decode does not name the file; the program does.
-os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
 # Imported when first used: MXNet takes seconds to import, and --help needs none of it.
 _HOME_OF = {

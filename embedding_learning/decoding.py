@@ -5,7 +5,11 @@ from __future__ import annotations
 import io
 import os
 import re
+import threading
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import cv2
 import numpy as np
@@ -33,7 +37,10 @@ from embedding_learning.image_formats import (
     identify,
 )
 
-# They do not name the file. What matters of them is raised.
+# What OpenCV and Pillow print of a file does not name it, and what matters of it is raised.
+_SILENT, _DEBUG = 0, 5
+cv2.setLogLevel(_SILENT)
+_one_at_a_time = threading.Lock()
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # Classes of Pillow, for `Image.open` has a limit of pixels of its own.
@@ -53,7 +60,8 @@ _ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 _CHECKED_BY_PILLOW = {TIFF, WEBP} if library_messages.CAN_BE_COLLECTED else {TIFF, WEBP, JPEG}
 _DAMAGE = re.compile("(?:Corrupt JPEG data: |Premature end)[^\n]*")
 # Tags of TIFF. Numbers without a sign are of format 1, or 4 where nobody has said.
-_BITS, _SAMPLE_FORMAT = 258, 339
+_BITS, _COMPRESSION, _SAMPLE_FORMAT = 258, 259, 339
+_JPEG_IN_TIFF = (6, 7)
 _MOST_BITS, _UNSIGNED = 16, {1, 4}
 _PNM_NUMBER = rb"(?:\s|#[^\n]*\n)+(\d+)"
 _PNM_HEADER = re.compile(rb"P[2356]" + 3 * _PNM_NUMBER)
@@ -90,11 +98,23 @@ def decode(path: str, content: bytes, flags: int) -> np.ndarray:
     elif name == PNM:
         _check_maximum(path, content)
         content += b"\n"  # in a file of text OpenCV looks for the end of the last number
-    elif name == TIFF:
-        _check_numbers(path, content)
+    tags = _tiff_tags(content) if name == TIFF else {}
+    _check_numbers(path, tags)
+    image = _heard(path, name, content, flags, tags.get(_COMPRESSION) in _JPEG_IN_TIFF)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise DataError(
+            f"{path}: has pixels of {image.dtype}, not of 8 bits a channel; convert it to JPEG or "
+            "PNG of 8 bits"
+        )
+    return image
+
+
+def _heard(path: str, name: str, content: bytes, flags: int, is_jpeg_in_tiff: bool) -> np.ndarray:
+    """What OpenCV decodes. Raises DataError if it cannot, or a library finds the file damaged."""
     with library_messages.collect() as printed:
         try:
-            image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+            with _tiff_messages() if is_jpeg_in_tiff else nullcontext():
+                image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
         except cv2.error as error:
             _check_size(path, name, content, str(error))
             image = None
@@ -102,14 +122,9 @@ def decode(path: str, content: bytes, flags: int) -> np.ndarray:
             raise DataError(f"{path}: {_NOT_WHOLE}")
         if name in _CHECKED_BY_PILLOW:
             _check_by_pillow(path, name, content)
-    damage = _DAMAGE.search("".join(printed)) if name == JPEG else None
-    if damage:
+    damage = _DAMAGE.search("".join(printed))
+    if damage and (name == JPEG or is_jpeg_in_tiff):
         raise DataError(f"{path}: is damaged (libjpeg: {damage.group()}); replace the file")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise DataError(
-            f"{path}: has pixels of {image.dtype}, not of 8 bits a channel; convert it to JPEG or "
-            "PNG of 8 bits"
-        )
     return image
 
 
@@ -160,26 +175,47 @@ def _check_size(path: str, name: str, content: bytes, error: str) -> None:
     )
 
 
-def _check_numbers(path: str, content: bytes) -> None:
+def _tiff_tags(content: bytes) -> Mapping[int, Any]:
+    """The tags of the first picture of a TIFF file; none if they are damaged."""
+    tiff = io.BytesIO(content)
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(tiff.read(16 if b"+" in content[2:4] else 8))
+        tiff.seek(tags.next)
+        tags.load(tiff)
+        return dict(tags)
+    except Exception:  # whatever Pillow raises for damage
+        return {}
+
+
+def _check_numbers(path: str, tags: Mapping[int, Any]) -> None:
     """Raises DataError for a TIFF file that does not hold 1 to 16 bits without a sign.
 
     OpenCV refuses some of them as damaged, and cuts the numbers of others down to 8 bits.
     """
-    tiff = io.BytesIO(content)
     try:
-        header = tiff.read(16 if b"+" in content[2:4] else 8)
-        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
-        tiff.seek(tags.next)
-        tags.load(tiff)
-        bits, formats = (tags.get(tag, (1,)) for tag in (_BITS, _SAMPLE_FORMAT))
-        is_color = _UNSIGNED.issuperset(formats) and max(bits) <= _MOST_BITS
-    except Exception:  # whatever Pillow raises for a header that is damaged
+        bits, formats = max(tags.get(_BITS, (1,))), set(tags.get(_SAMPLE_FORMAT, (1,)))
+        is_color = bits <= _MOST_BITS and formats <= _UNSIGNED
+    except TypeError:  # of a damaged tag, which is not a row of numbers
         return
     if not is_color:
         raise DataError(
-            f"{path}: is a TIFF file of signed, floating point or 32 bit numbers; convert "
-            "it to JPEG or PNG"
+            f"{path}: is a TIFF file of signed, floating point or 32 bit numbers; convert it to "
+            "JPEG or PNG"
         )
+
+
+@contextmanager
+def _tiff_messages() -> Iterator[None]:
+    """Within the block OpenCV prints what libtiff, and libjpeg in it, say of a file.
+
+    The level of OpenCV's messages is one for all threads, so one at a time.
+    """
+    with _one_at_a_time:
+        cv2.setLogLevel(_DEBUG)
+        try:
+            yield
+        finally:
+            cv2.setLogLevel(_SILENT)
 
 
 def _check_by_pillow(path: str, name: str, content: bytes) -> None:

@@ -199,7 +199,7 @@ def test_workers_end_with_the_embedding_whatever_ends_it(
     batches.close()
     assert threading.active_count() == threads
     (tmp_path / "bad.jpg").write_text("no image")
-    with pytest.raises(DataError, match=r"bad\.jpg: is not a whole image"):
+    with pytest.raises(DataError, match=r"bad\.jpg: is a text file"):
         model.embed([*birds.paths, tmp_path / "bad.jpg"], batch_size=4)
     assert threading.active_count() == threads
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from embedding_learning.inference import EmbeddingModel
 
 # Goes up when the same model and images would give another file.
-_VERSION = 1
+_VERSION = 2
 
 
 def main(arguments: list[str]) -> int:
