@@ -131,6 +131,10 @@ class Unfinished:
         if time.monotonic() - self._saved > _SECONDS_BETWEEN_SAVES:
             self._save()
 
+    def forget(self) -> None:
+        """What was appended is of no use."""
+        self.done, self.left_out = 0, []
+
     def finish(self, paths: list[str], labels: list[str]) -> int:
         """Both files take their places, with path and label of all images; the number of rows."""
         # The header is no part of what is saved: a kill from here on leaves all that is needed.

@@ -171,6 +171,7 @@ def _embed_rest(
             unfinished.append(vectors[good], len(rows), bad)
     left_out = len(unfinished.left_out)
     if left_out == len(images):
+        unfinished.forget()
         raise DataError(f"none of the {left_out} images can be decoded; name others")
     if left_out:
         logging.warning("%d images that cannot be decoded are left out.", left_out)

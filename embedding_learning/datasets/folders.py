@@ -20,8 +20,8 @@ from embedding_learning.datasets.lists import check_folder
 
 # In any case, such as .JPG.
 EXTENSIONS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp"),
-    *(".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"),
+    *(".jfif", ".jpe", ".dib", ".pbm", ".pnm"),  # which ImageFolder does not take
 )
 # Pictures of formats that are not read.
 # fmt: off
