@@ -106,10 +106,11 @@ def images_below(top: str) -> tuple[list[str], Counter[str]]:
 
 def warn_of_passed_over(folder: Path | str, passed_over: Counter[str]) -> None:
     """A line that counts the pictures of formats that are not read, if there are any."""
-    if passed_over:
+    count = sum(passed_over.values())
+    if count:
         logging.warning(
-            "%s: %d pictures are passed over: %s; convert them to JPEG or PNG.",
-            *(folder, sum(passed_over.values()), _counted(passed_over)),
+            "%s: %s passed over: %s; convert them to JPEG or PNG.",
+            *(folder, "1 file was" if count == 1 else f"{count} files were", _counted(passed_over)),
         )
 
 

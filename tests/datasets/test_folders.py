@@ -163,7 +163,7 @@ def test_pictures_of_other_formats_are_counted_by_ending(
     touch(tmp_path, "a/1.jpg", "a/2.HEIC", "a/x/3.heic", "b/4.gif", "b/5.png", "b/notes.txt", "b/6")
     assert len(folders.read(tmp_path)) == 2
     assert caplog.messages == [
-        f"{tmp_path}: 3 pictures are passed over: 2 .heic, 1 .gif; convert them to JPEG or PNG."
+        f"{tmp_path}: 3 files were passed over: 2 .heic, 1 .gif; convert them to JPEG or PNG."
     ]
 
 
