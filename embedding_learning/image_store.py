@@ -28,7 +28,7 @@ from embedding_learning.datasets import DataError, ImageSet
 from embedding_learning.images import Decoder
 
 # Goes up when the same file, box and size would give other pixels, or the layout changes.
-_VERSION = 1
+_VERSION = 2
 _MAGIC = b"embedding_learning image store\n"
 _HEADER_BYTES = 128
 # State of an image in the index.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Protocol
 
 import cv2
@@ -13,13 +12,13 @@ import numpy as np
 from embedding_learning import reporting
 from embedding_learning.datasets import DataError, ImageSet
 from embedding_learning.datasets.lists import check_plain
+from embedding_learning.decoding import decode
 
 # Images are decoded by several threads at once; more threads inside each would only contend.
 cv2.setNumThreads(1)
 
 # As MXNet decodes: a camera's note to turn the image is not followed, nor do boxes count on it.
 _DECODE = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class Pixels(Protocol):
@@ -73,7 +72,8 @@ def read_image(path: str, box: np.ndarray | None, size: int) -> np.ndarray:
     Raises
     ------
     DataError
-        If the file cannot be read, is no whole image, or the box lies outside of it.
+        If the file cannot be read, is no whole image, is damaged, too large or of a format that is
+        not read, or the box lies outside of it.
     """
     try:
         check_plain(path)
@@ -81,13 +81,7 @@ def read_image(path: str, box: np.ndarray | None, size: int) -> np.ndarray:
             encoded = file.read()
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from None
-    image = None
-    if not _is_cut_off_png(encoded):
-        # Unlike imread, which fills up with grey what a cut-off JPEG file lacks, this refuses it.
-        with suppress(cv2.error):
-            image = cv2.imdecode(np.frombuffer(encoded, np.uint8), _DECODE)
-    if image is None:
-        raise DataError(f"{path}: is not a whole image that can be decoded; replace the file")
+    image = decode(path, encoded, _DECODE)
     if box is not None:
         x, y, width, height = (int(value) for value in box)
         whole = image.shape
@@ -99,19 +93,6 @@ def read_image(path: str, box: np.ndarray | None, size: int) -> np.ndarray:
             )
     image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def _is_cut_off_png(encoded: bytes) -> bool:
-    """Whether the content is a PNG file with a chunk that would end beyond it.
-
-    OpenCV takes the memory for a chunk, up to 4 GB, before it looks for the bytes.
-    """
-    if not encoded.startswith(_PNG):
-        return False
-    at = len(_PNG)
-    while at < len(encoded) and encoded[at + 4 : at + 8] != b"IEND":
-        at += 12 + int.from_bytes(encoded[at : at + 4], "big")  # size, name, content, sum
-    return at > len(encoded)
 
 
 def crop(image: np.ndarray, top: int, left: int, flip: bool, out: np.ndarray) -> None:

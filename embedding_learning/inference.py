@@ -269,6 +269,10 @@ class _Images:
         for row, image in enumerate(images):
             if isinstance(image, np.ndarray):
                 _check_pixels(image, row)
+            elif not isinstance(image, (str, os.PathLike)):
+                raise ValueError(
+                    f"image {row}: a file or an array of numpy expected, not {type(image).__name__}"
+                )
         self._images = images
         self._boxes = boxes
         self.shape = (len(images), size, size, 3)

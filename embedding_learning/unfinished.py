@@ -57,7 +57,8 @@ def check_output(path: str) -> None:
 class Unfinished:
     """The unfinished file of some embeddings, held by one process at a time.
 
-    Use it in a `with` statement. What was appended is kept, whatever ends the block.
+    Use it in a `with` statement. What was appended is kept, whatever ends the block; if that is
+    nothing, no file is left.
 
     Parameters
     ----------
@@ -113,8 +114,14 @@ class Unfinished:
         trace: TracebackType | None,
     ) -> None:
         with self._file:
-            if not self._is_finished:
+            if self._is_finished:
+                return
+            if self.done:
                 self._save()
+            else:
+                # While it is locked: nobody else's.
+                os.remove(self._path)
+                os.remove(self._state_path)
 
     def append(self, vectors: np.ndarray, images: int, left_out: list[int]) -> None:
         """The vectors of the next images, but for those that are left out: float32 (n, d)."""
@@ -125,6 +132,10 @@ class Unfinished:
         self.done, self.left_out = self.done + images, self.left_out + left_out
         if time.monotonic() - self._saved > _SECONDS_BETWEEN_SAVES:
             self._save()
+
+    def forget(self) -> None:
+        """What was appended is of no use."""
+        self.done, self.left_out = 0, []
 
     def finish(self, paths: list[str], labels: list[str], model: str) -> int:
         """All files take their places, with path and label of all images and the model's digest.

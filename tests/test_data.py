@@ -452,7 +452,7 @@ def test_a_bad_image_is_named_when_the_store_is_built(
     break_file(data, 13)
     options = flags(data)
     split = read_split(options)
-    with pytest.raises(DataError, match=r"13\.png: is not a whole image"):
+    with pytest.raises(DataError, match=r"13\.png: is a text file"):
         open_data(split, options)
 
 
@@ -464,7 +464,7 @@ def test_without_the_store_a_bad_image_is_named_by_the_batch_that_needs_it(
     with opened(flags(data, "--cache=none")) as (_, batches):
         drawn(batches, 5)
         searched(batches.test)
-        with pytest.raises(DataError, match=r"13\.png: is not a whole image"):
+        with pytest.raises(DataError, match=r"13\.png: is a text file"):
             searched(batches.gallery)
 
 

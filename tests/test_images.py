@@ -293,8 +293,8 @@ def test_every_fault_is_found_and_nothing_else(tmp_path: Path, workers: int) -> 
     faults = find_faults(images, 16, workers)
     for row, told in {
         1: "is not a whole image",
-        2: "is not a whole image",
-        5: "is not a whole image",
+        2: "is empty",
+        5: "is a text file",
         6: "cannot be read: No such file",
         8: f"the box {SIDE, 0, 5, 5} lies outside",
     }.items():

@@ -199,7 +199,7 @@ def test_workers_end_with_the_embedding_whatever_ends_it(
     batches.close()
     assert threading.active_count() == threads
     (tmp_path / "bad.jpg").write_text("no image")
-    with pytest.raises(DataError, match=r"bad\.jpg: is not a whole image"):
+    with pytest.raises(DataError, match=r"bad\.jpg: is a text file"):
         model.embed([*birds.paths, tmp_path / "bad.jpg"], batch_size=4)
     assert threading.active_count() == threads
 
@@ -213,6 +213,8 @@ def test_workers_end_with_the_embedding_whatever_ends_it(
         (np.zeros((4, 4, 3), np.uint8), None, r"image 0: .* not uint8 \(4, 3\)"),
         (["a.jpg", np.zeros((4, 4), np.uint8)], None, r"image 1: .* not uint8 \(4, 4\)"),
         ([np.zeros((4, 4, 4), np.uint8)], None, r"image 0: .* not uint8 \(4, 4, 4\)"),
+        ([np.zeros((4, 4, 3), np.uint16)], None, r"image 0: .* not uint16 \(4, 4, 3\)"),
+        (["a.jpg", [[[1, 2, 3]]]], None, "image 1: a file or an array of numpy expected, not list"),
         ([np.zeros((0, 4, 3), np.uint8)], None, r"image 0: .* not uint8 \(0, 4, 3\)"),
         ([np.zeros((4, 4, 3), np.uint8)], np.zeros((2, 4), int), r"boxes \(1, 4\) expected"),
         ([np.zeros((4, 4, 3), np.uint8)], np.zeros(4, int), r"boxes \(1, 4\) expected"),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from embedding_learning.inference import EmbeddingModel
 
 # Goes up when the same model and images would give another file.
-_VERSION = 1
+_VERSION = 2
 
 
 def main(arguments: list[str]) -> int:
@@ -50,16 +50,22 @@ def main(arguments: list[str]) -> int:
                 options.overwrite,
             )
         except Interrupted as interruption:
-            raise Interrupted(
-                interruption.number,
-                f"interrupted; {options.output}.partial holds what is done, and the same command "
-                "goes on with it",
-            ) from None
+            told = f"interrupted{_kept(options.output)}"
+            raise Interrupted(interruption.number, told) from None
+        except DataError as error:
+            raise DataError(f"{error}{_kept(options.output)}") from None
     left_out = f" {len(images) - count} left out." if count < len(images) else ""
     classes = set(images.class_names) - {files.UNLABELLED}
     of_classes = f" of {len(classes)} classes" if classes else ""
     print(f"{options.output}: {count} images{of_classes}, {model.dimension} dimensions.{left_out}")
     return 0
+
+
+def _kept(output: str) -> str:
+    """How to go on, to be added to a message, if anything has been embedded."""
+    if not os.path.exists(f"{output}.partial"):
+        return ""
+    return f"; {output}.partial holds what is done, and the same command goes on with it"
 
 
 def embed(
@@ -163,6 +169,7 @@ def _embed_rest(
             unfinished.append(vectors[good], len(rows), bad)
     left_out = len(unfinished.left_out)
     if left_out == len(images):
+        unfinished.forget()
         raise DataError(f"none of the {left_out} images can be decoded; name others")
     if left_out:
         logging.warning("%d images that cannot be decoded are left out.", left_out)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from embedding_learning.datasets.folders import EXTENSIONS, images_below
+from embedding_learning.datasets.folders import EXTENSIONS, images_below, warn_of_passed_over
 from embedding_learning.datasets.image_set import DataError, ImageSet, number_classes
 from embedding_learning.datasets.lists import read_lines
 
@@ -55,7 +55,8 @@ def read(inputs: Sequence[str]) -> ImageSet:
 
 
 def _images_of_folder(name: str) -> list[str]:
-    found = images_below(name.rstrip("/") or "/")
+    found, passed_over = images_below(name.rstrip("/") or "/")
+    warn_of_passed_over(name, passed_over)
     if not found:
         raise DataError(f"{name}: holds no image ({' '.join(EXTENSIONS)}); name another folder")
     return found

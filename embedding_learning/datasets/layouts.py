@@ -73,7 +73,7 @@ def recognize(path: Path) -> Layout:
         raise DataError(f"{path}: could be {told}; say which with --dataset")
     if found:
         return found[0][0]
-    if folders.holds_images(path):
+    if folders.holds_pictures(path):
         return FOLDERS
     looked_for = [f"{' or '.join(item.traces)} ({item.name})" for item in LAYOUTS if item.traces]
     raise DataError(

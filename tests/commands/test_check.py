@@ -15,6 +15,7 @@ from embedding_learning.data import read_split
 from embedding_learning.datasets import DataError
 from embedding_learning.flags import UsageError
 from embedding_learning.options import parse
+from tests.fuzzing.samples import animation_of_16_bits
 
 ROOT = Path(__file__).resolve().parents[2]
 # Two classes of three images can train with these.
@@ -43,6 +44,37 @@ def test_every_fault_is_listed(folder: Path, capsys: pytest.CaptureFixture[str])
     *faults, last = capsys.readouterr().out.splitlines()
     assert [Path(fault.split(":")[0]) for fault in faults] == [images[i] for i in (1, 5, 7, 11)]
     assert "12 images, 4 of them bad" in last
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_files_are_told_for_what_they_are_whatever_their_names(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], workers: int
+) -> None:
+    """The last one is of a format with which OpenCV has ended the process."""
+    contents = {
+        "1.jpg": b"GIF89a",
+        "2.jpg": b"<!DOCTYPE html>",
+        "3.jpg": b"\x93NUMPY\1\0",
+        "4.jpg": animation_of_16_bits(),
+        "5.jpg": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(range(256)),
+    }
+    for name, content in contents.items():
+        for label in "ab":
+            (tmp_path / label).mkdir(exist_ok=True)
+            (tmp_path / label / name).write_bytes(content)
+    (tmp_path / "b" / "6.heic").touch()
+    assert main(["check", f"--data-path={tmp_path}", f"--workers={workers}"]) == 2
+    output, error = capfd.readouterr()
+    told = {
+        1: "is a GIF file; convert it to JPEG or PNG",
+        2: "is an HTML file; replace the file",
+        3: "is a numpy file; replace the file",
+        5: "is a JPEG 2000 file; convert it to JPEG or PNG",
+    }
+    lines = [f"{tmp_path}/{label}/{n}.jpg: {text}" for label in "ab" for n, text in told.items()]
+    assert output.splitlines()[: len(lines)] == lines
+    assert "10 images, 8 of them bad" in output
+    assert "1 file was passed over: 1 .heic; convert them to JPEG or PNG." in error
 
 
 @pytest.mark.parametrize(

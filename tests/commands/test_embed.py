@@ -185,12 +185,23 @@ def test_a_bad_image_is_named(here: Path, file: Path, capsys: pytest.CaptureFixt
     assert exit_status("program", lambda: program(command)) == 2
     error = capsys.readouterr().err
     told = re.escape(paths[13])
-    assert re.fullmatch(rf"program: error: {told}: is not a whole image .*\n", error)
+    assert re.fullmatch(rf"program: error: {told}: is a text file; .*\n", error)
+    assert "; e.npy.partial holds what is done, and the same command goes on with it\n" in error
     # Repaired, it goes on.
     for number in (13, 20):
         shutil.copy(paths[0], paths[number])
     assert program(command) == 0
     assert left(here) == WHOLE
+
+
+def test_a_refused_image_leaves_nothing_behind_that_holds_nothing(
+    here: Path, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(2)
+    command = ["embed", str(file), "data/images", "--output=e.npy", "--batch-size=4"]
+    assert exit_status("program", lambda: program(command)) == 2
+    assert ".partial" not in capsys.readouterr().err
+    assert left(here) == set()
 
 
 @pytest.mark.parametrize("workers", [0, 3])
@@ -222,7 +233,7 @@ def test_nothing_but_bad_images_is_refused(here: Path, model: EmbeddingModel) ->
     paths = spoil(2, 3)
     with pytest.raises(DataError, match="none of the 2 images can be decoded"):
         embedding_learning.embed(model, paths[2:4], "e.npy", skip_bad=True)
-    assert "e.npy" not in left(here)
+    assert left(here) == set()
 
 
 def test_a_missing_image_is_named_before_any_is_decoded(
@@ -277,7 +288,8 @@ def test_the_same_command_goes_on_to_the_same_bytes(
         stopping.after = done
         assert exit_status("program", lambda: program(command)) == 143
         told = capsys.readouterr().err
-        assert "e.npy.partial holds what is done, and the same command goes on with it" in told
+        goes_on = "e.npy.partial holds what is done, and the same command goes on with it" in told
+        assert goes_on == (done > 0)
         assert "e.npy" not in left(here)
     stopping.after = 10**6
     caplog.clear()

@@ -414,7 +414,7 @@ def test_a_picture_is_drawn_beside_the_table(
         ("MODEL missing QUERY", "missing: no such file or folder"),
         ("MODEL birds.npy missing.jpg", "missing.jpg: no such file or folder"),
         ("MODEL birds.npy data/classes.txt", r"data/1 001\.Bird_1: cannot be read: No such file"),
-        ("MODEL birds.npy birds.csv", "birds.csv: is not a whole image"),
+        ("MODEL birds.npy birds.csv", "birds.csv: is a CSV file"),
         ("MODEL birds.npy empty", "empty: holds no image"),
         ("MODEL empty QUERY", "empty: holds no image"),
         ("MODEL wide.npy QUERY", r"wide\.npy: holds an array \(32, 32\); vectors \(n, 16\)"),

@@ -149,3 +149,43 @@ def test_what_is_missing_of_train_and_val_is_named(tmp_path: Path) -> None:
     )
     (tmp_path / "train").rename(tmp_path / "Train")
     assert fault(tmp_path, train_val.read).startswith(f"{tmp_path / 'train'}: no such folder")
+
+
+def test_jpeg_and_pnm_files_of_rarer_endings_are_images(tmp_path: Path) -> None:
+    names = ["a/1.jfif", "a/2.JPE", "a/3.pbm", "a/4.pnm", "a/5.dib"]
+    touch(tmp_path, *names)
+    assert below(tmp_path, folders.read(tmp_path).paths) == names
+
+
+def test_pictures_of_other_formats_are_counted_by_ending(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "a/1.jpg", "a/2.HEIC", "a/x/3.heic", "b/4.gif", "b/5.png", "b/notes.txt", "b/6")
+    assert len(folders.read(tmp_path)) == 2
+    assert caplog.messages == [
+        f"{tmp_path}: 3 files were passed over: 2 .heic, 1 .gif; convert them to JPEG or PNG."
+    ]
+
+
+def test_nothing_is_said_where_nothing_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "a/1.jpg", "b/2.jpg", "b/.3.gif", "b/__MACOSX/4.gif", "readme.pdf")
+    folders.read(tmp_path)
+    assert caplog.messages == []
+
+
+def test_a_class_of_other_pictures_alone_is_told(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.avif", "a/2.avif", "b/3.jpg")
+    assert "holds no image (.jpg" in fault(tmp_path)
+    assert " but 2 .avif; " in fault(tmp_path)
+    (tmp_path / "b/3.jpg").rename(tmp_path / "b/3.heic")
+    with pytest.raises(DataError, match=r"a: holds no image .* but 2 \.avif"):
+        load(str(tmp_path), "nowhere")
+
+
+def test_what_macos_adds_to_a_zip_file_is_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.jpg", "a/._1.jpg", "a/__MACOSX/1.jpg", "__MACOSX/a/._1.jpg")
+    touch(tmp_path, "__MACOSX/2.jpg")
+    images = folders.read(tmp_path)
+    assert (below(tmp_path, images.paths), images.class_names) == (["a/1.jpg"], ["a"])

@@ -7,6 +7,7 @@ MXNet only where it is read with.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from embedding_learning import datasets
 from embedding_learning.datasets import DataError, cub200
@@ -61,15 +63,67 @@ def _read_data_set(path: Path) -> None:
 
 
 def _write_pictures(folder: Path) -> None:
-    names = ["a.jpg", "b.png", "c.bmp", "d.tiff", "e.webp", "f.ppm"]
-    samples.write_images(folder, names)
-    cv2.imwrite(str(folder / "g.jpg"), samples.pixels(7, 40), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])
-    cv2.imwrite(str(folder / "h.png"), samples.pixels(8)[..., 0].astype(np.uint16) * 257)
+    """Of every format that is read, and of every kind of it that decoders treat apart."""
+    samples.write_images(folder, ["a.jpg", "b.png", "c.bmp", "d.tiff", "e.webp", "f.ppm"])
+    color, gray = samples.pixels(7, 40), samples.pixels(8)[..., 0]
+    for name, pixels, *settings in [
+        ("g.jpg", color, cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
+        ("h.png", gray.astype(np.uint16) * 257),
+        ("i.jpg", color, cv2.IMWRITE_JPEG_RST_INTERVAL, 2),
+        ("j.tiff", color, cv2.IMWRITE_TIFF_COMPRESSION, 8),
+        ("k.tiff", color.astype(np.uint16) * 257, cv2.IMWRITE_TIFF_COMPRESSION, 5),
+        ("l.tiff", color, cv2.IMWRITE_TIFF_COMPRESSION, 32773),
+        ("m.webp", color, cv2.IMWRITE_WEBP_QUALITY, 80),
+        ("n.pgm", gray.astype(np.uint16) * 257),
+        ("o.ppm", color, cv2.IMWRITE_PXM_BINARY, 0),
+        ("p.pbm", gray),
+    ]:
+        assert cv2.imwrite(str(folder / name), pixels, settings)
+    still = Image.fromarray(color)
+    turned = [still.rotate(90)]
+    still.convert("CMYK").save(folder / "q.jpg")
+    still.save(folder / "r.tiff", compression="jpeg")
+    still.convert("1").save(folder / "s.tiff", compression="group4")
+    still.convert("P").save(folder / "t.bmp")
+    still.convert("RGBA").save(folder / "u.png", save_all=True, append_images=turned)
+    still.save(folder / "v.webp", save_all=True, append_images=turned)
+    still.save(folder / "w.tiff", save_all=True, append_images=turned, big_tiff=True)
+    (folder / "x.png").write_bytes(samples.animation_of_16_bits())
 
 
 def _read_pictures(folder: Path) -> None:
-    for name in ["a.jpg", "b.png", "c.bmp", "d.tiff", "e.webp", "f.ppm", "g.jpg", "h.png"]:
-        read_image(str(folder / name), np.array([2, 3, 9, 9]), _SIZE)
+    """Each file becomes pixels of 8 bits, or is refused."""
+    for file in sorted(folder.iterdir()):
+        pixels = read_image(str(file), np.array([2, 3, 9, 9]), _SIZE)
+        assert (pixels.shape, pixels.dtype) == ((_SIZE, _SIZE, 3), np.uint8)
+
+
+def _write_other_pictures(folder: Path) -> None:
+    """Of formats that are not read, but for their first bytes as OpenCV writes them, or noise."""
+    color = samples.pixels(7, 40)
+    for ending in ("jp2", "sr", "pam"):
+        assert cv2.imwrite(str(folder / f"a.{ending}"), color)
+    for ending in ("pfm", "hdr"):
+        assert cv2.imwrite(str(folder / f"a.{ending}"), color.astype(np.float32) / 255)
+    noise = color.tobytes()[:600]
+    for name, signature in {
+        "gif": b"GIF89a",
+        "exr": b"v/1\x01\x02\0\0\0",
+        "avif": b"\0\0\0\x1cftypavif\0\0\0\0mif1",
+        "j2k": b"\xff\x4f\xff\x51\0\x2f",
+        "jxl": b"\xff\x0a",
+        "svg": b"<svg xmlns='http://www.w3.org/2000/svg'>",
+        "ico": b"\0\0\1\0\1\0",
+        "html": b"<!DOCTYPE html>",
+    }.items():
+        (folder / f"b.{name}").write_bytes(signature + noise)
+
+
+def _read_other_pictures(folder: Path) -> None:
+    """Each is refused, unless a change has made a format of it that is read."""
+    for file in sorted(folder.iterdir()):
+        with contextlib.suppress(DataError):
+            assert read_image(str(file), None, _SIZE).dtype == np.uint8
 
 
 def _write_store(folder: Path) -> None:
@@ -247,6 +301,7 @@ KINDS = {
     "inshop": Kind(samples.write_inshop, ("*/list_*.txt",), _read_data_set),
     "csv": Kind(samples.write_csv, ("own.csv",), lambda folder: _read_data_set(folder / "own.csv")),
     "pictures": Kind(_write_pictures, ("*",), _read_pictures, crafted.image),
+    "other-pictures": Kind(_write_other_pictures, ("*",), _read_other_pictures, crafted.image),
     "store": Kind(_write_store, ("store/*/*",), _read_store),
     "params": Kind(_write_parameters, ("*.params",), _read_parameters, crafted.parameters),
     "weights": Kind(_write_weights, ("*",), _read_weights, crafted.weights),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -16,6 +18,32 @@ def write_images(folder: Path, names: list[str]) -> None:
     for number, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(folder / name), pixels(number))
+
+
+def animation_of_16_bits(side: int = 16) -> bytes:
+    """A PNG file of 16 bits a channel and two frames; the first is its still picture too."""
+    still = cv2.imencode(".png", pixels(0, side).astype(np.uint16) * 257)[1].tobytes()
+    at = still.index(b"IDAT") - 4
+    end = still.index(b"IEND") - 4
+    data = zlib.compress(zlib.decompress(still[at + 8 : end - 4]))
+    frame = struct.pack(">IIIIHHBB", side, side, 0, 0, 1, 10, 0, 0)
+    return b"".join(
+        [
+            still[:at],
+            _chunk(b"acTL", struct.pack(">II", 2, 0)),
+            _chunk(b"fcTL", struct.pack(">I", 0) + frame),
+            _chunk(b"IDAT", data),
+            _chunk(b"fcTL", struct.pack(">I", 1) + frame),
+            _chunk(b"fdAT", struct.pack(">I", 2) + data),
+            still[end:],
+        ]
+    )
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG file: its size, name, data and sum."""
+    content_sum = struct.pack(">I", zlib.crc32(name + data))
+    return struct.pack(">I", len(data)) + name + data + content_sum
 
 
 def write_lines(file: Path, *lines: str) -> None:
