@@ -17,7 +17,7 @@ _SEED = 0
 def draw_photographs(found: EmbeddedTestSet, path: str) -> None:
     """t-SNE with photographs. Of very many images some are chosen."""
     rows, points = _in_the_plane(found)
-    photograph = thumbnails(found.split.test)
+    photograph = thumbnails(found.split.test, found.preprocessing)
     plots.tsne_photographs(points, lambda row: photograph(rows[row]), path, _title(found, rows))
 
 
@@ -42,10 +42,12 @@ def draw_gallery(found: EmbeddedTestSet, path: str) -> None:
         distances,
         test.labels,
         test.class_names,
-        thumbnails(test),
+        thumbnails(test, found.preprocessing),
         path,
         found.split.title,
-        (searched.labels, thumbnails(searched)) if found.gallery is not None else None,
+        None
+        if found.gallery is None
+        else (searched.labels, thumbnails(searched, found.preprocessing)),
     )
 
 

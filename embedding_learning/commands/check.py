@@ -8,8 +8,8 @@ import numpy as np
 
 from embedding_learning import datasets, reporting
 from embedding_learning.flags import Parser, add
-from embedding_learning.images import find_faults
-from embedding_learning.options import DATA_PATH, WORKERS, add_data_flags
+from embedding_learning.images import Preprocessing, find_faults
+from embedding_learning.options import DATA_PATH, WORKERS, add_data_flags, add_orientation_flag
 
 # Of no consequence for whether a file can be decoded.
 _SIZE = 64
@@ -18,6 +18,7 @@ _SIZE = 64
 def main(arguments: list[str]) -> int:
     """Prints a line per fault and a closing one; 0 if there is none, else 2."""
     options = _parse(arguments)
+    preprocessing = Preprocessing(exif_orientation=options.exif_orientation)
     with reporting.log_to_terminal():
         split = datasets.load(
             options.data_path,
@@ -29,7 +30,7 @@ def main(arguments: list[str]) -> int:
         faults = [
             fault
             for part in split.parts
-            for fault in find_faults(part, _SIZE, options.workers).values()
+            for fault in find_faults(part, _SIZE, options.workers, preprocessing).values()
         ]
     for fault in faults:
         print(fault)
@@ -49,4 +50,5 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add(parser, "--data-path", DATA_PATH, "as for train.py")
     add(parser, "--workers", WORKERS, "threads that decode images")
     add_data_flags(parser)
+    add_orientation_flag(parser)
     return parser.parse_args(arguments)
