@@ -16,7 +16,7 @@ from embedding_learning import datasets, reporting
 from embedding_learning.datasets import DataError, ImageSet, Split
 from embedding_learning.flags import UsageError
 from embedding_learning.image_store import open_store
-from embedding_learning.images import Decoder, Pixels, decodable
+from embedding_learning.images import Decoder, Pixels, Preprocessing, decodable
 from embedding_learning.iterators import BalancedBatches, SequentialBatches
 from embedding_learning.options import device_count
 
@@ -217,13 +217,17 @@ def _beta_terms(images: ImageSet, beta_per: str) -> np.ndarray:
 def _decoded(images: ImageSet, options: Namespace) -> tuple[Pixels, np.ndarray]:
     """The images' pixels, from the store unless that is off, and which can be decoded, (n,)."""
     size, workers, skip_bad = options.image_size, options.workers, options.skip_bad_images
+    preprocessing = Preprocessing.of(vars(options))
     if options.cache != "none":
-        store = open_store(images, size, Path(options.cache_dir) / "pixels", workers, skip_bad)
+        folder = Path(options.cache_dir) / "pixels"
+        store = open_store(images, size, folder, workers, skip_bad, preprocessing)
         if store is not None:
             return store
     images.file_stats(missing_ok=skip_bad)  # names a file that is missing
-    good = decodable(images, size, workers) if skip_bad else np.ones(len(images), bool)
-    return Decoder(images, size), good
+    good = np.ones(len(images), bool)
+    if skip_bad:
+        good = decodable(images, size, workers, preprocessing)
+    return Decoder(images, size, preprocessing), good
 
 
 def _joined(parts: list[ImageSet]) -> ImageSet:

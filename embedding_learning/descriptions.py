@@ -11,12 +11,14 @@ from embedding_learning.architectures import DEVIATION, MEAN
 from embedding_learning.backbone_flags import POOLS
 from embedding_learning.backbones import check_name
 from embedding_learning.flags import UsageError
-from embedding_learning.options import LARGEST_IMAGE, set_sizes
+from embedding_learning.options import LARGEST_IMAGE, RESIZES, set_sizes
 from embedding_learning.parameter_files import read_description
 
 # Goes up when an older program could not build the network.
 _FORMAT = 1
 _LARGEST = 2**31 - 1
+# What a network was trained with before there was a choice.
+_FORMERLY = {"pool": POOLS[0], "exif_orientation": False, "resize": RESIZES[0]}
 
 
 def describe(options: Namespace, title: str, epoch: int, recall_at_1: float) -> dict[str, Any]:
@@ -41,6 +43,8 @@ def describe(options: Namespace, title: str, epoch: int, recall_at_1: float) -> 
         "pool": options.pool,
         "image_size": options.image_size,
         "crop_size": options.crop_size,
+        "exif_orientation": options.exif_orientation,
+        "resize": options.resize,
         # Whether images were cropped to their boxes where there were any.
         "bbox": options.bbox,
         # How many of the data's classes trained, where its files do not decide.
@@ -81,8 +85,7 @@ def read(path: str, model: str | None, shapes: Mapping[str, tuple[int, ...]]) ->
         check_name(model)
     try:
         if found is not None:
-            # Files from before there was a choice do not tell.
-            found = {"pool": POOLS[0], **found}
+            found = {**_FORMERLY, **found}
             _check(found)
         elif model is not None:
             found = _presumed(model, shapes)
@@ -109,11 +112,11 @@ def _presumed(model: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, An
         model=model,
         embed_dim=shapes["dense.weight"][0],
         feat_dim=(*shapes.get("feature.weight", ()), None)[0],
-        pool=POOLS[0],
         image_size=None,
         crop_size=None,
         bbox=True,
         train_classes=None,
+        **_FORMERLY,
     )
     set_sizes(options)
     unknown: Any = None
@@ -134,6 +137,8 @@ def _check(description: Mapping[str, Any]) -> None:
         "pool": lambda value: value in POOLS,
         "image_size": lambda value: _is_count(value, LARGEST_IMAGE),
         "crop_size": lambda value: _is_count(value, values["image_size"]),
+        "exif_orientation": lambda value: isinstance(value, bool),
+        "resize": lambda value: value in RESIZES,
         "bbox": lambda value: isinstance(value, bool),
         "mean": lambda value: value == list(MEAN),
         "deviation": lambda value: value == list(DEVIATION),

@@ -25,7 +25,7 @@ import numpy as np
 
 from embedding_learning import reporting
 from embedding_learning.datasets import DataError, ImageSet
-from embedding_learning.images import Decoder
+from embedding_learning.images import ORIGINAL, Decoder, Preprocessing
 
 # Goes up when the same file, box and size would give other pixels, or the layout changes.
 _VERSION = 2
@@ -39,7 +39,12 @@ _IMAGES_PER_SYNC = 512
 
 
 def open_store(
-    images: ImageSet, size: int, folder: Path, workers: int, skip_bad: bool = False
+    images: ImageSet,
+    size: int,
+    folder: Path,
+    workers: int,
+    skip_bad: bool = False,
+    preprocessing: Preprocessing = ORIGINAL,
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """The decoded images, from the store in `folder`; what it lacks is decoded first.
 
@@ -49,11 +54,12 @@ def open_store(
     size : int
         Side of the square that each image is resized to, in pixels.
     folder : Path
-        Where stores are kept; each set of paths, boxes and size has one of its own.
+        Where stores are kept; each set of paths, boxes, size and preprocessing has one of its own.
     workers : int
         Threads that decode.
     skip_bad : bool
         Leave files that cannot be decoded black instead of raising DataError.
+    preprocessing : Preprocessing
 
     Returns
     -------
@@ -66,7 +72,7 @@ def open_store(
     DataError
         If a file cannot be decoded, and bad ones are not to be skipped.
     """
-    header = _header(images, size)
+    header = _header(images, size, preprocessing)
     home = folder / hashlib.sha256(header).hexdigest()[:16]
     shape = (len(images), size, size, 3)
     try:
@@ -74,7 +80,8 @@ def open_store(
         with _locked(home / "lock"):
             if not _is_sound(home, header, shape):
                 _create(home, header, shape)
-            good = _fill(home, images, shape, workers, skip_bad)
+            decoder = Decoder(images, size, preprocessing)
+            good = _fill(home, images, decoder, workers, skip_bad)
     except OSError as error:
         logging.warning(
             "Cannot keep decoded images in %s (%s; %.1f GB are needed): each image is decoded "
@@ -87,13 +94,16 @@ def open_store(
     return pixels.view(np.ndarray), good
 
 
-def _header(images: ImageSet, size: int) -> bytes:
+def _header(images: ImageSet, size: int, preprocessing: Preprocessing) -> bytes:
     """Names what is stored; equal headers mean equal images in equal places."""
     names = hashlib.sha256()
     for path in images.paths:
         names.update(os.fsencode(os.path.abspath(path)) + b"\0")
     if images.boxes is not None:
         names.update(np.ascontiguousarray(images.boxes, "<i4").tobytes())
+    # Stores of the default keep the names they had before there was a choice.
+    if preprocessing != ORIGINAL:
+        names.update(repr(tuple(preprocessing)).encode())
     text = f"{_VERSION} {len(images)} {size} {names.hexdigest()}\n".encode()
     return (_MAGIC + text).ljust(_HEADER_BYTES, b"\0")
 
@@ -166,10 +176,10 @@ def _create(home: Path, header: bytes, shape: tuple[int, ...]) -> None:
 
 
 def _fill(
-    home: Path, images: ImageSet, shape: tuple[int, ...], workers: int, skip_bad: bool
+    home: Path, images: ImageSet, decoder: Decoder, workers: int, skip_bad: bool
 ) -> np.ndarray:
     """Decodes what the store lacks or holds of an older file; which images are good, (n,)."""
-    index = np.memmap(home / "index", _RECORD, "r+", offset=_HEADER_BYTES, shape=shape[:1])
+    index = np.memmap(home / "index", _RECORD, "r+", offset=_HEADER_BYTES, shape=(len(images),))
     stats = images.file_stats(missing_ok=skip_bad)
     fresh = (index["file_bytes"] == stats[:, 0]) & (index["modified"] == stats[:, 1])
     # Decoding a known bad file again is what names its fault, unless it is to be skipped.
@@ -177,7 +187,7 @@ def _fill(
     todo = np.flatnonzero(~(fresh & np.isin(index["state"], known)))
     if len(todo):
         logging.info("Decoding %d of %d images into %s.", len(todo), len(images), home)
-    decoder, image_bytes = Decoder(images, shape[1]), math.prod(shape[1:])
+    image_bytes = math.prod(decoder.shape[1:])
 
     def store(row: int) -> int:
         try:

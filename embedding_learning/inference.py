@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Union
 
-import cv2
 import mxnet as mx
 import numpy as np
 from mxnet import gluon
@@ -19,10 +18,10 @@ from mxnet.gluon import HybridBlock
 from embedding_learning import backbones, descriptions, reporting
 from embedding_learning.datasets import DataError
 from embedding_learning.flags import UsageError
-from embedding_learning.images import Pixels, read_image
+from embedding_learning.images import Pixels, Preprocessing, read_image, resize_square
 from embedding_learning.iterators import SequentialBatches
 from embedding_learning.model import ImageNormalization, MarginNet
-from embedding_learning.options import BATCH_SIZE, WORKERS
+from embedding_learning.options import BATCH_SIZE, RESIZES, WORKERS
 from embedding_learning.parameter_files import read_parameters, set_parameters
 from embedding_learning.run_files import find_network
 
@@ -30,7 +29,7 @@ from embedding_learning.run_files import find_network
 Image = Union[str, "os.PathLike[str]", np.ndarray]
 
 # What the vectors depend on besides the weights, by its name in the description.
-_SEEN = ("model", "pool", "image_size", "crop_size")
+_SEEN = ("model", "pool", "image_size", "crop_size", "exif_orientation", "resize")
 # Batches queued beyond the one that is computed.
 _BATCHES_QUEUED = 2
 
@@ -81,6 +80,8 @@ def load_model(
     path: str | os.PathLike[str],
     devices: list[mx.Context] | None = None,
     model: str | None = None,
+    exif_orientation: bool | None = None,
+    resize: str | None = None,
 ) -> EmbeddingModel:
     """A saved network, ready to embed images.
 
@@ -94,18 +95,30 @@ def load_model(
     model : str, optional
         The backbone, as ``--model`` of train.py names it, for a file that does not tell. The sizes
         of its images are taken to be the default ones.
+    exif_orientation : bool, optional
+        Whether to turn images upright as their EXIF data say; by default as in its training.
+    resize : str, optional
+        "linear" or "area", as ``--resize`` of train.py; by default as in its training.
 
     Raises
     ------
+    ValueError
+        If `resize` is another word.
     UsageError
         If there is no such file, it holds no such network, or it does not tell the backbone.
     """
+    if resize not in (None, *RESIZES):
+        raise ValueError(f"resize {resize!r}: choose of {', '.join(RESIZES)}")
     path = find_network(os.fspath(path), "MODEL")
     source = f"MODEL {path}"
     devices = devices or [mx.cpu()]
     arrays = read_parameters(path, "MODEL")
     shapes = {name: array.shape for name, array in arrays.items()}
     description = descriptions.read(path, model, shapes)
+    if exif_orientation is not None:
+        description["exif_orientation"] = exif_orientation
+    if resize is not None:
+        description["resize"] = resize
     net = MarginNet(
         backbones.create(description["model"], devices, pool=description["pool"]),
         description["embed_dim"],
@@ -138,6 +151,8 @@ class EmbeddingModel:
     dimension : int
         Of the embeddings.
     devices : list of Context
+    preprocessing : Preprocessing
+        How files become squares, as the description names it.
     """
 
     def __init__(
@@ -147,6 +162,7 @@ class EmbeddingModel:
         self.description = description
         self.dimension: int = description["embed_dim"]
         self.devices = devices
+        self.preprocessing = Preprocessing.of(description)
         self._graph = _Embedding(net)
         self._graph.hybridize(static_alloc=True, static_shape=True)
 
@@ -173,7 +189,8 @@ class EmbeddingModel:
         images : sequence
             Files, and RGB pixels in uint8 arrays (height, width, 3); n in all, each of any size.
         boxes : int array (n, 4), optional
-            x, y, width and height in pixels of the part of each image that is seen.
+            x, y, width and height in pixels of the part of each image that is seen; of the upright
+            image where the model was trained with ``--exif-orientation``.
         batch_size : int
             Images that are computed at once, at most.
         workers : int
@@ -191,7 +208,7 @@ class EmbeddingModel:
         ValueError
             If an array is no image, or there is not a box for each image.
         """
-        pixels = _Images(images, boxes, self.description["image_size"])
+        pixels = _Images(images, boxes, self.description["image_size"], self.preprocessing)
         size = self.batch_size(len(images), batch_size)
         parts = list(self.embed_batches(pixels, size, workers))
         return np.concatenate([np.empty((0, self.dimension), np.float32), *parts])
@@ -261,7 +278,13 @@ class _Embedding(HybridBlock):
 class _Images:
     """Files and arrays alike as squares; each is resized when it is asked for."""
 
-    def __init__(self, images: Sequence[Image], boxes: np.ndarray | None, size: int) -> None:
+    def __init__(
+        self,
+        images: Sequence[Image],
+        boxes: np.ndarray | None,
+        size: int,
+        preprocessing: Preprocessing,
+    ) -> None:
         if isinstance(images, (str, bytes, os.PathLike)):
             raise ValueError(f"a list of images expected, not {images!r} alone")
         if boxes is not None and np.shape(boxes) != (len(images), 4):
@@ -275,13 +298,14 @@ class _Images:
                 )
         self._images = images
         self._boxes = boxes
+        self._preprocessing = preprocessing
         self.shape = (len(images), size, size, 3)
 
     def __getitem__(self, row: int) -> np.ndarray:
         image, size = self._images[row], self.shape[1]
         box = None if self._boxes is None else self._boxes[row]
         if not isinstance(image, np.ndarray):
-            return read_image(os.fspath(image), box, size)
+            return read_image(os.fspath(image), box, size, self._preprocessing)
         if box is not None:
             x, y, width, height = (int(value) for value in box)
             image = image[max(y, 0) : max(y + height, 0), max(x, 0) : max(x + width, 0)]
@@ -289,8 +313,7 @@ class _Images:
                 raise DataError(
                     f"image {row}: the box {x, y, width, height} lies outside of the image"
                 )
-        image = np.ascontiguousarray(image)
-        return cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+        return resize_square(np.ascontiguousarray(image), size, self._preprocessing.resize)
 
 
 def _check_pixels(image: np.ndarray, row: int) -> None:

@@ -1,8 +1,8 @@
 """Batches: which images, in which order, made ahead of their use.
 
 A batch is planned from its number alone, so that neither the number of workers nor what was
-drawn before changes it. Worker threads make whole batches while the trainer computes; OpenCV, which
-does their work, runs outside of Python's lock.
+drawn before changes it. Worker threads make batches while the trainer computes; OpenCV, which does
+their work, runs outside of Python's lock.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ import numpy as np
 
 from embedding_learning.images import Pixels, crop
 
-# Batches in work or ready beyond one for each worker: bridges what delays the trainer or a worker.
+# Batches in work at once. A worker makes a whole batch; where there are more workers than this,
+# several share a batch, so that the memory for batches does not grow with their number.
+_BATCHES_IN_WORK = 8
+# Batches in work or ready beyond those: bridges what delays the trainer or a worker.
 _BATCHES_READY = 2
 
 
@@ -29,6 +32,15 @@ class _Plan:
     lefts: np.ndarray
     flips: np.ndarray
     pad: int = 0
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A batch in work: what becomes of it, and the parts of it that workers make."""
+
+    plan: _Plan
+    data: np.ndarray
+    parts: list[Future[None]]
 
 
 class _BatchIter(mx.io.DataIter):
@@ -54,8 +66,11 @@ class _BatchIter(mx.io.DataIter):
         self._targets = self.labels if targets is None else targets.astype(np.float32)
         self._crop_size = crop_size
         self._pool = ThreadPoolExecutor(workers) if workers else None
-        self._ahead = workers + _BATCHES_READY if workers else 0
-        self._planned: deque[tuple[_Plan, Future[np.ndarray]]] = deque()
+        in_work = min(workers, _BATCHES_IN_WORK)
+        self._ahead = in_work + _BATCHES_READY if workers else 0
+        # Enough for all workers to be busy while `in_work` batches are made.
+        self._parts_of_batch = min(-(-workers // in_work), self.batch_size) if workers else 1
+        self._planned: deque[_Batch] = deque()
         self._next_number = 0
         shape = (self.batch_size, 3, crop_size, crop_size)
         self.provide_data = [mx.io.DataDesc("data", shape, np.uint8, "NCHW")]
@@ -72,8 +87,9 @@ class _BatchIter(mx.io.DataIter):
 
     def seek(self, number: int) -> None:
         """The next batch is `number`, counted from 0."""
-        for _, batch in self._planned:
-            batch.cancel()
+        for batch in self._planned:
+            for part in batch.parts:
+                part.cancel()
         self._planned.clear()
         self._next_number = number
 
@@ -83,31 +99,35 @@ class _BatchIter(mx.io.DataIter):
             plan = self._plan(self._next_number)
             if plan is None:
                 break
-            self._planned.append((plan, self._start(plan)))
+            self._planned.append(self._start(plan))
             self._next_number += 1
         if not self._planned:
             raise StopIteration
-        plan, batch = self._planned.popleft()
+        batch = self._planned.popleft()
+        for part in batch.parts:
+            part.result()
         # The arrays take the memory over. A copy would queue behind the step that is computed, and
         # take longer than making the batch did.
-        data = mx.nd.from_numpy(batch.result(), zero_copy=True)
-        label = mx.nd.from_numpy(self._targets[plan.rows], zero_copy=True)
-        return mx.io.DataBatch(data=[data], label=[label], pad=plan.pad)
+        data = mx.nd.from_numpy(batch.data, zero_copy=True)
+        label = mx.nd.from_numpy(self._targets[batch.plan.rows], zero_copy=True)
+        return mx.io.DataBatch(data=[data], label=[label], pad=batch.plan.pad)
 
-    def _start(self, plan: _Plan) -> Future[np.ndarray]:
+    def _start(self, plan: _Plan) -> _Batch:
         """Gives a batch to the workers, or makes it here if there are none."""
-        if self._pool:
-            return self._pool.submit(self._make, plan)
-        made: Future[np.ndarray] = Future()
-        made.set_result(self._make(plan))
-        return made
+        data = np.empty(self.provide_data[0].shape, np.uint8)
+        if not self._pool:
+            self._make(plan, data, slice(None))
+            return _Batch(plan, data, [])
+        size, parts = self.batch_size, self._parts_of_batch
+        ends = [size * part // parts for part in range(parts + 1)]
+        places = map(slice, ends, ends[1:])
+        return _Batch(plan, data, [self._pool.submit(self._make, plan, data, p) for p in places])
 
-    def _make(self, plan: _Plan) -> np.ndarray:
-        batch = np.empty(self.provide_data[0].shape, np.uint8)
-        for place, row in enumerate(plan.rows):
+    def _make(self, plan: _Plan, data: np.ndarray, places: slice) -> None:
+        """Writes the images of these places of a batch."""
+        for place in range(*places.indices(len(data))):
             top, left, flip = plan.tops[place], plan.lefts[place], plan.flips[place]
-            crop(self.pixels[row], top, left, flip, out=batch[place])
-        return batch
+            crop(self.pixels[plan.rows[place]], top, left, flip, out=data[place])
 
     def close(self) -> None:
         """Stops the workers; what they had begun is dropped."""

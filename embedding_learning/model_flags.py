@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from embedding_learning.flags import UsageError, add, as_flag, integers
-from embedding_learning.options import BATCH_SIZE, WORKERS
+from embedding_learning.options import BATCH_SIZE, WORKERS, add_preprocessing_flags
 
 if TYPE_CHECKING:
     from embedding_learning.inference import EmbeddingModel
@@ -28,7 +28,7 @@ def add_model(parser: argparse.ArgumentParser, more: str = "") -> None:
     parser.add_argument("model_file", metavar="MODEL", help=text)
     text = "the network's backbone, for a file of the original example, which does not tell it"
     parser.add_argument("--model", metavar="NAME", help=text)
-    parser.set_defaults(gpus=[])
+    parser.set_defaults(gpus=[], exif_orientation=None, resize=None)
 
 
 def add_devices(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +36,9 @@ def add_devices(parser: argparse.ArgumentParser) -> None:
     add(parser, "--gpus", "", "list of gpus to use, e.g. 0 or 0,2,5; empty means using cpu")
     add(parser, "--batch-size", BATCH_SIZE, "images that are computed at once, over all devices")
     add(parser, "--workers", WORKERS, "threads that decode images; 0: none beside the main one")
+    add_preprocessing_flags(parser)
+    # Where they are not given, the model's description decides.
+    parser.set_defaults(exif_orientation=None, resize=None)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -53,4 +56,6 @@ def load(options: argparse.Namespace) -> EmbeddingModel:
     from embedding_learning.inference import load_model
 
     devices = find_devices(argparse.Namespace(gpus=options.gpus, cpu_contexts=1))
-    return load_model(options.model_file, devices, options.model)
+    return load_model(
+        options.model_file, devices, options.model, options.exif_orientation, options.resize
+    )

@@ -32,6 +32,7 @@ SAVED_EPOCHS = ("best", "last")
 DTYPES = ("float32", "float16")
 # What `evaluation.parse_metrics` reads.
 METRICS = "recall@K, cmc@K, precision@K and map@K for any K, map@r, r-precision, nmi, ami"
+RESIZES = ("linear", "area")
 
 LARGEST_IMAGE = 4096  # pixels; a batch of such images takes 3.5 GB already
 
@@ -177,6 +178,7 @@ def _add_further_flags(group: argparse._ArgumentGroup) -> None:
     add_count(group, "--image-size", text)
     text = "pixels of the square that is cut out of it (default: by model, mostly 224)"
     add_count(group, "--crop-size", text)
+    add_preprocessing_flags(group)
     add_count(group, "--checkpoint-interval", "save the state every N batches, beside each epoch")
     add(group, "--keep", 2, "number of checkpoints that are kept, the latest")
     text = "the epoch whose network is saved, if not the best by Recall@1"
@@ -203,6 +205,20 @@ def add_data_flags(group: argparse._ActionsContainer) -> None:
     group.add_argument("--bbox", action=argparse.BooleanOptionalAction, default=True, help=text)
     add_count(group, "--train-classes", "the first N classes train (default: half of them)")
     add(group, "--cache-dir", default_cache_dir(), "where decoded and drawn images are kept")
+
+
+def add_preprocessing_flags(group: argparse._ActionsContainer) -> None:
+    """How files become squares: the attributes of `images.Preprocessing`."""
+    add_orientation_flag(group)
+    text = "how images are resized; area: the mean of all pixels where they shrink"
+    add_choice(group, "--resize", RESIZES, text)
+
+
+def add_orientation_flag(group: argparse._ActionsContainer) -> None:
+    """The part of the preprocessing that decides whether a box lies within its image."""
+    text = "turn images upright as their EXIF data say, before boxes are cut"
+    action = argparse.BooleanOptionalAction
+    group.add_argument("--exif-orientation", action=action, default=False, help=text)
 
 
 def resumes_network(options: argparse.Namespace) -> bool:

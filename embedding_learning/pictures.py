@@ -26,7 +26,8 @@ _SEED = 0
 def draw_photographs(found: EmbeddedTestSet, path: str) -> None:
     """t-SNE with photographs. Of very many images some are chosen."""
     test = found.split.test
-    _photographs(found.queries, test.labels, thumbnails(test), _test_images(found), path)
+    photograph = thumbnails(test, found.preprocessing)
+    _photographs(found.queries, test.labels, photograph, _test_images(found), path)
 
 
 def draw_points(found: EmbeddedTestSet, path: str) -> None:
@@ -82,10 +83,12 @@ def draw_gallery(found: EmbeddedTestSet, path: str) -> None:
         distances,
         test.labels,
         test.class_names,
-        thumbnails(test),
+        thumbnails(test, found.preprocessing),
         path,
         found.split.title,
-        (searched.labels, thumbnails(searched)) if found.gallery is not None else None,
+        None
+        if found.gallery is None
+        else (searched.labels, thumbnails(searched, found.preprocessing)),
     )
 
 

@@ -16,13 +16,13 @@ from embedding_learning import method_flags
 from embedding_learning.backbone_flags import POOLS
 from embedding_learning.checkpoints import FORMAT, Checkpoint
 from embedding_learning.flags import UsageError
-from embedding_learning.options import DTYPES, SAVED_EPOCHS
+from embedding_learning.options import DTYPES, RESIZES, SAVED_EPOCHS
 
 # What the state was made with; with another value it would not fit, or not be the same run.
 _MUST_AGREE = (
     "model", "pool", "embed_dim", "feat_dim", "batch_k", "total_batch_size", "batch_num",
-    "image_size", "crop_size", "normalize_weights", "optimizer", "seed", "dtype", "loss",
-    "sampling", "beta_per", "saved_epoch",
+    "image_size", "crop_size", "exif_orientation", "resize", "normalize_weights", "optimizer",
+    "seed", "dtype", "loss", "sampling", "beta_per", "saved_epoch",
 )  # fmt: skip
 # What may change, but leads to another model.
 _MAY_CHANGE = (
@@ -33,7 +33,8 @@ _MAY_CHANGE = (
 # What a run of before there were these flags was made with.
 _FORMERLY = {
     "dtype": DTYPES[0], "pool": POOLS[0], "freeze_bn": False, "warm_up_epochs": 0,
-    "wd_exclude_bn_bias": False, "saved_epoch": SAVED_EPOCHS[0], **method_flags.FIRST,
+    "wd_exclude_bn_bias": False, "saved_epoch": SAVED_EPOCHS[0], "exif_orientation": False,
+    "resize": RESIZES[0], **method_flags.FIRST,
 }  # fmt: skip
 _PACKAGES = ("mxnet", "mxnet-cu112", "numpy", "opencv-python", "gluoncv")
 _LARGEST = 2**31

@@ -12,7 +12,7 @@ import numpy as np
 from embedding_learning import datasets, reporting
 from embedding_learning.datasets import ImageSet, Split
 from embedding_learning.flags import UsageError, add, add_choice
-from embedding_learning.images import Decoder, decodable, read_image
+from embedding_learning.images import ORIGINAL, Decoder, Preprocessing, decodable, read_image
 from embedding_learning.options import DATA_PATH, add_data_flags
 
 if TYPE_CHECKING:
@@ -32,11 +32,14 @@ class EmbeddedTestSet(NamedTuple):
         Of ``split.test``.
     gallery : float32 array (m, d), optional
         Of ``split.gallery``, where there is one.
+    preprocessing : Preprocessing
+        How the model sees the images, and pictures show them.
     """
 
     split: Split
     queries: np.ndarray
     gallery: np.ndarray | None
+    preprocessing: Preprocessing = ORIGINAL
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -74,34 +77,34 @@ def embed(model: EmbeddingModel, options: argparse.Namespace) -> EmbeddedTestSet
     )
     split = datasets.hold_out(split, options.held_out)
     if options.skip_bad_images:
-        split = _without_bad_images(split, options.workers)
+        split = _without_bad_images(split, options.workers, model.preprocessing)
     reporting.log_split(split)
 
     def embedded(part: ImageSet) -> np.ndarray:
-        pixels = Decoder(part, model.description["image_size"])
+        pixels = Decoder(part, model.description["image_size"], model.preprocessing)
         size = model.batch_size(len(part), options.batch_size)
         batches = model.embed_batches(pixels, size, options.workers)
         return np.concatenate(list(reporting.progress(batches, "Embedding")))
 
     gallery = None if split.gallery is None else embedded(split.gallery)
-    return EmbeddedTestSet(split, embedded(split.test), gallery)
+    return EmbeddedTestSet(split, embedded(split.test), gallery, model.preprocessing)
 
 
-def _without_bad_images(split: Split, workers: int) -> Split:
+def _without_bad_images(split: Split, workers: int, preprocessing: Preprocessing) -> Split:
     """Names and leaves out what cannot be decoded of the images that test."""
 
     def good(part: ImageSet) -> ImageSet:
-        return part.take(np.flatnonzero(decodable(part, THUMBNAIL, workers)))
+        return part.take(np.flatnonzero(decodable(part, THUMBNAIL, workers, preprocessing)))
 
     gallery = None if split.gallery is None else good(split.gallery)
     return replace(split, test=good(split.test), gallery=gallery)
 
 
-def thumbnails(part: ImageSet) -> Callable[[int], np.ndarray]:
+def thumbnails(part: ImageSet, preprocessing: Preprocessing) -> Callable[[int], np.ndarray]:
     """A function from a row to its photograph as the model sees it, square and in its box."""
 
     def thumbnail(row: int) -> np.ndarray:
         box = None if part.boxes is None else part.boxes[row]
-        return read_image(part.paths[row], box, THUMBNAIL)
+        return read_image(part.paths[row], box, THUMBNAIL, preprocessing)
 
     return thumbnail

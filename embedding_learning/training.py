@@ -18,6 +18,7 @@ from mxnet import gluon
 from embedding_learning import learner_state, measuring, reporting, resuming
 from embedding_learning.checkpoints import RunFolder
 from embedding_learning.data import Data
+from embedding_learning.datasets import DataError
 from embedding_learning.descriptions import describe
 from embedding_learning.fine_tuning import set_backbone_rates
 from embedding_learning.flags import UsageError
@@ -107,8 +108,9 @@ class Loop:
             self._save_state()
             self.data.train.seek(self._step_number())
             for epoch in range(progress.epoch, options.epochs):
-                self._train_epoch(epoch)
-                self._evaluate_epoch(epoch)
+                with self._data_faults():
+                    self._train_epoch(epoch)
+                    self._evaluate_epoch(epoch)
         finally:
             self._recorder.close()
 
@@ -272,6 +274,22 @@ class Loop:
         """The processes of a job all have to come to its end."""
         if self.learner.job.size == 1 and self._asked is not None:
             self._stop_run()
+
+    @contextmanager
+    def _data_faults(self) -> Iterator[None]:
+        """Within, an image that can no longer be decoded saves the state and is a TrainingFault."""
+        try:
+            yield
+        except DataError as error:
+            if self.learner.job.size == 1:
+                self._save_state()
+                start = "the saved state"
+            else:
+                # To save, all processes would have to be at the same batch.
+                start = "the last checkpoint"
+            raise TrainingFault(
+                f"{error}; put the file back as it was, and --resume auto goes on from {start}"
+            ) from error
 
     def _stop_run(self) -> None:
         """Saves the state and raises Interrupted."""

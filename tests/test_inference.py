@@ -351,6 +351,8 @@ def test_a_description_depends_on_its_arguments_alone() -> None:
         "pool": "original",
         "image_size": IMAGE_SIZE,
         "crop_size": CROP_SIZE,
+        "exif_orientation": False,
+        "resize": "linear",
         "bbox": False,
         "train_classes": None,
         "mean": list(MEAN),
@@ -371,6 +373,8 @@ def test_a_description_depends_on_its_arguments_alone() -> None:
         ("pool", [None, "", "median", 1, ["avg"]]),
         ("image_size", [0, 5000, 31, 40.0, None, "40"]),
         ("crop_size", [0, 41, -3, "32", None, [32]]),
+        ("exif_orientation", [0, 1, None, "yes"]),
+        ("resize", [None, "", "cubic", 1, ["area"]]),
         ("bbox", [0, None, "yes"]),
         ("mean", [[0.5, 0.5, 0.5], None, "mean", [0.485, 0.456], {}]),
         ("deviation", [[1, 1, 1], 0.2]),
@@ -420,7 +424,7 @@ def test_every_key_of_a_description_is_needed_but_that_which_was_not_always_ther
 ) -> None:
     path = tmp_path / "model.params"
     whole = describe(parse(FLAGS), "Birds", 3, 0.5)
-    for key in whole.keys() - {"pool"}:
+    for key in whole.keys() - {"pool", "exif_orientation", "resize"}:
         save_cheap(path, {name: value for name, value in whole.items() if name != key})
         with pytest.raises(UsageError, match=r"another version|describes its network, but"):
             load_model(path)

@@ -19,7 +19,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import train
-from embedding_learning import checkpoints, inference, learner, records
+from embedding_learning import checkpoints, inference, learner, records, validation
 from tests.test_command import QUICK
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,6 +130,98 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(
     assert len(recorded_distances(folder)) == 2
     best = f"{PREFIX}.params"
     assert (tmp_path / best).read_bytes() == (folder / best).read_bytes()
+
+
+# Enough batches that every file is asked for after the workers' first ones.
+DECODING = ["--batch-num=12", "--epochs=1", "--cache=none"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_cub: Path) -> dict[str, bytes]:
+    """The last state of a run whose files stay as they are."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    flags = [*QUICK, *DECODING, f"--data-path={tiny_cub}"]
+    command = [sys.executable, str(ROOT / "train.py"), *flags]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
+    return last_state(folder)
+
+
+def act_at_call(
+    monkeypatch: pytest.MonkeyPatch, where: object, name: str, call: int, action: Callable[[], None]
+) -> None:
+    """Does something right before the given call of a function, counted from 1."""
+    original = getattr(where, name)
+    calls = iter(range(1, 10**6))
+
+    def acting(*arguments: object, **named: object) -> object:
+        if next(calls) == call:
+            action()
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(where, name, acting)
+
+
+@pytest.mark.parametrize(
+    "fault, workers, place, flags",
+    [
+        ("gone", 0, "training", []),
+        ("gone", 3, "training", ["--skip-bad-images"]),
+        ("damaged", 3, "training", []),
+        ("folder gone", 3, "training", []),
+        ("gone", 0, "evaluation", []),
+        ("damaged", 3, "evaluation", ["--skip-bad-images"]),
+    ],
+)
+def test_an_image_that_vanishes_ends_the_run_with_the_way_to_go_on(
+    undisturbed: dict[str, bytes], start: Start, tmp_path: Path, tiny_cub: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: str, workers: int,
+    place: str, flags: list[str],
+) -> None:  # fmt: skip
+    birds = shutil.copytree(tiny_cub, tmp_path / "birds")
+    # The first half of the classes trains.
+    files = sorted((birds / "images").rglob("*.jpg"))
+    file = files[1] if place == "training" else files[-1]
+    content = file.read_bytes()
+
+    def harm() -> None:
+        if fault == "gone":
+            file.unlink()
+        elif fault == "damaged":
+            file.write_bytes(content[: len(content) // 2])
+        else:
+            (birds / "images").rename(birds / "away")
+
+    flags = [*DECODING, f"--data-path={birds}", f"--workers={workers}", *flags]
+    where: tuple[object, str, int] = (learner.Learner, "step", 2)
+    if place == "evaluation":
+        where = (validation, "embed_all", 1)
+    with monkeypatch.context() as patched:
+        act_at_call(patched, *where, harm)
+        assert start(tmp_path / "here", *flags) == 3
+    line = capsys.readouterr().err.splitlines()[-1]
+    named = file if fault != "folder gone" else birds / "images"
+    assert line.startswith(f"train.py: stopped: {named}")
+    assert line.endswith(
+        "put the file back as it was, and --resume auto goes on from the saved state"
+    )
+    (state,) = (tmp_path / "here" / f"{PREFIX}.run").glob("checkpoint-0000-*[1-9].safetensors")
+    assert int(state.stem[-6:]) == 12 or place == "training"
+    if fault == "folder gone":
+        (birds / "away").rename(birds / "images")
+    else:
+        file.write_bytes(content)
+    assert start(tmp_path / "here", *flags, "--resume=auto") == 0
+    assert last_state(tmp_path / "here") == undisturbed
+
+
+def test_a_run_goes_on_without_the_folder_of_its_decoded_images(
+    undisturbed: dict[str, bytes], start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are mapped, and the system keeps what is mapped."""
+    cache = tmp_path / "decoded"
+    act_at_call(monkeypatch, learner.Learner, "step", 2, lambda: shutil.rmtree(cache))
+    assert start(tmp_path / "here", *DECODING, "--cache=pixels", f"--cache-dir={cache}") == 0
+    assert last_state(tmp_path / "here") == undisturbed
 
 
 def test_a_run_that_is_stopped_in_every_batch_goes_on_to_the_same_bytes(

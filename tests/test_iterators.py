@@ -6,6 +6,7 @@ import random
 import shutil
 import threading
 from collections.abc import Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -393,3 +394,56 @@ def test_close_ends_the_workers_in_the_middle_of_their_work(birds: ImageSet) -> 
         batches.next()
         assert threading.active_count() > threads
     assert threading.active_count() == threads
+
+
+class Counting:
+    """Pixels that count how many images were asked for; each shows its row."""
+
+    shape = (12, 8, 8, 3)
+
+    def __init__(self, at_once: int = 1) -> None:
+        self.asked = 0
+        self.were_at_once = threading.Event()
+        # The first images come back once that many are being read.
+        self.barrier = threading.Barrier(at_once, self.were_at_once.set)
+        self._lock = threading.Lock()
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        with self._lock:
+            self.asked += 1
+        if not self.were_at_once.is_set():
+            self.barrier.wait(60)
+        return np.full((8, 8, 3), row, np.uint8)
+
+
+@pytest.mark.parametrize("workers, most", [(0, 1), (1, 4), (4, 7), (8, 11), (9, 11), (100, 11)])
+def test_the_batches_made_ahead_do_not_grow_with_the_workers(workers: int, most: int) -> None:
+    """Counted with a consumer that takes a batch, then waits until nothing more is made."""
+    pixels = Counting()
+    batches = BalancedBatches(pixels, np.repeat([0, 1], 6), 3, 0, 6, 6, workers)
+    try:
+        for taken in range(1, 4):
+            batches.next()
+            for batch in batches._planned:
+                wait(batch.parts)
+            # `most` counts the one that was just taken.
+            assert pixels.asked == 6 * (taken - 1 + most)
+            assert len(batches._planned) == most - 1
+    finally:
+        batches.close()
+
+
+@pytest.mark.parametrize("workers, batch_size", [(1, 6), (4, 6), (8, 6), (9, 6), (30, 6), (30, 12)])
+def test_all_workers_are_busy_at_the_same_time(workers: int, batch_size: int) -> None:
+    """Each waits for its first image until all others wait for one too."""
+    pixels, labels = Counting(at_once=workers), np.repeat([0, 1], 6)
+    made = []
+    for number in (workers, 0):
+        batches = BalancedBatches(pixels, labels, batch_size // 2, 0, batch_size, 6, number)
+        try:
+            made.append(batches.next())
+        except threading.BrokenBarrierError:
+            pytest.fail("some workers were idle")
+        finally:
+            batches.close()
+    assert_same(*made)

@@ -33,6 +33,8 @@ OTHERS = {
     "batch_num": "--batch-num=100",
     "image_size": "--image-size=300",
     "crop_size": "--crop-size=200",
+    "exif_orientation": "--exif-orientation",
+    "resize": "--resize=area",
     "normalize_weights": "--normalize-weights",
     "optimizer": "--optimizer=sgd",
     "seed": "--seed=7",

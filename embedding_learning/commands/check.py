@@ -9,7 +9,7 @@ import numpy as np
 from embedding_learning import datasets, reporting
 from embedding_learning.datasets import DataError
 from embedding_learning.flags import Parser, UsageError
-from embedding_learning.images import find_faults
+from embedding_learning.images import Preprocessing, find_faults
 from embedding_learning.options import add_some, parse
 
 # Of no consequence for whether a file can be decoded.
@@ -20,7 +20,7 @@ _SIZE = 64
 _FLAGS = {
     *("data_path", "dataset", "bbox", "train_classes", "cache_dir", "workers", "held_out"),
     *("small_classes", "batch_k", "batch_size", "total_batch_size", "classes", "gpus"),
-    *("cpu_contexts", "preset"),
+    *("cpu_contexts", "preset", "exif_orientation"),
 }
 
 
@@ -33,6 +33,7 @@ def main(arguments: list[str]) -> int:
     from embedding_learning.data import fit_to_training
 
     options = _parse(arguments)
+    preprocessing = Preprocessing(exif_orientation=options.exif_orientation)
     with reporting.log_to_terminal():
         split = datasets.load(
             options.data_path,
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> int:
         faults = [
             fault
             for part in split.parts
-            for fault in find_faults(part, _SIZE, options.workers).values()
+            for fault in find_faults(part, _SIZE, options.workers, preprocessing).values()
         ]
     for fault in faults:
         print(fault)

@@ -151,7 +151,7 @@ def _embed_rest(
     unfinished: Unfinished,
 ) -> None:
     """Appends what is not done yet, in batches of that size."""
-    pixels: Pixels = Decoder(images, model.description["image_size"])
+    pixels: Pixels = Decoder(images, model.description["image_size"], model.preprocessing)
     faults: dict[int, str] = {}
     if skip_bad:
         pixels = _Lenient(pixels, faults)

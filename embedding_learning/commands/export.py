@@ -25,6 +25,10 @@ def main(arguments: list[str]) -> int:
             f"{options.output}-symbol.json, {options.output}-0000.params: "
             f"{_inputs(crop_size, options.normalize_input)}"
         )
+    if model.preprocessing.exif_orientation:
+        print("It was trained with --exif-orientation: turn its images upright too.")
+    if model.preprocessing.resize == "area":
+        print("It was trained with --resize area: resize its images likewise.")
     return 0
 
 

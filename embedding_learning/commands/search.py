@@ -17,7 +17,7 @@ from embedding_learning import embedding_files, model_flags, neighbours, reporti
 from embedding_learning.datasets import files
 from embedding_learning.embedding_files import Embeddings
 from embedding_learning.flags import Parser, UsageError
-from embedding_learning.images import Decoder, read_image
+from embedding_learning.images import Decoder, read_whole
 from embedding_learning.options import BATCH_SIZE, WORKERS
 
 if TYPE_CHECKING:
@@ -35,12 +35,15 @@ class Found(NamedTuple):
         Euclidean, nearest first.
     rows : int64 array (q, k)
         Of the gallery.
+    exif_orientation : bool
+        Whether the model sees images turned upright as their EXIF data say, and so pictures.
     """
 
     queries: Embeddings
     gallery: Embeddings
     distances: np.ndarray
     rows: np.ndarray
+    exif_orientation: bool = False
 
     def is_right(self, query: int, place: int) -> bool | None:
         """Whether the image at that place is of the query's class, if both are known."""
@@ -118,7 +121,8 @@ def search(
     for query in np.flatnonzero([len(some) for some in own]):
         others = np.flatnonzero(np.isin(rows[query], own[query], invert=True))[:k]
         distances[query, :k], rows[query, :k] = distances[query, others], rows[query, others]
-    return Found(asked, searched, distances[:, :k], rows[:, :k])
+    upright = model.preprocessing.exif_orientation
+    return Found(asked, searched, distances[:, :k], rows[:, :k], upright)
 
 
 def draw(found: Found, path: str) -> None:
@@ -135,11 +139,11 @@ def draw(found: Found, path: str) -> None:
     )
     plots.search_results(
         [_title(found.queries, query) for query in range(len(found.rows))],
-        lambda query: _photograph(found.queries, query),
+        lambda query: _photograph(found.queries, query, found.exif_orientation),
         place.reshape(found.rows.shape),
         found.distances,
         [_title(found.gallery, row) for row in drawn],
-        lambda image: _photograph(found.gallery, drawn[image]),
+        lambda image: _photograph(found.gallery, drawn[image], found.exif_orientation),
         path,
         right,
     )
@@ -208,7 +212,8 @@ def _embedded(
             labels[row] = known.labels[known_rows[0]] or labels[row]
         else:
             new.append(row)
-    pixels = Decoder(images.take(np.array(new, int)), model.description["image_size"])
+    rest = images.take(np.array(new, int))
+    pixels = Decoder(rest, model.description["image_size"], model.preprocessing)
     size = model.batch_size(len(new), batch_size)
     remaining = iter(reporting.progress(new, "Embedding", "image"))
     for part in model.embed_batches(pixels, size, workers):
@@ -266,17 +271,14 @@ def _title(images: Embeddings, row: int) -> str:
     return class_title(label) if label else os.path.basename(images.path(row) or f"row {row}")
 
 
-def _photograph(images: Embeddings, row: int) -> np.ndarray:
-    """The whole image, upright: RGB, uint8 (height, width, 3)."""
+def _photograph(images: Embeddings, row: int, exif_orientation: bool) -> np.ndarray:
+    """The whole image, turned as the model sees it: RGB, uint8 (height, width, 3)."""
     path = images.path(row)
     if path is None:
         raise UsageError(
             f"--picture: no .csv file tells the image of row {row}; embed the images again"
         )
-    # Says what is wrong with a file that cannot be decoded.
-    read_image(path, None, 1)
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(read_whole(path, exif_orientation), cv2.COLOR_BGR2RGB)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
