@@ -7,6 +7,7 @@ import argparse
 import numpy as np
 
 from embedding_learning import datasets, reporting
+from embedding_learning.datasets.splits import unmeasurable
 from embedding_learning.flags import Parser, add
 from embedding_learning.images import find_faults
 from embedding_learning.options import DATA_PATH, WORKERS, add_data_flags
@@ -33,6 +34,8 @@ def main(arguments: list[str]) -> int:
         ]
     for fault in faults:
         print(fault)
+    for line in unmeasurable(split):
+        print(line)
     sizes = np.bincount(split.train.labels)
     print(
         f"{split.name}: {sum(map(len, split.parts))} images, {len(faults)} of them bad; "
