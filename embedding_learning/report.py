@@ -37,6 +37,7 @@ def write(
     versions: Mapping[str, Any],
     metrics: Sequence[Mapping[str, Any]],
     pictures: Sequence[Picture],
+    notes: Sequence[str] = (),
 ) -> None:
     """Writes a run's page: metrics, pictures, command, flags and versions.
 
@@ -57,6 +58,8 @@ def write(
         The rows of the table of metrics, such as one for each epoch; its columns are all names, in
         the order they are found in. Of several rows the largest value of each metric is bold.
     pictures : sequence of Picture
+    notes : sequence of str
+        Sentences that stand below the title.
 
     Raises
     ------
@@ -66,6 +69,7 @@ def write(
     check_path(path)
     parts = [
         f"<h1>{escape(title)}</h1>",
+        *(f"<p>{escape(note)}</p>" for note in notes),
         "<h2>Metrics</h2>",
         _metrics_table(metrics),
         *(_figure(picture) for picture in pictures),

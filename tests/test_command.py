@@ -14,6 +14,7 @@ import pytest
 
 import train
 from embedding_learning import images
+from embedding_learning.commands import evaluate
 from embedding_learning.datasets import cub200
 from embedding_learning.parameter_files import read_description
 
@@ -308,6 +309,21 @@ def test_the_learning_rates_fall_at_the_steps(
     assert start(f"--data-path={tiny_cub}", *QUICK, *flags) == 0
     rates = [line.partition("=")[2] for line in caplog.messages if "learning rate=" in line]
     assert rates == ["0.010000", "0.100000", "0.001000", "0.010000", "0.000100", "0.001000"]
+
+
+def test_a_network_is_saved_where_no_test_image_can_be_recalled(
+    start: Callable[..., int],
+    here: Path,
+    write_cub: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One test image; evaluating the saved network finds it."""
+    folder = write_cub(here.parent / "birds", [4, 4, 1])
+    flags = [f"--data-path={folder}", "--train-classes=2", "--epochs=1"]
+    assert start(*QUICK, *flags) == 0
+    assert "1 of 1 test images have no partner" in caplog.text
+    assert read_description("margin_loss_model.params", "MODEL")["recall_at_1"] == 0.0
+    assert evaluate.main(["margin_loss_model.params", *flags[:2], "--metrics=recall@1"]) == 0
 
 
 # Mistakes
