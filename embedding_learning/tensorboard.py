@@ -85,7 +85,7 @@ class TensorBoard:
         thumbnails = np.stack(images).transpose(0, 3, 1, 2).astype(np.float32) / 255
         self._writer.add_embedding(
             embeddings[rows],
-            metadata=[_one_line(class_names[label]) for label in labels[rows]],
+            metadata=[_one_line(class_names[int(label)]) for label in labels[rows]],
             label_img=thumbnails,
             global_step=step,
             tag=_PROJECTION,

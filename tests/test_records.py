@@ -139,7 +139,9 @@ def test_tensorboard_is_shown_the_same(tmp_path: Path, capsys: pytest.CaptureFix
     pixels = np.random.default_rng(0).integers(0, 256, (6, 40, 40, 3), np.uint8)
     names = ["crow", "a\tb\nc", "日本", "d", "e", "f"]
     for step in (1, 2, 2):
-        board.project(step, np.eye(6, dtype=np.float32), np.arange(6), names, pixels)
+        board.project(
+            step, np.eye(6, dtype=np.float32), np.arange(6, dtype=np.float32), names, pixels
+        )
     recorder.close()
     written = b"".join(file.read_bytes() for file in (tmp_path / "board").glob("events*"))
     for name in (b"interval/loss", b"positive_distances", b"evaluation/recall_1"):
