@@ -16,7 +16,7 @@ import numpy as np
 from mxnet import gluon
 
 from embedding_learning import learner_state, measuring, reporting, resuming
-from embedding_learning.checkpoints import RunFolder
+from embedding_learning.checkpoints import RECORDS, RunFolder
 from embedding_learning.data import Data
 from embedding_learning.descriptions import describe
 from embedding_learning.fine_tuning import set_backbone_rates
@@ -295,8 +295,11 @@ class Loop:
             self.folder.save(*position, arrays, {**state, "learner": learner})
 
     def _restore_folder(self) -> None:
-        """Should the folder have been removed, the records and what the run is are written anew."""
-        if self.folder.restore():
+        """Writes the records, and what the run is, again if they were removed.
+
+        The folder itself may be left: rm -r fails to remove it if a checkpoint is written meanwhile.
+        """
+        if self.folder.restore() or not (self.folder.path / RECORDS).exists():
             self._recorder.write_anew()
             self.describe()
 

@@ -457,6 +457,25 @@ def test_a_batch_that_is_not_finite_can_be_skipped(
         np.testing.assert_array_equal(first[name], last[name])
 
 
+def test_the_files_of_a_folder_removed_meanwhile_are_written_again(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is left where rm -r and a checkpoint came at the same time."""
+    step, calls = learner.Learner.step, iter(range(1, 10))
+
+    def removing(*arguments: object, **named: object) -> object:
+        if next(calls) == 5:
+            for file in Path(f"{PREFIX}.run").iterdir():
+                file.unlink()
+        return step(*arguments, **named)
+
+    monkeypatch.setattr(learner.Learner, "step", removing)
+    assert start(tmp_path) == 0
+    assert [r["epoch"] for r in recorded(tmp_path) if r["kind"] == "evaluation"] == [0, 1]
+    assert records.read_description(Path(f"{PREFIX}.run"))[0]
+    assert list(Path(f"{PREFIX}.run").glob("best-*.params"))
+
+
 def test_a_folder_removed_meanwhile_is_made_anew(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
