@@ -297,7 +297,7 @@ class Loop:
     def _restore_folder(self) -> None:
         """Writes the records, and what the run is, again if they were removed.
 
-        The folder itself may be left: rm -r fails to remove it if a checkpoint is written meanwhile.
+        The folder itself may be left: rm -r cannot remove it if a checkpoint comes meanwhile.
         """
         if self.folder.restore() or not (self.folder.path / RECORDS).exists():
             self._recorder.write_anew()
