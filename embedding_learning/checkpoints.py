@@ -18,7 +18,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -28,7 +28,9 @@ from embedding_learning.flags import UsageError
 from embedding_learning.whole_files import replaced_whole
 
 # Goes up when an older program could not go on from what is written.
-FORMAT = 1
+FORMAT = 2
+# Those that can be read. Format 1 does not hold `Progress.to_beat`.
+_READABLE = (1, FORMAT)
 # The records of a run, in its folder.
 RECORDS = "metrics.jsonl"
 _NAME = re.compile(r"checkpoint-(\d{4,})-(\d{6,})\.safetensors")
@@ -97,7 +99,7 @@ def read(path: Path) -> Checkpoint:
         state = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DamagedError("its state cannot be read") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.get("format") not in _READABLE:
         raise DamagedError("it is of another version of this program")
     return Checkpoint(path, arrays, state)
 
@@ -139,6 +141,8 @@ class RunFolder:
         self._prefix = prefix
         self._keep = keep
         self._lock = -1
+        # The saved network's file, open: its content stays readable if the file is removed.
+        self._network: BinaryIO | None = None
         self.path = Path(f"{prefix}.run")
 
     def __enter__(self) -> RunFolder:
@@ -146,6 +150,8 @@ class RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._network:
+            self._network.close()
         os.close(self._lock)
         with suppress(OSError):  # It holds a run.
             self.path.rmdir()
@@ -233,8 +239,33 @@ class RunFolder:
 
     def publish(self, epoch: int) -> None:
         """Copies the best network to the run's result, ``PREFIX.params``."""
-        with replaced_whole(Path(f"{self._prefix}.params")) as partial:
-            shutil.copyfile(self.best(epoch), partial)
+        if self._network:
+            self._network.close()
+        self._network = open(self.best(epoch), "rb")  # noqa: SIM115
+        self._write_network(self._result)
+
+    def restore_network(self, epoch: int) -> None:
+        """Writes the network that was last published again where its files have been removed.
+
+        `epoch` is the one it was saved after.
+        """
+        if self._network:
+            for path in (self.best(epoch), self._result):
+                if not path.exists():
+                    logging.warning(
+                        "%s was removed while the run went on; it is written again.", path
+                    )
+                    self._write_network(path)
+
+    @property
+    def _result(self) -> Path:
+        return Path(f"{self._prefix}.params")
+
+    def _write_network(self, path: Path) -> None:
+        assert self._network
+        self._network.seek(0)
+        with replaced_whole(path) as partial, open(partial, "wb") as file:
+            shutil.copyfileobj(self._network, file)
 
     def save(
         self, epoch: int, batch: int, arrays: dict[str, np.ndarray], state: dict[str, Any]
@@ -266,6 +297,43 @@ class RunFolder:
         logging.warning("%s was removed while the run went on; it is made anew.", self.path)
         self._claim()
         return True
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How far the run of a prefix has come, as its folder shows.
+
+    Attributes
+    ----------
+    epoch : int
+        The one of its latest checkpoint, so that many are done.
+    batch : int
+        Batches of that epoch that are done.
+    is_going_on : bool
+        Whether a process trains it now.
+    """
+
+    epoch: int
+    batch: int
+    is_going_on: bool
+
+
+def state_of(prefix: str) -> RunState | None:
+    """How far a run has come; None if its folder holds no checkpoint. Raises OSError."""
+    folder = Path(f"{prefix}.run")
+    files = _newest_first(folder)
+    if not files:
+        return None
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        is_going_on = True
+    else:
+        is_going_on = False
+    finally:
+        os.close(lock)
+    return RunState(*_position(files[0]), is_going_on)
 
 
 def find(resume: str, prefix: str) -> Checkpoint | None:

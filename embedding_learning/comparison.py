@@ -113,7 +113,8 @@ def evaluations(run_prefix: Path) -> list[Evaluation]:
         return []
     found = {}
     for record in records.read(folder):
-        if record.get("kind") == "evaluation":
+        # The network before training is of no epoch.
+        if record.get("kind") == "evaluation" and record.get("epoch") is not None:
             metrics = {
                 name: float(value)
                 for name, value in record.items()

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from argparse import Namespace
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,8 @@ class Data:
         The data set, and what is seen of each image.
     digest : str
         Equal for equal classes, labels, boxes and file names, wherever the files lie.
+    test_classes : list of str
+        The name of each class of the test images.
     """
 
     train: BalancedBatches
@@ -46,6 +48,7 @@ class Data:
     beta_terms: np.ndarray
     title: str
     digest: str
+    test_classes: list[str] = field(default_factory=list)
 
     def close(self) -> None:
         """Stops the workers."""
@@ -138,6 +141,7 @@ def open_data(split: Split, options: Namespace, rank: int = 0, together: int = 1
         beta_terms,
         split.title,
         digest(parts),
+        parts[1].class_names,
     )
 
 

@@ -34,7 +34,8 @@ class Step:
         Each device's.
     triples : list of tuple
         What each device's loss was computed of: anchors, positives, negatives (m, d) and, where
-        there is one, beta and the anchors' labels, or None if it is one constant.
+        there is one, beta as it was before the step's update and the anchors' labels, or None if it
+        is one constant.
     overflowed : bool
         Its gradients were not finite for the scale of the loss, and its update was left out.
     """
@@ -125,7 +126,7 @@ class Learner:
                 triple = (anchors, positives, negatives, *self._boundary(y, anchor_rows))
                 losses.append(self.loss(*triple))
                 embeddings.append(embedded)
-                triples.append(triple)
+                triples.append(self._kept(triple, x.context))
         # Only after the forward pass has been queued on every device, so that all compute at once.
         autograd.backward(
             losses, self.loss_scale.head_gradients(self.devices) if self.loss_scale else None
@@ -155,6 +156,14 @@ class Learner:
             return ()
         is_learned = isinstance(self.beta, gluon.Parameter)
         return self.beta, labels.take(anchor_rows) if is_learned else None
+
+    def _kept(self, triple: tuple[Any, ...], device: mx.Context) -> tuple[Any, ...]:
+        """The triple with a copy of a learned beta, which the step's update changes in place."""
+        if not isinstance(self.beta, gluon.Parameter):
+            return triple
+        anchors, positives, negatives, beta, labels = triple
+        with autograd.pause():
+            return anchors, positives, negatives, beta.data(device).copy(), labels
 
     def measure(self, step: Step) -> dict[str, np.ndarray]:
         """The step's pairs, all devices', (m,) each; waits for the step.

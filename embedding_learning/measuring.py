@@ -24,7 +24,11 @@ def pairs_of(
 def values_of(
     learner: Learner, pairs: dict[str, np.ndarray], boundaries: np.ndarray | float | None
 ) -> dict[str, float]:
-    """What is recorded of the step beside its loss, by name."""
+    """What is recorded of the step in addition to its loss, by name.
+
+    `pairs` are the step's, measured against the beta that its loss was computed with; `boundaries`
+    are those after its update.
+    """
     values = {
         "active_share": pairs["active"].mean(),
         "positive_distance": pairs["positive_distances"].mean(),

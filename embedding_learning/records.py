@@ -25,9 +25,9 @@ _RUN = "run.json"
 class Recorder:
     """Writes down what a run measures, one JSON object a line.
 
-    Each has `kind` ("interval", "distances", "evaluation"), `epoch`, `batch` (batches of the epoch
-    that are done), `seconds` (of training and evaluating since the run began), and what was
-    measured.
+    Each has `kind` ("interval", "distances", "evaluation"), `epoch` (counted from 0; None for the
+    evaluation before training), `batch` (batches of the epoch that are done), `seconds` (of
+    training and evaluating since the run began), and what was measured.
 
     Parameters
     ----------
@@ -118,12 +118,14 @@ class Recorder:
         values = {"dimension": dimension, "cutoffs": list(cutoffs), **counted}
         self._append("distances", epoch, batch, values)
 
-    def evaluation(self, epoch: int, batch: int, step: int, metrics: dict[str, float]) -> None:
-        """What the test images showed."""
+    def evaluation(
+        self, epoch: int | None, batch: int, step: int, metrics: dict[str, float]
+    ) -> None:
+        """What the test images showed after an epoch, or before training (`epoch` is None)."""
         self._write("evaluation", epoch, batch, step, metrics)
 
     def _write(
-        self, kind: str, epoch: int, batch: int, step: int, values: dict[str, float]
+        self, kind: str, epoch: int | None, batch: int, step: int, values: dict[str, float]
     ) -> None:
         # JSON knows no numbers that are not finite.
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
@@ -131,7 +133,7 @@ class Recorder:
         if self._board:
             self._board.scalars(kind, step, values)
 
-    def _append(self, kind: str, epoch: int, batch: int, values: Mapping[str, Any]) -> None:
+    def _append(self, kind: str, epoch: int | None, batch: int, values: Mapping[str, Any]) -> None:
         """One line."""
         record = {"kind": kind, "epoch": epoch, "batch": batch, "seconds": round(self.seconds, 3)}
         self._file.write(json.dumps({**record, **values}).encode() + b"\n")

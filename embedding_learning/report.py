@@ -38,6 +38,7 @@ def write(
     metrics: Sequence[Mapping[str, Any]],
     pictures: Sequence[Picture],
     notes: Sequence[str] = (),
+    notes_on_metrics: Sequence[str] = (),
 ) -> None:
     """Writes a run's page: metrics, pictures, command, flags and versions.
 
@@ -59,6 +60,8 @@ def write(
         the order they are found in. Of several rows the largest value of each metric is bold.
     pictures : sequence of Picture
     notes : sequence of str
+        Paragraphs below the title.
+    notes_on_metrics : sequence of str
         Paragraphs below the table of metrics.
 
     Raises
@@ -69,9 +72,10 @@ def write(
     check_path(path)
     parts = [
         f"<h1>{escape(title)}</h1>",
+        *(f"<p>{escape(note)}</p>" for note in notes),
         "<h2>Metrics</h2>",
         _metrics_table(metrics),
-        *(f"<p>{escape(note)}</p>" for note in notes),
+        *(f"<p>{escape(note)}</p>" for note in notes_on_metrics),
         *(_figure(picture) for picture in pictures),
         "<h2>Command</h2>",
         f"<pre>{escape(command)}</pre>",

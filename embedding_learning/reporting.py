@@ -13,6 +13,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from embedding_learning.datasets import Split
+from embedding_learning.datasets.splits import unmeasurable
 
 T = TypeVar("T")
 
@@ -32,7 +33,7 @@ def progress(items: Iterable[T], description: str, unit: str = "batch") -> Itera
 
 
 def log_split(split: Split) -> None:
-    """What the recalls of the run are about."""
+    """What the recalls of the run are about, and warnings of what they cannot show."""
     logging.info(
         "%s: %d images of %d classes train, %d of %d test%s.",
         split.title,
@@ -42,6 +43,8 @@ def log_split(split: Split) -> None:
         len(np.unique(split.test.labels)),
         f" against a gallery of {len(split.gallery)}" if split.gallery else "",
     )
+    for line in unmeasurable(split):
+        logging.warning(line)
 
 
 # The lines below are read by parsers of the original's output: their text must not change.
@@ -77,9 +80,15 @@ def log_saving(prefix: str) -> None:
     logging.info("Saving %s.", prefix)
 
 
-def print_best(title: str, recall_at_1: float, before: float | None = None) -> None:
-    """The closing line; above it on what data, and the gain if the network was evaluated before."""
+def print_best(
+    title: str, best: float, before: float | None = None, is_trained: bool = True
+) -> None:
+    """The closing line; above it on what data, and the gain if the network was evaluated before.
+
+    `best` and `before` are Recall@1 after and before training; without training there is no gain.
+    """
     print(f"{title}.")
     if before is not None:
-        print(f"Recall@1 before training: {before:.4f}, best after: {recall_at_1:.4f}.")
-    print(f"Best validation Recall@1: {recall_at_1:.2f}.")
+        gain = f", best after: {best:.4f}" if is_trained else ""
+        print(f"Recall@1 before training: {before:.4f}{gain}.")
+    print(f"Best validation Recall@1: {best if is_trained or before is None else before:.2f}.")

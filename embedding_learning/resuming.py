@@ -22,13 +22,13 @@ from embedding_learning.options import DTYPES, RESIZES, SAVED_EPOCHS
 _MUST_AGREE = (
     "model", "pool", "embed_dim", "feat_dim", "batch_k", "total_batch_size", "batch_num",
     "image_size", "crop_size", "exif_orientation", "resize", "normalize_weights", "optimizer",
-    "seed", "dtype", "loss", "sampling", "beta_per", "saved_epoch",
+    "seed", "dtype", "loss", "sampling", "beta_per",
 )  # fmt: skip
 # What may change, but leads to another model.
 _MAY_CHANGE = (
     "lr", "lr_beta", "margin", "nu", "factor", "steps", "wd", "momentum", "kvstore",
     "on_nonfinite", "freeze_bn", "lr_mult_backbone", "warm_up_epochs", "wd_exclude_bn_bias",
-    "grad_clip",
+    "grad_clip", "saved_epoch",
 )  # fmt: skip
 # What a run of before there were these flags was made with.
 _FORMERLY = {
@@ -61,13 +61,16 @@ class Progress:
     best : float
         The best Recall@1.
     best_epoch : int, optional
-        The epoch it was reached in; or if another's network is to be saved, that one so far.
+        The epoch whose network is saved; None if none is so far.
     before : float, optional
         Recall@1 before training, where that was asked for.
     run_seconds : float
         Spent on all epochs, evaluation included.
     records_bytes : int
         Size of the run's records.
+    to_beat : float, optional
+        Recall@1 of the network that is saved or was resumed; the best so far has a higher one.
+        None if there is no such network: the next one is saved whatever its recall.
     """
 
     epoch: int = 0
@@ -80,6 +83,23 @@ class Progress:
     before: float | None = None
     run_seconds: float = 0.0
     records_bytes: int = 0
+    to_beat: float | None = None
+
+    def has_work_left(self, options: Namespace) -> bool:
+        """Whether an epoch is to be trained, or a network to be saved."""
+        return self.epoch < options.epochs or self.lacks_network(options)
+
+    def lacks_network(self, options: Namespace) -> bool:
+        """Whether the network after the last epoch is the one to save, but was not saved.
+
+        This happens when a finished run is resumed with `--saved-epoch last`, or was made by a
+        version that saved no network with a Recall@1 of 0.
+        """
+        if self.epoch <= options.start_epoch or self.batch > 0:
+            return False
+        if options.saved_epoch == "last":
+            return self.best_epoch != self.epoch - 1
+        return self.to_beat is None
 
 
 def describe(options: Namespace, data_digest: str, progress: Progress) -> dict[str, Any]:
@@ -97,6 +117,8 @@ def read_progress(checkpoint: Checkpoint, batch_num: int) -> Progress:
     """How far the run had come. Raises UsageError if that is not told sensibly."""
     told = checkpoint.state.get("progress")
     names = {field.name for field in fields(Progress)}
+    if isinstance(told, dict) and told.keys() == names - {"to_beat"}:
+        told = {**told, "to_beat": _former_to_beat(told)}
     if isinstance(told, dict) and told.keys() == names:
         progress = Progress(**told)
         counts = [progress.epoch, progress.batch]
@@ -106,8 +128,7 @@ def read_progress(checkpoint: Checkpoint, batch_num: int) -> Progress:
             progress.interval_loss, progress.epoch_loss, progress.seconds, progress.best,
             progress.run_seconds,
         ]  # fmt: skip
-        if progress.before is not None:
-            numbers.append(progress.before)
+        numbers += [n for n in (progress.before, progress.to_beat) if n is not None]
         if (
             all(type(count) is int and 0 <= count < _LARGEST for count in counts)
             and progress.batch <= batch_num
@@ -118,6 +139,15 @@ def read_progress(checkpoint: Checkpoint, batch_num: int) -> Progress:
         ):
             return progress
     raise UsageError(f"--resume {checkpoint.path}: does not tell how far its run had come")
+
+
+def _former_to_beat(progress: dict[str, Any]) -> Any:
+    """What `to_beat` is for a checkpoint of format 1, where a network had to beat the best one.
+
+    Its best Recall@1 was 0 as long as no network had been saved.
+    """
+    is_saved = progress["best"] or progress["best_epoch"] is not None
+    return progress["best"] if is_saved else None
 
 
 def check_flags(checkpoint: Checkpoint, options: Namespace) -> None:

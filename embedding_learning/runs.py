@@ -62,9 +62,10 @@ def run(options: Namespace, arguments: Sequence[str], member: Member | None = No
                 "The run is finished: %d of %d epochs are done; a higher --epochs goes on with it.",
                 progress.epoch, options.epochs,
             )  # fmt: skip
-            if job.rank == 0:
-                reporting.print_best(split.title, progress.best, progress.before)
-            return
+            if not progress.lacks_network(options):
+                if job.rank == 0:
+                    reporting.print_best(split.title, progress.best, progress.before)
+                return
         board = None
         if options.tensorboard and job.rank == 0:
             step = progress.epoch * options.batch_num + progress.batch
@@ -83,7 +84,7 @@ def run(options: Namespace, arguments: Sequence[str], member: Member | None = No
             def describe() -> None:
                 records.describe(folder.path, arguments, split.title, resuming.made_with())
 
-            if progress.epoch < options.epochs:
+            if progress.has_work_left(options):
                 with disk_faults(folder.path):
                     folder.begin(checkpoint, progress.best_epoch)
                     describe()
@@ -147,6 +148,13 @@ def _find_start(options: Namespace, job: Job, folder: Path) -> tuple[Checkpoint 
         return None, start
     resuming.check_flags(checkpoint, options)
     progress = resuming.read_progress(checkpoint, options.batch_num)
+    to_beat = progress.to_beat
+    if options.saved_epoch == "best" and to_beat is not None and to_beat < progress.best:
+        logging.warning(
+            "The run saved its last epoch's network (Recall@1 %.4f), not its best (%.4f), which is "
+            "lost; a later one is saved if it is better than the saved one.",
+            to_beat, progress.best,
+        )  # fmt: skip
     logging.info(
         "Resuming from %s: epoch %d, %d batches of it done.",
         checkpoint.path, progress.epoch, progress.batch,

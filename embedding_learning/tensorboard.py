@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,6 +17,7 @@ from embedding_learning.images import Pixels
 # browser has to hold.
 _MOST_PROJECTED = 2000
 _THUMBNAIL = 64  # pixels
+_PROJECTION = "test_images"
 
 
 class TensorBoard:
@@ -59,11 +62,21 @@ class TensorBoard:
             self._writer.add_histogram(name, array.astype(np.float32), step)
 
     def project(
-        self, step: int, embeddings: np.ndarray, labels: np.ndarray, pixels: Pixels
+        self,
+        step: int,
+        embeddings: np.ndarray,
+        labels: np.ndarray,
+        class_names: Sequence[str],
+        pixels: Pixels,
     ) -> None:
-        """Embeddings (n, d) with their labels (n,) and thumbnails; of very many, some at random."""
+        """Embeddings (n, d) with their classes and thumbnails; of very many, some at random.
+
+        `labels` (n,) are rows of `class_names`.
+        """
         if not self._is_writing():
             return
+        # A run that was killed comes to a step again; tensorboardX prints a warning if it is there.
+        shutil.rmtree(Path(self._folder, f"{step:05d}", _PROJECTION), ignore_errors=True)
         count = len(embeddings)
         rows = np.random.default_rng(0).permutation(count)[:_MOST_PROJECTED]
         size = (_THUMBNAIL, _THUMBNAIL)
@@ -72,10 +85,10 @@ class TensorBoard:
         thumbnails = np.stack(images).transpose(0, 3, 1, 2).astype(np.float32) / 255
         self._writer.add_embedding(
             embeddings[rows],
-            metadata=[str(int(label)) for label in labels[rows]],
+            metadata=[_one_line(class_names[int(label)]) for label in labels[rows]],
             label_img=thumbnails,
             global_step=step,
-            tag="test_images",
+            tag=_PROJECTION,
         )
 
     def close(self) -> None:
@@ -92,3 +105,8 @@ class TensorBoard:
             logging.warning("--tensorboard %s: cannot be written to any more.", self._folder)
             self._is_told = True
         return alive
+
+
+def _one_line(name: str) -> str:
+    """A class's name as it can stand in a table of one line each."""
+    return "".join(char if char.isprintable() else " " for char in name)

@@ -16,7 +16,7 @@ import numpy as np
 from mxnet import gluon
 
 from embedding_learning import learner_state, measuring, reporting, resuming
-from embedding_learning.checkpoints import RunFolder
+from embedding_learning.checkpoints import RECORDS, RunFolder
 from embedding_learning.data import Data
 from embedding_learning.datasets import DataError
 from embedding_learning.descriptions import describe
@@ -68,6 +68,8 @@ class Loop:
     _unread: list[Step] = field(default_factory=list)
     # Whether any step that was read tells so.
     _is_to_stop: bool = False
+    # The metrics before training, if they are to be recorded.
+    _before: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._monitor = Monitor(self.options.on_nonfinite == "stop")
@@ -78,24 +80,27 @@ class Loop:
         at_start = (progress.epoch, progress.batch) == (self.options.start_epoch, 0)
         if at_start and progress.best_epoch is None and progress.before is None:
             self._evaluate_before_training()
-        if progress.epoch < self.options.epochs:
+        if progress.has_work_left(self.options):
             with stop_on_signals() as self._stop:
                 self._train()
         if self.learner.job.rank == 0:
-            reporting.print_best(self.data.title, progress.best, progress.before)
+            is_trained = progress.epoch > self.options.start_epoch
+            reporting.print_best(self.data.title, progress.best, progress.before, is_trained)
 
     def _evaluate_before_training(self) -> None:
         if self.options.evaluate_first or resumes_network(self.options):
-            learner, metrics = self.learner, self.options.metrics
+            learner, progress = self.learner, self.progress
             try:
-                values, _ = evaluate_test(learner, self.data, metrics)
+                values, embeddings = evaluate_test(learner, self.data, self.options.metrics)
             except TrainingFault as fault:
                 raise UsageError(f"--resume {self.options.resume}: {fault}") from fault
             if values:
                 reporting.log_metrics(None, values)
-                self.progress.before = values["recall@1"]
-                # A resumed network is replaced by a better one only.
-                self.progress.best = values["recall@1"] if resumes_network(self.options) else 0.0
+                self._project(embeddings)
+                self._before, progress.before = values, criterion(values)
+                if resumes_network(self.options):
+                    # It is replaced by a better one only.
+                    progress.best = progress.to_beat = progress.before
 
     def _train(self) -> None:
         options, progress = self.options, self.progress
@@ -104,8 +109,12 @@ class Loop:
                 self.folder.path, progress.records_bytes, progress.run_seconds, self.board
             )
         try:
+            if self._before:
+                self._record_evaluation(None, self._before)
             # A disk without room shows now, and there is always something to go on from.
             self._save_state()
+            if progress.epoch >= options.epochs:
+                self._save_last_network()
             self.data.train.seek(self._step_number())
             for epoch in range(progress.epoch, options.epochs):
                 with self._data_faults():
@@ -142,7 +151,8 @@ class Loop:
                 # The processes of a job stop after the same batch.
                 is_to_stop = is_to_stop or done.is_to_stop()
 
-            if progress.batch % options.log_interval == 0:
+            # An epoch shorter than the interval is an interval, so that each leaves records.
+            if progress.batch % min(options.log_interval, options.batch_num) == 0:
                 self._end_interval()
             if progress.batch < options.batch_num:
                 if is_to_stop or self._is_to_stop:
@@ -162,7 +172,7 @@ class Loop:
             learner, self.data, options.metrics, self._stop_within_evaluation
         )
         if values:
-            self._keep_evaluation(epoch, values)
+            self._keep_evaluation(epoch, values, embeddings)
         progress.epoch, progress.batch = epoch + 1, 0
         progress.epoch_loss = progress.seconds = 0.0
         self._save_state()
@@ -170,26 +180,50 @@ class Loop:
             asked = np.array([self._asked is not None], np.float32)
             if learner.job.total(asked).any():
                 self._stop_run()
-        elif self.board:
-            test = self.data.test
-            self.board.project(self._step_number(), embeddings, test.labels, test.pixels)
 
-    def _keep_evaluation(self, epoch: int, values: dict[str, float]) -> None:
+    def _keep_evaluation(
+        self, epoch: int, values: dict[str, float], embeddings: np.ndarray
+    ) -> None:
         """Logs and records the metrics, and keeps the network if so far it is the one to save."""
-        options, progress = self.options, self.progress
+        progress, recall = self.progress, criterion(values)
         reporting.log_metrics(epoch, values)
+        self._record_evaluation(epoch, values)
+        self._project(embeddings)
+        progress.best = max(progress.best, recall)
+        is_better = progress.to_beat is None or recall > progress.to_beat
+        if is_better or self.options.saved_epoch == "last":
+            self._save_network(epoch, recall)
+
+    def _record_evaluation(self, epoch: int | None, values: dict[str, float]) -> None:
         with disk_faults(self.folder.path):
-            self._recorder.evaluation(epoch, progress.batch, self._step_number(), values)
-        is_better = values["recall@1"] > progress.best
-        progress.best = max(progress.best, values["recall@1"])
-        if is_better or options.saved_epoch == "last":
-            progress.best_epoch = epoch
-            reporting.log_saving(options.save_model_prefix)
-            with disk_faults(self.folder.path):
-                self._restore_folder()
-                description = describe(options, self.data.title, epoch, values["recall@1"])
-                save_parameters(self.learner.net, str(self.folder.best(epoch)), description)
-                self.folder.publish(epoch)
+            self._recorder.evaluation(epoch, self.progress.batch, self._step_number(), values)
+
+    def _project(self, embeddings: np.ndarray) -> None:
+        """Shows the embedded test images in TensorBoard's projector."""
+        if self.board:
+            test, names = self.data.test, self.data.test_classes
+            self.board.project(self._step_number(), embeddings, test.labels, names, test.pixels)
+
+    def _save_network(self, epoch: int, recall_at_1: float) -> None:
+        """Saves the network as the run's result, that of the given epoch."""
+        options, progress = self.options, self.progress
+        reporting.log_saving(options.save_model_prefix)
+        with disk_faults(self.folder.path):
+            self._restore_folder()
+            description = describe(options, self.data.title, epoch, recall_at_1)
+            save_parameters(self.learner.net, str(self.folder.best(epoch)), description)
+            self.folder.publish(epoch)
+        progress.best_epoch, progress.to_beat = epoch, recall_at_1
+
+    def _save_last_network(self) -> None:
+        """Saves the network of a finished run, which was not the one to save before."""
+        # Its Recall@1 is not in the checkpoint; an evaluation gives it to the last bit.
+        values, _ = evaluate_test(
+            self.learner, self.data, self.options.metrics, self._stop_within_evaluation
+        )
+        if values:
+            self._save_network(self.progress.epoch - 1, criterion(values))
+        self._save_state()
 
     def _step_number(self) -> int:
         """Batches since the run began."""
@@ -200,7 +234,8 @@ class Loop:
         options, learner, progress = self.options, self.learner, self.progress
         step = self._unread[-1]
         epoch, loss = progress.epoch, self._read_interval()
-        reporting.log_interval_loss(epoch, progress.batch, loss)
+        if progress.batch % options.log_interval == 0:
+            reporting.log_interval_loss(epoch, progress.batch, loss)
         if not step.is_finite():
             self._recorder.begin_interval()
             return
@@ -212,7 +247,7 @@ class Loop:
             self._monitor.see_beta(boundaries)
         pairs = measuring.pairs_of(learner, step, embeddings, options.batch_k)
         values = {
-            "loss": loss / options.log_interval / learner.shares,
+            "loss": loss / min(options.log_interval, options.batch_num) / learner.shares,
             **measuring.values_of(learner, pairs, boundaries),
         }
         # Samplings that know no cutoffs have none to record.
@@ -249,6 +284,8 @@ class Loop:
         self._read_steps()
         with disk_faults(self.folder.path):
             self._restore_folder()
+            if self.progress.best_epoch is not None:
+                self.folder.restore_network(self.progress.best_epoch)
             self.progress.records_bytes = self._recorder.flush()
         self.progress.run_seconds = self._recorder.seconds
         arrays, learner = learner_state.gather(self.learner)
@@ -260,8 +297,11 @@ class Loop:
             self.folder.save(*position, arrays, {**state, "learner": learner})
 
     def _restore_folder(self) -> None:
-        """Should the folder have been removed, the records and what the run is are written anew."""
-        if self.folder.restore():
+        """Writes the records, and what the run is, again if they were removed.
+
+        The folder itself may be left: rm -r cannot remove it if a checkpoint comes meanwhile.
+        """
+        if self.folder.restore() or not (self.folder.path / RECORDS).exists():
             self._recorder.write_anew()
             self.describe()
 
@@ -314,6 +354,12 @@ def disk_faults(folder: Path) -> Iterator[None]:
             f"{folder}: cannot be written to: {getattr(error, 'strerror', None) or error}; what "
             "was written before is whole: remove the cause and go on with --resume auto"
         ) from error
+
+
+def criterion(metrics: dict[str, float]) -> float:
+    """The Recall@1 that networks are compared by; 0 where it is not defined (NaN)."""
+    recall = metrics["recall@1"]
+    return 0.0 if math.isnan(recall) else recall
 
 
 def set_learning_rates(options: Namespace, trainers: list[gluon.Trainer], epoch: int) -> None:

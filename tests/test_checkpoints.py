@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -137,7 +137,8 @@ def write_sealed(path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     "text, told",
     [
-        ('{"format": 2}', "another version"),
+        ('{"format": 0}', "another version"),
+        (json.dumps({"format": FORMAT + 1}), "another version"),
         ('{"format": "1"}', "another version"),
         ('{"format": null}', "another version"),
         ('{"format": [1]}', "another version"),
@@ -746,11 +747,11 @@ def test_a_result_is_copied_whole_or_not_at_all(
     run_of("p")
     Path("p.run/best-0002.params").write_text("newer")
 
-    def copyfile(source: object, target: str) -> None:
-        Path(target).write_text("ne")
+    def copyfileobj(source: object, target: BinaryIO) -> None:
+        target.write(b"ne")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.shutil, "copyfile", copyfile)
+    monkeypatch.setattr(checkpoints.shutil, "copyfileobj", copyfileobj)
     with RunFolder("p", 2) as folder, pytest.raises(OSError, match="No space"):
         folder.publish(2)
     assert Path("p.params").read_text() == "p 2"

@@ -30,6 +30,13 @@ def test_evaluations_are_those_recorded_and_nothing_else(tmp_path: Path) -> None
     assert comparison.evaluations(tmp_path / "runs" / "nothing") == []
 
 
+def test_the_evaluation_before_training_is_of_no_epoch(tmp_path: Path) -> None:
+    file = write_run(tmp_path, RUN, [0.25])
+    before = '{"kind": "evaluation", "epoch": null, "batch": 0, "seconds": 0.0, "recall@1": 0.9}'
+    file.write_text(f"{before}\n{file.read_text()}")
+    assert [e.epoch for e in comparison.evaluations(comparison.prefix(tmp_path, RUN))] == [0]
+
+
 def test_the_line_that_a_killed_run_was_writing_does_not_count(tmp_path: Path) -> None:
     file = write_run(tmp_path, RUN, [0.25, 0.5])
     file.write_bytes(file.read_bytes()[:-9])

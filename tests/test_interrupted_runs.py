@@ -19,7 +19,8 @@ import pytest
 from safetensors.numpy import load_file
 
 import train
-from embedding_learning import checkpoints, inference, learner, records, validation
+from embedding_learning import checkpoints, inference, learner, records, training, validation
+from embedding_learning.parameter_files import read_description
 from tests.test_command import QUICK
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,10 +72,11 @@ def last_state(folder: Path) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in arrays.items()}
 
 
-def recorded_distances(folder: Path) -> list[dict[str, Any]]:
-    """The run's records of distances, but for the times."""
-    found = [r for r in records.read(folder / f"{PREFIX}.run") if r["kind"] == "distances"]
-    return [{name: r[name] for name in r if name != "seconds"} for r in found]
+def recorded(folder: Path) -> list[dict[str, Any]]:
+    """The run's records, but for the times."""
+    times = {"seconds", "images_per_second", "waiting_share"}
+    found = records.read(folder / f"{PREFIX}.run")
+    return [{name: r[name] for name in r if name not in times} for r in found]
 
 
 def logged_values(text: str) -> list[str]:
@@ -126,8 +128,8 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(
     assert start(tmp_path, *flags, "--resume=auto") == 0
     assert logged_values(caplog.text) == expected
     assert last_state(tmp_path) == last_state(folder)
-    assert recorded_distances(tmp_path) == recorded_distances(folder)
-    assert len(recorded_distances(folder)) == 2
+    assert recorded(tmp_path) == recorded(folder)
+    assert len(recorded(folder)) == 6
     best = f"{PREFIX}.params"
     assert (tmp_path / best).read_bytes() == (folder / best).read_bytes()
 
@@ -242,8 +244,24 @@ def test_a_run_that_is_stopped_in_every_batch_goes_on_to_the_same_bytes(
     assert statuses == [143] * 6 + [0]
     assert logged_values(caplog.text) == expected
     assert last_state(tmp_path) == last_state(folder)
+    assert recorded(tmp_path) == recorded(folder)
     best = f"{PREFIX}.params"
     assert (tmp_path / best).read_bytes() == (folder / best).read_bytes()
+
+
+def test_an_epoch_shorter_than_the_interval_that_was_stopped_leaves_the_same_records(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, stopped = tmp_path / "alone", tmp_path / "stopped"
+    flags = ["--log-interval=20", "--checkpoint-interval=1"]
+    assert start(alone, *flags) == 0
+    for call in (2, 3):  # the last batch of the first epoch is the third
+        with monkeypatch.context() as patched:
+            signal_at_call(patched, learner.Learner, "step", call, signal.SIGTERM)
+            assert start(stopped, *flags, "--resume=auto") == 143
+    assert start(stopped, *flags, "--resume=auto") == 0
+    assert recorded(stopped) == recorded(alone)
+    assert [r["batch"] for r in recorded(alone) if r["kind"] == "interval"] == [3, 3]
 
 
 def test_the_loss_of_an_epoch_that_was_stopped_is_that_of_all_its_batches(
@@ -336,6 +354,63 @@ def test_a_finished_run_says_so_and_goes_on_with_more_epochs(
     assert last_state(here) == last_state(longer)
 
 
+def test_another_epoch_s_network_can_be_asked_for_later(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a finished run the last epoch's is saved, as if that had been asked for at first."""
+    # The first epoch stays the best.
+    monkeypatch.setattr(training, "criterion", lambda _: 0.0)
+    best, last, file = tmp_path / "best", tmp_path / "last", f"{PREFIX}.params"
+    assert start(best) == 0
+    assert start(last, "--saved-epoch=last") == 0
+    assert (best / file).read_bytes() != (last / file).read_bytes()
+    caplog.set_level("INFO")
+    caplog.clear()
+    assert start(best, "--saved-epoch=last", "--resume=auto") == 0
+    assert "The run goes on with --saved-epoch last instead of best." in caplog.messages
+    assert f"Saving {PREFIX}." in caplog.messages
+    assert "training loss" not in caplog.text
+    assert (best / file).read_bytes() == (last / file).read_bytes()
+    assert last_state(best) == last_state(last)
+    caplog.clear()
+    assert start(best, "--saved-epoch=last", "--resume=auto") == 0
+    assert "Saving" not in caplog.text
+    # From there on the best again.
+    monkeypatch.setattr(training, "criterion", lambda _: 0.5)
+    assert start(best, "--epochs=3", "--resume=auto") == 0
+    assert read_description(str(best / file), "MODEL")["epoch"] == 2
+
+
+def test_a_best_network_that_was_not_kept_is_told(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recalls = iter([0.75, 0.5, 0.625])
+    monkeypatch.setattr(training, "criterion", lambda _: next(recalls))
+    assert start(tmp_path, "--saved-epoch=last") == 0
+    assert "lost" not in caplog.text
+    assert start(tmp_path, "--epochs=3", "--resume=auto") == 0
+    assert "its last epoch's network (Recall@1 0.5000), not its best (0.7500)" in caplog.text
+    description = read_description(f"{PREFIX}.params", "MODEL")
+    assert (description["epoch"], description["recall_at_1"]) == (2, 0.625)
+
+
+def test_a_finished_run_of_format_1_that_saved_no_network_saves_its_last(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That was so where no test image had been recalled."""
+    monkeypatch.setattr(training, "criterion", lambda _: 0.0)
+    assert start(tmp_path) == 0
+    for file in [tmp_path / f"{PREFIX}.params", *tmp_path.rglob("best-*")]:
+        file.unlink()
+    for file in tmp_path.rglob("checkpoint-*"):
+        found = checkpoints.read(file)
+        del found.state["progress"]["to_beat"]
+        found.state["progress"]["best_epoch"] = None
+        checkpoints.write(file, found.arrays, {**found.state, "format": 1})
+    assert start(tmp_path, "--resume=auto") == 0
+    assert read_description(f"{PREFIX}.params", "MODEL")["epoch"] == 1
+
+
 def test_a_torn_checkpoint_is_told_and_the_one_before_is_used(
     start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -398,6 +473,8 @@ def test_a_run_that_began_with_a_former_network_goes_on_as_that_run(
         assert start(stopped, network) == 143
     assert start(stopped, "--resume=auto") == 0
     assert caplog.text.count("[Before training] validation: Recall@1=") == 1
+    assert recorded(stopped) == recorded(alone)
+    assert [r["epoch"] for r in recorded(alone) if r["kind"] == "evaluation"] == [None, 0, 1]
     assert capsys.readouterr().out.splitlines() == out
     assert last_state(stopped) == last_state(alone)
 
@@ -472,6 +549,25 @@ def test_a_batch_that_is_not_finite_can_be_skipped(
         np.testing.assert_array_equal(first[name], last[name])
 
 
+def test_the_files_of_a_folder_removed_meanwhile_are_written_again(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is left where rm -r and a checkpoint came at the same time."""
+    step, calls = learner.Learner.step, iter(range(1, 10))
+
+    def removing(*arguments: object, **named: object) -> object:
+        if next(calls) == 5:
+            for file in Path(f"{PREFIX}.run").iterdir():
+                file.unlink()
+        return step(*arguments, **named)
+
+    monkeypatch.setattr(learner.Learner, "step", removing)
+    assert start(tmp_path) == 0
+    assert [r["epoch"] for r in recorded(tmp_path) if r["kind"] == "evaluation"] == [0, 1]
+    assert records.read_description(Path(f"{PREFIX}.run"))[0]
+    assert list(Path(f"{PREFIX}.run").glob("best-*.params"))
+
+
 def test_a_folder_removed_meanwhile_is_made_anew(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -486,6 +582,39 @@ def test_a_folder_removed_meanwhile_is_made_anew(
     assert start(tmp_path) == 0
     assert "was removed while the run went on; it is made anew" in caplog.text
     assert (folder / "checkpoint-0002-000000.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "removed", [[f"{PREFIX}.run", f"{PREFIX}.params"], [f"{PREFIX}.params"], [f"{PREFIX}.run"]]
+)
+def test_a_network_removed_meanwhile_is_written_again(
+    start: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    removed: list[str],
+) -> None:
+    """After the best epoch, from which on no network is saved any more."""
+    monkeypatch.setattr(training, "criterion", lambda _: 0.0)
+    step, calls = learner.Learner.step, iter(range(1, 10))
+
+    def removing(*arguments: object, **named: object) -> object:
+        if next(calls) == 5:  # in the second epoch
+            saved.append(Path(f"{PREFIX}.params").read_bytes())
+            for name in removed:
+                shutil.rmtree(name) if name.endswith(".run") else Path(name).unlink()
+        return step(*arguments, **named)
+
+    saved: list[bytes] = []
+    monkeypatch.setattr(learner.Learner, "step", removing)
+    assert start(tmp_path) == 0
+    lost = [name.replace(".run", ".run/best-0000.params") for name in removed]
+    for name in lost:
+        assert f"{name} was removed while the run went on; it is written again." in caplog.messages
+    for file in (f"{PREFIX}.params", f"{PREFIX}.run/best-0000.params"):
+        assert Path(file).read_bytes() == saved[0]
+    assert start(tmp_path, "--resume=auto", "--epochs=3") == 0
+    assert "is not there" not in caplog.text
 
 
 def test_a_full_disk_stops_the_run_and_the_former_checkpoint_goes_on(

@@ -11,7 +11,7 @@ from mxnet.gluon import nn
 from embedding_learning import MarginLoss, MarginNet, backbones, building
 from embedding_learning.flags import UsageError
 from embedding_learning.learner import Learner
-from tests.small import batch_of, net_with_statistics, options, parameters_of, small_net
+from tests.small import batch_of, each_class, net_with_statistics, options, parameters_of, small_net
 
 
 def draw_from_the_next_class(monkeypatch, batch_k=2):
@@ -196,3 +196,32 @@ def test_the_whole_network_starts_alike_for_one_seed_and_otherwise_not():
         return hashlib.sha256(b"".join(map(bytes, parameters_of(net)))).hexdigest()
 
     assert digest(1) == digest(1) != digest(2)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("beta_per", ["class", "image"])
+def test_the_active_pairs_of_a_step_are_those_of_its_loss(count, beta_per):
+    """Against the beta before the step's update, which moves it far; pair by pair."""
+    opt = options(f"--cpu-contexts={count}", "--batch-size=8", "--batch-k=2", "--lr-beta=40",
+                  f"--beta-per={beta_per}")  # fmt: skip
+    devices = building.find_devices(opt)
+    terms = np.stack([0 * np.arange(5), 1 + np.arange(5)], axis=1)
+    terms = terms if beta_per == "image" else each_class(5)
+    learner = building.build(opt, terms, small_net(devices), devices)
+    for seed in range(3):
+        batch, before = batch_of(8 * count, seed=seed), learner.boundaries()
+        labels = batch.label[0].asnumpy().astype(int)
+        batch.label = [nd.array(terms[labels] if beta_per == "image" else labels)]
+        step = learner.step(batch)
+        active = learner.measure(step)["active"]
+        expected = []
+        for device, (embedded, triple) in enumerate(zip(step.embeddings, step.triples)):
+            anchors, drawn = (x.asnumpy().astype(np.float64) for x in (embedded, triple[2]))
+            # The two images of a class are consecutive, and each is the other's positive.
+            positives = anchors[np.arange(8) ^ 1]
+            of_anchor = before[labels[8 * device : 8 * device + 8]]
+            to_positive = np.linalg.norm(anchors - positives, axis=1)
+            to_negative = np.linalg.norm(anchors - drawn, axis=1)
+            expected += [to_positive - of_anchor + 0.2 > 0, of_anchor - to_negative + 0.2 > 0]
+        assert active.tolist() == np.concatenate(expected).tolist()
+        assert abs(learner.boundaries() - before).max() > 0.5

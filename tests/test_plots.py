@@ -19,6 +19,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
 from embedding_learning import plots
+from embedding_learning.datasets import DataError
 from embedding_learning.flags import UsageError
 from embedding_learning.plots import history, neighbours, pairs, paper, tsne
 
@@ -455,18 +456,21 @@ RUN = [
 ]
 
 
-def lines_of(panel: Any, records: list[Any], batches: float) -> dict[str, Any]:
-    found = history._lines(panel, records, batches)
+def lines_of(panel: Any, records: list[Any], batches: float, first: float = 0) -> dict[str, Any]:
+    found = history._lines(panel, records, batches, first)
     return {name: (at.tolist(), values.tolist()) for name, (at, values) in found.items()}
 
 
-def test_values_stand_at_the_epochs_done() -> None:
+def test_values_stand_at_the_number_that_the_log_gives_their_epoch() -> None:
+    """An epoch ends there; it starts at one less."""
     loss, *_ = history._TRAINING
-    assert lines_of(loss, RUN, 40) == {"loss": ([0.5, 1.0], [3.0, 2.0])}
+    assert lines_of(loss, RUN, 40) == {"loss": ([-0.5, 0.0], [3.0, 2.0])}
     evaluations = [r for r in RUN if r["kind"] == "evaluation"]
     recalls, others = history._metric_panels(evaluations)
-    assert lines_of(recalls, evaluations, 40) == {"recall@1": ([0.0, 1.0], [0.25, 0.5])}
-    assert lines_of(others, evaluations, 40) == {"map@r": ([0.0, 1.0], [0.125, 0.25])}
+    assert lines_of(recalls, evaluations, 40) == {"recall@1": ([-1.0, 0.0], [0.25, 0.5])}
+    assert lines_of(others, evaluations, 40) == {"map@r": ([-1.0, 0.0], [0.125, 0.25])}
+    later = [RUN[0], record("evaluation", 5, **{"recall@1": 0.5})]
+    assert lines_of(recalls, later, 40, 5) == {"recall@1": ([4.0, 5.0], [0.25, 0.5])}
     assert (dict(recalls.values), dict(others.values)) == (
         {"recall@1": "Recall@1"},
         {"map@r": "MAP@R"},
@@ -494,6 +498,25 @@ def test_a_panel_is_drawn_for_what_is_recorded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "epochs, ticks",
+    [
+        (range(1), ["start", "0"]),
+        (range(3), ["start", "0", "1", "2"]),
+        (range(5, 8), ["4", "5", "6", "7"]),
+        (range(20), ["0", "2", "4", "6", "8", "10", "12", "14", "16", "18"]),
+    ],
+)
+def test_the_axis_counts_epochs_as_the_log_does(
+    tmp_path: Path, epochs: range, ticks: list[str]
+) -> None:
+    path = tmp_path / "a.svg"
+    evaluations = [record("evaluation", epoch, **{"recall@1": 0.5}) for epoch in epochs]
+    plots.curves([record("evaluation", None, **{"recall@1": 0.25}), *evaluations], str(path))
+    found = texts(path)
+    assert found[1 : found.index("end of epoch, counted from 0")] == ticks
+
+
+@pytest.mark.parametrize(
     "records",
     [
         [],
@@ -504,9 +527,10 @@ def test_a_panel_is_drawn_for_what_is_recorded(tmp_path: Path) -> None:
         [record("evaluation", 0, **{"recall@1": None, "note": "text", "done": True})],
     ],
 )
-def test_records_without_values_make_an_empty_page(tmp_path: Path, records: Any) -> None:
-    plots.curves(records, str(tmp_path / "a.svg"))
-    assert texts(tmp_path / "a.svg")[1:] == ["No values are recorded yet."]
+def test_records_without_values_are_not_drawn(tmp_path: Path, records: Any) -> None:
+    with pytest.raises(DataError, match=r"^birds\.run: no values are recorded yet, so .* nothing"):
+        plots.curves(records, str(tmp_path / "a.svg"), "birds.run")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -612,9 +636,12 @@ def test_an_epochs_histograms_are_added_up_and_have_an_area_of_1() -> None:
     ],
 )
 def test_distances_that_no_run_records_are_left_out(tmp_path: Path, changes: Any) -> None:
-    path = tmp_path / "a.svg"
-    plots.distances([{**counted(), **changes}], str(path))
-    assert texts(path) == ["Distances at work", "No distances are recorded."]
+    with pytest.raises(DataError, match=r"^birds\.run: no distances are recorded, so .* nothing"):
+        plots.distances([{**counted(), **changes}], str(tmp_path / "a.svg"), "birds.run")
+    assert os.listdir(tmp_path) == []
+    path = tmp_path / "b.svg"
+    plots.distances([counted(3), {**counted(4), **changes}], str(path))
+    assert legend_below(path, "All negative")[0] == "epoch 3"
 
 
 @pytest.mark.parametrize(
@@ -722,7 +749,7 @@ def test_a_full_disk_leaves_the_former_picture(
 
     monkeypatch.setattr(paper.os, "replace", full)
     with pytest.raises(UsageError, match=r"a\.svg: cannot be written: No space left on device"):
-        plots.curves([], str(path))
+        plots.curves(RUN[:1], str(path))
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.svg"]
 

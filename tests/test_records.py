@@ -125,7 +125,7 @@ def test_a_description_that_is_none_is_told(tmp_path: Path, content: str) -> Non
         records.read_description(tmp_path)
 
 
-def test_tensorboard_is_shown_the_same(tmp_path: Path) -> None:
+def test_tensorboard_is_shown_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensorboard = pytest.importorskip("tensorboardX")
     from embedding_learning.tensorboard import TensorBoard
 
@@ -137,11 +137,20 @@ def test_tensorboard_is_shown_the_same(tmp_path: Path) -> None:
     names = ("all_negative_distances", "negative_distances", "positive_distances")
     recorder.distances(0, 1, 8, (), {name: np.ones(5) for name in names})
     pixels = np.random.default_rng(0).integers(0, 256, (6, 40, 40, 3), np.uint8)
-    board.project(1, np.eye(6, dtype=np.float32), np.arange(6), pixels)
+    names = ["crow", "a\tb\nc", "日本", "d", "e", "f"]
+    for step in (1, 2, 2):
+        board.project(
+            step, np.eye(6, dtype=np.float32), np.arange(6, dtype=np.float32), names, pixels
+        )
     recorder.close()
     written = b"".join(file.read_bytes() for file in (tmp_path / "board").glob("events*"))
     for name in (b"interval/loss", b"positive_distances", b"evaluation/recall_1"):
         assert name in written
-    (sprite,) = (tmp_path / "board").rglob("sprite.png")
-    assert sprite.stat().st_size > 1000
+    for step in ("00001", "00002"):
+        projection = tmp_path / "board" / step / "test_images"
+        assert (projection / "sprite.png").stat().st_size > 1000
+        shown = (projection / "metadata.tsv").read_text(encoding="utf-8").splitlines()
+        assert sorted(shown) == sorted(["crow", "a b c", "日本", "d", "e", "f"])
+    # Coming to a step again is no matter for a warning.
+    assert capsys.readouterr() == ("", "")
     assert json.loads((tmp_path / RECORDS).read_text().splitlines()[1])["recall@1"] == 0.75

@@ -71,12 +71,13 @@ def test_everything_given_stands_on_the_page(tmp_path: Path) -> None:
             versions={"mxnet": "1.9.1"},
             metrics=[{"epoch": 3, "recall@1": 0.5}],
             pictures=[Picture("Curves", str(tmp_path / "a.svg"), "Over the epochs.")],
-            notes=["2 of 9 images have no match."],
+            notes=["Written today."],
+            notes_on_metrics=["2 of 9 images have no match."],
         )
     )
     for text in ("Birds", "python3 train.py --lr 1", "--lr", "0.0001", "--gpus", "mxnet", "1.9.1",
                  "epoch", "3", "recall@1", "0.5000", "Curves", "Over the epochs.",
-                 "2 of 9 images have no match."):  # fmt: skip
+                 "Written today.", "2 of 9 images have no match."):  # fmt: skip
         assert text in page.text
     assert page.open == []
     assert page.images() == ["data:image/svg+xml;base64," + base64.b64encode(SVG.encode()).decode()]
@@ -94,12 +95,13 @@ def test_no_text_becomes_markup(tmp_path: Path) -> None:
             versions={NASTY: NASTY},
             metrics=[{NASTY: NASTY}],
             pictures=[Picture(NASTY, str(tmp_path / "a.svg"), NASTY)],
+            notes=[NASTY],
         )
     )
     assert page.open == []
-    assert page.text.count(NASTY.replace("\ud800", "?")) == 11
+    assert page.text.count(NASTY.replace("\ud800", "?")) == 12
     tags = {tag for tag, _ in page.elements}
-    assert tags <= {tag for tag, _ in plain.elements} | {"figure", "figcaption", "img"}
+    assert tags <= {tag for tag, _ in plain.elements} | {"figure", "figcaption", "img", "p"}
     images = [attrs for tag, attrs in page.elements if tag == "img"]
     assert set(images[0]) == {"alt", "src"}
 

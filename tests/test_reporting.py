@@ -71,6 +71,17 @@ def test_the_gain_stands_above_the_closing_line(capsys: pytest.CaptureFixture[st
     ]
 
 
+@pytest.mark.parametrize("best", [0.0, 0.25])
+def test_without_training_there_is_no_gain(capsys: pytest.CaptureFixture[str], best: float) -> None:
+    """The network that was resumed may be the best one too."""
+    reporting.print_best("Birds", best, before=0.25, is_trained=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "Birds.",
+        "Recall@1 before training: 0.2500.",
+        "Best validation Recall@1: 0.25.",
+    ]
+
+
 def image_set(labels: list[int], classes: int, boxed: bool = False) -> ImageSet:
     """As much of a set as its line of the log tells of."""
     paths = [f"{number}.jpg" for number in range(len(labels))]
@@ -80,20 +91,29 @@ def image_set(labels: list[int], classes: int, boxed: bool = False) -> ImageSet:
 
 def test_what_trains_and_tests_is_told(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    train, test = (image_set(labels, 2, boxed=True) for labels in ([0, 0, 0, 1, 1], [0, 1, 0]))
+    train, test = (image_set(labels, 2, boxed=True) for labels in ([0, 0, 0, 1, 1], [0, 1, 0, 1]))
     reporting.log_split(Split("Birds", train, test))
-    assert caplog.messages == ["Birds, cropped to boxes: 5 images of 2 classes train, 3 of 2 test."]
+    assert caplog.messages == ["Birds, cropped to boxes: 5 images of 2 classes train, 4 of 2 test."]
 
 
 def test_a_gallery_is_told_and_classes_that_only_it_has_are_not_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    train, query, gallery = (image_set(labels, 4) for labels in ([0, 1, 2, 3], [0, 2, 0], [0, 1]))
+    train, query, gallery = (
+        image_set(labels, 4) for labels in ([0, 1, 2, 3], [0, 2, 0], [0, 2, 3])
+    )
     reporting.log_split(Split("Clothes", train, query, gallery))
     assert caplog.messages == [
-        "Clothes, whole images: 4 images of 4 classes train, 3 of 2 test against a gallery of 2."
+        "Clothes, whole images: 4 images of 4 classes train, 3 of 2 test against a gallery of 3."
     ]
+
+
+def test_what_the_recalls_cannot_show_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    reporting.log_split(Split("Birds", image_set([0, 1], 2), image_set([0, 1, 1], 2)))
+    (line,) = caplog.messages
+    assert line.startswith("Birds: 1 of 3 test images have no partner")
 
 
 def test_progress_shows_nothing_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

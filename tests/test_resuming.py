@@ -6,7 +6,7 @@ import json
 import re
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from embedding_learning.resuming import Progress
 
 PATH = Path("p.run/checkpoint-0003-000007.safetensors")
 START = f"--resume {PATH}: "
-PROGRESS = Progress(3, 7, 1.5, 20.25, 33.1, 0.61, 2, 0.4)
+PROGRESS = Progress(3, 7, 1.5, 20.25, 33.1, 0.61, 2, 0.4, to_beat=0.61)
 # Each with another value than in a run without flags; the batch still fits.
 OTHERS = {
     "model": "--model=vgg11",
@@ -94,7 +94,7 @@ def test_progress_comes_back(progress: Progress) -> None:
 COUNTS = [-1, 2**31, 10**400, 1.0, "1", "", True, False, None, [], {}, float("nan")]
 NUMBERS = ["1", "", True, False, None, [], {}, [1.0], 10**400, -(10**400)]
 NUMBERS += [float(text) for text in ("nan", "inf", "-inf")]
-OPTIONAL = {"best_epoch", "before"}
+OPTIONAL = {"best_epoch", "before", "to_beat"}
 
 
 @pytest.mark.parametrize("name", [*asdict(PROGRESS)])
@@ -114,7 +114,11 @@ def test_progress_that_makes_no_sense_is_refused(name: str) -> None:
 def test_progress_of_other_fields_is_refused() -> None:
     whole = asdict(PROGRESS)
     others: list[Any] = [None, [], 3, "progress", {}, [*whole.items()], {**whole, "more": 1}]
-    others += [{key: value for key, value in whole.items() if key != name} for name in whole]
+    # Without `to_beat` it is of an earlier format.
+    others += [
+        {key: value for key, value in whole.items() if key != name}
+        for name in whole.keys() - {"to_beat"}
+    ]
     for told in others:
         checkpoint = checkpoint_of()
         checkpoint.state["progress"] = told
@@ -123,6 +127,53 @@ def test_progress_of_other_fields_is_refused() -> None:
     del checkpoint.state["progress"]
     with pytest.raises(UsageError, match="does not tell how far"):
         resuming.read_progress(checkpoint, 200)
+
+
+@pytest.mark.parametrize(
+    "progress, expected",
+    [
+        (Progress(), None),
+        (Progress(2), None),  # nothing was recalled, so nothing was saved
+        (Progress(2, best=0.5, best_epoch=1), 0.5),
+        (Progress(2, best=0.5, best_epoch=0), 0.5),
+        (Progress(2, best=0.0, best_epoch=1), 0.0),  # the last epoch was to be saved
+        (Progress(0, before=0.25), None),  # --evaluate-first
+        (Progress(1, best=0.25, before=0.25), 0.25),  # a network was resumed
+    ],
+)
+def test_what_a_network_has_to_beat_in_a_checkpoint_of_format_1(
+    progress: Progress, expected: float | None
+) -> None:
+    checkpoint = checkpoint_of(progress=progress, format=1)
+    del checkpoint.state["progress"]["to_beat"]
+    assert resuming.read_progress(checkpoint, 200) == replace(progress, to_beat=expected)
+
+
+@pytest.mark.parametrize(
+    "progress, flags, is_left, is_lacking",
+    [
+        (Progress(1, 2), ["--epochs=2"], True, False),
+        (Progress(2, best_epoch=0, to_beat=0.5), ["--epochs=2"], False, False),
+        (Progress(2, best_epoch=0, to_beat=0.5), ["--epochs=2", "--saved-epoch=last"], True, True),
+        (
+            Progress(2, best_epoch=1, to_beat=0.5),
+            ["--epochs=2", "--saved-epoch=last"],
+            False,
+            False,
+        ),
+        (Progress(2), ["--epochs=2"], True, True),
+        (Progress(2, to_beat=0.5), ["--epochs=2"], False, False),  # the resumed one was better
+        (Progress(2, 3), ["--epochs=1", "--saved-epoch=last"], False, False),
+        (Progress(), ["--epochs=0"], False, False),
+        (Progress(3), ["--epochs=0", "--start-epoch=3"], False, False),
+    ],
+)
+def test_a_finished_run_may_lack_the_network_to_save(
+    progress: Progress, flags: list[str], is_left: bool, is_lacking: bool
+) -> None:
+    options = parse(flags)
+    assert progress.has_work_left(options) == is_left
+    assert progress.lacks_network(options) == is_lacking
 
 
 def test_an_epoch_has_no_more_batches_than_it_has() -> None:

@@ -24,14 +24,14 @@ from tests.small import (
 )
 
 
-def train(opt, net, devices, batches):
+def train(opt, net, devices, batches, board=None, progress=None):
     """All epochs, in the current folder."""
     opt.metrics = ["recall@1"]
     learning = building.build(opt, each_class(5), net, devices)
-    data = Data(batches, batches, None, 5, "Birds", "")
+    data = Data(batches, batches, None, 5, "Birds", "", ["crow", "jay"])
     with RunFolder(opt.save_model_prefix, opt.keep) as folder:
-        progress = Progress(epoch=opt.start_epoch)
-        training.Loop(opt, learning, data, folder, lambda: None, progress).run()
+        progress = progress or Progress(epoch=opt.start_epoch)
+        training.Loop(opt, learning, data, folder, lambda: None, progress, board).run()
 
 
 @pytest.mark.shared
@@ -192,3 +192,94 @@ def test_evaluation_changes_nothing_that_follows():
 
     for found, expected in zip(drawn(True), drawn(False)):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_the_first_network_is_saved_whatever_its_recall(monkeypatch, tmp_path):
+    """Where each test image is alone in its class, nothing can be recalled."""
+    monkeypatch.chdir(tmp_path)
+    assert saved_epochs(monkeypatch, [0.0, 0.0, 0.0]) == [0]
+    assert saved_epochs(monkeypatch, [0.0, 0.25, 0.25]) == [0, 1]
+    assert saved_epochs(monkeypatch, [float("nan"), 0.0, 0.5]) == [0, 2]
+    assert saved_epochs(monkeypatch, [0.0, 0.0], "--evaluate-first", before=0.5) == [0]
+    assert saved_epochs(monkeypatch, [0.5, float("nan")], "--saved-epoch=last") == [0, 1]
+
+
+def test_a_run_that_saved_its_last_epoch_goes_on_from_the_network_that_it_has(
+    monkeypatch, tmp_path
+):
+    """A better one was overwritten by the last one and is lost."""
+    monkeypatch.chdir(tmp_path)
+    progress = Progress(2, best=0.6, best_epoch=1, to_beat=0.4)
+    assert saved_epochs(monkeypatch, [0.5, 0.45, 0.55], start=progress) == [2, 4]
+    assert (progress.best, progress.best_epoch, progress.to_beat) == (0.6, 4, 0.55)
+
+
+def saved_epochs(monkeypatch, recalls, *flags, before=None, start=None):
+    """The epochs whose networks are saved by a run with these recalls after its epochs."""
+    saved, start = [], start or Progress()
+    values = iter([*([] if before is None else [before]), *recalls])
+    monkeypatch.setattr(training, "evaluate_test", lambda *_: ({"recall@1": next(values)}, None))
+    monkeypatch.setattr(RunFolder, "publish", lambda _, epoch: saved.append(epoch))
+    opt = options(f"--epochs={start.epoch + len(recalls)}", "--batch-num=1", "--batch-size=8",
+                  "--batch-k=2", *flags)  # fmt: skip
+    train(opt, small_net([mx.cpu()]), [mx.cpu()], Recorded([batch_of(8)], 8), progress=start)
+    assert next(values, None) is None
+    return saved
+
+
+def test_each_epoch_leaves_records_however_short_it_is(monkeypatch, tmp_path, caplog):
+    """And no line of the log, which is the original's."""
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    opt = options("--epochs=2", "--batch-num=3", "--log-interval=20", "--batch-size=8",
+                  "--batch-k=2")  # fmt: skip
+    train(opt, small_net([mx.cpu()]), [mx.cpu()], Recorded([batch_of(8)], 8))
+    found = records.read(tmp_path / "margin_loss_model.run")
+    assert [(r["kind"], r["epoch"], r["batch"]) for r in found] == [
+        (kind, epoch, 3) for epoch in (0, 1) for kind in ("interval", "distances", "evaluation")
+    ]
+    logged = [line for line in caplog.messages if "training loss" in line]
+    assert [line.partition("=")[0] for line in logged] == [
+        f"[Epoch {epoch}] training loss" for epoch in (0, 1)
+    ]
+    for record, line in zip([r for r in found if r["kind"] == "interval"], logged):
+        assert record["loss"] == pytest.approx(float(line.partition("=")[2]) / 3, abs=1e-6)
+
+
+def test_the_evaluation_before_training_is_recorded(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    opt = options("--epochs=1", "--batch-num=1", "--batch-size=8", "--batch-k=2",
+                  "--evaluate-first")  # fmt: skip
+    train(opt, small_net([mx.cpu()]), [mx.cpu()], Recorded([batch_of(8)], 8))
+    first, *others = records.read(tmp_path / "margin_loss_model.run")
+    assert (first["kind"], first["epoch"], first["batch"]) == ("evaluation", None, 0)
+    assert 0 <= first["recall@1"] <= 1
+    assert [r["epoch"] for r in others if r["kind"] == "evaluation"] == [0]
+
+
+class Board:
+    """Notes what TensorBoard is shown."""
+
+    def __init__(self):
+        self.projected = []
+
+    def scalars(self, *_):
+        pass
+
+    def histograms(self, *_):
+        pass
+
+    def project(self, step, embeddings, labels, class_names, pixels):
+        self.projected.append((step, len(embeddings), class_names))
+
+    def close(self):
+        pass
+
+
+def test_the_projector_is_shown_each_evaluation(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    opt = options("--epochs=2", "--batch-num=3", "--batch-size=8", "--batch-k=2",
+                  "--evaluate-first")  # fmt: skip
+    board = Board()
+    train(opt, small_net([mx.cpu()]), [mx.cpu()], Recorded([batch_of(8)], 8), board=board)
+    assert board.projected == [(step, 8, ["crow", "jay"]) for step in (0, 3, 6)]

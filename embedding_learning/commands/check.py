@@ -8,6 +8,7 @@ import numpy as np
 
 from embedding_learning import datasets, reporting
 from embedding_learning.datasets import DataError
+from embedding_learning.datasets.splits import unmeasurable
 from embedding_learning.flags import Parser, UsageError
 from embedding_learning.images import Preprocessing, find_faults
 from embedding_learning.options import add_some, parse
@@ -49,6 +50,8 @@ def main(arguments: list[str]) -> int:
         ]
     for fault in faults:
         print(fault)
+    for line in unmeasurable(split):
+        print(line)
     sizes = np.bincount(split.train.labels)
     of_sizes = f", of {sizes.min()} to {sizes.max()} images" if len(sizes) else ""
     print(

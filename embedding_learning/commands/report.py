@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import time
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from embedding_learning import datasets, model_flags, pictures, reporting, test_set
+from embedding_learning import checkpoints, datasets, model_flags, pictures, reporting, test_set
 from embedding_learning import options as flags
+from embedding_learning.datasets import DataError
 from embedding_learning.evaluation import common_metrics, measure, parse_metrics
-from embedding_learning.flags import Parser
+from embedding_learning.flags import Parser, UsageError
 from embedding_learning.run_files import find_run, prefix_of
 
 
@@ -25,9 +28,13 @@ def main(arguments: list[str]) -> int:
     report.check_path(output)
     folder = Path(f"{options.prefix}.run")
     typed, title, made_with = records.read_description(folder)
+    if not Path(f"{options.prefix}.params").exists():
+        raise UsageError(
+            f"{options.prefix}.params: is not there; a run saves its network after its first epoch"
+        )
     # The prefix is the one that was named, wherever the run was started.
     run = flags.parse([*typed, f"--save-model-prefix={options.prefix}"])
-    measured = records.read(folder)
+    measured, state = records.read(folder), _state(options.prefix, run.epochs)
     options.model_file, options.model = f"{options.prefix}.params", None
     # Else the page would compare values of other images with those of the epochs.
     options.test = datasets.TESTS[0]
@@ -55,23 +62,25 @@ def main(arguments: list[str]) -> int:
         "without a match": measurement.without_match,
     }
     epochs = [
-        {"": f"epoch {record['epoch']}", **{k: v for k, v in record.items() if k in metrics}}
+        {"": _when(record.get("epoch")), **{k: v for k, v in record.items() if k in metrics}}
         for record in measured
         if record.get("kind") == "evaluation"
     ]
     with TemporaryDirectory() as name:
         drawn = [
-            Picture("Curves", f"{name}/curves.png"),
-            Picture("Distances of pairs", f"{name}/distances.png"),
             Picture("Queries and their nearest neighbours", f"{name}/gallery.png"),
             Picture("t-SNE: photographs", f"{name}/photographs.png"),
             Picture("t-SNE: classes", f"{name}/points.png"),
         ]
-        plots.curves(measured, drawn[0].path, title)
-        plots.distances(measured, drawn[1].path, title)
-        pictures.draw_gallery(found, drawn[2].path)
-        pictures.draw_photographs(found, drawn[3].path)
-        pictures.draw_points(found, drawn[4].path)
+        pictures.draw_gallery(found, drawn[0].path)
+        pictures.draw_photographs(found, drawn[1].path)
+        pictures.draw_points(found, drawn[2].path)
+        of_run: list[Picture] = []
+        for heading, draw in (("Curves", plots.curves), ("Distances of pairs", plots.distances)):
+            picture = Picture(heading, f"{name}/{len(of_run)}.png")
+            with suppress(DataError):  # Nothing of the kind is recorded yet.
+                draw(measured, picture.path, title)
+                of_run.append(picture)
         report.write(
             output,
             f"{Path(options.prefix).name}: {title}",
@@ -79,11 +88,33 @@ def main(arguments: list[str]) -> int:
             vars(run),
             made_with,
             [*epochs, best, bases],
-            drawn,
+            [*of_run, *drawn],
+            [state, "Epochs are counted from 0, as in the log."],
             measurement.notes(),
         )
     print(output)
     return 0
+
+
+def _when(epoch: int | None) -> str:
+    """What a row of the table is called."""
+    return "before training" if epoch is None else f"epoch {epoch}"
+
+
+def _state(prefix: str, epochs: int) -> str:
+    """When the report was written, and what the run had come to by then."""
+    state = checkpoints.state_of(prefix)
+    when = time.strftime("Written on %Y-%m-%d at %H:%M:%S (UTC%z)")
+    if state is None:
+        return f"{when}; the run's checkpoints are not there any more."
+    done = f"{state.epoch} of {epochs} epochs"
+    if state.batch:
+        done += f" and {state.batch} batches"
+    if state.is_going_on:
+        return f"{when}, while the run was going on; its latest checkpoint was after {done}."
+    if state.epoch < epochs:
+        return f"{when}, when the run was stopped; its latest checkpoint was after {done}."
+    return f"{when}, when the run was finished, after {done}."
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -112,6 +112,33 @@ def _united(parts: Sequence[ImageSet]) -> ImageSet:
     )
 
 
+def unmeasurable(split: Split) -> list[str]:
+    """Warnings of what Recall@K of the test images cannot show, one line each.
+
+    Images without a partner (another image of their class among those that are searched) can only
+    miss; where a single class is searched, all others can only hit.
+    """
+    searched = split.test if split.gallery is None else split.gallery
+    classes = max(part.labels.max(initial=-1) for part in (split.test, searched)) + 1
+    of_class = np.bincount(searched.labels, minlength=classes)
+    partners = of_class[split.test.labels] - (split.gallery is None)
+    alone = int(np.sum(partners == 0))
+    lines = []
+    if alone:
+        where = "other test image" if split.gallery is None else "gallery image"
+        lines.append(
+            f"{split.name}: {alone} of {len(split.test)} test images have no partner, that is no "
+            f"{where} of their class; Recall@K counts them as misses, whatever is learned, and "
+            "MAP@R and R-precision leave them out"
+        )
+    if alone < len(split.test) and np.count_nonzero(of_class) == 1:
+        lines.append(
+            f"{split.name}: a single class is searched, so that Recall@K is 1 for every image with "
+            "a partner, whatever is learned; test on two classes at least"
+        )
+    return lines
+
+
 def by_lists(name: str, source: Path, entries: list[Entry]) -> Split:
     """Each image goes where its line says; queries are searched in the gallery if there is one.
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
+from embedding_learning.datasets import DataError
 from embedding_learning.plots import paper
 
 # Distinct also to the colour-blind (Okabe and Ito's), and dark enough on white.
@@ -57,10 +58,10 @@ def curves(records: Iterable[Mapping[str, Any]], path: str, title: str = "The ru
     ----------
     records : iterable of mapping
         In the order of writing. Each has `kind` ("interval", "epoch" or "evaluation") and `epoch`
-        (from 0; none or below 0: before training), may have `batch` (batches done in the epoch),
-        and then values by name. An interval stands where its batch ends, all else at the end of
-        its epoch. Values of evaluations are metrics and may have any name. What is not a finite
-        number is left out.
+        (counted from 0; none or below 0: before training), may have `batch` (batches done in the
+        epoch), and then values by name. The end of an epoch stands at its number, as the log
+        counts; an interval stands where its batch ends, all else at the end of its epoch. Values
+        of evaluations are metrics and may have any name. What is not a finite number is left out.
     path : str
         The file, PNG or SVG by its suffix.
     title : str
@@ -69,28 +70,32 @@ def curves(records: Iterable[Mapping[str, Any]], path: str, title: str = "The ru
     ------
     UsageError
         If the file cannot be written.
+    DataError
+        If no record has a value to draw.
     """
     paper.check_path(path)
     records = list(records)
     evaluations = [record for record in records if record.get("kind") == "evaluation"]
     training = [record for record in records if record.get("kind") != "evaluation"]
     batches = max((_number(record, "batch") or 0 for record in training), default=0)
+    first = min((e for record in records if (e := _epoch(record)) is not None), default=0)
     drawn = [
         (panel, lines)
         for panels, source in ((_metric_panels(evaluations), evaluations), (_TRAINING, training))
         for panel in panels
-        if (lines := _lines(panel, source, batches))
+        if (lines := _lines(panel, source, batches, first))
     ]
-    lines_of_panels = max(1, -(-len(drawn) // 2))
+    if not drawn:
+        raise DataError(f"{title}: no values are recorded yet, so there is nothing to draw")
+    lines_of_panels = -(-len(drawn) // 2)
     width, height = 2 * _WIDE, lines_of_panels * _HIGH + 80
     figure, page = paper.page(width, height)
     paper.write(page, 30, 50, title, 32, width - 60, weight="bold")
-    if not drawn:
-        paper.write(page, 30, 150, "No values are recorded yet.", 24, color=paper.GREY)
-    last = max((at[-1] for _, lines in drawn for at, _ in lines.values()), default=1)
+    ends = [at[-1] for _, lines in drawn for at, _ in lines.values()]
+    epochs = first - 1, max(first, *ends)
     for number, (panel, lines) in enumerate(drawn):
         line, column = divmod(number, 2)
-        _draw(_axes(figure, column, line, width, height), panel, lines, last)
+        _draw(_axes(figure, column, line, width, height), panel, lines, epochs)
     paper.save(figure, path)
 
 
@@ -126,20 +131,31 @@ def _number(record: Mapping[str, Any], name: str) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _at(record: Mapping[str, Any], batches: float) -> float:
-    """Epochs done when the record was written; `batches` are in an epoch."""
-    epoch, batch = _number(record, "epoch"), _number(record, "batch")
-    if epoch is None or epoch < 0:
-        return 0.0
+def _epoch(record: Mapping[str, Any]) -> float | None:
+    """The number of the record's epoch; None before training."""
+    epoch = _number(record, "epoch")
+    return None if epoch is None or epoch < 0 else epoch
+
+
+def _at(record: Mapping[str, Any], batches: float, first: float) -> float:
+    """Where the record stands: the end of an epoch at its number, its start at one less.
+
+    `batches` are in an epoch, and `first` is the run's first one.
+    """
+    epoch, batch = _epoch(record), _number(record, "batch")
+    if epoch is None:
+        return first - 1
     inside = record.get("kind") == "interval" and batch is not None and batches > 0
-    return epoch + (batch / batches if inside and batch is not None else 1.0)
+    return epoch + (batch / batches - 1 if inside and batch is not None else 0.0)
 
 
-def _lines(panel: _Panel, records: list[Mapping[str, Any]], batches: float) -> Lines:
-    """Epochs done and value, of every value of the panel that a record has."""
+def _lines(panel: _Panel, records: list[Mapping[str, Any]], batches: float, first: float) -> Lines:
+    """Where in epochs it stands and value, of every value of the panel that a record has."""
     found = {}
     for name in (*panel.values, *(panel.band or ())):
-        points = [(_at(r, batches), v) for r in records if (v := _number(r, name)) is not None]
+        points = [
+            (_at(r, batches, first), v) for r in records if (v := _number(r, name)) is not None
+        ]
         if points:
             points.sort(key=lambda point: point[0])
             at, values = np.array(points).T
@@ -153,7 +169,8 @@ def _axes(figure: Figure, column: int, line: int, width: int, height: int) -> Ax
     return figure.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
 
 
-def _draw(axes: Axes, panel: _Panel, lines: Lines, last: float) -> None:
+def _draw(axes: Axes, panel: _Panel, lines: Lines, epochs: tuple[float, float]) -> None:
+    """Draws the panel from the start of the first epoch to the end of the last."""
     small = paper.font(_TEXT)
     _scale(axes, panel, lines)
     for name, colour in zip(panel.values, _COLOURS):
@@ -189,9 +206,10 @@ def _draw(axes: Axes, panel: _Panel, lines: Lines, last: float) -> None:
         loc="left",
         pad=paper.points(12),
     )
-    axes.set_xlabel("epochs", font=small, color=paper.GREY)
-    axes.set_xlim(0, last)
-    axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=last >= 2))
+    axes.set_xlabel("end of epoch, counted from 0", font=small, color=paper.GREY)
+    axes.set_xlim(*epochs)
+    axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{at:g}" if at >= 0 else "start"))
     for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
         label.set(font=small, color=paper.GREY)
     axes.grid(color=paper.FAINT, linewidth=paper.points(1))

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from embedding_learning import sphere
+from embedding_learning.datasets import DataError
 from embedding_learning.plots import paper
 
 # Distinct also to the colour-blind, as in the curves of a run.
@@ -55,21 +56,22 @@ def distances(
     ------
     UsageError
         If the file cannot be written.
+    DataError
+        If no record can be drawn.
     """
     paper.check_path(path)
     fitting = [record for record in records if record.get("kind") == "distances" and _fits(record)]
-    width, height = _WIDE, _TOP + (3 * _HIGH if fitting else 120)
+    if not fitting:
+        raise DataError(f"{title}: no distances are recorded, so there is nothing to draw")
+    width, height = _WIDE, _TOP + 3 * _HIGH
     figure, page = paper.page(width, height)
     paper.write(page, 30, 50, title, 32, width - 60, weight="bold")
-    if fitting:
-        epochs = list(dict.fromkeys(record["epoch"] for record in fitting))
-        last = fitting[-1]
-        ends = [_of_epoch(fitting, epoch) for epoch in dict.fromkeys((epochs[0], epochs[-1]))]
-        _draw_negatives(_axes(figure, 0, height), ends, last["dimension"])
-        _draw_sampling(_axes(figure, 1, height), ends, last["cutoffs"])
-        _draw_variance(_axes(figure, 2, height), ends[-1], last["dimension"])
-    else:
-        paper.write(page, 30, 150, "No distances are recorded.", 24, color=paper.GREY)
+    epochs = list(dict.fromkeys(record["epoch"] for record in fitting))
+    last = fitting[-1]
+    ends = [_of_epoch(fitting, epoch) for epoch in dict.fromkeys((epochs[0], epochs[-1]))]
+    _draw_negatives(_axes(figure, 0, height), ends, last["dimension"])
+    _draw_sampling(_axes(figure, 1, height), ends, last["cutoffs"])
+    _draw_variance(_axes(figure, 2, height), ends[-1], last["dimension"])
     paper.save(figure, path)
 
 

@@ -34,6 +34,18 @@ def test_a_sound_set_is_counted(folder: Path, capsys: pytest.CaptureFixture[str]
     )
 
 
+def test_test_images_that_nothing_can_be_learned_about_are_told(
+    tmp_path: Path, write_cub: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_cub(tmp_path / "birds", [3, 3, 1, 2])
+    assert main(["check", f"--data-path={folder}"]) == 0
+    warning, last = capsys.readouterr().out.splitlines()
+    assert warning.startswith("CUB-200-2011: 1 of 3 test images have no partner")
+    assert "0 of them bad" in last
+    assert main(["check", f"--data-path={folder}", "--train-classes=3"]) == 0
+    assert "a single class is searched" in capsys.readouterr().out
+
+
 def test_every_fault_is_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = sorted((folder / "images").rglob("*.jpg"))
     images[1].write_bytes(b"")

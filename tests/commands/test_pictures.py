@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import onnxruntime
 import pytest
 
 from embedding_learning import embedding_files, load_model, plots
+from embedding_learning.checkpoints import RunFolder
 from embedding_learning.commands import export, plot, report
 from embedding_learning.datasets import DataError
 from embedding_learning.flags import UsageError
@@ -29,8 +32,8 @@ def run(
     """The folder that a short run was started in; its prefix is `birds`."""
     folder = tmp_path_factory.mktemp("pictures") / "here"
     folder.mkdir()
-    further = ["--save-model-prefix=birds", "--metrics=recall@1,precision@2"]
-    train_command(folder, *QUICK, f"--data-path={tiny_cub}", *further)
+    flags = ["--save-model-prefix=birds", "--metrics=recall@1,precision@2", "--evaluate-first"]
+    train_command(folder, *QUICK, f"--data-path={tiny_cub}", *flags)
     return folder
 
 
@@ -163,7 +166,11 @@ def test_a_run_is_reported_on_one_page(run: Path, monkeypatch: pytest.MonkeyPatc
     page = (run / "birds.run" / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/") == 5
     for told in (
+        "before training",
+        "epoch 0",
         "epoch 1",
+        "Epochs are counted from 0, as in the log.",
+        "when the run was finished, after 2 of 2 epochs.",
         "saved: epoch",
         "Distances of pairs",
         "map@r",
@@ -175,12 +182,62 @@ def test_a_run_is_reported_on_one_page(run: Path, monkeypatch: pytest.MonkeyPatc
         assert told in page
 
 
+@pytest.mark.parametrize(
+    "files, is_held, told",
+    [
+        ([(3, 0)], False, "when the run was finished, after 3 of 3 epochs."),
+        ([(1, 5)], False, "when the run was stopped; its latest checkpoint was after 1 of 3 epochs "
+                          "and 5 batches."),
+        ([(0, 0), (1, 0)], True, "while the run was going on; its latest checkpoint was after 1 of "
+                                 "3 epochs."),
+        ([], False, "the run's checkpoints are not there any more."),
+    ],
+)  # fmt: skip
+def test_what_the_run_had_come_to_is_told(
+    tmp_path: Path, files: list[tuple[int, int]], is_held: bool, told: str
+) -> None:
+    prefix = str(tmp_path / "birds")
+    with RunFolder(prefix, 2) as folder:
+        for epoch, batch in files:
+            folder.save(epoch, batch, {}, {})
+        state = report._state(prefix, 3) if is_held else ""
+    (tmp_path / "birds.run").mkdir(exist_ok=True)
+    state = state or report._state(prefix, 3)
+    assert re.match(r"Written on \d{4}-\d\d-\d\d at \d\d:\d\d:\d\d \(UTC[+-]\d{4}\)", state)
+    assert state.endswith(told)
+
+
+def test_what_is_not_recorded_is_not_drawn(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a report of a run that has no record of distances."""
+    (tmp_path / "birds.run").mkdir()
+    shutil.copy(run / "birds.params", tmp_path)
+    shutil.copy(run / "birds.run" / "run.json", tmp_path / "birds.run")
+    records = (run / "birds.run" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "birds.run" / "metrics.jsonl").write_text(
+        "".join(line for line in records if '"distances"' not in line)
+    )
+    monkeypatch.chdir(tmp_path)
+    assert report.main(["birds"]) == 0
+    page = (tmp_path / "birds.run" / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/") == 4
+    assert "<h2>Curves</h2>" in page
+    assert "<h2>Distances of pairs</h2>" not in page
+    with pytest.raises(DataError, match=r"birds\.run: no distances are recorded"):
+        plot.main(["distances", "birds.run", "distances.png"])
+    assert not (tmp_path / "distances.png").exists()
+
+
 def test_what_is_not_there_is_told(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no such folder .*birds\.run; name a run"):
         report.main([str(tmp_path / "birds")])
     (tmp_path / "birds.run").mkdir()
     with pytest.raises(DataError, match=r"run\.json: is missing or damaged"):
         report.main([str(tmp_path / "birds.run")])
+    shutil.copy(run / "birds.run" / "run.json", tmp_path / "birds.run")
+    with pytest.raises(UsageError, match=r"birds\.params: is not there; .* after its first epoch"):
+        report.main([str(tmp_path / "birds")])
     with pytest.raises(UsageError, match=r"end the name in \.html"):
         report.main([str(run / "birds"), "--output=page.txt"])
     with pytest.raises(UsageError, match="no such folder"):
