@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
+from io import StringIO
 
 import mxnet as mx
 import numpy as np
@@ -27,6 +30,8 @@ from embedding_learning.parameter_files import read_parameters, set_parameters
 _NEVER_AT_REST = {"adadelta", "ftml", "ftrl", "sgld"}
 # MXNet's dummy, and one that takes no weight decay.
 _NOT_FOR_TRAINING = {"test", "groupadagrad"}
+# By the largest gradient so far, to which nothing is added.
+_DIVIDES_BY_ZERO = {"adamax"}
 
 
 def build(
@@ -65,6 +70,12 @@ def build_network(
         backbone = backbones.create(options.model, devices, pool=options.pool)
         if options.use_pretrained or options.pretrained_params:
             backbones.slow_down_convolutions(backbone)
+            if not is_resumed and options.lr_mult_backbone is None:
+                logging.info(
+                    "The weights are those of %s; of --use-pretrained and --pretrained-params "
+                    "remains that convolutions learn at a hundredth of the rate.",
+                    options.init_from or options.resume,
+                )
     else:
         backbone = backbones.create(
             options.model,
@@ -80,9 +91,11 @@ def build_network(
         parameter.initialize(ctx=devices, default_init=mx.init.Xavier(magnitude=2))
     # The first image settles the sizes that depend on the crop.
     image = mx.nd.zeros((1, 3, options.crop_size, options.crop_size), devices[0], np.uint8)
+    # Gluon raises ValueError where it cannot tell the shapes of weights.
     try:
-        backbone(ImageNormalization()(image)).wait_to_read()
-    except mx.base.MXNetError as error:
+        with redirect_stdout(StringIO()):  # where MXNet prints shapes before it raises
+            backbone(ImageNormalization()(image)).wait_to_read()
+    except (mx.base.MXNetError, ValueError) as error:
         if gpus.is_out_of_memory(error):
             raise
         raise UsageError(
@@ -91,7 +104,7 @@ def build_network(
         ) from error
     try:
         net.embed(image).wait_to_read()
-    except mx.base.MXNetError as error:
+    except (mx.base.MXNetError, ValueError) as error:
         if gpus.is_out_of_memory(error):
             raise
         raise UsageError(
@@ -199,12 +212,18 @@ def check_names(options: Namespace) -> None:
     """Raises UsageError if there is no such backbone or optimizer, or no NCCL or float16 here."""
     backbones.check_name(options.model)
     backbones.check_training(options.model, on_cpu=not options.gpus)
-    optimizers = sorted(set(mx.optimizer.Optimizer.opt_registry) - _NOT_FOR_TRAINING)
-    if options.optimizer.lower() not in optimizers:
+    unfit = _NOT_FOR_TRAINING | _DIVIDES_BY_ZERO
+    optimizers = sorted(set(mx.optimizer.Optimizer.opt_registry) - unfit)
+    if options.optimizer in _DIVIDES_BY_ZERO:
+        raise UsageError(
+            f"--optimizer {options.optimizer}: MXNet's divides 0 by 0 where a weight and its "
+            "gradient are 0, as many are at the start; choose another, such as adam or nadam"
+        )
+    if options.optimizer not in optimizers:
         raise UsageError(
             f"--optimizer {options.optimizer}: unknown; choose of {', '.join(optimizers)}"
         )
-    if options.optimizer.lower() in _NEVER_AT_REST and (
+    if options.optimizer in _NEVER_AT_REST and (
         options.warm_up_epochs or options.lr_mult_backbone == 0
     ):
         raise UsageError(
@@ -220,4 +239,5 @@ def _first_line(error: Exception) -> str:
     """What MXNet says, without where in its source it says so."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if "Check failed" in line or "rror:" in line]
-    return (told or lines or [type(error).__name__])[-1]
+    line = (told or lines or [type(error).__name__])[-1]
+    return line[max(0, line.find("Check failed")) :]

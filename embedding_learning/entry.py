@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from embedding_learning import mxnet_runtime
 from embedding_learning.datasets import DataError
@@ -22,12 +23,16 @@ def exit_status(program: str, action: Callable[[], int]) -> int:
     """
     try:
         with interrupted_by_signals():
-            status = action()
-            sys.stdout.flush()
+            try:
+                status = action()
+            except SystemExit:  # after --help
+                _flush_output()
+                raise
+            _flush_output()
             return status
     except BrokenPipeError:
-        # Whoever read the output has seen enough; nothing more can be written to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read the output has seen enough.
+        _discard_output()
         return 128 + signal.SIGPIPE
     except (UsageError, DataError) as error:
         message = str(error)
@@ -37,10 +42,32 @@ def exit_status(program: str, action: Callable[[], int]) -> int:
             raise
         message = explanation
     except TrainingFault as fault:
-        print(f"{program}: stopped: {fault}", file=sys.stderr)
+        _tell(f"{program}: stopped: {fault}")
         return 3
     except Interrupted as interruption:
-        print(f"{program}: {interruption}", file=sys.stderr)
+        _tell(f"{program}: {interruption}")
         return 128 + interruption.number
-    print(f"{program}: error: {message}", file=sys.stderr)
+    _tell(f"{program}: error: {message}")
     return 2
+
+
+def _flush_output() -> None:
+    """Raises UsageError if what was printed cannot be written, as on a full disk."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard_output()
+        raise UsageError(f"the standard output cannot be written to: {error.strerror}") from error
+
+
+def _discard_output() -> None:
+    """Lets nothing more be written to the standard output, which Python would try at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _tell(text: str) -> None:
+    # The status says the rest where nobody reads the error output any more.
+    with suppress(OSError):
+        print(text, file=sys.stderr)

@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     folder = Path(f"{options.prefix}.run")
     typed, title, made_with = records.read_description(folder)
     # The prefix is the one that was named, wherever the run was started.
-    run = flags.parse([*typed, f"--save-model-prefix={options.prefix}"])
+    run = flags.parse([*typed, f"--save-model-prefix={options.prefix}"], is_past=True)
     measured = records.read(folder)
     options.model_file, options.model = f"{options.prefix}.params", None
     for name in (
