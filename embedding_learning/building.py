@@ -23,11 +23,12 @@ from embedding_learning.learner import Beta, Learner
 from embedding_learning.losses import MarginLoss
 from embedding_learning.mixed_precision import LossScale
 from embedding_learning.model import ImageNormalization, MarginNet
-from embedding_learning.options import resumes_network
+from embedding_learning.options import decay, resumes_network
 from embedding_learning.parameter_files import read_parameters, set_parameters
 
 # At a rate of 0 these move the weights all the same, or divide by it.
-_NEVER_AT_REST = {"adadelta", "ftml", "ftrl", "sgld"}
+_NEEDS_RATE = {"ftml", "ftrl", "sgld"}
+_NEVER_AT_REST = {"adadelta", *_NEEDS_RATE}
 # MXNet's dummy, and one that takes no weight decay.
 _NOT_FOR_TRAINING = {"test", "groupadagrad"}
 # By the largest gradient so far, to which nothing is added.
@@ -208,20 +209,23 @@ def find_devices(options: Namespace) -> list[mx.Context]:
     return [mx.gpu(number) for number in options.gpus]
 
 
+def optimizers() -> list[str]:
+    """The names of MXNet's optimizers that train a network."""
+    return sorted({*mx.optimizer.Optimizer.opt_registry} - _NOT_FOR_TRAINING - _DIVIDES_BY_ZERO)
+
+
 def check_names(options: Namespace) -> None:
     """Raises UsageError if there is no such backbone or optimizer, or no NCCL or float16 here."""
     backbones.check_name(options.model)
     backbones.check_training(options.model, on_cpu=not options.gpus)
-    unfit = _NOT_FOR_TRAINING | _DIVIDES_BY_ZERO
-    optimizers = sorted(set(mx.optimizer.Optimizer.opt_registry) - unfit)
     if options.optimizer in _DIVIDES_BY_ZERO:
         raise UsageError(
             f"--optimizer {options.optimizer}: MXNet's divides 0 by 0 where a weight and its "
             "gradient are 0, as many are at the start; choose another, such as adam or nadam"
         )
-    if options.optimizer not in optimizers:
+    if options.optimizer not in optimizers():
         raise UsageError(
-            f"--optimizer {options.optimizer}: unknown; choose of {', '.join(optimizers)}"
+            f"--optimizer {options.optimizer}: unknown; choose of {', '.join(optimizers())}"
         )
     if options.optimizer in _NEVER_AT_REST and (
         options.warm_up_epochs or options.lr_mult_backbone == 0
@@ -229,6 +233,12 @@ def check_names(options: Namespace) -> None:
         raise UsageError(
             f"--optimizer {options.optimizer}: leaves no layer alone, as --warm-up-epochs and "
             "--lr-mult-backbone 0 ask for; choose another, such as adam"
+        )
+    rate_at_last = options.lr * decay(options, max(0, options.epochs - 1))
+    if options.optimizer in _NEEDS_RATE and not rate_at_last:
+        raise UsageError(
+            f"--optimizer {options.optimizer}: does not work at a learning rate of 0, as --lr 0 or "
+            "--factor 0 asks for; raise the rate, or choose another, such as adam"
         )
     if options.kvstore == "nccl" and not mx.runtime.Features().is_enabled("NCCL"):
         raise UsageError("--kvstore nccl: this build of MXNet has no NCCL; use device or local")

@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from embedding_learning import (
@@ -121,10 +122,7 @@ def _unused(
 ) -> dict[str, str]:
     """What `unused_flags.find` finds among the earlier programs' flags, or among all others."""
     found = unused_flags.find(given(arguments), options)
-    parser = _original_parser()
-    _add_port_flags(parser)
-    earlier = {action.dest for action in parser._actions}
-    return {name: reason for name, reason in found.items() if (name in earlier) is are_earlier}
+    return {name: reason for name, reason in found.items() if (name in _earlier()) is are_earlier}
 
 
 def given(arguments: Sequence[str]) -> dict[str, Any]:
@@ -141,10 +139,7 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
     What was an unambiguous abbreviation to the original means the same flag here, even where a
     flag that came later begins alike.
     """
-    original, known = (
-        [name for action in parser._actions for name in action.option_strings]
-        for parser in (_original_parser(), _parser())
-    )
+    original, known = _names()
     full: list[str] = []
     for number, argument in enumerate(arguments):
         if argument == "--":
@@ -171,10 +166,25 @@ def without(arguments: Sequence[str], flag: str) -> list[str]:
     return kept
 
 
-def _original_parser() -> argparse.ArgumentParser:
+@cache
+def _names() -> tuple[list[str], list[str]]:
+    """The original's flags as they are typed, and all flags."""
+    original = Parser()
+    _add_original_flags(original)
+    of_original, of_all = (
+        [name for action in parser._actions for name in action.option_strings]
+        for parser in (original, _parser())
+    )
+    return of_original, of_all
+
+
+@cache
+def _earlier() -> set[str]:
+    """The attributes of the flags that the original and its port have."""
     parser = Parser()
     _add_original_flags(parser)
-    return parser
+    _add_port_flags(parser)
+    return {action.dest for action in parser._actions}
 
 
 def _parser() -> argparse.ArgumentParser:

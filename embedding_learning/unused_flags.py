@@ -44,11 +44,6 @@ def _never_falls(options: Namespace, given: Collection[str]) -> bool:
     return bool(options.epochs) and not any(step < options.epochs for step in options.steps)
 
 
-def _keeps_no_images(options: Namespace, given: Collection[str]) -> bool:
-    is_drawn = "glyphs" in (options.dataset, options.data_path)
-    return options.cache == "none" and not is_drawn
-
-
 _CASES = (
     _Case("lr_beta", _has_no_beta, "--loss {loss} has no beta"),
     _Case("beta", _has_no_beta, "--loss {loss} has no beta"),
@@ -60,7 +55,12 @@ _CASES = (
         "beta is constant, and it is for a beta that is learned",
     ),
     _Case("lr", _has_no_rate, "--optimizer {optimizer} has no learning rate"),
-    _Case("lr_mult_backbone", _has_no_rate, "--optimizer {optimizer} has no learning rate"),
+    _Case(
+        "lr_mult_backbone",
+        # With 0 it asks for what the optimizer cannot do, which is refused elsewhere.
+        lambda options, given: _has_no_rate(options, given) and options.lr_mult_backbone != 0,
+        "--optimizer {optimizer} has no learning rate",
+    ),
     _Case(
         "momentum",
         lambda options, _: options.optimizer != "sgd",
@@ -94,7 +94,6 @@ _CASES = (
         "the weights are those of --init-from {init_from} (--lr-mult-backbone sets how fast the "
         "backbone learns)",
     ),
-    _Case("cache_dir", _keeps_no_images, "--cache none keeps no images"),
     _Case(
         "checkpoint_interval",
         lambda options, _: options.checkpoint_interval >= options.batch_num,

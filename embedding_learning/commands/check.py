@@ -7,9 +7,9 @@ import argparse
 import numpy as np
 
 from embedding_learning import datasets, reporting
-from embedding_learning.flags import Parser, add
+from embedding_learning.flags import Parser, add, check_range
 from embedding_learning.images import find_faults
-from embedding_learning.options import DATA_PATH, WORKERS, add_data_flags
+from embedding_learning.options import DATA_PATH, MOST_WORKERS, WORKERS, add_data_flags
 
 # Of no consequence for whether a file can be decoded.
 _SIZE = 64
@@ -49,4 +49,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add(parser, "--data-path", DATA_PATH, "as for train.py")
     add(parser, "--workers", WORKERS, "threads that decode images")
     add_data_flags(parser)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    check_range("workers", options.workers, 0, MOST_WORKERS)
+    return options

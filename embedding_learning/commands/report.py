@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from embedding_learning import model_flags, pictures, reporting, test_set
 from embedding_learning import options as flags
+from embedding_learning.datasets import DataError
 from embedding_learning.evaluation import common_metrics, evaluate
 from embedding_learning.flags import Parser, UsageError
 
@@ -60,9 +62,13 @@ def main(arguments: list[str]) -> int:
         ]
         plots.curves(measured, drawn[0].path, title)
         plots.distances(measured, drawn[1].path, title)
-        pictures.draw_gallery(found, drawn[2].path)
         pictures.draw_photographs(found, drawn[3].path)
         pictures.draw_points(found, drawn[4].path)
+        try:
+            pictures.draw_gallery(found, drawn[2].path)
+        except DataError as error:
+            logging.warning("The page has no gallery: %s.", error)
+            del drawn[2]
         report.write(
             output,
             f"{Path(options.prefix).name}: {title}",
