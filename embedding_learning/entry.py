@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -14,6 +15,8 @@ from embedding_learning.flags import UsageError
 from embedding_learning.monitoring import TrainingFault
 from embedding_learning.stopping import Interrupted, interrupted_by_signals
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
 
 def exit_status(program: str, action: Callable[[], int]) -> int:
     """The action's own status, or that of what ended it.
@@ -25,10 +28,8 @@ def exit_status(program: str, action: Callable[[], int]) -> int:
         with interrupted_by_signals():
             try:
                 status = action()
-            except SystemExit:  # after --help
-                _flush_output()
-                raise
-            _flush_output()
+            finally:  # after --help too, which leaves by SystemExit
+                sys.stdout.flush()
             return status
     except BrokenPipeError:
         # Whoever read the output has seen enough.
@@ -38,6 +39,10 @@ def exit_status(program: str, action: Callable[[], int]) -> int:
         message = str(error)
     except (ImportError, OSError) as error:
         explanation = mxnet_runtime.explain_import_error(error)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            # It may be the standard output, which Python would try again at its end.
+            _discard_output()
+            explanation = f"what is to be written finds no room: {error.strerror}"
         if explanation is None:
             raise
         message = explanation
@@ -51,19 +56,8 @@ def exit_status(program: str, action: Callable[[], int]) -> int:
     return 2
 
 
-def _flush_output() -> None:
-    """Raises UsageError if what was printed cannot be written, as on a full disk."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _discard_output()
-        raise UsageError(f"the standard output cannot be written to: {error.strerror}") from error
-
-
 def _discard_output() -> None:
-    """Lets nothing more be written to the standard output, which Python would try at its end."""
+    """Lets nothing more be written to the standard output."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
