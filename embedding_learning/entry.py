@@ -28,8 +28,10 @@ def exit_status(program: str, action: Callable[[], int]) -> int:
         with interrupted_by_signals():
             try:
                 status = action()
-            finally:  # after --help too, which leaves by SystemExit
+            except SystemExit:  # after --help
                 sys.stdout.flush()
+                raise
+            sys.stdout.flush()
             return status
     except BrokenPipeError:
         # Whoever read the output has seen enough.

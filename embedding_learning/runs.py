@@ -52,10 +52,10 @@ def run(options: Namespace, arguments: Sequence[str], member: Member | None = No
     job = _job(options, member)
     with _folder(options, job) as folder, memory_faults(options):
         logging.info(options)
-        for line in unused_earlier_flags(arguments, options):
-            logging.warning(line)
         checkpoint, progress = _find_start(options, job, folder.path)
         split = read_split(options)
+        for line in unused_earlier_flags(arguments, options):
+            logging.warning(line)
         if checkpoint and not options.skip_bad_images:
             # With bad images left out, what trains is known only after they are found.
             resuming.check_data(checkpoint, digest(split.parts), options)
