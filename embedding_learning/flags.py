@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 # MXNet counts in 32 bits.
 LARGEST_COUNT = 2**31 - 1
 # MXNet reads numbers as float32 and takes none that is too small for its full precision (1.2e-38).
-# In between there is room for the factors that optimizers multiply a rate by.
-LEAST_NUMBER, LARGEST_NUMBER = 1e-34, 1e34
+# The largest is 3.4e38. Above the least there is room for the factors that optimizers apply.
+LEAST_NUMBER, LARGEST_NUMBER = 1e-34, 3e38
 
 
 class UsageError(Exception):

@@ -28,7 +28,20 @@ TOLD = (UsageError, DataError, TrainingFault)
 EDGES: dict[type, list[str]] = {
     int: ["0", "-1", "1", str(2**31), str(2**63), str(10**30)],
     float: [
-        *("0", "-0.0", "-1", "nan", "inf", "-inf", "1e-38", "-1e-38", "1e38", "1e-300", "1e300"),
+        *(
+            "0",
+            "-0.0",
+            "-1",
+            "nan",
+            "inf",
+            "-inf",
+            "1e-38",
+            "-1e-38",
+            "1e38",
+            "1e39",
+            "1e-300",
+            "1e300",
+        ),
         *(str(LEAST_NUMBER), str(LARGEST_NUMBER)),
     ],
 }
@@ -204,6 +217,6 @@ def test_every_optimizer_takes_the_numbers_that_are_taken(optimizer: str) -> Non
 def test_a_number_has_one_rule() -> None:
     for value in (0.0, -0.0, LEAST_NUMBER, LARGEST_NUMBER, -1.0):
         flags.check_number("--x", value)
-    for value in (LEAST_NUMBER / 2, -LEAST_NUMBER / 2, 2 * LARGEST_NUMBER, 1e-38, 1e38):
+    for value in (LEAST_NUMBER / 2, -LEAST_NUMBER / 2, 2 * LARGEST_NUMBER, 1e-38, 1e39):
         with pytest.raises(UsageError, match=r"^--x: must be 0 or of a size between"):
             flags.check_number("--x", value)

@@ -316,18 +316,18 @@ def test_a_flag_is_taken_out_however_it_is_typed() -> None:
 @pytest.mark.parametrize(
     "flags, line",
     [
-        ("--lr 1e-38", "--lr 1e-38: must be 0 or of a size between 1e-34 and 1e+34"),
-        ("--wd 1e-40", "--wd 1e-40: must be 0 or of a size between 1e-34 and 1e+34"),
+        ("--lr 1e-38", "--lr 1e-38: must be 0 or of a size between 1e-34 and 3e+38"),
+        ("--wd 1e-40", "--wd 1e-40: must be 0 or of a size between 1e-34 and 3e+38"),
         ("--grad-clip 1e-300", "--grad-clip 1e-300: must be 0 or of a size between 1e-34 and "
-         "1e+34"),
-        ("--lr-mult-backbone 1e38", "--lr-mult-backbone 1e+38: must be 0 or of a size between "
-         "1e-34 and 1e+34"),
+         "3e+38"),
+        ("--lr-mult-backbone 1e39", "--lr-mult-backbone 1e+39: must be 0 or of a size between "
+         "1e-34 and 3e+38"),
         ("--factor 1e-20 --steps 0,1", "--lr, --factor, --steps: the rate 1e-44 of epoch 19: must "
-         "be 0 or of a size between 1e-34 and 1e+34"),
+         "be 0 or of a size between 1e-34 and 3e+38"),
         ("--factor 1e34 --steps 0,0,0,0,0,0,0,0,0,0", "--lr, --factor, --steps: the rate inf of "
          "epoch 19: must be a finite number"),
         ("--lr 1e-20 --lr-mult-backbone 1e-20", "--lr-mult-backbone: the backbone's rate 1e-40: "
-         "must be 0 or of a size between 1e-34 and 1e+34"),
+         "must be 0 or of a size between 1e-34 and 3e+38"),
         ("--embed-dim 9999999999", "--embed-dim 9999999999: 65536 is the most"),
         ("--feat-dim 99999999999", "--feat-dim 99999999999: 65536 is the most"),
         ("--batch-num 9223372036854775808", "--batch-num 9223372036854775808: 2147483647 is the "
