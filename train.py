@@ -1,7 +1,17 @@
 #!/usr/bin/env python3
 """Train an image embedding; `python3 train.py --help` lists the flags."""
 
+import signal
 import sys
+
+if __name__ == "__main__":
+    # The imports below take half a second. Ctrl-C ends them without a traceback: at first by the
+    # system's own hand, and once `begin` has run with a line.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from embedding_learning import startup
+
+    startup.begin("train.py")
+
 import traceback
 
 from embedding_learning import dmlc, roll_call

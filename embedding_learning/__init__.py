@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
+if sys.argv[:1] == ["-m"]:
+    # Python is about to run a module of this package as a program, and the imports take a while.
+    from embedding_learning import startup
+
+    startup.begin("embedding_learning")
+
 import importlib
 import os
 from typing import Any

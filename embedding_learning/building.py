@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
+from io import StringIO
 
 import mxnet as mx
 import numpy as np
@@ -20,13 +23,16 @@ from embedding_learning.learner import Beta, Learner
 from embedding_learning.losses import MarginLoss
 from embedding_learning.mixed_precision import LossScale
 from embedding_learning.model import ImageNormalization, MarginNet
-from embedding_learning.options import resumes_network
+from embedding_learning.options import decay, resumes_network
 from embedding_learning.parameter_files import read_parameters, set_parameters
 
 # At a rate of 0 these move the weights all the same, or divide by it.
-_NEVER_AT_REST = {"adadelta", "ftml", "ftrl", "sgld"}
+_NEEDS_RATE = {"ftml", "ftrl", "sgld"}
+_NEVER_AT_REST = {"adadelta", *_NEEDS_RATE}
 # MXNet's dummy, and one that takes no weight decay.
 _NOT_FOR_TRAINING = {"test", "groupadagrad"}
+# By the largest gradient so far, to which nothing is added.
+_DIVIDES_BY_ZERO = {"adamax"}
 
 
 def build(
@@ -65,6 +71,12 @@ def build_network(
         backbone = backbones.create(options.model, devices, pool=options.pool)
         if options.use_pretrained or options.pretrained_params:
             backbones.slow_down_convolutions(backbone)
+            if not is_resumed and options.lr_mult_backbone is None:
+                logging.info(
+                    "The weights are those of %s; of --use-pretrained and --pretrained-params "
+                    "remains that convolutions learn at a hundredth of the rate.",
+                    options.init_from or options.resume,
+                )
     else:
         backbone = backbones.create(
             options.model,
@@ -80,9 +92,11 @@ def build_network(
         parameter.initialize(ctx=devices, default_init=mx.init.Xavier(magnitude=2))
     # The first image settles the sizes that depend on the crop.
     image = mx.nd.zeros((1, 3, options.crop_size, options.crop_size), devices[0], np.uint8)
+    # Gluon raises ValueError where it cannot tell the shapes of weights.
     try:
-        backbone(ImageNormalization()(image)).wait_to_read()
-    except mx.base.MXNetError as error:
+        with redirect_stdout(StringIO()):  # where MXNet prints shapes before it raises
+            backbone(ImageNormalization()(image)).wait_to_read()
+    except (mx.base.MXNetError, ValueError) as error:
         if gpus.is_out_of_memory(error):
             raise
         raise UsageError(
@@ -91,7 +105,7 @@ def build_network(
         ) from error
     try:
         net.embed(image).wait_to_read()
-    except mx.base.MXNetError as error:
+    except (mx.base.MXNetError, ValueError) as error:
         if gpus.is_out_of_memory(error):
             raise
         raise UsageError(
@@ -195,21 +209,36 @@ def find_devices(options: Namespace) -> list[mx.Context]:
     return [mx.gpu(number) for number in options.gpus]
 
 
+def optimizers() -> list[str]:
+    """The names of MXNet's optimizers that train a network."""
+    return sorted({*mx.optimizer.Optimizer.opt_registry} - _NOT_FOR_TRAINING - _DIVIDES_BY_ZERO)
+
+
 def check_names(options: Namespace) -> None:
     """Raises UsageError if there is no such backbone or optimizer, or no NCCL or float16 here."""
     backbones.check_name(options.model)
     backbones.check_training(options.model, on_cpu=not options.gpus)
-    optimizers = sorted(set(mx.optimizer.Optimizer.opt_registry) - _NOT_FOR_TRAINING)
-    if options.optimizer.lower() not in optimizers:
+    if options.optimizer in _DIVIDES_BY_ZERO:
         raise UsageError(
-            f"--optimizer {options.optimizer}: unknown; choose of {', '.join(optimizers)}"
+            f"--optimizer {options.optimizer}: MXNet's divides 0 by 0 where a weight and its "
+            "gradient are 0, as many are at the start; choose another, such as adam or nadam"
         )
-    if options.optimizer.lower() in _NEVER_AT_REST and (
+    if options.optimizer not in optimizers():
+        raise UsageError(
+            f"--optimizer {options.optimizer}: unknown; choose of {', '.join(optimizers())}"
+        )
+    if options.optimizer in _NEVER_AT_REST and (
         options.warm_up_epochs or options.lr_mult_backbone == 0
     ):
         raise UsageError(
             f"--optimizer {options.optimizer}: leaves no layer alone, as --warm-up-epochs and "
             "--lr-mult-backbone 0 ask for; choose another, such as adam"
+        )
+    rate_at_last = options.lr * decay(options, max(0, options.epochs - 1))
+    if options.optimizer in _NEEDS_RATE and not rate_at_last:
+        raise UsageError(
+            f"--optimizer {options.optimizer}: does not work at a learning rate of 0, as --lr 0 or "
+            "--factor 0 asks for; raise the rate, or choose another, such as adam"
         )
     if options.kvstore == "nccl" and not mx.runtime.Features().is_enabled("NCCL"):
         raise UsageError("--kvstore nccl: this build of MXNet has no NCCL; use device or local")
@@ -220,4 +249,5 @@ def _first_line(error: Exception) -> str:
     """What MXNet says, without where in its source it says so."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if "Check failed" in line or "rror:" in line]
-    return (told or lines or [type(error).__name__])[-1]
+    line = (told or lines or [type(error).__name__])[-1]
+    return line[max(0, line.find("Check failed")) :]

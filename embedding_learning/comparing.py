@@ -149,8 +149,8 @@ class Comparison:
     def _flags_of(self, run: Run, is_final: bool, epochs: int) -> list[str]:
         place = prefix(self._folder, run, is_final)
         return [
-            *self._flags,
-            *(f"--loss={run.loss}", f"--sampling={run.sampling}", f"--seed={run.seed}"),
+            *comparison.flags_for(run.loss, self._flags),
+            *(f"--sampling={run.sampling}", f"--seed={run.seed}"),
             *(f"--save-model-prefix={place}", "--resume=auto"),
             *(["--held-out=0", "--saved-epoch=last", f"--epochs={epochs}"] if is_final else []),
         ]

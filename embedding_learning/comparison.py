@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from embedding_learning import records
+from embedding_learning import options, records
 from embedding_learning.checkpoints import RECORDS
 from embedding_learning.datasets import DataError
 from embedding_learning.flags import UsageError
@@ -21,6 +21,15 @@ CRITERION = "recall@1"
 # Of a record, what is no metric.
 _WHEN = {"kind", "epoch", "batch", "seconds"}
 _PLAN = "comparison.json"
+
+
+def flags_for(loss: str, flags: Sequence[str]) -> list[str]:
+    """The flags of train.py for runs with that loss, from those that all runs have in common.
+
+    A loss without beta has no use for --beta-per, and train.py refuses flags without effect.
+    """
+    common = flags if loss == "margin" else options.without(flags, "--beta-per")
+    return [*common, f"--loss={loss}"]
 
 
 class Run(NamedTuple):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from embedding_learning import mxnet_runtime
 from embedding_learning.datasets import DataError
 from embedding_learning.flags import UsageError
 from embedding_learning.monitoring import TrainingFault
 from embedding_learning.stopping import Interrupted, interrupted_by_signals
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def exit_status(program: str, action: Callable[[], int]) -> int:
@@ -22,25 +26,44 @@ def exit_status(program: str, action: Callable[[], int]) -> int:
     """
     try:
         with interrupted_by_signals():
-            status = action()
+            try:
+                status = action()
+            except SystemExit:  # after --help
+                sys.stdout.flush()
+                raise
             sys.stdout.flush()
             return status
     except BrokenPipeError:
-        # Whoever read the output has seen enough; nothing more can be written to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read the output has seen enough.
+        _discard_output()
         return 128 + signal.SIGPIPE
     except (UsageError, DataError) as error:
         message = str(error)
     except (ImportError, OSError) as error:
         explanation = mxnet_runtime.explain_import_error(error)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            # It may be the standard output, which Python would try again at its end.
+            _discard_output()
+            explanation = f"what is to be written finds no room: {error.strerror}"
         if explanation is None:
             raise
         message = explanation
     except TrainingFault as fault:
-        print(f"{program}: stopped: {fault}", file=sys.stderr)
+        _tell(f"{program}: stopped: {fault}")
         return 3
     except Interrupted as interruption:
-        print(f"{program}: {interruption}", file=sys.stderr)
+        _tell(f"{program}: {interruption}")
         return 128 + interruption.number
-    print(f"{program}: error: {message}", file=sys.stderr)
+    _tell(f"{program}: error: {message}")
     return 2
+
+
+def _discard_output() -> None:
+    """Lets nothing more be written to the standard output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _tell(text: str) -> None:
+    # The status says the rest where nobody reads the error output any more.
+    with suppress(OSError):
+        print(text, file=sys.stderr)

@@ -9,6 +9,7 @@ import mxnet as mx
 from mxnet.gluon import Block, nn
 
 from embedding_learning.backbones import PRETRAINED_CONVOLUTION_LR_MULT
+from embedding_learning.flags import UsageError
 from embedding_learning.model import MarginNet
 from embedding_learning.parameter_files import read_parameters, set_parameters
 from embedding_learning.run_files import find_network
@@ -20,20 +21,28 @@ def prepare(options: Namespace, net: MarginNet) -> None:
     """Fixes the backbone's statistics, sets its rates and lifts weight decay, as the flags say."""
     # Servers that update are told the rates before the first epoch.
     set_backbone_rates(options, net, options.start_epoch)
-    if options.freeze_bn:
-        _freeze_batch_norm(net.base_net)
+    if options.freeze_bn and not _freeze_batch_norm(net.base_net):
+        raise UsageError(
+            f"--freeze-bn: has no effect: --model {options.model} has no batch norm; leave it out"
+        )
     if options.wd_exclude_bn_bias:
         for name, parameter in net.collect_params().items():
             if name.endswith(_WITHOUT_WEIGHT_DECAY):
                 parameter.wd_mult = 0.0
 
 
-def _freeze_batch_norm(block: Block) -> None:
-    """Lets batch norm use its running statistics in training too, and never change them."""
+def _freeze_batch_norm(block: Block) -> int:
+    """Lets batch norm use its running statistics in training too, and never change them.
+
+    Returns the number of such layers.
+    """
+    count = 0
     for child in block._children.values():
         if isinstance(child, nn.BatchNorm):
             child._kwargs["use_global_stats"] = True
-        _freeze_batch_norm(child)
+            count += 1
+        count += _freeze_batch_norm(child)
+    return count
 
 
 def set_backbone_rates(options: Namespace, net: MarginNet, epoch: int) -> None:

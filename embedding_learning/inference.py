@@ -132,7 +132,7 @@ def load_model(
         net.embed(image).wait_to_read()
         # The weights may be read next, and must not be rearranged meanwhile: see learner_state.
         mx.nd.waitall()
-    except mx.base.MXNetError as error:
+    except (mx.base.MXNetError, ValueError) as error:
         raise UsageError(
             f"{source}: {description['model']} with these parameters does not take images of "
             f"{description['crop_size']} pixels; was it trained with other sizes?"

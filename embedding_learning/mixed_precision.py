@@ -87,7 +87,7 @@ def check(options: Namespace) -> None:
     """Raises UsageError if the flags ask for float16 where it does not work."""
     if options.dtype != "float16":
         return
-    if options.optimizer.lower() in _WITHOUT_MASTER_WEIGHTS:
+    if options.optimizer in _WITHOUT_MASTER_WEIGHTS:
         raise UsageError(
             f"--dtype float16: not with --optimizer {options.optimizer}, which reads float16 "
             "gradients; use another, such as sgd or adam"

@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from embedding_learning.flags import UsageError, add, as_flag, integers
-from embedding_learning.options import BATCH_SIZE, WORKERS, add_preprocessing_flags
+from embedding_learning.flags import add, check_range, device_numbers
+from embedding_learning.options import (
+    BATCH_SIZE,
+    MOST_WORKERS,
+    WORKERS,
+    add_preprocessing_flags,
+)
 
 if TYPE_CHECKING:
     from embedding_learning.inference import EmbeddingModel
@@ -43,10 +48,9 @@ def add_devices(parser: argparse.ArgumentParser) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Reads the list of GPUs; raises UsageError if a flag is out of range."""
-    options.gpus = integers("--gpus", options.gpus, "different")
-    for name, least in {"batch_size": 1, "workers": 0}.items():
-        if getattr(options, name) < least:
-            raise UsageError(f"{as_flag(name)} {getattr(options, name)}: must be at least {least}")
+    options.gpus = device_numbers("--gpus", options.gpus)
+    check_range("batch_size", options.batch_size, 1)
+    check_range("workers", options.workers, 0, MOST_WORKERS)
 
 
 def load(options: argparse.Namespace) -> EmbeddingModel:

@@ -6,17 +6,30 @@ import argparse
 import math
 import os
 from collections.abc import Collection, Sequence
+from functools import cache
 from typing import Any
 
-from embedding_learning import architectures, backbone_flags, dmlc, method_flags
+from embedding_learning import (
+    architectures,
+    backbone_flags,
+    dmlc,
+    flags,
+    method_flags,
+    unused_flags,
+)
 from embedding_learning.datasets import NAMES
 from embedding_learning.flags import (
+    LARGEST_COUNT,
+    LARGEST_NUMBER,
     Parser,
     UsageError,
     add,
     add_choice,
     add_count,
     as_flag,
+    check_number,
+    check_range,
+    device_numbers,
     integers,
 )
 
@@ -35,28 +48,46 @@ METRICS = "recall@K, cmc@K, precision@K and map@K for any K, map@r, r-precision,
 RESIZES = ("linear", "area")
 
 LARGEST_IMAGE = 4096  # pixels; a batch of such images takes 3.5 GB already
+LARGEST_LAYER = 2**16  # units; such a layer on VGG's features takes 6.6 GB already
+# Each thread and each context needs memory of its own.
+MOST_WORKERS, _MOST_CONTEXTS = 1024, 256
 
 
-def parse(arguments: Sequence[str], saves: bool = True) -> argparse.Namespace:
-    """Reads and checks the flags; where the network is saved only if it `saves` one.
+def parse(
+    arguments: Sequence[str], saves: bool = True, is_past: bool = False
+) -> argparse.Namespace:
+    """Reads and checks the flags.
 
     Beside the flags the result holds `steps` as a list of epochs, `gpus` as a list of device
     numbers, `processes`, how many train together, and `total_batch_size` over all their devices.
 
+    Parameters
+    ----------
+    arguments : sequence of str
+    saves : bool
+        A network is to be saved, so the place for it is checked.
+    is_past : bool
+        They are those of a run that exists already: flags without effect are not looked for.
+
     Raises
     ------
     UsageError
-        If a flag is unknown, cannot be read, or contradicts another.
+        If a flag is unknown, cannot be read, contradicts another, or has no effect.
     """
-    parser = _parser()
+    parser, arguments = _parser(), spelled_out(arguments)
     # What is typed replaces what comes with a preset or a loss.
     parser.set_defaults(**method_flags.defaults(parser.parse_args(arguments)))
     options = parser.parse_args(arguments)
+    # MXNet takes these names in any case; all that is decided by them knows one spelling.
+    options.optimizer, options.kvstore = options.optimizer.lower(), options.kvstore.lower()
     _check_methods(options)
     set_sizes(options)
-    options.gpus = integers("--gpus", options.gpus, "different")
-    options.steps = integers("--steps", options.steps, "increasing")
+    options.gpus = device_numbers("--gpus", options.gpus)
+    options.steps = integers("--steps", options.steps)
     _check_ranges(options)
+    # To the original a rate below 0 too says that beta is constant.
+    options.lr_beta = max(options.lr_beta, 0.0)
+    _check_rates(options)
     _check_start(options)
     _check_devices(options)
     _check_batch(options)
@@ -67,6 +98,9 @@ def parse(arguments: Sequence[str], saves: bool = True) -> argparse.Namespace:
             f"--start-epoch {options.start_epoch}: nothing is left of {options.epochs} epochs; "
             "raise --epochs"
         )
+    if not is_past:
+        for name, reason in _unused(arguments, options, are_earlier=False).items():
+            raise UsageError(f"{as_flag(name)}: has no effect: {reason}; leave it out")
     return options
 
 
@@ -85,15 +119,84 @@ def _check_prefix(options: argparse.Namespace) -> None:
         )
 
 
+def unused_earlier_flags(arguments: Sequence[str], options: argparse.Namespace) -> list[str]:
+    """A line for each flag of the two earlier programs that was typed and has no effect.
+
+    These say nothing of such flags, so their users' commands may hold them: they are not refused.
+    `options` are the parsed arguments.
+    """
+    unused = _unused(arguments, options, are_earlier=True)
+    return [f"{as_flag(name)}: has no effect: {reason}." for name, reason in unused.items()]
+
+
+def _unused(
+    arguments: Sequence[str], options: argparse.Namespace, are_earlier: bool
+) -> dict[str, str]:
+    """What `unused_flags.find` finds among the earlier programs' flags, or among all others."""
+    found = unused_flags.find(given(arguments), options)
+    return {name: reason for name, reason in found.items() if (name in _earlier()) is are_earlier}
+
+
 def given(arguments: Sequence[str]) -> dict[str, Any]:
-    """The flags that stand among the arguments, by attribute; read, but not checked.
+    """The flags of train.py that stand among the arguments, by attribute; read, but not checked.
 
     Raises UsageError if one is unknown or cannot be read.
     """
-    parser, absent = _parser(), object()
-    everything = argparse.Namespace(**{action.dest: absent for action in parser._actions})
-    found = vars(parser.parse_args(arguments, everything))
-    return {name: value for name, value in found.items() if value is not absent}
+    return flags.given(_parser(), spelled_out(arguments))
+
+
+def spelled_out(arguments: Sequence[str]) -> list[str]:
+    """The arguments with abbreviated flags written in full.
+
+    What was an unambiguous abbreviation to the original means the same flag here, even where a
+    flag that came later begins alike.
+    """
+    original, known = _names()
+    full: list[str] = []
+    for number, argument in enumerate(arguments):
+        if argument == "--":
+            return [*full, *arguments[number:]]
+        start, equals, value = argument.partition("=")
+        if start.startswith("--") and start not in known:
+            for names in (original, known):
+                begun = [name for name in names if name.startswith(start)]
+                if len(begun) == 1:
+                    argument = f"{begun[0]}{equals}{value}"
+                    break
+        full.append(argument)
+    return full
+
+
+def without(arguments: Sequence[str], flag: str) -> list[str]:
+    """The arguments less a flag, which takes a value, wherever it stands among them."""
+    kept, left = [], iter(spelled_out(arguments))
+    for argument in left:
+        if argument == flag:
+            next(left, None)
+        elif not argument.startswith(f"{flag}="):
+            kept.append(argument)
+    return kept
+
+
+@cache
+def _names() -> tuple[list[str], list[str]]:
+    """The original's flags as they are typed, and all flags."""
+    original = Parser()
+    _add_original_flags(original)
+    of_original, of_all = (
+        [name for action in parser._actions for name in action.option_strings]
+        for parser in (original, _parser())
+    )
+    return of_original, of_all
+
+
+@cache
+def _earlier() -> set[str]:
+    """The attributes of the flags that the original and its port have."""
+    parser = Parser()
+    _add_original_flags(parser)
+    _add_port_flags(parser)
+    return {action.dest for action in parser._actions}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -150,7 +253,7 @@ def _add_original_flags(parser: argparse.ArgumentParser) -> None:
     add(parser, "--log-interval", 20, "number of batches between log lines")
 
 
-def _add_port_flags(group: argparse._ArgumentGroup) -> None:
+def _add_port_flags(group: argparse._ActionsContainer) -> None:
     """What suruoxi/DistanceWeightedSampling adds; with none given the original's run results."""
     add(group, "--start-epoch", 0, "number of the first epoch")
     add(group, "--workers", WORKERS, "threads that decode images; 0: the trainer's own")
@@ -242,32 +345,57 @@ def set_sizes(options: argparse.Namespace) -> None:
 
 
 def _check_ranges(options: argparse.Namespace) -> None:
-    for name, value in vars(options).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"{as_flag(name)} {value}: must be a finite number")
     at_least = {
-        "embed_dim": 1, "batch_size": 1, "batch_k": 2, "epochs": 0, "lr": 0, "lr_beta": 0,
-        "margin": 0, "nu": 0, "factor": 0, "wd": 0, "seed": 0, "log_interval": 1,
-        "start_epoch": 0, "workers": 0, "feat_dim": 1, "classes": 1, "batch_num": 1,
-        "total_batch_size": 1, "momentum": 0, "train_classes": 1, "image_size": 1,
-        "crop_size": 1, "cpu_contexts": 1, "checkpoint_interval": 1, "keep": 1,
+        "embed_dim": 1, "batch_size": 1, "batch_k": 2, "epochs": 0, "lr": 0, "nu": 0, "factor": 0,
+        "wd": 0, "seed": 0, "log_interval": 1, "start_epoch": 0, "workers": 0, "feat_dim": 1,
+        "classes": 1, "batch_num": 1, "total_batch_size": 1, "momentum": 0, "train_classes": 1,
+        "image_size": 1, "crop_size": 1, "cpu_contexts": 1, "checkpoint_interval": 1, "keep": 1,
         "lr_mult_backbone": 0, "warm_up_epochs": 0,
     }  # fmt: skip
-    for name, least in at_least.items():
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise UsageError(f"{as_flag(name)} {value}: must be at least {least}")
+    at_most = {
+        "embed_dim": LARGEST_LAYER, "feat_dim": LARGEST_LAYER, "image_size": LARGEST_IMAGE,
+        "workers": MOST_WORKERS, "cpu_contexts": _MOST_CONTEXTS, "seed": math.inf,
+    }  # fmt: skip
+    for name, value in vars(options).items():
+        if isinstance(value, float):
+            check_number(f"{as_flag(name)} {value}", value)
+        if name in at_least and value is not None:
+            largest = LARGEST_NUMBER if isinstance(value, float) else LARGEST_COUNT
+            check_range(name, value, at_least[name], at_most.get(name, largest))
     if not 0 <= options.held_out < 1:
         raise UsageError(f"--held-out {options.held_out}: must be at least 0 and below 1")
     if options.grad_clip is not None and options.grad_clip <= 0:
         raise UsageError(f"--grad-clip {options.grad_clip}: must be above 0")
-    if options.image_size > LARGEST_IMAGE:
-        raise UsageError(f"--image-size {options.image_size}: {LARGEST_IMAGE} is the most")
     if options.crop_size > options.image_size:
         raise UsageError(
             f"--crop-size {options.crop_size}: cannot be cut out of --image-size "
             f"{options.image_size}; make the image larger or the crop smaller"
         )
+
+
+def decay(options: argparse.Namespace, epoch: int) -> float:
+    """What the schedule multiplies both learning rates by in an epoch.
+
+    It is the factor for each of the steps up to that epoch, wherever they stand in the list and
+    however often.
+    """
+    return float(options.factor ** sum(epoch >= step for step in options.steps))
+
+
+def _check_rates(options: argparse.Namespace) -> None:
+    """The rates of the last epoch, which the factor has taken farthest, must be readable too."""
+    epoch = max(0, options.epochs - 1)
+    try:
+        factor = decay(options, epoch)
+    except OverflowError:
+        factor = math.inf
+    for name in ("lr", "lr_beta"):
+        rate = getattr(options, name) * factor
+        check_number(f"{as_flag(name)}, --factor, --steps: the rate {rate} of epoch {epoch}", rate)
+    if options.lr_mult_backbone is not None:
+        for rate in (options.lr, options.lr * factor):
+            rate *= options.lr_mult_backbone
+            check_number(f"--lr-mult-backbone: the backbone's rate {rate}", rate)
 
 
 def _check_methods(options: argparse.Namespace) -> None:
@@ -276,7 +404,7 @@ def _check_methods(options: argparse.Namespace) -> None:
             f"--normalize-weights: is for distance weighted sampling; --sampling "
             f"{options.sampling} has no weights"
         )
-    if options.beta_per == "image" and options.loss == "margin" and not options.lr_beta:
+    if options.beta_per == "image" and options.loss == "margin" and options.lr_beta <= 0:
         raise UsageError(
             "--beta-per image: is for a beta that is learned, not --lr-beta 0; give --beta-per "
             "class"
@@ -290,8 +418,6 @@ def _check_start(options: argparse.Namespace) -> None:
 
 def _check_devices(options: argparse.Namespace) -> None:
     """Sets `processes`."""
-    if options.gpus and options.cpu_contexts > 1:
-        raise UsageError("--cpu-contexts: is for runs without --gpus; leave one of them out")
     if options.kvstore not in KVSTORES:
         raise UsageError(f"--kvstore {options.kvstore}: unknown; choose of {', '.join(KVSTORES)}")
     try:
@@ -325,6 +451,7 @@ def _check_batch(options: argparse.Namespace) -> None:
     is_total = options.total_batch_size is not None
     if not is_total:
         options.total_batch_size = options.batch_size * devices
+        check_range("total_batch_size", options.total_batch_size, 1)
     share, left_over = divmod(options.total_batch_size, devices)
     size = options.total_batch_size if is_total else options.batch_size
     flag = f"--{'total-' if is_total else ''}batch-size {size}"

@@ -70,13 +70,22 @@ def draw_points_of_file(found: Embeddings, name: str, path: str) -> None:
 
 
 def draw_gallery(found: EmbeddedTestSet, path: str) -> None:
-    """The queries with the best and the worst average precision, and some at random."""
+    """The queries with the best and the worst average precision, and some at random.
+
+    Raises DataError if no query has an image of its class to be found.
+    """
     test, searched = found.split.test, found.split.gallery or found.split.test
+    relevant = np.bincount(searched.labels, minlength=len(test.class_names))[test.labels]
+    relevant = relevant - (found.gallery is None)
+    if not relevant.any():
+        raise DataError(
+            f"{found.split.title}: no test image has another of its class to be found, so there "
+            "are no good and bad queries to draw a gallery of"
+        )
     most = len(searched) - (found.gallery is None)
     distances, neighbours = nearest(found.queries, min(_NEIGHBOURS, most), found.gallery)
     right = searched.labels[neighbours] == test.labels[:, None]
-    relevant = np.bincount(searched.labels, minlength=len(test.class_names))[test.labels]
-    scores = plots.average_precision(right, relevant - (found.gallery is None))
+    scores = plots.average_precision(right, relevant)
     plots.gallery(
         plots.choose_queries(scores, test.labels, _QUERIES, _SEED),
         neighbours,

@@ -36,6 +36,7 @@ _FORMERLY = {
     "wd_exclude_bn_bias": False, "saved_epoch": SAVED_EPOCHS[0], "exif_orientation": False,
     "resize": RESIZES[0], **method_flags.FIRST,
 }  # fmt: skip
+_LOWER_CASE = ("optimizer", "kvstore")
 _PACKAGES = ("mxnet", "mxnet-cu112", "numpy", "opencv-python", "gluoncv")
 _LARGEST = 2**31
 _LARGEST_NUMBER = sys.float_info.max
@@ -161,6 +162,8 @@ def check_flags(checkpoint: Checkpoint, options: Namespace) -> None:
     if not isinstance(former, dict) or not all(_is_showable(former.get(name)) for name in names):
         raise UsageError(f"--resume {checkpoint.path}: does not tell the flags of its run")
     former = {**_FORMERLY, **former}
+    # Earlier programs kept the spelling that was typed.
+    former.update({n: former[n].lower() for n in _LOWER_CASE if isinstance(former.get(n), str)})
     now = json.loads(json.dumps(vars(options)))
     differing = [_flag(name, former) for name in _MUST_AGREE if former.get(name) != now[name]]
     if _is_pretrained(former) != _is_pretrained(now):
@@ -178,6 +181,10 @@ def check_flags(checkpoint: Checkpoint, options: Namespace) -> None:
             logging.info(
                 "The run goes on with %s instead of %s.", _flag(name, now), former.get(name)
             )
+    if now["start_epoch"] and now["start_epoch"] != former.get("start_epoch"):
+        logging.warning(
+            "--start-epoch: has no effect: the run goes on where its checkpoint was written."
+        )
     learner = checkpoint.state.get("learner")
     former_devices = learner.get("devices") if isinstance(learner, dict) else None
     devices = (len(options.gpus) or options.cpu_contexts) * options.processes

@@ -21,7 +21,7 @@ from embedding_learning.evaluation import parse_metrics
 from embedding_learning.flags import UsageError
 from embedding_learning.job import Job
 from embedding_learning.learner import Learner
-from embedding_learning.options import resumes_network
+from embedding_learning.options import resumes_network, unused_earlier_flags
 from embedding_learning.parameter_server import ParameterServerJob
 from embedding_learning.resuming import Progress
 from embedding_learning.roll_call import Member
@@ -54,6 +54,8 @@ def run(options: Namespace, arguments: Sequence[str], member: Member | None = No
         logging.info(options)
         checkpoint, progress = _find_start(options, job, folder.path)
         split = read_split(options)
+        for line in unused_earlier_flags(arguments, options):
+            logging.warning(line)
         if checkpoint and not options.skip_bad_images:
             # With bad images left out, what trains is known only after they are found.
             resuming.check_data(checkpoint, digest(split.parts), options)

@@ -24,7 +24,7 @@ from embedding_learning.fine_tuning import set_backbone_rates
 from embedding_learning.flags import UsageError
 from embedding_learning.learner import Learner, Step
 from embedding_learning.monitoring import Monitor, TrainingFault
-from embedding_learning.options import resumes_network
+from embedding_learning.options import decay, resumes_network
 from embedding_learning.parameter_files import save_parameters
 from embedding_learning.records import Recorder
 from embedding_learning.resuming import Progress
@@ -364,9 +364,8 @@ def criterion(metrics: dict[str, float]) -> float:
 
 def set_learning_rates(options: Namespace, trainers: list[gluon.Trainer], epoch: int) -> None:
     """Both rates are multiplied by the factor at each epoch listed in the steps."""
-    decay = options.factor ** sum(epoch >= step for step in options.steps)
     for trainer, rate in zip(trainers, (options.lr, options.lr_beta)):
-        trainer.set_learning_rate(rate * decay)
+        trainer.set_learning_rate(rate * decay(options, epoch))
 
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:

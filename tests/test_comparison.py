@@ -13,6 +13,13 @@ from embedding_learning.datasets import DataError
 from embedding_learning.flags import UsageError
 from tests.compared import write_run
 
+
+def test_a_loss_without_beta_is_trained_without_the_flag_that_only_beta_has() -> None:
+    typed = ["--lr=1", "--beta-per", "image", "--nu=0.1"]
+    assert comparison.flags_for("margin", typed) == [*typed, "--loss=margin"]
+    assert comparison.flags_for("triplet", typed) == ["--lr=1", "--nu=0.1", "--loss=triplet"]
+
+
 RUN = Run("margin", "hard", 4)
 
 

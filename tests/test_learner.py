@@ -11,7 +11,14 @@ from mxnet.gluon import nn
 from embedding_learning import MarginLoss, MarginNet, backbones, building
 from embedding_learning.flags import UsageError
 from embedding_learning.learner import Learner
-from tests.small import batch_of, each_class, net_with_statistics, options, parameters_of, small_net
+from tests.small import (
+    batch_of,
+    each_class,
+    net_with_statistics,
+    options,
+    parameters_of,
+    small_net,
+)
 
 
 def draw_from_the_next_class(monkeypatch, batch_k=2):
@@ -163,6 +170,59 @@ def test_optimizer_settings(optimizer, expected):
     assert (trainer.optimizer.wd, trainer.learning_rate) == (0.01, 0.5)
     for name, value in expected.items():
         assert getattr(trainer.optimizer, name) == value
+
+
+def trained_bytes(*flags):
+    """The parameters after three steps."""
+    opt = options("--batch-size=20", "--batch-k=2", "--lr=0.1", *flags)
+    learner = building.build(opt, each_class(5), small_net([mx.cpu()]), [mx.cpu()])
+    for number in range(3):
+        mx.random.seed(number)
+        learner.step(batch_of(20, seed=number))
+    return b"".join(array.tobytes() for array in parameters_of(learner.net))
+
+
+@pytest.mark.parametrize("spelled", ["SGD", "Sgd", "ADAM", "Adam", "Nag"])
+def test_an_optimizer_trains_to_the_same_bytes_however_it_is_spelled(spelled):
+    """The momentum of sgd and the epsilon of adam are set by its name."""
+    found = trained_bytes(f"--optimizer={spelled}")
+    assert found == trained_bytes(f"--optimizer={spelled.lower()}")
+    assert found != trained_bytes("--optimizer=rmsprop")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("optimizer", building.optimizers())
+def test_every_optimizer_stays_finite_where_gradients_are_0(optimizer):
+    """Classes that no batch holds have a beta without gradient; a dead filter has only zeros."""
+    opt = options("--batch-size=20", "--batch-k=2", f"--optimizer={optimizer}")
+    net = small_net([mx.cpu()])
+    first = next(iter(net.collect_params(".*conv.*weight").values()))
+    first.set_data(first.data() * nd.array([0, 1, 1, 1]).reshape((4, 1, 1, 1)))
+    bias = next(iter(net.collect_params(".*conv.*bias").values()))
+    bias.set_data(nd.array([-1, 0, 0, 0]))
+    learner = building.build(opt, each_class(50), net, [mx.cpu()])
+    for number in range(3):
+        learner.step(batch_of(20, seed=number))
+    assert not first.grad()[0].asnumpy().any()
+    for array in [*parameters_of(net), learner.beta.data().asnumpy()]:
+        assert np.isfinite(array).all()
+
+
+def test_an_optimizer_that_divides_zeros_is_refused():
+    with pytest.raises(UsageError, match=r"^--optimizer adamax: MXNet's divides 0 by 0 .* adam"):
+        building.check_names(options("--optimizer=AdaMax"))
+
+
+@pytest.mark.parametrize(
+    "model, size", [("squeezenet1.1", 2), ("alexnet", 5), ("inceptionv3", 64), ("vgg11", 16)]
+)
+def test_a_crop_that_a_backbone_does_not_run_with_is_told_in_one_line(model, size, capsys):
+    opt = options(f"--model={model}", f"--crop-size={size}", "--image-size=64")
+    with pytest.raises(
+        UsageError, match=rf"^--crop-size {size}: {model} does not run with [^\n]+$"
+    ):
+        building.build_network(opt, [mx.cpu()])
+    assert capsys.readouterr() == ("", "")
 
 
 def test_missing_gpus_are_told_in_one_line():

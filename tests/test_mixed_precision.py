@@ -292,7 +292,7 @@ def test_every_optimizer_updates_float32_weights(optimizer: str) -> None:
 
 
 def test_lars_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"^--dtype float16: not with --optimizer LARS, .* sgd"):
+    with pytest.raises(UsageError, match=r"^--dtype float16: not with --optimizer lars, .* sgd"):
         mixed_precision.check(options("--dtype=float16", "--optimizer=LARS", "--gpus=0"))
     mixed_precision.check(options("--optimizer=lars"))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +125,37 @@ def test_a_description_that_is_none_is_told(tmp_path: Path, content: str) -> Non
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(DataError, match="is missing or damaged"):
         records.read_description(tmp_path)
+
+
+def test_a_run_goes_on_without_tensorboard_when_its_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Said once, by no traceback of the thread that writes, and for one board alone."""
+    pytest.importorskip("tensorboardX")
+    from tensorboardX import record_writer
+
+    from embedding_learning.tensorboard import TensorBoard
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    board = TensorBoard(str(tmp_path / "full"), 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(record_writer.RecordWriter, "write", full)
+        patch.setattr(record_writer.RecordWriter, "flush", full)
+        for step in range(50):
+            board.scalars("interval", step, {"loss": 0.5})
+        pixels = np.zeros((6, 40, 40, 3), np.uint8)
+        board.project(1, np.eye(6, dtype=np.float32), np.arange(6), list("abcdef"), pixels)
+        board.close()
+    assert caplog.messages == [
+        f"--tensorboard {tmp_path / 'full'}: cannot be written to any more: No space left on "
+        "device; the run goes on without it."
+    ]
+    other = TensorBoard(str(tmp_path / "other"), 0)
+    other.scalars("interval", 1, {"loss": 0.5})
+    other.close()
+    assert b"interval/loss" in next((tmp_path / "other").glob("events*")).read_bytes()
 
 
 def test_tensorboard_is_shown_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

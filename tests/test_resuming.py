@@ -189,7 +189,7 @@ def test_an_epoch_has_no_more_batches_than_it_has() -> None:
 
 def test_the_same_flags_agree_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    for flags in ([], _all_but("normalize_weights"), _all_but("sampling")):
+    for flags in ([], _all_but("normalize_weights", "beta_per"), _all_but("sampling", "loss")):
         resuming.check_flags(checkpoint_of(*flags), parse(flags))
     assert caplog.messages == []
 
@@ -211,9 +211,9 @@ def test_a_rate_of_beta_is_of_no_matter_to_a_loss_without_one() -> None:
     assert line.startswith("was made with --lr-beta 0.1; ")
 
 
-def _all_but(name: str) -> list[str]:
-    """Other samplings than the distance weighted one have no weights to normalise."""
-    return [flag for other, flag in OTHERS.items() if other != name]
+def _all_but(*names: str) -> list[str]:
+    """Only distance weighted sampling has weights to normalise, and only one loss has a beta."""
+    return [flag for other, flag in OTHERS.items() if other not in names]
 
 
 @pytest.mark.parametrize("name", resuming._MUST_AGREE)
@@ -229,9 +229,9 @@ def test_a_flag_that_must_agree_is_named_with_the_value_to_give(name: str) -> No
 
 
 def test_all_that_differ_are_named_in_one_line() -> None:
-    flags = _all_but("normalize_weights")
+    flags = _all_but("normalize_weights", "beta_per")
     line = refusal(checkpoint_of(*flags), parse([]))
-    for name in {*resuming._MUST_AGREE} - {"normalize_weights"}:
+    for name in {*resuming._MUST_AGREE} - {"normalize_weights", "beta_per"}:
         assert OTHERS[name].replace("=", " ") in line
 
 
@@ -251,7 +251,7 @@ def test_a_flag_that_leads_to_another_model_is_logged(
     "flag",
     [
         *("--epochs=99", "--workers=0", "--log-interval=1", "--cache=none", "--cache-dir=x"),
-        *("--keep=5", "--checkpoint-interval=3", "--evaluate-first", "--start-epoch=2"),
+        *("--keep=5", "--checkpoint-interval=3", "--evaluate-first"),
         *("--save-model-prefix=other", "--data-path=elsewhere", "--classes=100", "--no-bbox"),
         *("--resume=auto", "--batch-size=70", "--total-batch-size=70"),
     ],
@@ -262,6 +262,29 @@ def test_a_flag_without_influence_or_that_the_images_show_may_change_in_silence(
     caplog.set_level("INFO")
     resuming.check_flags(checkpoint_of(), parse([flag]))
     resuming.check_flags(checkpoint_of(flag), parse([]))
+    assert caplog.messages == []
+
+
+def test_a_first_epoch_of_its_own_is_said_to_have_no_effect_on_a_run_that_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first = "--start-epoch=2"
+    resuming.check_flags(checkpoint_of(first), parse([first]))
+    resuming.check_flags(checkpoint_of(first), parse([]))
+    assert caplog.messages == []
+    resuming.check_flags(checkpoint_of(), parse([first]))
+    assert caplog.messages == [
+        "--start-epoch: has no effect: the run goes on where its checkpoint was written."
+    ]
+
+
+def test_a_run_whose_optimizer_was_spelled_otherwise_goes_on_without_a_word(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    checkpoint = checkpoint_of()
+    checkpoint.state["flags"]["optimizer"] = "Adam"
+    resuming.check_flags(checkpoint, parse(["--optimizer=ADAM"]))
     assert caplog.messages == []
 
 

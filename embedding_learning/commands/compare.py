@@ -20,7 +20,8 @@ from embedding_learning.flags import (
     add_choice,
     add_count,
     as_flag,
-    integers,
+    check_range,
+    device_numbers,
 )
 
 # The paper's own comparison.
@@ -34,6 +35,8 @@ _FREE = (
     "evaluate_first", "saved_epoch", *_OURS,
 )  # fmt: skip
 _SHARE = 0.2
+# Each of them is listed before the first one begins.
+_MOST_SEEDS, _MOST_PARALLEL = 1000, 256
 
 
 def main(arguments: list[str]) -> int:
@@ -96,9 +99,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         for loss in _words("--losses", chosen.losses, methods.LOSSES)
         for sampling in _words("--samplings", chosen.samplings, methods.SAMPLINGS)
     ]
-    for flag, count in (("--seeds", chosen.seeds), ("--parallel", chosen.parallel)):
-        if count is not None and count < 1:
-            raise UsageError(f"{flag} {count}: must be at least 1")
+    check_range("seeds", chosen.seeds, 1, _MOST_SEEDS)
+    if chosen.parallel is not None:
+        check_range("parallel", chosen.parallel, 1, _MOST_PARALLEL)
     return chosen
 
 
@@ -130,7 +133,7 @@ def _train_flags(
     flags = ["--keep=1", *typed]
     if chosen.select_on == HELD_OUT and not given.get("held_out"):
         flags.append(f"--held-out={_SHARE}")
-    gpus = integers("--gpus", given.get("gpus", ""), "different")
+    gpus = device_numbers("--gpus", given.get("gpus", ""))
     slots = [[f"--gpus={gpu}"] for gpu in gpus] or [[]] * (chosen.parallel or 1)
     if chosen.parallel and chosen.parallel > len(slots):
         raise UsageError(
@@ -142,7 +145,7 @@ def _train_flags(
         raise UsageError(f"--output {chosen.output}: {folder} is not there or closed to us")
     anywhere = [*slots[0], f"--save-model-prefix={folder}/run"]
     for loss, sampling in chosen.pairs:
-        options.parse([*flags, f"--loss={loss}", f"--sampling={sampling}", *anywhere])
+        options.parse([*comparison.flags_for(loss, flags), f"--sampling={sampling}", *anywhere])
     parsed = options.parse([*flags, *anywhere])
     if parsed.epochs < 1:
         raise UsageError("--epochs 0: there would be nothing to compare")

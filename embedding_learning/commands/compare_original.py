@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from embedding_learning import reporting
 from embedding_learning.architectures import GLUON_NAMES, find
 from embedding_learning.comparison_tables import csv_text, write
-from embedding_learning.flags import Parser, UsageError, add, as_flag
+from embedding_learning.flags import Parser, UsageError, add, as_flag, check_range
 from embedding_learning.options import parse
 from embedding_learning.original import source
 
@@ -81,11 +81,10 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if arguments and arguments[0].startswith("-") and not {"-h", "--help"} & set(arguments):
         raise UsageError(f"compare-original {arguments[0]}: the original's PATH comes first")
     told, rest = parser.parse_known_args(arguments)
-    for flag, value, least in (
-        ("--steps", told.steps, 0), ("--epochs", told.epochs, 0), ("--seeds", told.seeds, 1),
-    ):  # fmt: skip
-        if value < least:
-            raise UsageError(f"{flag} {value}: must be at least {least}")
+    for name, least in {"steps": 0, "epochs": 0, "seeds": 1}.items():
+        check_range(name, getattr(told, name), least)
+    if told.control and not told.steps:
+        raise UsageError("--control: has no effect with --steps 0; leave it out")
     return told, rest
 
 

@@ -242,4 +242,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     model_flags.check(options)
     if bool(options.inputs) == (options.data_path is not None):
         raise UsageError("INPUT, --data-path: name images or a data set, one of the two")
+    if options.dataset and options.data_path is None:
+        raise UsageError("--dataset: has no effect: it is for --data-path; leave it out")
     return options

@@ -10,9 +10,10 @@ from pathlib import Path
 from types import FrameType
 
 from embedding_learning import dmlc, mxnet_runtime, options, roll_call
-from embedding_learning.flags import Parser, UsageError, add
+from embedding_learning.flags import Parser, UsageError, add, check_range
 
 _TRAIN = Path(__file__).resolve().parents[2] / "train.py"
+_MOST_PROCESSES = 4096
 
 
 def main(arguments: list[str]) -> int:
@@ -21,9 +22,8 @@ def main(arguments: list[str]) -> int:
         raise UsageError("launch: the flags of train.py are missing; put them behind --")
     place = arguments.index("--") if "--" in arguments else len(arguments)
     chosen = _parser().parse_args(arguments[:place])
-    for flag, count in (("--workers", chosen.workers), ("--servers", chosen.servers)):
-        if count < 1:
-            raise UsageError(f"{flag} {count}: must be at least 1")
+    check_range("workers", chosen.workers, 1, _MOST_PROCESSES)
+    check_range("servers", chosen.servers, 1, _MOST_PROCESSES)
     if chosen.hosts:
         _check_hosts(chosen.hosts)
     flags = _train_flags(arguments[place + 1 :], chosen.workers, chosen.servers)
@@ -79,7 +79,7 @@ def _train_flags(flags: list[str], workers: int, servers: int) -> list[str]:
     """The flags for each process; raises UsageError for those that train.py would refuse."""
     if any("\n" in flag or "'" in flag for flag in flags):
         raise UsageError("launch: flags with a line break or a ' cannot be handed to a shell")
-    if not any(flag == "--kvstore" or flag.startswith("--kvstore=") for flag in flags):
+    if "kvstore" not in options.given(flags):
         flags = [*flags, "--kvstore=dist_sync"]
     # What the launcher will tell each of them; the address and the port are of no consequence here.
     told = {"ROLE": "worker", "PS_ROOT_URI": "127.0.0.1", "PS_ROOT_PORT": "9091"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 import time
 from contextlib import suppress
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> int:
             f"{options.prefix}.params: is not there; a run saves its network after its first epoch"
         )
     # The prefix is the one that was named, wherever the run was started.
-    run = flags.parse([*typed, f"--save-model-prefix={options.prefix}"])
+    run = flags.parse([*typed, f"--save-model-prefix={options.prefix}"], is_past=True)
     measured, state = records.read(folder), _state(options.prefix, run.epochs)
     options.model_file, options.model = f"{options.prefix}.params", None
     # Else the page would compare values of other images with those of the epochs.
@@ -72,9 +73,13 @@ def main(arguments: list[str]) -> int:
             Picture("t-SNE: photographs", f"{name}/photographs.png"),
             Picture("t-SNE: classes", f"{name}/points.png"),
         ]
-        pictures.draw_gallery(found, drawn[0].path)
         pictures.draw_photographs(found, drawn[1].path)
         pictures.draw_points(found, drawn[2].path)
+        try:
+            pictures.draw_gallery(found, drawn[0].path)
+        except DataError as error:
+            logging.warning("The page has no gallery: %s.", error)
+            del drawn[0]
         of_run: list[Picture] = []
         for heading, draw in (("Curves", plots.curves), ("Distances of pairs", plots.distances)):
             picture = Picture(heading, f"{name}/{len(of_run)}.png")

@@ -70,13 +70,14 @@ def _lines(file: Path) -> dict[str, _Line]:
     """The lines of a file by their ids."""
     found: dict[str, _Line] = {}
     for number, text in read_lines(file, _LAYOUT):
-        image, _, value = text.partition(" ")
+        # The original, too, takes any white space between the columns.
+        image, *values = text.split(None, 1)
         where = f"{file}:{number}"
-        if not image.isdecimal() or not value:
+        if not image.isdecimal() or not values:
             raise DataError(f"{where}: an id and a value expected: {text!r}")
         if image in found:
             raise DataError(f"{where}: image {image} stands here a second time")
-        found[image] = _Line(value.strip(), where)
+        found[image] = _Line(values[0], where)
     return found
 
 

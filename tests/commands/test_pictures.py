@@ -147,6 +147,18 @@ def test_every_name_of_a_run_has_its_curves(run: Path, tmp_path: Path, name: str
     assert plot.main(["curves", str(run / name), f"{tmp_path}/curves.svg"]) == 0
 
 
+def test_a_gallery_without_a_query_that_can_be_found_is_refused(
+    run: Path, write_cub: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A single test image, and test images that are all alone in their class."""
+    for images in ([4, 1], [4, 4, 1, 1]):
+        folder = write_cub(tmp_path / str(len(images)), images)
+        picture = str(tmp_path / "gallery.png")
+        with pytest.raises(DataError, match="no test image has another of its class to be found"):
+            plot.main(["gallery", f"{run}/birds.params", picture, f"--data-path={folder}"])
+        assert not Path(picture).exists()
+
+
 def test_the_curves_of_a_run_are_drawn(run: Path) -> None:
     assert plot.main(["curves", str(run / "birds.run"), str(run / "curves.svg")]) == 0
     drawn = (run / "curves.svg").read_text(encoding="utf-8")

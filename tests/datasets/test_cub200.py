@@ -53,6 +53,20 @@ def fault(folder: Path) -> str:
     return message
 
 
+@pytest.mark.parametrize("gap", ["\t", " \t", "   "])
+def test_columns_may_be_parted_by_any_white_space(folder: Path, gap: str) -> None:
+    """As the original takes them; names keep what white space they hold themselves."""
+    expected = cub200.read(folder)
+    for name, lines in {**FILES, "classes.txt": CLASSES}.items():
+        write(folder, name, [line.replace(" ", gap, 1) for line in lines])
+    write(folder, "bounding_boxes.txt", [gap.join(b.split()) for b in FILES["bounding_boxes.txt"]])
+    found = cub200.read(folder)
+    assert found.paths == expected.paths
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    np.testing.assert_array_equal(found.boxes, expected.boxes)
+    assert found.class_names == ["002.Laysan_Albatross", "010.Great Auk", "200.Common"]
+
+
 def test_paths_lie_below_the_images_in_the_order_of_the_file(folder: Path) -> None:
     paths = [line.split(" ", 1)[1] for line in FILES["images.txt"]]
     assert cub200.read(folder).paths == [str(folder / "images" / path) for path in paths]
