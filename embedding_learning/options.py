@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from embedding_learning import architectures, backbone_flags, dmlc, method_flags
+from embedding_learning import architectures, backbone_flags, dmlc, method_flags, user_folders
 from embedding_learning.datasets import NAMES
 from embedding_learning.flags import (
     Parser,
@@ -188,18 +188,23 @@ def add_data_flags(group: argparse._ActionsContainer) -> None:
     text = "crop images to their bounding boxes where there are any"
     group.add_argument("--bbox", action=argparse.BooleanOptionalAction, default=True, help=text)
     add_count(group, "--train-classes", "the first N classes train (default: half of them)")
-    add(group, "--cache-dir", default_cache_dir(), "where decoded and drawn images are kept")
+    add_cache_dir(group, "where decoded and drawn images are kept")
+
+
+def add_cache_dir(group: argparse._ActionsContainer, text: str) -> None:
+    """Adds --cache-dir."""
+    # A shell leaves the "~" of --cache-dir=~/folder as it is.
+    group.add_argument(
+        "--cache-dir",
+        default=user_folders.cache_folder(),
+        type=os.path.expanduser,
+        help=f"{text} (default: %(default)s)",
+    )
 
 
 def resumes_network(options: argparse.Namespace) -> bool:
     """Whether --resume names a network alone, not the state of a run."""
     return bool(options.resume) and options.resume.endswith(".params")
-
-
-def default_cache_dir() -> str:
-    """``embedding_learning`` below the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(cache, "embedding_learning")
 
 
 def set_sizes(options: argparse.Namespace) -> None:
