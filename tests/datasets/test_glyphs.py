@@ -18,7 +18,7 @@ from PIL import Image
 from embedding_learning.datasets import DataError, glyphs
 
 # The SHA-256 of the pixels of `whole`.
-PIXELS = ""
+PIXELS = "7d32e637ca9e4c9784045fb33af523fa11aec1ecfd37806ceebd0c8a5f9c737d"
 FEW = ["A", "δ", "Ж", "@"]
 
 
