@@ -177,7 +177,7 @@ def _add_further_flags(group: argparse._ArgumentGroup) -> None:
     text = "what to log of each epoch: recall@K for any K, map@r, r-precision, nmi, ami"
     add(group, "--metrics", "recall@1,recall@2,recall@4,recall@8,recall@16", text)
     text = "write scalars, histograms and a projection for TensorBoard into a folder"
-    group.add_argument("--tensorboard", metavar="DIR", help=text)
+    group.add_argument("--tensorboard", metavar="DIR", type=os.path.expanduser, help=text)
     add(group, "--cpu-contexts", 1, "without --gpus: CPU contexts that act as devices, for trials")
 
 
@@ -193,7 +193,7 @@ def add_data_flags(group: argparse._ActionsContainer) -> None:
 
 def add_cache_dir(group: argparse._ActionsContainer, text: str) -> None:
     """Adds --cache-dir."""
-    # A shell leaves the "~" of --cache-dir=~/folder as it is.
+    # A shell leaves the "~" of --cache-dir=~/folder as it is, and a folder of that name would be made.
     group.add_argument(
         "--cache-dir",
         default=user_folders.cache_folder(),

@@ -105,3 +105,4 @@ def test_mxnet_home_moves_the_zoo(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_home_in_the_flag_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/user")
     assert options.parse(["--cache-dir=~/cache"]).cache_dir == "/home/user/cache"
+    assert options.parse(["--tensorboard=~/logs"]).tensorboard == "/home/user/logs"
