@@ -3,7 +3,7 @@
 # make lint    check style and types
 # make clean   remove the virtual environment and the caches
 #
-# The virtual environment is made with $(PYTHON), 3.9 to 3.13: make demo PYTHON=python3.11
+# The virtual environment is made with $(PYTHON), 3.9 or later: make demo PYTHON=python3.11
 
 PYTHON ?= python3
 # A small network and small images, so that it learns within three minutes on two cores.
@@ -12,7 +12,9 @@ DEMO_FLAGS ?= --model=resnet18_v1 --image-size=56 --crop-size=48 --lr=0.001 \
 
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
-REQUIREMENTS := $(shell nvidia-smi >/dev/null 2>&1 && echo requirements-gpu || echo requirements)
+# The build for GPUs has a wheel for this platform alone.
+GPU := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && nvidia-smi >/dev/null 2>&1 && echo -gpu)
+REQUIREMENTS := requirements$(GPU)
 
 # Each stamp records a finished step. Their names make another Python, or the arrival of a GPU,
 # start from an empty environment.
@@ -23,8 +25,14 @@ TOOLS := .venv/tools-$(REQUIREMENTS)-$(VERSION)
 define CHECK_PYTHON
 import sys
 found = sys.version_info[:2]
-if not (3, 9) <= found <= (3, 13):
-    sys.exit("Python 3.9 to 3.13 is needed, not %d.%d: name one with make PYTHON=..." % found)
+if found < (3, 9):
+    sys.exit("Python 3.9 or later is needed, not %d.%d: name one with make PYTHON=..." % found)
+if found > (3, 15):
+    sys.stderr.write("Python %d.%d is newer than 3.15, the newest that was tried.\n" % found)
+from embedding_learning.mxnet_runtime import explain_platform
+explanation = explain_platform()
+if explanation:
+    sys.exit(explanation)
 try:
     import ensurepip, venv
 except ImportError:
@@ -49,7 +57,7 @@ clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# MXNet goes in without its dependencies, since it would refuse the numpy of Python 3.13.
+# MXNet goes in without its dependencies, since it would refuse the numpy of Python 3.13 and later.
 $(INSTALLED): requirements-common.txt $(REQUIREMENTS).txt
 	@$(PYTHON) -c "$$CHECK_PYTHON"
 	$(PYTHON) -m venv --clear .venv

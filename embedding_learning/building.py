@@ -23,6 +23,7 @@ from embedding_learning.learner import Beta, Learner
 from embedding_learning.losses import MarginLoss
 from embedding_learning.mixed_precision import LossScale
 from embedding_learning.model import ImageNormalization, MarginNet
+from embedding_learning.mxnet_runtime import how_to_install
 from embedding_learning.options import decay, resumes_network
 from embedding_learning.parameter_files import read_parameters, set_parameters
 
@@ -202,8 +203,8 @@ def find_devices(options: Namespace) -> list[mx.Context]:
     if not mx.runtime.Features().is_enabled("CUDA"):
         raise UsageError(
             f"--gpus {','.join(map(str, options.gpus))}: this machine shows MXNet no GPU; install "
-            "MXNet's GPU build, pip install -r requirements-gpu.txt, or leave --gpus out to train "
-            "on the CPU"
+            f"MXNet's GPU build, {how_to_install('requirements-gpu.txt')}, or leave --gpus out to "
+            "train on the CPU"
         )
     gpus.check(options.gpus)
     return [mx.gpu(number) for number in options.gpus]

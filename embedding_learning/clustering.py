@@ -65,7 +65,7 @@ def _first_centres(embeddings: np.ndarray, clusters: int, rng: np.random.Generat
     while left > 0:
         distances, _ = nearest(embeddings, 1, embeddings[chosen[-1]])
         squares = np.minimum(squares, distances[:, 0].astype(np.float64) ** 2)
-        count = min(-(-clusters // _ROUNDS), left, np.count_nonzero(squares))
+        count = min(-(-clusters // _ROUNDS), left, int(np.count_nonzero(squares)))
         if not count:
             break
         drawn = rng.choice(len(embeddings), count, replace=False, p=squares / squares.sum())

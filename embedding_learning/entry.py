@@ -10,10 +10,19 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from embedding_learning import mxnet_runtime
-from embedding_learning.datasets import DataError
 from embedding_learning.flags import UsageError
-from embedding_learning.monitoring import TrainingFault
-from embedding_learning.stopping import Interrupted, interrupted_by_signals
+
+try:
+    from embedding_learning.datasets import DataError
+    from embedding_learning.monitoring import TrainingFault
+    from embedding_learning.stopping import Interrupted, interrupted_by_signals
+except ImportError as error:
+    # Without numpy, exit_status cannot even be defined.
+    explanation = mxnet_runtime.explain_import_error(error)
+    if explanation is None:
+        raise
+    print(f"error: {explanation}", file=sys.stderr)
+    sys.exit(2)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

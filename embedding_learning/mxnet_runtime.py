@@ -12,6 +12,7 @@ installation works, and if not, what to install.
 from __future__ import annotations
 
 import os
+import platform
 import re
 import sys
 import warnings
@@ -63,6 +64,9 @@ _PYTHON_PACKAGES = {
     "setuptools": "setuptools",
     "tqdm": "tqdm",
 }
+
+# The systems and machines, in Python's words, that MXNet 1.9.1 has wheels for.
+_WHEELS = {("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "x86_64")}
 
 _MISSING_LIBRARY = re.compile(r"\b(lib[\w+-]+(?:\.\d+)?\.so)([.\d]*): cannot open shared object")
 
@@ -190,10 +194,24 @@ def _cuda_library_files() -> list[Path]:
     return sorted(file for file in files if not file.name.startswith("libnvblas"))
 
 
+def explain_platform(
+    system: str = platform.system(), machine: str = platform.machine()
+) -> str | None:
+    """Say in one line that MXNet has no wheel for this platform, and what to do; otherwise None."""
+    if (system, machine) in _WHEELS:
+        return None
+    name = "macOS" if system == "Darwin" else system
+    return (
+        f"MXNet 1.9.1 has no wheel for {name} on {machine}, only for Linux on x86-64 and aarch64 "
+        "and for macOS on x86-64: run this in a Linux container (Docker, Podman, WSL)"
+    )
+
+
 def explain_import_error(error: BaseException) -> str | None:
     """Say in one line what to install, if an import failed for want of it; otherwise None."""
     if isinstance(error, ModuleNotFoundError):
-        return _explain_missing_module(error.name or "")
+        # Where MXNet cannot be installed, pip installs nothing else of the list either.
+        return explain_platform() or _explain_missing_module(error.name or "")
     if not isinstance(error, (ImportError, OSError)):
         return None
     match = _MISSING_LIBRARY.search(str(error))
@@ -205,7 +223,15 @@ def _explain_missing_module(name: str) -> str | None:
     package = _PYTHON_PACKAGES.get(name.split(".")[0])
     if package is None:
         return None
-    return f"The Python package {package} is missing: run pip install -r requirements.txt"
+    return f"The Python package {package} is missing: run {how_to_install('requirements.txt')}"
+
+
+def how_to_install(file: str) -> str:
+    """Return the command that installs a list of requirements on this Python."""
+    if sys.version_info < (3, 13):
+        return f"pip install -r {file}"
+    # MXNet declares that it does not work with the numpy of these Pythons, so pip may not ask it.
+    return f"pip install -r requirements-common.txt && pip install --no-deps -r {file}"
 
 
 def _explain_missing_library(name: str, file: str) -> str | None:
@@ -216,10 +242,10 @@ def _explain_missing_library(name: str, file: str) -> str | None:
     if name == "libcuda.so":
         return (
             f"The NVIDIA driver ({file}) is missing: install it, or use the CPU build: "
-            "pip uninstall mxnet-cu112 && pip install -r requirements.txt"
+            f"pip uninstall mxnet-cu112 && {how_to_install('requirements.txt')}"
         )
     if name.startswith(_CUDA_LIBRARIES):
-        return f"The CUDA library {file} is missing: run pip install -r requirements-gpu.txt"
+        return f"The CUDA library {file} is missing: run {how_to_install('requirements-gpu.txt')}"
     return None
 
 

@@ -16,6 +16,7 @@ from embedding_learning import (
     flags,
     method_flags,
     unused_flags,
+    user_folders,
 )
 from embedding_learning.datasets import NAMES
 from embedding_learning.flags import (
@@ -296,7 +297,7 @@ def _add_further_flags(group: argparse._ArgumentGroup) -> None:
     text = f"what to log of each epoch: {METRICS}"
     add(group, "--metrics", "recall@1,recall@2,recall@4,recall@8,recall@16", text)
     text = "write scalars, histograms and a projection for TensorBoard into a folder"
-    group.add_argument("--tensorboard", metavar="DIR", help=text)
+    group.add_argument("--tensorboard", metavar="DIR", type=os.path.expanduser, help=text)
     add(group, "--cpu-contexts", 1, "without --gpus: CPU contexts that act as devices, for trials")
 
 
@@ -307,7 +308,18 @@ def add_data_flags(group: argparse._ActionsContainer) -> None:
     text = "crop images to their bounding boxes where there are any"
     group.add_argument("--bbox", action=argparse.BooleanOptionalAction, default=True, help=text)
     add_count(group, "--train-classes", "the first N classes train (default: half of them)")
-    add(group, "--cache-dir", default_cache_dir(), "where decoded and drawn images are kept")
+    add_cache_dir(group, "where decoded and drawn images are kept")
+
+
+def add_cache_dir(group: argparse._ActionsContainer, text: str) -> None:
+    """Adds --cache-dir."""
+    # A shell leaves the "~" of --cache-dir=~/folder as it is, and a folder of that name would be made.
+    group.add_argument(
+        "--cache-dir",
+        default=user_folders.cache_folder(),
+        type=os.path.expanduser,
+        help=f"{text} (default: %(default)s)",
+    )
 
 
 def add_preprocessing_flags(group: argparse._ActionsContainer) -> None:
@@ -327,12 +339,6 @@ def add_orientation_flag(group: argparse._ActionsContainer) -> None:
 def resumes_network(options: argparse.Namespace) -> bool:
     """Whether --resume names a network alone, not the state of a run."""
     return bool(options.resume) and options.resume.endswith(".params")
-
-
-def default_cache_dir() -> str:
-    """``embedding_learning`` below the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(cache, "embedding_learning")
 
 
 def set_sizes(options: argparse.Namespace) -> None:

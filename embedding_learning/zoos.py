@@ -9,12 +9,12 @@ import zipfile
 import zlib
 from typing import BinaryIO
 
-import mxnet as mx
 import requests
 from mxnet.gluon.utils import check_sha1
 
 from embedding_learning.architectures import ARCHITECTURES, torchvision_file
 from embedding_learning.flags import UsageError
+from embedding_learning.user_folders import zoo_folder
 from embedding_learning.whole_files import replaced_whole
 
 # Of requests, which are OSErrors, of a zip file and what is packed in it, and of another file.
@@ -53,7 +53,7 @@ def weights(name: str) -> str:
         raise UsageError(f"--use-pretrained: no model zoo has weights of {name}; {way_out}")
     sha1 = _sha1(name)
     file = f"{_FILES.get(name, name)}-{sha1[:8]}"
-    cache = os.path.join(mx.base.data_dir(), "models")
+    cache = os.path.join(zoo_folder(), "models")
     path = os.path.join(cache, f"{file}.params")
     if os.path.isfile(path) and check_sha1(path, sha1):
         return path

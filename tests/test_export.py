@@ -13,7 +13,6 @@ import cv2
 import mxnet as mx
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from mxnet import gluon, nd
 from mxnet.gluon import nn
@@ -23,6 +22,7 @@ from embedding_learning.flags import UsageError
 from embedding_learning.images import read_image
 from embedding_learning.model import ImageNormalization, MarginNet
 from tests.benchmarks.export_families import random_net, random_pixels
+from tests.onnx_files import import_onnxruntime, open_session
 
 # What the README tells a user to run; it knows neither MXNet nor this package.
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -58,8 +58,7 @@ def by_onnx(net, folder, size, images, normalize_input=True):
 
 
 def run_onnx(path, images):
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (embeddings,) = session.run(["embeddings"], {"data": images.asnumpy()})
+    (embeddings,) = open_session(path).run(["embeddings"], {"data": images.asnumpy()})
     return embeddings
 
 
@@ -171,7 +170,7 @@ def test_what_the_onnx_file_tells(tmp_path):
     for normalize_input, element in ((True, "uint8"), (False, "float")):
         export_onnx(small_net(), path, 16, normalize_input)
         onnx.checker.check_model(path, full_check=True)
-        session = onnxruntime.InferenceSession(path)
+        session = open_session(path)
         (data,), (embeddings,) = session.get_inputs(), session.get_outputs()
         assert (data.name, data.type) == ("data", f"tensor({element})")
         assert data.shape == ["batch", 3, 16, 16]
@@ -290,6 +289,7 @@ def test_without_the_package_onnx_the_command_that_installs_it_is_named(tmp_path
 
 def test_searching_with_onnxruntime_alone(tmp_path):
     """The README's example finds what the network itself finds, in a Python without MXNet."""
+    import_onnxruntime()
     net = small_net(nn.MaxPool2D(32), size=224)
     export_onnx(net, str(tmp_path / "birds.onnx"), 224, normalize_input=True)
     (tmp_path / "gallery").mkdir()

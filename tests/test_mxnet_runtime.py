@@ -185,7 +185,66 @@ def test_a_missing_package_is_explained(module: str, package: str) -> None:
     explanation = mxnet_runtime.explain_import_error(error)
     assert explanation is not None
     assert f"package {package} is missing" in explanation
-    assert explanation.endswith("pip install -r requirements.txt")
+    assert explanation.endswith(mxnet_runtime.how_to_install("requirements.txt"))
+
+
+@pytest.mark.parametrize(
+    ("python", "commands"),
+    [
+        ((3, 9, 18), "pip install -r requirements.txt"),
+        ((3, 12, 1), "pip install -r requirements.txt"),
+        (
+            (3, 13, 0),
+            "pip install -r requirements-common.txt && pip install --no-deps -r requirements.txt",
+        ),
+    ],
+)
+def test_from_python_3_13_on_installing_takes_two_steps(
+    monkeypatch: pytest.MonkeyPatch, python: tuple[int, int, int], commands: str
+) -> None:
+    monkeypatch.setattr(sys, "version_info", python)
+    assert mxnet_runtime.how_to_install("requirements.txt") == commands
+
+
+@pytest.mark.parametrize("program", [["train.py"], ["-m", "embedding_learning", "check"]])
+def test_one_line_says_that_nothing_is_installed(program: list[str], tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text("raise ModuleNotFoundError('none', name='numpy')\n")
+    done = python(*program, PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    command = mxnet_runtime.how_to_install("requirements.txt")
+    assert done.stderr == f"error: The Python package numpy is missing: run {command}\n"
+
+
+@pytest.mark.parametrize(
+    ("system", "machine"), [("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "x86_64")]
+)
+def test_platforms_with_a_wheel_need_no_explanation(system: str, machine: str) -> None:
+    assert mxnet_runtime.explain_platform(system, machine) is None
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "name"),
+    [
+        ("Windows", "AMD64", "Windows on AMD64"),
+        ("Darwin", "arm64", "macOS on arm64"),
+        ("Linux", "armv7l", "Linux on armv7l"),
+    ],
+)
+def test_a_platform_without_a_wheel_is_explained(system: str, machine: str, name: str) -> None:
+    explanation = mxnet_runtime.explain_platform(system, machine)
+    assert explanation is not None
+    assert explanation.startswith(f"MXNet 1.9.1 has no wheel for {name}, only for Linux on x86-64")
+    assert "Linux container" in explanation
+    assert "\n" not in explanation
+
+
+@pytest.mark.parametrize("module", ["mxnet", "numpy", "fcntl"])
+def test_no_package_is_recommended_where_mxnet_has_no_wheel(
+    monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    monkeypatch.setattr(mxnet_runtime, "explain_platform", lambda: "no wheel for this platform")
+    error = ModuleNotFoundError(f"No module named {module!r}", name=module)
+    assert mxnet_runtime.explain_import_error(error) == "no wheel for this platform"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from embedding_learning import datasets, model_flags, reporting
 from embedding_learning.datasets import DataError, ImageSet, files
 from embedding_learning.flags import Parser, UsageError
 from embedding_learning.images import Decoder, Pixels
-from embedding_learning.options import BATCH_SIZE, WORKERS, default_cache_dir
+from embedding_learning.options import BATCH_SIZE, WORKERS, add_cache_dir
 from embedding_learning.stopping import Interrupted
 from embedding_learning.unfinished import Unfinished, check_output
 
@@ -233,7 +233,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--data-path", metavar="PATH", help=text)
     text = f"what --data-path holds: {', '.join(datasets.NAMES)}"
     parser.add_argument("--dataset", choices=datasets.NAMES, metavar="NAME", help=text)
-    parser.add_argument("--cache-dir", default=default_cache_dir(), help="where glyphs are drawn")
+    add_cache_dir(parser, "where glyphs are drawn")
     text = "leave out images that cannot be decoded"
     parser.add_argument("--skip-bad-images", action="store_true", help=text)
     text = "give up what another model, other images or another batch size had begun in FILE"

@@ -92,7 +92,9 @@ class _Stepper:
         mx.nd.waitall()
         net, beta = self.training.net, self.training.beta
         parameters = net._collect_params_with_prefix()
-        answer = {f"network/{name}": array for name, array in values(parameters).items()}
+        answer: dict[str, Any] = {
+            f"network/{name}": array for name, array in values(parameters).items()
+        }
         if self.training.opt.lr_beta > 0:
             answer["beta"] = values({"beta": beta})["beta"]
         loss = sum(float(loss.mean().asscalar()) for loss in self._losses)

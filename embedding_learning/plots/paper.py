@@ -63,9 +63,11 @@ def save(figure: Figure, path: str) -> None:
     """
     check_path(path)
     kind = path[-3:].lower()
-    settings = {"svg.hashsalt": "embedding_learning", "svg.fonttype": "path"}
+    repeatable = matplotlib.rc_context(
+        {"svg.hashsalt": "embedding_learning", "svg.fonttype": "path"}
+    )
     try:
-        with replaced_whole(path) as partial, matplotlib.rc_context(settings):
+        with replaced_whole(path) as partial, repeatable:
             figure.savefig(partial, format=kind, metadata={"Date": None} if kind == "svg" else {})
     except OSError as error:
         raise UsageError(

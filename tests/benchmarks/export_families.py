@@ -19,11 +19,11 @@ from embedding_learning import backbones, export
 from embedding_learning.architectures import ARCHITECTURES, GLUON_NAMES, TORCHVISION_NAMES
 from embedding_learning.flags import UsageError
 from embedding_learning.model import ImageNormalization, MarginNet
+from tests.onnx_files import open_session
 
 # isort: split
 import mxnet as mx
 import numpy as np
-import onnxruntime
 from mxnet import autograd, nd
 from mxnet.gluon import nn
 
@@ -61,8 +61,7 @@ def differences(name: str, size: int, folder: str) -> tuple[float, float, float]
     by_symbol = mx.gluon.SymbolBlock.imports(*files)(pixels).asnumpy()
 
     export.export_onnx(net, f"{prefix}.onnx", size, normalize_input=True)
-    session = onnxruntime.InferenceSession(f"{prefix}.onnx", providers=["CPUExecutionProvider"])
-    (by_onnx,) = session.run(None, {"data": pixels.asnumpy()})
+    (by_onnx,) = open_session(f"{prefix}.onnx").run(None, {"data": pixels.asnumpy()})
     return (
         float(abs(by_symbol - expected).max()),
         float(abs(by_onnx - expected).max()),

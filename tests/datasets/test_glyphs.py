@@ -17,6 +17,8 @@ from PIL import Image
 
 from embedding_learning.datasets import DataError, glyphs
 
+# The SHA-256 of the pixels of `whole`.
+PIXELS = "7d32e637ca9e4c9784045fb33af523fa11aec1ecfd37806ceebd0c8a5f9c737d"
 FEW = ["A", "δ", "Ж", "@"]
 
 
@@ -65,6 +67,15 @@ def test_lists_agree_with_each_other_and_with_the_files(whole: Path) -> None:
     assert on_disk == {Path(file) for file in files}
     boxes = values(whole / "bounding_boxes.txt")
     assert boxes == ["0.0 0.0 64.0 64.0"] * len(files)
+
+
+def test_the_pixels_are_the_same_on_every_python(whole: Path) -> None:
+    """Each Python has its own releases of Pillow, matplotlib and numpy."""
+    total = hashlib.sha256()
+    for file in values(whole / "images.txt"):
+        with Image.open(whole / "images" / file) as image:
+            total.update(np.asarray(image).tobytes())
+    assert total.hexdigest() == PIXELS
 
 
 def test_every_class_has_the_same_number_of_images(whole: Path) -> None:
