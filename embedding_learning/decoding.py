@@ -58,7 +58,11 @@ _ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 # OpenCV does not notice damage in these formats, but Pillow does; in JPEG neither of them notices
 # most of it, but libjpeg prints it.
 _CHECKED_BY_PILLOW = {TIFF, WEBP} if library_messages.CAN_BE_COLLECTED else {TIFF, WEBP, JPEG}
-_DAMAGE = re.compile("(?:Corrupt JPEG data: |Premature end)[^\n]*")
+# A few bytes left over before the marker that ends a picture (0xd9) are padding that cameras and
+# editors write, and nothing is lost. Damage that ends the decoding early leaves more.
+_DAMAGE = re.compile(
+    r"(?:Corrupt JPEG data: (?!\d extraneous bytes before marker 0xd9)|Premature end)[^\n]*"
+)
 # Tags of TIFF. Numbers without a sign are of format 1, or 4 where nobody has said.
 _BITS, _COMPRESSION, _SAMPLE_FORMAT = 258, 259, 339
 _JPEG_IN_TIFF = (6, 7)

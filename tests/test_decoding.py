@@ -176,6 +176,18 @@ def test_a_jpeg_file_damaged_in_the_middle_is_refused(
     assert cv2.imdecode(np.frombuffer(whole, np.uint8), cv2.IMREAD_COLOR) is not None
 
 
+@only_glibc
+def test_padding_before_the_end_of_a_jpeg_file_is_no_damage(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    whole = encoded(".jpg", picture())
+    padded = whole[:-2] + b"\x01\x02\x03" + whole[-2:]
+    flags = cv2.IMREAD_COLOR
+    np.testing.assert_array_equal(decode("a.jpg", padded, flags), decode("a.jpg", whole, flags))
+    assert capfd.readouterr() == ("", "")
+    assert "is damaged" in refused(whole[:-2] + bytes(range(1, 100)) + whole[-2:])
+
+
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "jpeg"])
 def test_a_tiff_file_damaged_in_the_middle_is_refused(
     compression: str, capfd: pytest.CaptureFixture[str]
