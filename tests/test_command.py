@@ -458,10 +458,16 @@ def test_an_image_broken_in_the_middle_ends_the_run_with_its_name(
     broken = Path(cub200.read(copy).paths[25])
     broken.write_bytes(broken.read_bytes()[:500])
     status = start(f"--data-path={copy}", *QUICK, f"--workers={workers}", f"--cache={cache}")
-    assert_one_line(status, capfd.readouterr(), f"{re.escape(str(broken))}: is not a whole image")
-    # Without the store an image is first looked at in the batch that it belongs to.
-    left = [] if cache == "pixels" else ["margin_loss_model.run"]
-    assert [path.name for path in here.iterdir()] == left
+    message = f"{re.escape(str(broken))}: is not a whole image"
+    if cache == "pixels":
+        assert_one_line(status, capfd.readouterr(), message)
+        assert not list(here.iterdir())
+    else:
+        # Without the cache an image is first looked at in the batch that it belongs to.
+        assert status == 3
+        line = capfd.readouterr().err.splitlines()[-1]
+        assert re.match(f"train.py: stopped: {message}.*--resume auto goes on", line)
+        assert [path.name for path in here.iterdir()] == ["margin_loss_model.run"]
 
 
 @pytest.mark.parametrize("cache", ["pixels", "none"])

@@ -37,7 +37,7 @@ from tests.test_learner import draw_from_the_next_class
 
 PREFIX = "margin_loss_model"
 # Of the processes that are left, seconds to their end.
-SOON = 15
+SOON = 120
 FLAGS = [
     *("--model=mobilenet0.25", "--image-size=40", "--crop-size=32", "--embed-dim=16", "--lr=0.001"),
     *("--batch-size=6", "--batch-k=3", "--epochs=2", "--batch-num=4", "--log-interval=2"),

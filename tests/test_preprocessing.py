@@ -15,7 +15,7 @@ from embedding_learning import load_model, model_flags, pictures, plots, test_se
 from embedding_learning.__main__ import main
 from embedding_learning.commands import search
 from embedding_learning.data import open_data, read_split
-from embedding_learning.datasets import DataError, ImageSet, Split
+from embedding_learning.datasets import TESTS, DataError, ImageSet, Split
 from embedding_learning.image_store import open_store
 from embedding_learning.images import ORIGINAL, Decoder, Preprocessing, read_image, resize_square
 from embedding_learning.inference import EmbeddingModel
@@ -312,10 +312,10 @@ def test_the_picture_of_a_search_shows_what_the_model_sees(
 def test_other_pictures_show_what_the_model_sees(
     images: ImageSet, upright_model: EmbeddingModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(test_set.datasets, "load", lambda *_: Split("Birds", images, images))
+    monkeypatch.setattr(test_set.datasets, "load", lambda *_, **__: Split("Birds", images, images))
     options = Namespace(
         data_path="", cache_dir="", train_classes=None, dataset=None, bbox=None, held_out=0,
-        skip_bad_images=False, workers=0, batch_size=12,
+        skip_bad_images=False, workers=0, batch_size=12, test=TESTS[0],
     )  # fmt: skip
     found = test_set.embed(upright_model, options)
     np.testing.assert_allclose(found.queries, upright_model.embed(images.paths), atol=1e-5)
@@ -337,7 +337,7 @@ def test_the_projector_shows_what_the_model_sees(images: ImageSet, tmp_path: Pat
     shown: dict[str, Any] = {}
     board._writer.add_embedding = lambda *_, label_img, **__: shown.update(images=label_img)
     pixels = Decoder(images, 40, UPRIGHT)
-    board.project(1, np.zeros((12, 4)), images.labels, pixels)
+    board.project(1, np.zeros((12, 4)), images.labels, list("abcdefghijkl"), pixels)
     board.close()
     rows = np.random.default_rng(0).permutation(12)
     size = shown["images"].shape[-1]
@@ -371,9 +371,12 @@ def test_check_counts_boxes_as_training_does(
         split = "train" if number < 2 else "test"
         lines.append(f"{number}.jpg,{split}{number},{split},2,35,20,10")
     (tmp_path / "data.csv").write_text("\n".join(lines), encoding="utf-8")
-    assert main(["check", f"--data-path={tmp_path / 'data.csv'}"]) == 2
+    flags = ["--batch-k=2", "--batch-size=4", "--small-classes=repeat"]
+    assert main(["check", f"--data-path={tmp_path / 'data.csv'}", *flags]) == 2
     assert "lies outside of the image, 48x32 pixels" in capsys.readouterr().out
-    assert main(["check", f"--data-path={tmp_path / 'data.csv'}", "--exif-orientation"]) == 0
+    assert (
+        main(["check", f"--data-path={tmp_path / 'data.csv'}", "--exif-orientation", *flags]) == 0
+    )
 
 
 def test_export_says_how_images_are_to_be_prepared(

@@ -79,7 +79,7 @@ class Process:
     def told(self, line: str) -> None:
         """Waits until the process says that it has done something."""
         assert self.process.stdout
-        assert select.select([self.process.stdout], [], [], 5)[0], "it hangs"
+        assert select.select([self.process.stdout], [], [], 60)[0], "it hangs"
         assert self.process.stdout.readline() == f"{line}\n"
 
     def follow(self, command: str, number: int) -> None:
@@ -91,7 +91,7 @@ class Process:
 
     def end(self) -> tuple[int, str]:
         """Waits for the exit status and what the error output was told."""
-        status = self.process.wait(timeout=5)
+        status = self.process.wait(timeout=60)
         assert self.process.stderr
         return status, self.process.stderr.read()
 
@@ -406,7 +406,7 @@ def test_a_member_whose_error_output_is_gone_ends_all_the_same(job: list[Process
         process.process.stderr.close()
     other.process.kill()
     for process in (scheduler, worker):
-        assert process.process.wait(timeout=5) == LOST
+        assert process.process.wait(timeout=60) == LOST
     assert server.end()[0] == LOST
 
 

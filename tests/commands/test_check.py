@@ -38,11 +38,17 @@ def test_test_images_that_nothing_can_be_learned_about_are_told(
     tmp_path: Path, write_cub: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_cub(tmp_path / "birds", [3, 3, 1, 2])
-    assert main(["check", f"--data-path={folder}"]) == 0
+    flags = ["--batch-k=3", "--batch-size=6"]
+    assert main(["check", f"--data-path={folder}", *flags]) == 0
     warning, last = capsys.readouterr().out.splitlines()
     assert warning.startswith("CUB-200-2011: 1 of 3 test images have no partner")
     assert "0 of them bad" in last
-    assert main(["check", f"--data-path={folder}", "--train-classes=3"]) == 0
+    assert (
+        main(
+            ["check", f"--data-path={folder}", "--train-classes=3", "--small-classes=drop", *flags]
+        )
+        == 0
+    )
     assert "a single class is searched" in capsys.readouterr().out
 
 
@@ -146,8 +152,9 @@ def test_images_that_only_test_are_checked(
     file = tmp_path / "a.csv"
     file.write_text("\n".join(["path,label,split", *(f"{path},x,test" for path in images)]))
     assert main(["check", f"--data-path={file}"]) == 2
-    fault, counts, refusal = capsys.readouterr().out.splitlines()
+    fault, single, counts, refusal = capsys.readouterr().out.splitlines()
     assert fault.startswith(f"{images[1]}: ")
+    assert "a single class is searched" in single
     assert counts == "a.csv: 12 images, 1 of them bad; 0 classes train."
     assert refusal.startswith(f"Training would refuse: {file}: none of its images train")
 
