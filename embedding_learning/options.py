@@ -313,7 +313,7 @@ def add_data_flags(group: argparse._ActionsContainer) -> None:
 
 def add_cache_dir(group: argparse._ActionsContainer, text: str) -> None:
     """Adds --cache-dir."""
-    # A shell leaves the "~" of --cache-dir=~/folder as it is; a folder of that name would be made.
+    # A shell leaves the "~" of --cache-dir=~/folder as it is; a folder named "~" would be made.
     group.add_argument(
         "--cache-dir",
         default=user_folders.cache_folder(),
