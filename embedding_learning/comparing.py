@@ -8,11 +8,12 @@ from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 
 from embedding_learning import comparison, comparison_tables, plots, records
 from embedding_learning.comparison import CRITERION, HELD_OUT, TEST, Outcome, Run, prefix
 from embedding_learning.datasets import DataError
-from embedding_learning.side_by_side import Job, Process
+from embedding_learning.side_by_side import Train
 
 _LONGEST_LINE = 300  # characters
 _SELECTED = {
@@ -66,38 +67,42 @@ class Comparison:
         self._typed = typed
         self._parallel = parallel
         self.failed: list[Run] = []
+        # Held while records are read and tables written, not while a run trains.
+        self._lock = Lock()
         # What was trained since the start, and the time for it with all that is around.
         self._epochs = 0
         self._seconds = 0.0
 
-    def job(self, run: Run) -> Job:
-        """What is to be run for a run, and what is told of it."""
+    def job(self, run: Run, train: Train) -> None:
+        """Trains a run and logs what becomes of it; called by several threads at a time."""
         for is_final in (False,) if self._select_on == TEST else (False, True):
-            epochs = self._epochs_of(run, is_final)
-            if self._left(run, is_final) == 0:
-                continue
-            place = prefix(self._folder, run, is_final)
-            done = len(comparison.evaluations(place))
-            logging.info("%s %s.", place.name, "goes on" if done else "starts")
+            with self._lock:
+                epochs = self._epochs_of(run, is_final)
+                if self._left(run, is_final) == 0:
+                    continue
+                place = prefix(self._folder, run, is_final)
+                done = len(comparison.evaluations(place))
+                logging.info("%s %s.", place.name, "goes on" if done else "starts")
             started = time.monotonic()
             log = Path(f"{place}.log")
-            status = yield Process(self._flags_of(run, is_final, epochs), log)
-            found = comparison.evaluations(place)
-            self._seconds += time.monotonic() - started
-            self._epochs += max(0, len(found) - done)
-            if status != 0 or not comparison.is_finished(found, epochs):
-                self.failed.append(run)
-                logging.error(
-                    "%s failed (status %d), its log is %s: %s",
-                    place.name, status, log, _last_line(log),
+            status = train(self._flags_of(run, is_final, epochs), log)
+            with self._lock:
+                found = comparison.evaluations(place)
+                self._seconds += time.monotonic() - started
+                self._epochs += max(0, len(found) - done)
+                if status != 0 or not comparison.is_finished(found, epochs):
+                    self.failed.append(run)
+                    logging.error(
+                        "%s failed (status %d), its log is %s: %s",
+                        place.name, status, log, _last_line(log),
+                    )  # fmt: skip
+                    return
+                chosen = found[-1] if is_final else comparison.best(found)
+                logging.info(
+                    "%s ends: Recall@1 %.4f of epoch %d; %s.",
+                    place.name, chosen.metrics[CRITERION], chosen.epoch, self._time_left(),
                 )  # fmt: skip
-                return
-            chosen = found[-1] if is_final else comparison.best(found)
-            logging.info(
-                "%s ends: Recall@1 %.4f of epoch %d; %s.",
-                place.name, chosen.metrics[CRITERION], chosen.epoch, self._time_left(),
-            )  # fmt: skip
-            self.write_tables()
+                self.write_tables()
 
     def outcomes(self) -> list[Outcome]:
         """Of the runs that are finished."""

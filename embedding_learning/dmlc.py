@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 ROLES = ("worker", "server", "scheduler")
+# Of the variables, without DMLC_; in the order of Environment's attributes.
+_NAMES = ("ROLE", "PS_ROOT_URI", "PS_ROOT_PORT", "NUM_WORKER", "NUM_SERVER")
 # Elements from which MXNet cuts an array among all servers: MXNET_KVSTORE_BIGARRAY_BOUND.
 BIG_ARRAY = 1_000_000
-# The roll of the job is kept beside MXNet's own port, out of reach of the launcher's choice.
+# The roll of the job is kept above MXNet's own port, out of the range that the launcher uses.
 _ROLL_PORT_ABOVE = 1000
 
 
@@ -40,18 +42,22 @@ class Environment(NamedTuple):
         """Where the scheduler keeps the roll."""
         return self.port + _ROLL_PORT_ABOVE
 
+    def variables(self) -> dict[str, str]:
+        """Returns the variables that give a process this place."""
+        values = (self.role, self.host, self.port, self.workers, self.servers)
+        return {f"DMLC_{name}": str(value) for name, value in zip(_NAMES, values)}
+
 
 def read_environment() -> Environment | None:
     """None if no variable is set; raises ValueError, which names the variable, if one is amiss."""
-    names = ("ROLE", "PS_ROOT_URI", "PS_ROOT_PORT", "NUM_WORKER", "NUM_SERVER")
-    role, host, *counts = (os.environ.get(f"DMLC_{name}", "") for name in names)
+    role, host, *counts = (os.environ.get(f"DMLC_{name}", "") for name in _NAMES)
     if not any((role, host, *counts)):
         return None
     if role not in ROLES:
         raise ValueError(f"DMLC_ROLE {role or 'is not set'}: must be one of {', '.join(ROLES)}")
     if not host:
         raise ValueError("DMLC_PS_ROOT_URI is not set: it is the scheduler's address")
-    for name, count in zip(names[2:], counts):
+    for name, count in zip(_NAMES[2:], counts):
         if not count.isascii() or not count.isdigit() or int(count) < 1:
             raise ValueError(f"DMLC_{name} {count or 'is not set'}: must be a number from 1")
     port, workers, servers = map(int, counts)
@@ -80,15 +86,15 @@ def hidden_role() -> Iterator[None]:
 
 
 @contextmanager
-def told(values: dict[str, str]) -> Iterator[None]:
-    """Within, the variables (named without ``DMLC_``) have these values."""
+def place(environment: Environment) -> Iterator[None]:
+    """Within, the variables say that this process has that place in a job."""
     former = {name: value for name, value in os.environ.items() if name.startswith("DMLC_")}
-    os.environ.update({f"DMLC_{name}": value for name, value in values.items()})
+    os.environ.update(environment.variables())
     try:
         yield
     finally:
-        for name in values:
-            del os.environ[f"DMLC_{name}"]
+        for name in environment.variables():
+            del os.environ[name]
         os.environ.update(former)
 
 

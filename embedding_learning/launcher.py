@@ -1,145 +1,228 @@
-"""The launcher that MXNet ships, made to run on today's Python.
+"""Starts the processes of a distributed job, on this machine or over ssh, and waits for its end.
 
-`dmlc_tracker` starts the processes of a job, here or over ssh, and tells each its place in it by
-``DMLC_*`` variables. It needs mending in three places: its threads call `Thread.isAlive`, which
-left Python in 3.9; a process that fails shows as a traceback with the whole environment; and
-without a network it finds no address of this machine, though 127.0.0.1 would do.
+Each process is train.py with the ``DMLC_*`` variables that give it its place in the job (see
+`dmlc`). Whether all of them are still there is watched by the job itself (see `roll_call`).
 """
 
 from __future__ import annotations
 
+import math
+import os
+import shlex
+import signal
+import socket
 import subprocess
-import threading
+import sys
 import time
-import warnings
-from argparse import Namespace
-from types import SimpleNamespace
-from typing import Any
-
-from dmlc_tracker import local, ssh, tracker
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import cycle
+from types import FrameType
+from typing import NamedTuple
 
 from embedding_learning import dmlc, roll_call
+from embedding_learning.flags import UsageError
 
 _LOCALHOST = "127.0.0.1"
-# For the workers to end once the scheduler has, in seconds.
+_PORTS = range(9091, 9999)
+# Variables of this machine that processes on other machines get too.
+_PASSED_ON = ("OMP_NUM_THREADS", "KMP_AFFINITY", "LD_LIBRARY_PATH", "DMLC_INTERFACE")
+# Between two looks at the processes, in seconds.
+_PAUSE = 0.1
+# Seconds for the others to end once the scheduler has; those that remain are killed.
 _PARTING = 30
 # What ssh itself exits with if it cannot connect.
 _NO_CONNECTION = 255
 
 
-class Launch:
-    """One launch of a job.
+class Process(NamedTuple):
+    """One process of a job.
+
+    Attributes
+    ----------
+    role : str
+        One of `dmlc.ROLES`.
+    host : str, optional
+        The machine that ssh starts it on; None is this one.
+    command : list of str
+        What runs on this machine: the process itself, or ssh.
+    """
+
+    role: str
+    host: str | None
+    command: list[str]
+
+
+class Host(NamedTuple):
+    """A machine of the job, and the port of its ssh."""
+
+    name: str
+    port: str
+
+
+def read_hosts(path: str) -> list[Host]:
+    """Returns the hosts that a file names, one a line: ``host`` or ``host:port``.
+
+    What MPI's host files add (``slots=N``) is ignored. Raises UsageError without any host.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line.partition("slots=")[0].strip() for line in file]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--hosts {path}: cannot be read ({error})") from None
+    places = [line.partition(":") for line in lines if line]
+    if not places:
+        raise UsageError(f"--hosts {path}: names no host; put one on each line")
+    return [Host(name, port or "22") for name, _, port in places]
+
+
+def find_address() -> str:
+    """Returns this machine's address, as other machines reach it; raises UsageError without one."""
+    with suppress(OSError):
+        address = socket.gethostbyname(socket.getfqdn())
+        if not address.startswith("127."):
+            return address
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            # Nothing is sent: this only selects the network interface.
+            probe.connect(("10.255.255.255", 1))
+            return str(probe.getsockname()[0])
+    except OSError:
+        raise UsageError(
+            "--hosts: no address is found by which the hosts reach this machine; give --address"
+        ) from None
+
+
+def place_scheduler(workers: int, servers: int, address: str | None) -> dmlc.Environment:
+    """Returns where the scheduler of a new job listens; raises UsageError without a free port."""
+    for port in _PORTS:
+        place = dmlc.Environment("scheduler", address or _LOCALHOST, port, workers, servers)
+        with suppress(OSError):
+            for each in (place.port, place.roll_port):
+                socket.create_server(("", each)).close()
+            return place
+    raise UsageError(
+        f"launch: no port from {_PORTS[0]} to {_PORTS[-1]} is free together with the one 1000 above"
+    )
+
+
+def plan(command: list[str], scheduler: dmlc.Environment, hosts: list[Host]) -> list[Process]:
+    """Returns the processes of a job: first the scheduler, then the servers, then the workers.
 
     Parameters
     ----------
     command : list of str
         What each process runs.
-    workers, servers : int
-    hosts : str, optional
-        A file of one host (or host:port, of ssh) a line, which processes are dealt to in turn; none
-        runs all here.
-    address : str, optional
-        This machine's, as the hosts reach it; found if not given.
+    scheduler : dmlc.Environment
+    hosts : list of Host
+        Servers and workers are dealt to them in turn. With none, all run on this machine.
     """
 
-    def __init__(
-        self,
-        command: list[str],
-        workers: int,
-        servers: int,
-        hosts: str | None = None,
-        address: str | None = None,
-    ) -> None:
-        self._hosts = hosts
-        self._arguments = Namespace(
-            command=[_quoted(part) for part in command],
-            num_workers=workers,
-            num_servers=servers,
-            local_num_attempt=0,
-            host_file=hosts,
-            host_ip=address,
-            sync_dst_dir=None,
-        )
-        self._tracker: Any = None
-        self._status = 0
+    def with_variables(variables: dict[str, str]) -> list[str]:
+        return ["env", *(f"{name}={value}" for name, value in variables.items()), *command]
 
-    def run(self) -> int:
-        """Starts the processes and waits for their end; the job's exit status."""
-        before = set(threading.enumerate())
-        threading.Thread.isAlive = threading.Thread.is_alive  # type: ignore[attr-defined]
-        threading.excepthook = self._see_failure
-        if not self._hosts:
-            tracker.get_host_ip = lambda _: _LOCALHOST
-        launch = self
+    processes = [Process("scheduler", None, with_variables(scheduler.variables()))]
+    roles = ["server"] * scheduler.servers + ["worker"] * scheduler.workers
+    for role, host in zip(roles, cycle(hosts or [None])):
+        variables = scheduler._replace(role=role).variables()
+        if host is None:
+            processes.append(Process(role, None, with_variables(variables)))
+            continue
+        variables.update((name, os.environ[name]) for name in _PASSED_ON if name in os.environ)
+        variables.update(_node_address(host, scheduler))
+        remote = f"cd {shlex.quote(os.getcwd())} && {shlex.join(with_variables(variables))}"
+        ssh = ["ssh", "-o", "StrictHostKeyChecking=no", host.name, "-p", host.port, remote]
+        processes.append(Process(role, host.name, ssh))
+    return processes
 
-        class Tracker(tracker.PSTracker):
-            def __init__(self, *arguments: Any, **named: Any) -> None:
-                launch._tracker = self
-                super().__init__(*arguments, **named)
 
-        original, tracker.PSTracker = tracker.PSTracker, Tracker
+def run(processes: list[Process], scheduler: dmlc.Environment) -> int:
+    """Starts the processes and waits for the end of the job; none of them is left behind.
+
+    Ctrl-C and SIGTERM (and SIGHUP, when the terminal is closed) are passed to the job, which saves
+    its state and ends; the second signal kills it.
+
+    Returns
+    -------
+    int
+        The exit status of the job, which is the scheduler's.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+    with _noted_signals() as signals:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)
-                (ssh if self._hosts else local).submit(self._arguments)
+            started.extend(_start(process.command) for process in processes)
+            _wait(processes, started, scheduler, signals)
         finally:
-            tracker.PSTracker = original
-        deadline = time.monotonic() + _PARTING
-        for thread in set(threading.enumerate()) - before:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        return self._status
+            for process in started:
+                process.kill()
+            for process in started:
+                process.wait()
+    status = started[0].returncode
+    if len(signals) > 1:
+        return 128 + signals[1]
+    return status if status >= 0 else 128 - status
 
-    def commands(self) -> list[str]:
-        """What `run` would run, as lines for a shell; runs nothing."""
-        lines: list[str] = []
-        noted_all = threading.Event()
-        processes = 1 + self._arguments.num_workers + self._arguments.num_servers
 
-        def note(command: str, env: dict[str, str] | None = None, **_: Any) -> int:
-            # Over ssh the variables are part of the command.
-            told = sorted((env or {}).items())
-            places = [f"{name}={value}" for name, value in told if name.startswith("DMLC_")]
-            lines.append(" ".join([*places, command]))
-            if len(lines) == processes:
-                noted_all.set()
-            # The others are started while the scheduler runs.
-            if dict(told).get("DMLC_ROLE") == "scheduler":
-                noted_all.wait(_PARTING)
-            return 0
+def _node_address(host: Host, scheduler: dmlc.Environment) -> dict[str, str]:
+    """Returns the variable by which the others reach a process; it has to be a number.
 
-        modules = (local, ssh, tracker)
-        try:
-            for module in modules:
-                module.subprocess = SimpleNamespace(call=note, check_call=note)
-            self.run()
-        finally:
-            for module in modules:
-                module.subprocess = subprocess
-        return sorted(lines)
+    Without it (an alias of ssh, say) MXNet takes the first network interface of the machine.
+    """
+    try:
+        address = socket.gethostbyname(host.name.rpartition("@")[2])
+    except OSError:
+        return {}
+    # The name of this machine is often given to the loopback interface.
+    return {"DMLC_NODE_HOST": scheduler.host if address.startswith("127.") else address}
 
-    def environment(self) -> dmlc.Environment | None:
-        """Where the scheduler is, once it has been started."""
-        port = getattr(self._tracker, "port", None)
-        if port is None:
-            return None
-        host, arguments = self._tracker.hostIP, self._arguments
-        sizes = arguments.num_workers, arguments.num_servers
-        return dmlc.Environment("worker", host, port, *sizes)
 
-    def _see_failure(self, failure: Any) -> None:
-        """Called in the thread of a process that did not end with 0."""
-        status = getattr(failure.exc_value, "returncode", None)
-        if status is None:
-            # A worker's; the scheduler ends with the worst of them.
+def _start(command: list[str]) -> subprocess.Popen[bytes]:
+    # In a session of its own, since Ctrl-C is for the launcher alone: it would end ssh, or be a
+    # second signal for a worker that the job has asked to stop.
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def _wait(
+    processes: list[Process],
+    started: list[subprocess.Popen[bytes]],
+    scheduler: dmlc.Environment,
+    signals: list[int],
+) -> None:
+    """Returns when all have ended, at the second signal, or _PARTING after the scheduler's end."""
+    is_asked = is_given_up = False
+    latest = math.inf
+    while len(signals) < 2 and time.monotonic() < latest:
+        # The first is the scheduler's. Messages that it does not get yet are repeated.
+        states = [process.poll() for process in started]
+        if None not in states:
             return
-        environment = self.environment()
-        if self._hosts and status == _NO_CONNECTION and environment:
-            host = failure.exc_value.cmd.split()[3]
-            roll_call.give_up(environment, f"ssh does not get to {host}, or lost it")
-        if self._tracker and failure.thread is self._tracker.thread:
-            self._status = status if status > 0 else 128 - status
+        if states[0] is not None:
+            latest = min(latest, time.monotonic() + _PARTING)
+        elif signals and not is_asked:
+            is_asked = roll_call.ask_to_stop(scheduler, signals[0])
+        elif _NO_CONNECTION in states and not is_given_up:
+            host = processes[states.index(_NO_CONNECTION)].host
+            is_given_up = roll_call.give_up(scheduler, f"ssh does not get to {host}, or lost it")
+        time.sleep(_PAUSE)
 
 
-def _quoted(part: str) -> str:
-    """For a shell, without quotes: the launcher puts its own around what it hands to ssh."""
-    return "".join(c if c.isalnum() or c in "@%+=:,./-_" else f"\\{c}" for c in part)
+@contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """Within, signals that ask the job to stop are added to the list, as SIGINT or SIGTERM."""
+    signals: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        signals.append(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+        if len(signals) == 1:
+            with suppress(OSError):
+                print("The job stops after its batch; another signal kills it.", file=sys.stderr)
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        numbers.append(signal.SIGHUP)
+    former = [signal.signal(number, note) for number in numbers]
+    try:
+        yield signals
+    finally:
+        for number, handler in zip(numbers, former):
+            signal.signal(number, handler)

@@ -111,6 +111,7 @@ class Roll:
         self._came = 0
         self._expected = environment.workers + environment.servers
         self._lost = ""
+        self._stop: int | None = None
         address = ("", environment.roll_port)
         try:
             self._listener = socket.create_server(address, reuse_port=False, backlog=1024)
@@ -142,8 +143,12 @@ class Roll:
                     self._came += 1
                     if self._lost:
                         self._tell_all(lost=self._lost)
+                    if self._stop:
+                        self._tell_all(stop=self._stop)
                 elif message.get("stop") in (signal.SIGINT, signal.SIGTERM):
-                    self._tell_all(stop=message["stop"])
+                    # Kept for those that are still on their way.
+                    self._stop = int(message["stop"])
+                    self._tell_all(stop=self._stop)
                 elif connection not in self._present:
                     break
                 elif "rank" in message:
@@ -224,19 +229,27 @@ def leave(status: int) -> None:
         end(status)
 
 
-def ask_to_stop(environment: dmlc.Environment, number: int) -> None:
-    """Asks all workers of a job to save their state and end, as if each had got the signal."""
-    with (
-        suppress(OSError),
-        socket.create_connection((environment.host, environment.roll_port), _BEAT) as connection,
-    ):
-        connection.sendall(json.dumps({"stop": number}).encode() + b"\n")
+def ask_to_stop(environment: dmlc.Environment, number: int) -> bool:
+    """Asks all workers of a job to save their state and end, as if each had got the signal.
+
+    Returns whether the scheduler was reached.
+    """
+    return _send_once(environment, stop=number)
 
 
-def give_up(environment: dmlc.Environment, reason: str) -> None:
-    """Ends a job that cannot begin."""
-    with suppress(OSError, UsageError), _connect(environment) as connection:
-        connection.sendall(json.dumps({"give_up": reason}).encode() + b"\n")
+def give_up(environment: dmlc.Environment, reason: str) -> bool:
+    """Ends a job that cannot begin. Returns whether the scheduler was reached."""
+    return _send_once(environment, give_up=reason)
+
+
+def _send_once(environment: dmlc.Environment, **message: Any) -> bool:
+    address = (environment.host, environment.roll_port)
+    try:
+        with socket.create_connection(address, _BEAT) as connection:
+            connection.sendall(json.dumps(message).encode() + b"\n")
+    except OSError:
+        return False
+    return True
 
 
 def end(status: int) -> None:

@@ -1,108 +1,119 @@
-"""Runs of train.py as processes, some at a time."""
+"""Runs several processes of train.py at the same time, one in each slot."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import NamedTuple
+from queue import SimpleQueue
+from threading import Lock
 
 from embedding_learning.flags import UsageError
 from embedding_learning.stopping import StopRequest
 
 _TRAIN = Path(__file__).resolve().parents[1] / "train.py"
-# Between two looks at the processes, in seconds.
+# Between two looks at whether to stop, in seconds.
 _PAUSE = 0.1
 
-
-class Process(NamedTuple):
-    """A run of train.py.
-
-    Attributes
-    ----------
-    flags : list of str
-    log : Path
-        What it prints is added to this file.
-    """
-
-    flags: list[str]
-    log: Path
+# Runs train.py with these flags, adds what it prints to the log, and returns its exit status.
+Train = Callable[[Sequence[str], Path], int]
+# Calls the function it is given once or several times, one call after the other.
+Job = Callable[[Train], None]
 
 
-# Yields what is to be run next, and is sent the status it ended with.
-Job = Generator[Process, int, None]
+class _Stopped(Exception):
+    """Ends a job whose process was stopped, or would have to be."""
 
 
 def run_all(
     jobs: Sequence[Job], slots: Sequence[Sequence[str]], threads: int | None, stop: StopRequest
 ) -> None:
-    """Runs the jobs in their order, one in each slot at a time, until all end or `stop` is asked.
+    """Runs the jobs in their order, one thread a slot, until all end or `stop` is asked.
+
+    Once it is asked, or when a job raises an exception, the processes are asked to save their
+    state, their jobs end where they are, and no other begins. Then the exception is raised.
 
     Parameters
     ----------
     jobs : sequence of Job
-        Each runs one process after another.
     slots : sequence of sequence of str
-        Flags for whatever runs in that slot, such as its GPU.
+        Flags for each process in that slot, such as its GPU.
     threads : int, optional
-        What OMP_NUM_THREADS is for each; if None it stays as it is.
+        What OMP_NUM_THREADS is for each process; if None it stays as it is.
     stop : StopRequest
-        Once it is asked, the processes are asked to save their state, and none is begun any more.
     """
-    waiting = list(jobs)
-    free = list(range(len(slots)))
-    running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
     environment = dict(os.environ)
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
+    free: SimpleQueue[Sequence[str]] = SimpleQueue()
+    for slot in slots:
+        free.put(slot)
+    lock = Lock()
+    running: set[subprocess.Popen[bytes]] = set()
+    is_stopping = False
 
-    def go_on(slot: int, job: Job, status: int | None) -> None:
+    def train(flags: Sequence[str], log: Path) -> int:
+        slot = free.get()
         try:
-            process = next(job) if status is None else job.send(status)
-        except StopIteration:
-            free.append(slot)
-        else:
-            running[slot] = job, _start(process, slots[slot], environment)
+            with lock:
+                if is_stopping:
+                    raise _Stopped
+                process = _start([*flags, *slot], log, environment)
+                running.add(process)
+            status = process.wait()
+            with lock:
+                running.remove(process)
+                if is_stopping:
+                    raise _Stopped
+            return status
+        finally:
+            free.put(slot)
 
+    def work(job: Job) -> None:
+        try:
+            if not is_stopping:
+                job(train)
+        except _Stopped:
+            pass
+        except BaseException:
+            stop_all()
+            raise
+
+    def stop_all() -> None:
+        nonlocal is_stopping
+        with lock:
+            is_stopping = True
+            for process in running:
+                process.terminate()
+
+    with ThreadPoolExecutor(len(slots)) as pool:
+        futures = [pool.submit(work, job) for job in jobs]
+        try:
+            while stop.number is None and wait(futures, _PAUSE).not_done:
+                pass
+        finally:
+            stop_all()
+    for future in futures:
+        future.result()
+
+
+def _start(flags: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Raises UsageError if the log cannot be written."""
     try:
-        while (waiting or running) and stop.number is None:
-            while waiting and free and stop.number is None:
-                go_on(free.pop(0), waiting.pop(0), None)
-            time.sleep(_PAUSE)
-            for slot, (job, process) in list(running.items()):
-                status = process.poll()
-                if status is not None:
-                    del running[slot]
-                    go_on(slot, job, status)
-    finally:
-        # Asked to stop, or kept from writing the tables, say: nothing goes on unseen.
-        for _, process in running.values():
-            process.send_signal(signal.SIGTERM)
-        for _, process in running.values():
-            process.wait()
-
-
-def _start(
-    process: Process, slot_flags: Sequence[str], environment: dict[str, str]
-) -> subprocess.Popen[bytes]:
-    """Raises UsageError if its log cannot be written."""
-    command = [sys.executable, str(_TRAIN), *process.flags, *slot_flags]
-    try:
-        log = open(process.log, "ab")  # noqa: SIM115
+        file = open(log, "ab")  # noqa: SIM115
     except OSError as error:
-        raise UsageError(f"{process.log}: cannot be written: {error.strerror}") from error
-    with log:
+        raise UsageError(f"{log}: cannot be written: {error.strerror}") from error
+    with file:
         # In a session of its own Ctrl-C does not reach it: it would be a second signal, which stops
-        # a run at once, beside the one that it is told below.
+        # a run at once, in addition to the one that it gets above.
         return subprocess.Popen(
-            command,
+            [sys.executable, str(_TRAIN), *flags],
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=file,
+            stderr=file,
             env=environment,
             start_new_session=True,
         )

@@ -6,9 +6,8 @@ each storage. Before, it wrote five pickles one behind the other (a number that 
 the version, the system, the state dictionary, the list of the storages' keys) and then, for each
 storage, the number of its values as int64 and the values.
 
-Of a zip archive, only what torch.save writes is read: the directory at the end (PKWARE's APPNOTE,
-4.3.12 and 4.3.16) and members as they are. Sizes are held against that of the file before they are
-used.
+Only what torch.save writes of a zip archive is read: members as they are. Sizes are compared with
+that of the file before they are used.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from __future__ import annotations
 import io
 import os
 import struct
-import zlib
+import zipfile
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -27,12 +26,13 @@ ZIP_START = b"PK\x03\x04"
 # The pickle of the number 0x1950a86a20f9469cfc6c.
 LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
-_END = struct.Struct("<4s4xHHII2x")
-_ENTRY = struct.Struct("<4s6xH4xIIIHHH8xI")
-_LOCAL = struct.Struct("<4s22xHH")
-_STORED = 0
+# What zipfile raises for damage; RuntimeError for a member that is marked as encrypted.
+_ZIP_ERRORS = (zipfile.BadZipFile, EOFError, RuntimeError, UnicodeDecodeError, struct.error)
+# The header of a member: here, the lengths of its name and of what follows the name.
+_LOCAL = struct.Struct("<26xHH")
 _MOST_MEMBERS = 10_000
-_LONGEST_DIRECTORY = 2**21  # bytes
+# Bytes of the archive that are read at a time; its directory has to be shorter.
+_LONGEST_READ = 2**21
 _LEGACY_VERSION = 1001
 _DAMAGED = "is cut off, damaged or not as torch.save writes weights"
 
@@ -98,72 +98,68 @@ def _size(storage: Storage) -> int:
 # Zip archives
 
 
+class _Bounded:
+    """A file for zipfile, which believes the lengths and the places that it finds in one."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._size = os.fstat(file.fileno()).st_size
+        self.tell, self.seekable = file.tell, file.seekable
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        _require(whence != os.SEEK_SET or 0 <= offset <= self._size)
+        return self._file.seek(offset, whence)
+
+    def read(self, length: int = -1) -> bytes:
+        limit = _LONGEST_READ + 1
+        data = self._file.read(limit if length < 0 else min(length, limit))
+        _require(len(data) < limit)
+        return data
+
+
 def _zip_archive(file: BinaryIO) -> tuple[Any, dict[str, _Place]]:
     """What data.pkl holds, and where each storage is."""
-    members = _members(file)
+    try:
+        with zipfile.ZipFile(_Bounded(file)) as archive:
+            return _members(archive, file)
+    except _ZIP_ERRORS as error:
+        raise ValueError(_DAMAGED) from error
+
+
+def _members(archive: zipfile.ZipFile, file: BinaryIO) -> tuple[Any, dict[str, _Place]]:
+    members = {member.filename: member for member in archive.infolist()}
+    _require(len(members) == len(archive.infolist()) <= _MOST_MEMBERS)
+    left = os.fstat(file.fileno()).st_size
+    for member in members.values():
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise ValueError("is compressed, which torch.save does not do")
+        _require(member.compress_size == member.file_size)
+        # Members do not overlap, so no more is read than the file holds.
+        left -= member.file_size
+        _require(left >= 0)
+        with archive.open(member) as content:
+            while content.read(2**20):
+                pass  # At its end zipfile compares the checksum.
     roots = [name[: -len("data.pkl")] for name in members if name.endswith("/data.pkl")]
     _require(len(roots) == 1)
     root = roots[0]
-    order = members.get(f"{root}byteorder", _Place(0, 0))
-    if order.length and _bytes(file, order, most=10) != b"little":
+    if f"{root}byteorder" in members and archive.read(f"{root}byteorder") not in (b"", b"little"):
         raise ValueError("was written on a machine of another byte order")
-    program = _bytes(file, members[f"{root}data.pkl"], most=2**20)
+    program = archive.read(f"{root}data.pkl")
     start = f"{root}data/"
-    places = {name[len(start) :]: at for name, at in members.items() if name.startswith(start)}
+    places = {
+        name[len(start) :]: _content(file, member)
+        for name, member in members.items()
+        if name.startswith(start)
+    }
     return read_pickle(io.BytesIO(program)), places
 
 
-def _members(file: BinaryIO) -> dict[str, _Place]:
-    """Where each member's content is, their checksums having been found right."""
-    size = os.fstat(file.fileno()).st_size
-    _require(size >= _END.size)
-    file.seek(size - _END.size)
-    mark, count, all_disks, length, offset = _END.unpack(_read(file, _END.size))
-    _require(mark == b"PK\x05\x06" and count == all_disks <= _MOST_MEMBERS)
-    _require(length <= _LONGEST_DIRECTORY and offset + length <= size)
-    file.seek(offset)
-    directory = io.BytesIO(_read(file, length))
-    members: dict[str, _Place] = {}
-    total = 0
-    for _ in range(count):
-        mark, method, checksum, packed, length, *lengths, local = _ENTRY.unpack(
-            _read(directory, _ENTRY.size)
-        )
-        name = _read(directory, lengths[0]).decode(errors="replace")
-        _read(directory, lengths[1] + lengths[2])
-        _require(mark == b"PK\x01\x02" and name not in members)
-        if method != _STORED:
-            raise ValueError("is compressed, which torch.save does not do")
-        # Members do not overlap, so no more is read below than the file holds.
-        total += length
-        _require(packed == length and total <= size)
-        members[name] = _content(file, local, length, size)
-        _require(_checksum(file, members[name]) == checksum)
-    return members
-
-
-def _content(file: BinaryIO, local: int, length: int, size: int) -> _Place:
-    """Behind the header that a member has of its own."""
-    _require(local + _LOCAL.size <= size)
-    file.seek(local)
-    mark, *lengths = _LOCAL.unpack(_read(file, _LOCAL.size))
-    place = _Place(local + _LOCAL.size + sum(lengths), length)
-    _require(mark == ZIP_START and place.offset + length <= size)
-    return place
-
-
-def _checksum(file: BinaryIO, place: _Place) -> int:
-    file.seek(place.offset)
-    checksum = 0
-    for begin in range(0, place.length, 2**20):
-        checksum = zlib.crc32(_read(file, min(2**20, place.length - begin)), checksum)
-    return checksum
-
-
-def _bytes(file: BinaryIO, place: _Place, most: int) -> bytes:
-    _require(place.length <= most)
-    file.seek(place.offset)
-    return _read(file, place.length)
+def _content(file: BinaryIO, member: zipfile.ZipInfo) -> _Place:
+    """Where a member's values begin: after the header that it has of its own."""
+    file.seek(member.header_offset)
+    lengths = _LOCAL.unpack(_read(file, _LOCAL.size))
+    return _Place(member.header_offset + _LOCAL.size + sum(lengths), member.file_size)
 
 
 # Before version 1.6

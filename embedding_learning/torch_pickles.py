@@ -1,17 +1,19 @@
 """Reads the pickles in a PyTorch state dictionary without running anything.
 
-A pickle is a program: its GLOBAL names any function of any module, its REDUCE calls it. Here the
-instructions that torch.save needs for a state dictionary are carried out, and the only functions
-are the few below, each replaced by what it means. Whatever else is named is refused by its name;
-nothing is ever imported or called for a file.
+A pickle is a program: its GLOBAL names any function of any module, its REDUCE calls it. Python's
+`pickletools.genops` takes it apart and runs none of it. Here the instructions that torch.save needs
+for a state dictionary are carried out, and the only functions are the few below, each replaced by
+what it means. Any other that is named is refused by its name; nothing is ever imported or called
+for a file.
 
-The instructions are those of Python's pickle protocol 2 (PEP 307, Lib/pickletools.py).
+The instructions are those of Python's pickle protocol 2 (PEP 307).
 """
 
 from __future__ import annotations
 
+import io
 import math
-import struct
+import pickletools
 from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
@@ -22,16 +24,16 @@ _LONGEST_NAME = 1000  # bytes
 _MOST_DIMENSIONS = 32
 
 _STORAGE_TYPES = {
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "DoubleStorage": "float64",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-    "BFloat16Storage": "bfloat16",  # unknown to numpy
+    "torch FloatStorage": "float32",
+    "torch HalfStorage": "float16",
+    "torch DoubleStorage": "float64",
+    "torch LongStorage": "int64",
+    "torch IntStorage": "int32",
+    "torch ShortStorage": "int16",
+    "torch CharStorage": "int8",
+    "torch ByteStorage": "uint8",
+    "torch BoolStorage": "bool",
+    "torch BFloat16Storage": "bfloat16",  # unknown to numpy
 }
 _DAMAGED = "is damaged or not as torch.save writes weights"
 
@@ -60,11 +62,18 @@ class Tensor(NamedTuple):
         return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides))
 
 
-class _Name(NamedTuple):
-    """A function or type that the pickle names."""
+class _Name(str):
+    """A function or type that the pickle names: its module, a space, and its own name."""
 
-    module: str
-    name: str
+
+class _Program(io.BytesIO):
+    """A pickle, for genops, which reads names as lines."""
+
+    def readline(self, size: int | None = -1) -> bytes:
+        line = super().readline(_LONGEST_NAME)
+        # genops would resolve escapes, which Python itself does not.
+        _require(b"\\" not in line)
+        return line
 
 
 def read_pickle(file: BinaryIO) -> Any:
@@ -81,56 +90,54 @@ def read_pickle(file: BinaryIO) -> Any:
     ValueError
         Says why it is refused, in a part of a line that can be shown.
     """
-    try:
-        return _Machine(file).run()
-    except UnicodeDecodeError as error:
-        raise ValueError(_DAMAGED) from error
+    begin = file.tell()
+    program = _Program(file.read(_LONGEST_PROGRAM))
+    value = _Machine().run(program)
+    file.seek(begin + program.tell())
+    return value
 
 
 class _Machine:
     """The stack, and where the objects are that the pickle refers to again."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._left = _LONGEST_PROGRAM
+    def __init__(self) -> None:
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
 
-    def run(self) -> Any:
-        while True:
-            instruction = self._read(1)
-            if instruction == b".":
-                value = self._pop()
-                _require(not self._stack and not self._marks)
-                return value
-            if instruction not in _INSTRUCTIONS:
-                raise ValueError(f"has the pickle instruction {instruction!r}; no weights need it")
-            _INSTRUCTIONS[instruction](self)
-
-    def _read(self, length: int) -> bytes:
-        _require(0 <= length <= self._left)
-        self._left -= length
-        data = self._file.read(length)
-        _require(len(data) == length)
-        return data
-
-    def _number(self, layout: str) -> Any:
-        return struct.unpack(layout, self._read(struct.calcsize(layout)))[0]
-
-    def _text(self, length: int) -> str:
-        _require(length <= _LONGEST_NAME)
-        return self._read(length).decode()
-
-    def _line(self) -> str:
-        """Up to the end of the line."""
-        line = self._file.readline(_LONGEST_NAME)
-        self._left -= len(line)
-        _require(line.endswith(b"\n"))
-        return line[:-1].decode()
+    def run(self, program: _Program) -> Any:
+        """Returns what the pickle holds; leaves the program at its end."""
+        operations = pickletools.genops(program)
+        with program.getbuffer() as codes:
+            while True:
+                # Asked for before genops reads what follows it, which may be anything.
+                code = bytes(codes[program.tell() :][:1])
+                _require(code != b"")
+                if code != b"." and code not in _INSTRUCTIONS:
+                    raise ValueError(f"has the pickle instruction {code!r}; no weights need it")
+                try:
+                    _, argument, _ = next(operations)
+                except ValueError as error:
+                    raise ValueError(_DAMAGED) from error
+                if code == b".":
+                    value = self._pop()
+                    _require(not self._stack and not self._marks)
+                    return value
+                _INSTRUCTIONS[code](self, argument)
 
     def _push(self, value: Any) -> None:
         self._stack.append(value)
+
+    def _push_text(self, text: str) -> None:
+        _require(len(text) <= _LONGEST_NAME)
+        self._push(text)
+
+    def _push_old_text(self, text: str) -> None:
+        """The text of Python 2, whose bytes genops takes for Latin-1."""
+        try:
+            self._push_text(text.encode("latin-1").decode())
+        except UnicodeDecodeError as error:
+            raise ValueError(_DAMAGED) from error
 
     def _pop(self) -> Any:
         # What lies below the last mark is not at hand.
@@ -148,13 +155,12 @@ class _Machine:
         values = [self._pop() for _ in range(length)]
         self._push(tuple(reversed(values)))
 
-    def _put(self, layout: str) -> None:
+    def _put(self, number: int) -> None:
         value = self._pop()
         self._push(value)
-        self._memo[self._number(layout)] = value
+        self._memo[number] = value
 
-    def _get(self, layout: str) -> None:
-        number = self._number(layout)
+    def _get(self, number: int) -> None:
         _require(number in self._memo)
         self._push(self._memo[number])
 
@@ -170,14 +176,12 @@ class _Machine:
         found.update(_dictionary(zip(values[::2], values[1::2])))
         self._push(found)
 
-    def _name(self) -> None:
-        name = _Name(self._line(), self._line())
-        is_storage = name.module == "torch" and name.name in _STORAGE_TYPES
-        if not is_storage and name not in _FUNCTIONS:
-            told = f"{name.module}.{name.name}"
-            told = told if told.isprintable() and len(told) < 100 else "something"
-            raise ValueError(f"names {told}, which no weights need; nothing of it was run")
-        self._push(name)
+    def _name(self, name: str) -> None:
+        if name not in _STORAGE_TYPES and name not in _FUNCTIONS:
+            shown = name.replace(" ", ".", 1)
+            shown = shown if shown.isprintable() and len(shown) < 100 else "something"
+            raise ValueError(f"names {shown}, which no weights need; nothing of it was run")
+        self._push(_Name(name))
 
     def _call(self) -> None:
         arguments, name = self._pop(), self._pop()
@@ -194,49 +198,39 @@ class _Machine:
         _require(isinstance(told, tuple) and len(told) in (5, 6))
         kind, storage_type, key, _, size = told[:5]
         _require(kind == "storage" and isinstance(storage_type, _Name))
-        _require(storage_type.module == "torch" and storage_type.name in _STORAGE_TYPES)
+        _require(storage_type in _STORAGE_TYPES)
         _require(isinstance(key, str) and _is_size(size))
         # Of old: a part of another storage.
         _require(len(told) == 5 or told[5] is None)
-        self._push(Storage(key, _STORAGE_TYPES[storage_type.name], size))
+        self._push(Storage(key, _STORAGE_TYPES[storage_type], size))
 
 
-_INSTRUCTIONS: dict[bytes, Callable[[_Machine], None]] = {
-    b"\x80": lambda machine: _require(machine._number("<B") == 2),  # torch.save's protocol
-    b"N": lambda machine: machine._push(None),
-    b"\x88": lambda machine: machine._push(True),
-    b"\x89": lambda machine: machine._push(False),
-    b"K": lambda machine: machine._push(machine._number("<B")),
-    b"M": lambda machine: machine._push(machine._number("<H")),
-    b"J": lambda machine: machine._push(machine._number("<i")),
-    b"\x8a": lambda machine: machine._push(
-        int.from_bytes(machine._read(machine._number("<B")), "little", signed=True)
-    ),
-    b"G": lambda machine: machine._push(machine._number(">d")),
-    b"X": lambda machine: machine._push(machine._text(machine._number("<I"))),
-    # The text of Python 2.
-    b"U": lambda machine: machine._push(machine._text(machine._number("<B"))),
-    b"T": lambda machine: machine._push(machine._text(machine._number("<I"))),
-    b"}": lambda machine: machine._push({}),
-    b"]": lambda machine: machine._push([]),
-    b")": lambda machine: machine._push(()),
-    b"(": lambda machine: machine._marks.append(len(machine._stack)),
-    b"t": lambda machine: machine._push(tuple(machine._pop_to_mark())),
-    b"\x85": lambda machine: machine._pop_tuple(1),
-    b"\x86": lambda machine: machine._pop_tuple(2),
-    b"\x87": lambda machine: machine._pop_tuple(3),
-    b"a": lambda machine: machine._append([machine._pop()]),
-    b"e": lambda machine: machine._append(machine._pop_to_mark()),
-    b"s": lambda machine: machine._set_items([machine._pop(), machine._pop()][::-1]),
-    b"u": lambda machine: machine._set_items(machine._pop_to_mark()),
-    b"q": lambda machine: machine._put("<B"),
-    b"r": lambda machine: machine._put("<I"),
-    b"h": lambda machine: machine._get("<B"),
-    b"j": lambda machine: machine._get("<I"),
+# Each is given what follows the instruction in the program.
+_INSTRUCTIONS: dict[bytes, Callable[[_Machine, Any], None]] = {
+    b"\x80": lambda _, version: _require(version == 2),  # torch.save's protocol
+    b"\x88": lambda machine, _: machine._push(True),
+    b"\x89": lambda machine, _: machine._push(False),
+    **dict.fromkeys([b"N", b"K", b"M", b"J", b"\x8a", b"G"], _Machine._push),
+    b"X": _Machine._push_text,
+    **dict.fromkeys([b"U", b"T"], _Machine._push_old_text),
+    b"}": lambda machine, _: machine._push({}),
+    b"]": lambda machine, _: machine._push([]),
+    b")": lambda machine, _: machine._push(()),
+    b"(": lambda machine, _: machine._marks.append(len(machine._stack)),
+    b"t": lambda machine, _: machine._push(tuple(machine._pop_to_mark())),
+    b"\x85": lambda machine, _: machine._pop_tuple(1),
+    b"\x86": lambda machine, _: machine._pop_tuple(2),
+    b"\x87": lambda machine, _: machine._pop_tuple(3),
+    b"a": lambda machine, _: machine._append([machine._pop()]),
+    b"e": lambda machine, _: machine._append(machine._pop_to_mark()),
+    b"s": lambda machine, _: machine._set_items([machine._pop(), machine._pop()][::-1]),
+    b"u": lambda machine, _: machine._set_items(machine._pop_to_mark()),
+    **dict.fromkeys([b"q", b"r"], _Machine._put),
+    **dict.fromkeys([b"h", b"j"], _Machine._get),
     b"c": _Machine._name,
-    b"R": _Machine._call,
-    b"b": _Machine._build,
-    b"Q": _Machine._storage,
+    b"R": lambda machine, _: machine._call(),
+    b"b": lambda machine, _: machine._build(),
+    b"Q": lambda machine, _: machine._storage(),
 }
 
 
@@ -281,11 +275,11 @@ def _parameter(arguments: tuple[Any, ...]) -> Tensor:
     return tensor
 
 
-_FUNCTIONS: dict[_Name, Callable[[tuple[Any, ...]], Any]] = {
-    _Name("collections", "OrderedDict"): _ordered_dictionary,
-    _Name("torch._utils", "_rebuild_tensor"): _tensor,
-    _Name("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    _Name("torch._utils", "_rebuild_parameter"): _parameter,
+_FUNCTIONS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
+    "collections OrderedDict": _ordered_dictionary,
+    "torch._utils _rebuild_tensor": _tensor,
+    "torch._utils _rebuild_tensor_v2": _tensor,
+    "torch._utils _rebuild_parameter": _parameter,
 }
 
 

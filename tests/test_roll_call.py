@@ -335,8 +335,19 @@ def test_all_workers_can_be_asked_to_stop(job: list[Process], environment: Envir
     assert [process.process.poll() for process in job] == [None] * 4
 
 
+def test_a_worker_that_comes_later_is_asked_to_stop_too(
+    start: Start, environment: Environment
+) -> None:
+    (scheduler,) = start("scheduler")
+    scheduler.told("joined")
+    assert ask_to_stop(environment, int(signal.SIGTERM))
+    (worker,) = start("worker")
+    worker.told("joined")
+    worker.follow("stop", int(signal.SIGTERM))
+
+
 def test_asking_a_job_that_is_gone_does_nothing(environment: Environment) -> None:
-    ask_to_stop(environment, int(signal.SIGTERM))
+    assert not ask_to_stop(environment, int(signal.SIGTERM))
 
 
 NONSENSE = {

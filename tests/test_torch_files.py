@@ -137,6 +137,41 @@ def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "net.pth") == "is compressed, which torch.save does not do"
 
 
+def test_an_archive_with_the_records_of_zip64_is_read(tmp_path: Path) -> None:
+    """PyTorch writes them always."""
+    path = tmp_path / "net.pth"
+    write_pth(path, ARRAYS)
+    whole = path.read_bytes()
+    at = whole.rindex(b"PK\5\6")
+    count, length, offset = struct.unpack("<HII", whole[at + 10 : at + 20])
+    sizes = (count, count, length, offset)
+    record = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, *sizes)
+    place = struct.pack("<4sIQI", b"PK\6\7", 0, at, 1)
+    path.write_bytes(whole[:at] + record + place + whole[at:])
+    assert_same(read(path), ARRAYS)
+
+
+def test_a_name_in_the_directory_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    write_zip(path, state_program({}), [], **{"é": b""})
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace("é".encode(), b"\xff\xff"))
+    assert "damaged" in refusal(path)
+
+
+def test_the_lengths_of_an_archive_are_not_believed(tmp_path: Path) -> None:
+    """A directory of three megabytes, of a size that the file has."""
+    path = tmp_path / "net.pth"
+    write_zip(path, state_program({}), [bytes(3 * 2**20)])
+    whole = bytearray(path.read_bytes())
+    struct.pack_into("<II", whole, len(whole) - 10, 3 * 2**20, 100)
+    path.write_bytes(whole)
+    tracemalloc.start()
+    assert "damaged" in refusal(path)
+    assert tracemalloc.get_traced_memory()[1] < 3 * 2**20
+    tracemalloc.stop()
+
+
 def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "net.pth", "w") as archive:
         archive.writestr("letter.txt", "Dear")

@@ -193,6 +193,7 @@ def test_a_name_that_cannot_be_shown_is_not_shown() -> None:
     assert "names something" in refusal(pickled(Global("m" * 150, "n")))
     assert DAMAGED in refusal(pickled(Global("m" * 5000, "n")))
     assert DAMAGED in refusal(b"\x80\x02c\xff\nsystem\n.")
+    assert DAMAGED in refusal(b"\x80\x02ccollections\nOrdered\\x44ict\n.")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import os
 import shlex
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from embedding_learning import comparison, methods, mxnet_runtime, options, reporting
@@ -64,7 +65,7 @@ def main(arguments: list[str]) -> int:
         finished = len(work.outcomes())
         if finished:
             logging.info("%d of %d runs are finished already.", finished, len(runs))
-        jobs = [work.job(run) for run in runs]
+        jobs = [partial(work.job, run) for run in runs]
         with stop_on_signals() as stop:
             side_by_side.run_all(jobs, slots, _threads(len(slots)), stop)
         print(work.write_tables())

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
-from embedding_learning import dmlc, mxnet_runtime, options, roll_call
+from embedding_learning import dmlc, launcher, mxnet_runtime, options
 from embedding_learning.flags import Parser, UsageError, add, check_range
 
 _TRAIN = Path(__file__).resolve().parents[2] / "train.py"
@@ -24,27 +23,19 @@ def main(arguments: list[str]) -> int:
     chosen = _parser().parse_args(arguments[:place])
     check_range("workers", chosen.workers, 1, _MOST_PROCESSES)
     check_range("servers", chosen.servers, 1, _MOST_PROCESSES)
-    if chosen.hosts:
-        _check_hosts(chosen.hosts)
+    hosts = launcher.read_hosts(chosen.hosts) if chosen.hosts else []
+    if hosts and not shutil.which("ssh"):
+        raise UsageError("--hosts: needs ssh, which is not installed")
     flags = _train_flags(arguments[place + 1 :], chosen.workers, chosen.servers)
-    _share_cores(0 if chosen.hosts else chosen.workers)
-    # MXNet's wheel brings it; imported so late because it is nothing for --help.
-    from embedding_learning.launcher import Launch
-
-    command = [sys.executable, str(_TRAIN), *flags]
-    launch = Launch(command, chosen.workers, chosen.servers, chosen.hosts, chosen.address)
+    _share_cores(0 if hosts else chosen.workers)
+    address = (chosen.address or launcher.find_address()) if hosts else None
+    scheduler = launcher.place_scheduler(chosen.workers, chosen.servers, address)
+    processes = launcher.plan([sys.executable, str(_TRAIN), *flags], scheduler, hosts)
     if chosen.dry_run:
-        print("\n".join(launch.commands()))
+        for process in processes:
+            print(shlex.join(process.command))
         return 0
-
-    def stop(number: int, _: FrameType | None) -> None:
-        environment = launch.environment()
-        if environment:
-            roll_call.ask_to_stop(environment, number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    return launch.run()
+    return launcher.run(processes, scheduler)
 
 
 def _parser() -> Parser:
@@ -64,27 +55,12 @@ def _parser() -> Parser:
     return parser
 
 
-def _check_hosts(path: str) -> None:
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--hosts {path}: cannot be read ({error})") from None
-    if not lines:
-        raise UsageError(f"--hosts {path}: names no host; put one on each line")
-    if not shutil.which("ssh"):
-        raise UsageError("--hosts: needs ssh, which is not installed")
-
-
 def _train_flags(flags: list[str], workers: int, servers: int) -> list[str]:
     """The flags for each process; raises UsageError for those that train.py would refuse."""
-    if any("\n" in flag or "'" in flag for flag in flags):
-        raise UsageError("launch: flags with a line break or a ' cannot be handed to a shell")
     if "kvstore" not in options.given(flags):
         flags = [*flags, "--kvstore=dist_sync"]
-    # What the launcher will tell each of them; the address and the port are of no consequence here.
-    told = {"ROLE": "worker", "PS_ROOT_URI": "127.0.0.1", "PS_ROOT_PORT": "9091"}
-    told.update(NUM_WORKER=str(workers), NUM_SERVER=str(servers))
-    with dmlc.told(told):
+    # The address and the port do not matter here.
+    with dmlc.place(dmlc.Environment("worker", "127.0.0.1", 9091, workers, servers)):
         options.parse(flags)
     return flags
 

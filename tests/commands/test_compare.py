@@ -164,6 +164,14 @@ def test_what_is_wrong_with_the_data_is_told_before_anything_runs(
     assert [*(tmp_path / "comparison" / "runs").iterdir()] == []
 
 
+def test_no_run_begins_after_one_whose_log_cannot_be_written(here: Path) -> None:
+    (here / "comparison" / "runs" / "margin_hard_1.log").mkdir(parents=True)
+    arguments = ["--losses=margin", "--samplings=hard", "--seeds=9", "--", *FLAGS]
+    with pytest.raises(UsageError, match=r"margin_hard_1\.log: cannot be written"):
+        compare.main(arguments)
+    assert not (here / "calls").exists()
+
+
 def test_what_cannot_be_written_is_told_with_its_file(here: Path) -> None:
     (here / "comparison" / "runs" / "margin_hard_1.log").mkdir(parents=True)
     arguments = ["--losses=margin", "--samplings=hard", "--seeds=1", "--", *FLAGS]

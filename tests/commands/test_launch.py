@@ -4,14 +4,18 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 from conftest import ROOT
 
-from embedding_learning.launcher import _quoted
+from embedding_learning import dmlc, launcher
+from embedding_learning.flags import UsageError
+from tests.test_parameter_server import free_ports
 
 
 def launch(folder, *arguments, **settings):
@@ -39,7 +43,7 @@ def test_a_dry_run_prints_every_process_and_runs_none(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [re.findall("DMLC_ROLE=(\\w+)", line) for line in lines] == [
-        *(["server"], ["worker"], ["worker"], ["scheduler"])
+        *(["scheduler"], ["server"], ["worker"], ["worker"])
     ]
     command = f"{sys.executable} {ROOT}/train.py --epochs=1 --kvstore=dist_sync"
     for line in lines:
@@ -62,23 +66,165 @@ def test_hosts_are_reached_by_ssh_in_turn(tmp_path):
     assert done.returncode == 0, done.stderr
     over_ssh = [line for line in done.stdout.splitlines() if line.startswith("ssh ")]
     assert [re.search(r"no (\w+) -p (\d+)", line).groups() for line in over_ssh] == [
-        *(("one", "22"), ("one", "22"), ("two", "2222"))
+        *(("one", "22"), ("two", "2222"), ("one", "22"))
     ]
     for line in over_ssh:
         remote = shlex.split(line)[-1]
-        assert f"cd {tmp_path}/; {sys.executable} {ROOT}/train.py" in remote
+        assert remote.startswith(f"cd {tmp_path} && env ")
+        assert f" {sys.executable} {ROOT}/train.py " in remote
         assert remote.endswith("--epochs=1 --kvstore=dist_device_sync")
         assert "DMLC_PS_ROOT_URI=10.0.0.9" in remote
 
 
+HERE = dmlc.Environment("scheduler", "127.0.0.1", 9091, workers=1, servers=1)
+ODD = ["a b", "$HOME", 'a"b', "it's", "a;b", "*", "~", "ü", "#x", "a\\b", "(", "&", "a\nb", ""]
+
+
+def test_flags_reach_the_processes_as_they_were_typed():
+    """As the program is started here, and through the shell at the other end of ssh."""
+    command = ["printf", "%s|", *ODD]
+    typed = "".join(f"{text}|" for text in ODD)
+    for process in launcher.plan(command, HERE, []):
+        assert subprocess.check_output(process.command, text=True) == typed
+    for process in launcher.plan(command, HERE, [launcher.Host("one", "22")])[1:]:
+        remote = process.command[-1]
+        assert subprocess.check_output(["sh", "-c", remote], text=True) == typed
+
+
+def test_hosts_are_named_one_on_a_line(tmp_path):
+    (tmp_path / "hosts").write_text("one\n\n  two:2222 \nme@three slots=4\n")
+    assert launcher.read_hosts(str(tmp_path / "hosts")) == [
+        *(("one", "22"), ("two", "2222"), ("me@three", "22"))
+    ]
+    (tmp_path / "hosts").write_text("\n")
+    with pytest.raises(UsageError, match="names no host; put one on each line"):
+        launcher.read_hosts(str(tmp_path / "hosts"))
+
+
 @pytest.mark.parametrize(
-    "text", ["a b", "$HOME", 'a"b', "a;b", "*", "~", "ü", "#x", "a\\b", "(", "&"]
+    "name, resolved, expected",
+    [
+        ("me@one", "10.0.0.5", "10.0.0.5"),
+        # So is the name of this machine resolved on many.
+        ("one", "127.0.1.1", "10.0.0.9"),
+        # An alias of ssh.
+        ("one", None, None),
+    ],
 )
-def test_flags_reach_the_processes_as_they_were_typed(text):
-    """Through one shell as here, and through two as over ssh."""
-    printing = f"printf %s {_quoted(text)}"
-    for command in (printing, f"sh -c '{printing}'"):
-        assert subprocess.check_output(["bash", "-c", command], text=True) == text
+def test_a_process_on_another_host_gets_its_own_address(monkeypatch, name, resolved, expected):
+    """A name would not do: MXNet cannot listen at it."""
+
+    def resolve(host):
+        assert host == "one"
+        if resolved is None:
+            raise socket.gaierror
+        return resolved
+
+    monkeypatch.setattr(socket, "gethostbyname", resolve)
+    scheduler = HERE._replace(host="10.0.0.9")
+    _, *processes = launcher.plan(["true"], scheduler, [launcher.Host(name, "22")])
+    for process in processes:
+        found = re.search(r"DMLC_NODE_HOST=(\S+)", process.command[-1])
+        assert (found and found[1]) == expected
+
+
+def test_a_port_is_taken_only_if_the_one_1000_above_is_free_too(monkeypatch):
+    first, second = free_ports(2)
+    monkeypatch.setattr(launcher, "_PORTS", [first, second])
+    with socket.create_server(("", first + 1000)):
+        assert launcher.place_scheduler(2, 1, None) == dmlc.Environment(
+            "scheduler", "127.0.0.1", second, 2, 1
+        )
+        with socket.create_server(("", second)), pytest.raises(UsageError, match="no port from"):
+            launcher.place_scheduler(2, 1, None)
+
+
+# Stands in for the processes of a job. They write down their number and how they were stopped.
+WAITING = """
+import pathlib, signal, sys, time
+def note(number, _):
+    pathlib.Path(f"{sys.argv[1]}-got-{number}").touch()
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, note)
+pathlib.Path(sys.argv[1]).touch()
+time.sleep(float(sys.argv[2]))
+sys.exit(int(sys.argv[3]))
+"""
+
+
+def stand_in(number, seconds, status=0, host=None):
+    command = [sys.executable, "-c", WAITING, str(number), str(seconds), str(status)]
+    return launcher.Process("worker" if number else "scheduler", host, command)
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """What the scheduler is asked; it hears it the second time only. Runs in `tmp_path`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launcher, "_PAUSE", 0.01)
+    asked = []
+
+    def ask(scheduler, message):
+        assert scheduler == HERE
+        asked.append(message)
+        return len(asked) > 1
+
+    monkeypatch.setattr(launcher.roll_call, "ask_to_stop", ask)
+    monkeypatch.setattr(launcher.roll_call, "give_up", ask)
+    return asked
+
+
+def test_the_status_is_the_schedulers_and_what_outlives_it_is_killed(asked, monkeypatch):
+    monkeypatch.setattr(launcher, "_PARTING", 0.2)
+    began = time.monotonic()
+    assert launcher.run([stand_in(0, 0.5, 3), stand_in(1, 0, 1), stand_in(2, 600)], HERE) == 3
+    assert time.monotonic() - began < 300
+    assert asked == []
+    dead = launcher.Process("scheduler", None, ["sh", "-c", "kill -9 $$"])
+    assert launcher.run([dead], HERE) == 137
+
+
+def test_a_signal_is_passed_on_once_the_scheduler_hears_and_the_second_kills(
+    asked, tmp_path, capsys
+):
+    """Processes of the job get neither from the terminal."""
+
+    def send_signals():
+        wait_for(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists())
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(lambda: len(asked) == 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=send_signals)
+    thread.start()
+    assert launcher.run([stand_in(0, 600), stand_in(1, 600)], HERE) == 143
+    thread.join()
+    assert asked == [signal.SIGTERM] * 2
+    assert not list(tmp_path.glob("*got*"))
+    assert capsys.readouterr().err.count("another signal kills it") == 1
+
+
+def test_nothing_is_left_when_a_process_cannot_be_started(asked, tmp_path):
+    (tmp_path / "none").touch(0o644)
+    wrong = launcher.Process("server", None, [str(tmp_path / "none")])
+    with pytest.raises(OSError):
+        launcher.run([stand_in(0, 600), wrong], HERE)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_host_that_ssh_does_not_reach_ends_the_job(asked):
+    """The status 255 is of ssh itself."""
+    jobs = [stand_in(0, 1.5, 3), stand_in(1, 0, host="one"), stand_in(2, 0, 255, host="two")]
+    assert launcher.run(jobs, HERE) == 3
+    assert asked == ["ssh does not get to two, or lost it"] * 2
 
 
 @pytest.mark.parametrize(
@@ -91,7 +237,6 @@ def test_flags_reach_the_processes_as_they_were_typed(text):
         (["--", "--lr=x"], "argument --lr: invalid float value: 'x'"),
         (["--", "--kvstore=device"], "--kvstore device: this process is part of a job"),
         (["--workers=2", "--", "--total-batch-size=75"], "cannot be divided among 2 devices"),
-        (["--", "--save-prefix=it's"], "cannot be handed to a shell"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_started(tmp_path, arguments, line):
