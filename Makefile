@@ -29,7 +29,7 @@ if found < (3, 9):
     sys.exit("Python 3.9 or later is needed, not %d.%d: name one with make PYTHON=..." % found)
 if found > (3, 15):
     sys.stderr.write("Python %d.%d is newer than 3.15, the newest that was tried.\n" % found)
-from embedding_learning.mxnet_runtime import explain_platform
+from embedding_learning.runtime.mxnet_compat import explain_platform
 explanation = explain_platform()
 if explanation:
     sys.exit(explanation)
@@ -67,7 +67,7 @@ $(INSTALLED): requirements-common.txt $(REQUIREMENTS).txt
 
 # Names the system library or the driver that is missing.
 $(WORKS): $(INSTALLED)
-	@.venv/bin/python -m embedding_learning.mxnet_runtime
+	@.venv/bin/python -m embedding_learning.runtime.mxnet_compat
 	@touch $@
 
 $(TOOLS): $(INSTALLED) requirements-dev.txt requirements-onnx.txt

@@ -8,29 +8,29 @@ if __name__ == "__main__":
     # The imports below take half a second. Ctrl-C ends them without a traceback: at first by the
     # system's own hand, and once `begin` has run with a line.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from embedding_learning import startup
+    from embedding_learning.runtime import startup
 
     startup.begin("train.py")
 
 import traceback
 
-from embedding_learning import dmlc, roll_call
-from embedding_learning.entry import exit_status
-from embedding_learning.options import parse
+from embedding_learning.cli.exit_codes import exit_status
+from embedding_learning.cli.train_flags import parse
+from embedding_learning.distributed import dmlc_environment, heartbeat
 
 
 def train() -> int:
     options = parse(sys.argv[1:])
-    member = roll_call.join("train.py")
-    if dmlc.is_helper():
-        with dmlc.hidden_role():
-            from embedding_learning import serving
-        serving.serve()
+    member = heartbeat.join("train.py")
+    if dmlc_environment.is_helper():
+        with dmlc_environment.hidden_role():
+            from embedding_learning.distributed import server
+        server.serve()
     # Only now, since MXNet takes seconds to import and --help needs none of it.
-    from embedding_learning import reporting, runs
+    from embedding_learning.training import log_lines, run
 
-    with reporting.log_to_terminal():
-        runs.run(options, sys.argv[1:], member)
+    with log_lines.log_to_terminal():
+        run.run(options, sys.argv[1:], member)
     return 0
 
 
@@ -42,7 +42,7 @@ def main() -> int:
         # Left to Python, the process would wait for the others of its job, and they for it.
         traceback.print_exc()
         status = 1
-    roll_call.leave(status)
+    heartbeat.leave(status)
     return status
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from embedding_learning.datasets import glyphs
+from embedding_learning.data.datasets import glyphs
 
 ROWS = {
     "Training: 4 of 100 characters": "RδЖ@",

@@ -6,7 +6,7 @@ import sys
 
 if sys.argv[:1] == ["-m"]:
     # Python is about to run a module of this package as a program, and the imports take a while.
-    from embedding_learning import startup
+    from embedding_learning.runtime import startup
 
     startup.begin("embedding_learning")
 
@@ -14,9 +14,9 @@ import importlib
 import os
 from typing import Any
 
-from embedding_learning import mxnet_runtime
+from embedding_learning.runtime import mxnet_compat
 
-mxnet_runtime.install()
+mxnet_compat.install()
 
 # OpenCV reads this once, when it is loaded, which MXNet does too. By its own limit, 2**30 pixels, a
 # file of some KB could take 3 GB in each thread that decodes.
@@ -24,19 +24,19 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**27))
 
 # Imported when first used: MXNet takes seconds to import, and --help needs none of it.
 _HOME_OF = {
-    "ContrastiveLoss": "losses",
-    "DistanceWeightedSampling": "sampling",
-    "EuclideanTripletLoss": "losses",
-    "HardSampling": "sampling",
-    "MarginLoss": "losses",
-    "MarginNet": "model",
-    "RandomSampling": "sampling",
-    "SemiHardSampling": "sampling",
-    "TripletLoss": "losses",
-    "embed": "commands.embed",
-    "load_model": "inference",
-    "recall_at_k": "evaluation",
-    "search": "commands.search",
+    "ContrastiveLoss": "model.losses",
+    "DistanceWeightedSampling": "model.sampling",
+    "EuclideanTripletLoss": "model.losses",
+    "HardSampling": "model.sampling",
+    "MarginLoss": "model.losses",
+    "MarginNet": "model.net",
+    "RandomSampling": "model.sampling",
+    "SemiHardSampling": "model.sampling",
+    "TripletLoss": "model.losses",
+    "embed": "cli.embed",
+    "load_model": "inference.embedding_model",
+    "recall_at_k": "evaluation.metrics",
+    "search": "cli.search",
 }
 __all__ = [
     "ContrastiveLoss",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
-from embedding_learning.entry import exit_status
-from embedding_learning.flags import UsageError
+from embedding_learning.cli.exit_codes import exit_status
+from embedding_learning.cli.parser import UsageError
 
 # A file each in `commands`, imported only when called for.
 VERBS = {
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if verb not in VERBS:
         raise UsageError(f"{verb or 'no verb'}: choose of {', '.join(VERBS)}")
-    module = f"embedding_learning.commands.{verb.replace('-', '_')}"
+    module = f"embedding_learning.cli.{verb.replace('-', '_')}"
     status: int = importlib.import_module(module).main(rest)
     return status
 

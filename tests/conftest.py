@@ -14,13 +14,11 @@ import pytest
 
 # Lets the tests import MXNet in any order.
 import embedding_learning  # noqa: F401
+from tests.helpers.paths import ROOT, SHARED
 
 # Threads that wait for each other sleep: where other programs keep the cores busy, spinning makes
 # these small networks a hundred times slower. OpenMP reads this when MXNet is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared"
 
 
 @pytest.fixture(scope="session")

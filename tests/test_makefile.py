@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from embedding_learning import mxnet_runtime
+from embedding_learning.runtime import mxnet_compat
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is what is tested")
 
 
@@ -58,4 +58,4 @@ def test_a_newer_python_is_tried_with_a_warning(tmp_path: Path) -> None:
 def test_a_platform_without_a_wheel_is_refused(tmp_path: Path) -> None:
     done = make(tmp_path, "platform.system, platform.machine = lambda: 'Windows', lambda: 'AMD64'")
     assert "installing" not in done.stdout
-    assert mxnet_runtime.explain_platform("Windows", "AMD64") in done.stderr.splitlines()
+    assert mxnet_compat.explain_platform("Windows", "AMD64") in done.stderr.splitlines()

@@ -13,15 +13,17 @@ import cv2
 import numpy as np
 import pytest
 
-from embedding_learning import building, losses, methods, options, sampling
-from tests.models import save_model
-from tests.small import batch_of, each_class, small_net
-from tests.test_command import QUICK
+from embedding_learning.cli import train_flags
+from embedding_learning.model import losses, methods, sampling
+from embedding_learning.training import build
+from tests.end_to_end.test_train_command import QUICK
+from tests.helpers.paths import ROOT
+from tests.helpers.saved_models import save_model
+from tests.helpers.tiny_networks import batch_of, each_class, small_net
 
 # isort: split
 import mxnet as mx
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
 # Code that belongs at the end of a file, which its first line names.
@@ -30,7 +32,7 @@ PASTED = re.findall(r"^```python\n# at the end of (\S+)\n(.*?)^```", README, re.
 
 @pytest.mark.parametrize(
     "action",
-    [a for a in options._parser()._actions if not isinstance(a, argparse._HelpAction)],
+    [a for a in train_flags._parser()._actions if not isinstance(a, argparse._HelpAction)],
     ids=lambda action: action.dest,
 )
 def test_every_flag_stands_in_the_readme_with_its_default(action: argparse.Action) -> None:
@@ -41,7 +43,7 @@ def test_every_flag_stands_in_the_readme_with_its_default(action: argparse.Actio
 
 
 def test_no_other_flag_stands_in_the_tables() -> None:
-    known = {name for action in options._parser()._actions for name in action.option_strings}
+    known = {name for action in train_flags._parser()._actions for name in action.option_strings}
     assert set(re.findall(r"^\| `(--[\w-]+)`", README, re.M)) <= known
 
 
@@ -74,10 +76,10 @@ def test_the_methods_in_the_readme_do_what_they_say(monkeypatch: pytest.MonkeyPa
         exec(compile(code, "README.md", "exec"), made)
         for name in made.keys() - vars(module).keys():
             monkeypatch.setattr(module, name, made[name], raising=False)
-    chosen = options.parse(["--batch-size=20", "--batch-k=2"])
+    chosen = train_flags.parse(["--batch-size=20", "--batch-k=2"])
     chosen.loss, chosen.sampling, chosen.margin = "ratio", "farthest", 0.5
-    net = small_net([mx.cpu()], sampling=building.find_sampling(chosen))
-    learning = building.build(chosen, each_class(5), net, [mx.cpu()])
+    net = small_net([mx.cpu()], sampling=build.find_sampling(chosen))
+    learning = build.build(chosen, each_class(5), net, [mx.cpu()])
     batch = batch_of(20)
     (triple,) = learning.step(batch).triples
     anchors, positives, negatives = (part.asnumpy() for part in triple)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.helpers.paths import ROOT
+
 PYTHONS = [f"3.{minor}" for minor in range(9, 17)]
 FILES = sorted(ROOT.glob("requirements*.txt"))
 # Packages that some Pythons do without.

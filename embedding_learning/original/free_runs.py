@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import mxnet as mx
 import numpy as np
 
-from embedding_learning import backbones
-from embedding_learning.data import read_split
-from embedding_learning.flags import UsageError
+from embedding_learning.cli.parser import UsageError
+from embedding_learning.data.build import read_split
+from embedding_learning.model import backbones
+from embedding_learning.model.weights.params_file import save_parameters
 from embedding_learning.original import processes
-from embedding_learning.parameter_files import save_parameters
 
 PROGRAMS = ("the original", "here")
 RECALL_AT = (1, 2, 4, 8, 16)

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from embedding_learning.architectures import find
-from embedding_learning.datasets import ImageSet, Split
-from embedding_learning.monitoring import TrainingFault
+from embedding_learning.data.datasets import ImageSet, Split
+from embedding_learning.model.weights.catalog import find
 from embedding_learning.original.source import Numbers
+from embedding_learning.training.health import TrainingFault
 
 _ROOT = Path(__file__).resolve().parents[2]
 # More than any image has; the original cuts a box at the image's edge.

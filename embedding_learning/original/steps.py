@@ -15,21 +15,21 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from embedding_learning.building import build, build_network, find_devices
-from embedding_learning.data import open_data, read_split
-from embedding_learning.learner import Learner
+from embedding_learning.data.build import open_data, read_split
+from embedding_learning.model.sampling import DistanceWeightedSampling
+from embedding_learning.model.weights.params_file import save_parameters
 from embedding_learning.original import processes
-from embedding_learning.original.states import (
+from embedding_learning.original.compare_arrays import (
     Difference,
     gradient_norm,
     largest_difference,
     relative,
     values,
 )
-from embedding_learning.original.stepwise import ANSWER, BATCH
-from embedding_learning.parameter_files import save_parameters
-from embedding_learning.sampling import DistanceWeightedSampling
-from embedding_learning.training import set_learning_rates
+from embedding_learning.original.step_server import ANSWER, BATCH
+from embedding_learning.training.build import build, build_network, find_devices
+from embedding_learning.training.learner import Learner
+from embedding_learning.training.loop import set_learning_rates
 
 
 class State(NamedTuple):

@@ -7,11 +7,11 @@ are asked for one at a time, when they are drawn.
 
 from __future__ import annotations
 
+from embedding_learning.plots.canvas import Thumbnail, check_path
 from embedding_learning.plots.comparison import spreads
-from embedding_learning.plots.history import curves
-from embedding_learning.plots.neighbours import gallery, search_results
-from embedding_learning.plots.pairs import distances
-from embedding_learning.plots.paper import Thumbnail, check_path
+from embedding_learning.plots.curves import curves
+from embedding_learning.plots.distances import distances
+from embedding_learning.plots.gallery import gallery, search_results
 from embedding_learning.plots.queries import average_precision, choose_queries
 from embedding_learning.plots.tsne import tsne_photographs, tsne_points
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from embedding_learning.plots import paper
+from embedding_learning.plots import canvas
 
 # Recall@1 of each finished seed, by loss and sampling.
 Values = Mapping[tuple[str, str], Sequence[float]]
@@ -23,7 +23,7 @@ _MOST_LINES = 4  # that one line of the caption takes
 _SPREAD = 0.7  # of the room between two losses that their samplings take
 
 
-@paper.plain_style
+@canvas.plain_style
 def spreads(panels: Mapping[str, Values], path: str, caption: str = "") -> None:
     """Draws a panel for each kind of values, over the losses and in a colour for each sampling.
 
@@ -45,20 +45,20 @@ def spreads(panels: Mapping[str, Values], path: str, caption: str = "") -> None:
     UsageError
         If the file cannot be written.
     """
-    paper.check_path(path)
+    canvas.check_path(path)
     width = _WIDE * len(panels) + _LEGEND
     wide = width - 2 * _MARGIN
     told = [
         part
         for line in caption.splitlines()
-        for part in paper.wrapped(line, _CAPTION, wide, _MOST_LINES)
+        for part in canvas.wrapped(line, _CAPTION, wide, _MOST_LINES)
     ]
     height = _HEAD + _HIGH + _LINE * len(told) + _MARGIN
-    figure, page = paper.page(width, height)
-    paper.write(page, _MARGIN, 50, "Recall@1 by loss and sampling", 32, wide, weight="bold")
+    figure, page = canvas.page(width, height)
+    canvas.write(page, _MARGIN, 50, "Recall@1 by loss and sampling", 32, wide, weight="bold")
     for number, line in enumerate(told):
         top = _HEAD + _HIGH + _LINE * (number + 0.5)
-        paper.write(page, _MARGIN, top, line, _CAPTION, wide, color=paper.GREY)
+        canvas.write(page, _MARGIN, top, line, _CAPTION, wide, color=canvas.GREY)
     limits = _limits(panels)
     for number, (title, values) in enumerate(panels.items()):
         left, top, across, high = number * _WIDE + 100, _HEAD + 50, _WIDE - 130, _HIGH - 130
@@ -67,14 +67,14 @@ def spreads(panels: Mapping[str, Values], path: str, caption: str = "") -> None:
         )
         _draw(axes, title, values, limits)
     axes.legend(
-        prop=paper.font(_TEXT),
-        labelcolor=paper.INK,
+        prop=canvas.font(_TEXT),
+        labelcolor=canvas.INK,
         frameon=False,
         loc="upper left",
         bbox_to_anchor=(1.02, 1.0),
         handlelength=1.2,
     )
-    paper.save(figure, path)
+    canvas.save(figure, path)
 
 
 def _limits(panels: Mapping[str, Values]) -> tuple[float, float]:
@@ -97,7 +97,7 @@ def _deviation(values: Sequence[float]) -> float:
 
 def _draw(axes: Axes, title: str, values: Values, limits: tuple[float, float]) -> None:
     losses, samplings = (list(dict.fromkeys(names)) for names in zip(*values))
-    small = paper.font(_TEXT)
+    small = canvas.font(_TEXT)
     step = _SPREAD / len(samplings)
     for column, sampling in enumerate(samplings):
         colour, mark = _COLOURS[column % len(_COLOURS)], _MARKS[column % len(_MARKS)]
@@ -112,7 +112,7 @@ def _draw(axes: Axes, title: str, values: Values, limits: tuple[float, float]) -
                 mark,
                 color=colour,
                 alpha=0.35,
-                markersize=paper.points(8),
+                markersize=canvas.points(8),
                 markeredgewidth=0,
             )
             axes.errorbar(
@@ -121,27 +121,27 @@ def _draw(axes: Axes, title: str, values: Values, limits: tuple[float, float]) -
                 yerr=[_deviation(some)] if len(some) > 1 else None,
                 fmt=mark,
                 color=colour,
-                markersize=paper.points(12),
-                linewidth=paper.points(3),
-                capsize=paper.points(9),
-                capthick=paper.points(3),
+                markersize=canvas.points(12),
+                linewidth=canvas.points(3),
+                capsize=canvas.points(9),
+                capthick=canvas.points(3),
             )
         # Also where nothing of it is finished yet.
-        axes.plot([], [], mark, color=colour, label=sampling, markersize=paper.points(12))
+        axes.plot([], [], mark, color=colour, label=sampling, markersize=canvas.points(12))
     axes.set_title(
         title,
-        font=paper.font(1.25 * _TEXT),
-        color=paper.INK,
+        font=canvas.font(1.25 * _TEXT),
+        color=canvas.INK,
         loc="left",
-        pad=paper.points(12),
+        pad=canvas.points(12),
     )
     axes.set_xticks(range(len(losses)), losses)
     axes.set(xlim=(-0.5, len(losses) - 0.5), ylim=limits)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
     for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        label.set(font=small, color=paper.GREY)
-    axes.grid(axis="y", color=paper.FAINT, linewidth=paper.points(1))
+        label.set(font=small, color=canvas.GREY)
+    axes.grid(axis="y", color=canvas.FAINT, linewidth=canvas.points(1))
     axes.set_axisbelow(True)
-    axes.tick_params(axis="x", length=0, pad=paper.points(10))
+    axes.tick_params(axis="x", length=0, pad=canvas.points(10))
     axes.spines[["top", "right"]].set_visible(False)

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patheffects import withStroke
 
-from embedding_learning.plots import paper
-from embedding_learning.plots.paper import Thumbnail
+from embedding_learning.plots import canvas
+from embedding_learning.plots.canvas import Thumbnail
 
 # Pixels of a map's longer side, of the lines above it, and of the room that these take.
 _PHOTOGRAPHS, _POINTS = 3000, 2000
@@ -40,7 +40,7 @@ _PALETTE = (
 _LOOKED_AT = 500
 
 
-@paper.plain_style
+@canvas.plain_style
 def tsne_photographs(
     points: np.ndarray, thumbnail: Thumbnail, path: str, title: str = "t-SNE of the embeddings"
 ) -> None:
@@ -65,7 +65,7 @@ def tsne_photographs(
     UsageError
         If the file cannot be written.
     """
-    paper.check_path(path)
+    canvas.check_path(path)
     rows, cells, grid = _laid_out(_unit_square(points))
     side = _PHOTOGRAPHS // grid
     cells = cells - cells.min(axis=0)
@@ -74,24 +74,24 @@ def tsne_photographs(
     width = max(columns * side, _PHOTOGRAPHS // 2) + 2 * _BORDER
     left = (width - columns * side) // 2
     above = int(_HEADING * _PHOTOGRAPHS_TEXT)
-    canvas = paper.blank(width, lines * side + above + _BORDER)
+    sheet = canvas.blank(width, lines * side + above + _BORDER)
     for row, (column, line) in zip(rows, cells):
         # A white line keeps neighbours apart.
-        paper.paste(
-            canvas, thumbnail(row), left + column * side + 1, above + line * side + 1, side - 2
+        canvas.paste(
+            sheet, thumbnail(row), left + column * side + 1, above + line * side + 1, side - 2
         )
-    figure, axes = paper.page(width, len(canvas))
-    paper.show(axes, canvas)
+    figure, axes = canvas.page(width, len(sheet))
+    canvas.show(axes, sheet)
     shown = f"Photographs: {len(points):,}"
     if len(rows) < len(points):
         shown = (
             f"Photographs: {len(rows):,} of {len(points):,}; the others would lie on top of them"
         )
     _heading(axes, width, title, shown, _PHOTOGRAPHS_TEXT)
-    paper.save(figure, path)
+    canvas.save(figure, path)
 
 
-@paper.plain_style
+@canvas.plain_style
 def tsne_points(
     points: np.ndarray,
     labels: np.ndarray,
@@ -121,7 +121,7 @@ def tsne_points(
     UsageError
         If the file cannot be written.
     """
-    paper.check_path(path)
+    canvas.check_path(path)
     margin = 3 * _BORDER
     places = margin + _unit_square(points) * (_POINTS - 2 * margin)
     above = int(_HEADING * _POINTS_TEXT)
@@ -132,14 +132,14 @@ def tsne_points(
     by_class = np.split(np.argsort(members, kind="stable"), np.cumsum(sizes)[:-1])
     centres = np.array([_densest(places[rows]) for rows in by_class])
     is_known = classes >= 0
-    colours = np.where(is_known, np.array(_PALETTE)[_far_apart(centres, sizes)], paper.GREY)
+    colours = np.where(is_known, np.array(_PALETTE)[_far_apart(centres, sizes)], canvas.GREY)
 
-    figure, axes = paper.page(_POINTS, height)
+    figure, axes = canvas.page(_POINTS, height)
     # Many points are fewer bytes as pixels, also within an SVG.
     axes.scatter(
         places[:, 0],
         places[:, 1],
-        s=paper.points(np.clip(420 / np.sqrt(len(points)), 5, 20)) ** 2,
+        s=canvas.points(np.clip(420 / np.sqrt(len(points)), 5, 20)) ** 2,
         c=colours[members],
         alpha=0.85,
         linewidths=0,
@@ -149,18 +149,18 @@ def tsne_points(
     if is_known.sum() > _MOST_NAMES:
         told += ", too many to be named"
     else:
-        names = [paper.class_title(class_names[c]) for c in classes[is_known]]
+        names = [canvas.class_title(class_names[c]) for c in classes[is_known]]
         known = colours[is_known], centres[is_known], sizes[is_known]
         left_out = _write_names(axes, names, *known, (_POINTS, height))
         told += f", {left_out} of them without room for the name" if left_out else ""
     _heading(axes, _POINTS, title, told, _POINTS_TEXT)
-    paper.save(figure, path)
+    canvas.save(figure, path)
 
 
 def _heading(axes: Axes, width: int, title: str, below: str, text: int) -> None:
     room = width - 2 * _BORDER
-    paper.write(axes, _BORDER, 1.25 * text, title, text, room, weight="bold")
-    paper.write(axes, _BORDER, 2.25 * text, below, 0.7 * text, room, color=paper.GREY)
+    canvas.write(axes, _BORDER, 1.25 * text, title, text, room, weight="bold")
+    canvas.write(axes, _BORDER, 2.25 * text, below, 0.7 * text, room, color=canvas.GREY)
 
 
 def _unit_square(points: np.ndarray) -> np.ndarray:
@@ -240,10 +240,10 @@ def _write_names(
     ring = np.stack([2 * np.cos(angles), np.sin(angles)], axis=1)  # text is wide
     steps = np.concatenate([np.zeros((1, 2)), *(radius * ring for radius in range(15, 121, 15))])
     boxes = np.zeros((0, 4))  # left, top, right, bottom
-    halo = [withStroke(linewidth=paper.points(7), foreground=paper.PAPER)]
+    halo = [withStroke(linewidth=canvas.points(7), foreground=canvas.PAPER)]
     for row in np.argsort(-sizes, kind="stable"):
-        text = paper.fitted(names[row], _NAME, room[0] / 4, "bold")
-        half = np.array([paper.text_width(text, _NAME, "bold") / 2 + 6, 0.65 * _NAME])
+        text = canvas.fitted(names[row], _NAME, room[0] / 4, "bold")
+        half = np.array([canvas.text_width(text, _NAME, "bold") / 2 + 6, 0.65 * _NAME])
         most = np.array(room) - half - 10
         # A name may cover some of a cluster's points, but not a few points.
         start = centres[row] + ([0, 1.2 * _NAME] if sizes[row] < _FEW else [0, 0])
@@ -259,9 +259,9 @@ def _write_names(
         boxes = np.vstack([boxes, box])
         if np.abs(place - start)[1] > _NAME:
             axes.plot(
-                *np.stack([centres[row], place]).T, color=paper.INK, linewidth=paper.points(1.5)
+                *np.stack([centres[row], place]).T, color=canvas.INK, linewidth=canvas.points(1.5)
             )
         dark = 0.6 * np.array(to_rgb(colours[row]))
         how: dict[str, Any] = {"ha": "center", "va": "center_baseline", "path_effects": halo}
-        paper.write(axes, place[0], place[1], text, _NAME, weight="bold", color=dark, **how)
+        canvas.write(axes, place[0], place[1], text, _NAME, weight="bold", color=dark, **how)
     return len(names) - len(boxes)

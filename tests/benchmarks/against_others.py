@@ -28,8 +28,8 @@ import sys
 import time
 from pathlib import Path
 
-from embedding_learning.data import open_data, read_split
-from embedding_learning.options import parse
+from embedding_learning.cli.train_flags import parse
+from embedding_learning.data.build import open_data, read_split
 from tests.benchmarks import table
 
 ROOT = Path(__file__).resolve().parents[2]

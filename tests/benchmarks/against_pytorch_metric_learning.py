@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
-from embedding_learning.clustering import k_means
-from embedding_learning.evaluation import evaluate
+from embedding_learning.evaluation.clustering import k_means
+from embedding_learning.evaluation.metrics import evaluate
 
 THEIR_NAMES = {
     "map@r": "mean_average_precision_at_r",

@@ -136,7 +136,7 @@ def differences(model: str, folder: Path) -> list[float]:
     import embedding_learning  # noqa: F401, I001
     import mxnet as mx
 
-    from embedding_learning import backbones
+    from embedding_learning.model import backbones
 
     backbones.convert(model, str(folder / "new.pth"), str(folder / "new.params"))
     with np.load(folder / "features.npz") as arrays:

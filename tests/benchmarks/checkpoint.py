@@ -12,8 +12,13 @@ import statistics
 import time
 from pathlib import Path
 
-from embedding_learning import building, checkpoints, learner_state, resuming
-from embedding_learning.options import parse
+from embedding_learning.cli.train_flags import parse
+from embedding_learning.training import (
+    build,
+    checkpoint_file,
+    learner_state,
+    resume,
+)
 
 # isort: split
 import mxnet as mx
@@ -33,8 +38,8 @@ def main() -> None:
 
     devices = [mx.cpu()]
     options = parse([f"--model={args.model}", f"--batch-size={args.batch_size}"])
-    net = building.build_network(options, devices)
-    learning = building.build(options, np.arange(100)[:, None], net, devices)
+    net = build.build_network(options, devices)
+    learning = build.build(options, np.arange(100)[:, None], net, devices)
     shape = (args.batch_size, 3, options.crop_size, options.crop_size)
     pixels = nd.array(np.random.default_rng(0).integers(0, 256, shape), dtype=np.uint8)
     labels = nd.array(np.arange(args.batch_size) // options.batch_k)
@@ -48,11 +53,11 @@ def main() -> None:
 
     def save() -> None:
         arrays, state = learner_state.gather(learning)
-        told = resuming.describe(options, "", resuming.Progress())
-        checkpoints.write(file, arrays, {**told, "learner": state})
+        told = resume.describe(options, "", resume.Progress())
+        checkpoint_file.write(file, arrays, {**told, "learner": state})
 
     def read() -> None:
-        found = checkpoints.read(file)
+        found = checkpoint_file.read(file)
         learner_state.restore(learning, found.arrays, found.state["learner"], "")
         nd.waitall()
 

@@ -20,10 +20,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from embedding_learning.dmlc import ROLES
-from embedding_learning.stopping import Interrupted, interrupted_by_signals
+from embedding_learning.distributed.dmlc_environment import ROLES
+from embedding_learning.runtime.signals import Interrupted, interrupted_by_signals
 from tests.benchmarks.namespaces import Machine, Unavailable, network
-from tests.benchmarks.processes import ROOT, Command, JobFailed, Process, job, wait_for
+from tests.benchmarks.processes import (
+    ROOT,
+    Command,
+    JobFailed,
+    Process,
+    job,
+    wait_for,
+)
 
 _FLAGS = [
     *("--data-path=../shared/data/cub_crops", "--model=squeezenet1.1"),

@@ -15,10 +15,10 @@ import tempfile
 from pathlib import Path
 
 from embedding_learning import load_model
-from embedding_learning.datasets import files
-from embedding_learning.inference import EmbeddingModel
+from embedding_learning.data.datasets import unlabeled
+from embedding_learning.inference.embedding_model import EmbeddingModel
 from tests.benchmarks.timing import interleaved
-from tests.models import save_model
+from tests.helpers.saved_models import save_model
 
 # isort: split
 import mxnet as mx
@@ -54,7 +54,7 @@ def main() -> None:
             flags = ["--image-size=256", "--crop-size=224", "--embed-dim=128"]
             save_model(Path(params), f"--model={args.model}", *flags)
         model = load_model(params)
-    paths = files.read([args.folder]).paths[: args.images]
+    paths = unlabeled.read([args.folder]).paths[: args.images]
     size = model.batch_size(len(paths), args.batch_size)
     batches = -(-len(paths) // size)
     print(f"{len(paths)} images, {batches} batches of {size}, {model.description['model']}")

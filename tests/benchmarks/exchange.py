@@ -12,8 +12,8 @@ import argparse
 import sys
 import time
 
-from embedding_learning import roll_call
-from embedding_learning.options import parse
+from embedding_learning.cli.train_flags import parse
+from embedding_learning.distributed import heartbeat
 
 _WARMUP = 2
 
@@ -26,19 +26,19 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=5)
     arguments, flags = parser.parse_known_args()
     options = parse(flags)
-    member = roll_call.join("exchange")
+    member = heartbeat.join("exchange")
 
     import mxnet as mx
     import numpy as np
 
-    from embedding_learning import building, training
-    from embedding_learning.job import Job
-    from embedding_learning.parameter_server import ParameterServerJob
+    from embedding_learning.distributed.synchronous import ParameterServerJob
+    from embedding_learning.distributed.worker_group import Job
+    from embedding_learning.training import build, loop
 
     job = ParameterServerJob(options.kvstore, member) if member else Job()
     devices = [mx.cpu()]
-    learning = building.build(
-        options, np.arange(100)[:, None], building.build_network(options, devices), devices, job
+    learning = build.build(
+        options, np.arange(100)[:, None], build.build_network(options, devices), devices, job
     )
     learning.start()
     shape = (options.batch_size, 3, options.crop_size, options.crop_size)
@@ -58,7 +58,7 @@ def main() -> int:
         mx.nd.waitall()
 
     step = compute if arguments.step == "compute" else sleep
-    training.seed_step(1, 0, job.rank)
+    loop.seed_step(1, 0, job.rank)
     for _ in range(_WARMUP):
         step()
     mx.nd.waitall()
@@ -78,5 +78,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     status = main()
-    roll_call.leave(status)
+    heartbeat.leave(status)
     sys.exit(status)

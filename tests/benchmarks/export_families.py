@@ -15,11 +15,12 @@ import argparse
 import os
 import tempfile
 
-from embedding_learning import backbones, export
-from embedding_learning.architectures import ARCHITECTURES, GLUON_NAMES, TORCHVISION_NAMES
-from embedding_learning.flags import UsageError
-from embedding_learning.model import ImageNormalization, MarginNet
-from tests.onnx_files import open_session
+from embedding_learning.cli.parser import UsageError
+from embedding_learning.inference import export
+from embedding_learning.model import backbones
+from embedding_learning.model.net import ImageNormalization, MarginNet
+from embedding_learning.model.weights.catalog import ARCHITECTURES, GLUON_NAMES, TORCHVISION_NAMES
+from tests.helpers.onnx_files import open_session
 
 # isort: split
 import mxnet as mx

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 
-from embedding_learning.architectures import ARCHITECTURES, TORCHVISION_NAMES
+from embedding_learning.model.weights.catalog import ARCHITECTURES, TORCHVISION_NAMES
 
 
 def main() -> int:
@@ -42,23 +42,23 @@ def main() -> int:
 def tried(name: str) -> str:
     """What the line says of a backbone."""
     # Only in a process of its own.
-    from embedding_learning import building
-    from embedding_learning.descriptions import describe
-    from embedding_learning.inference import load_model
-    from embedding_learning.options import parse
-    from embedding_learning.parameter_files import save_parameters
+    from embedding_learning.cli.train_flags import parse
+    from embedding_learning.inference.embedding_model import load_model
+    from embedding_learning.model.description import describe
+    from embedding_learning.model.weights.params_file import save_parameters
+    from embedding_learning.training import build
 
     # isort: split
     import mxnet as mx
     import numpy as np
 
     options = parse([f"--model={name}", "--batch-size=4", "--batch-k=2", "--lr=1e-5"])
-    building.check_names(options)
+    build.check_names(options)
     size, devices = options.crop_size, [mx.cpu()]
     mx.random.seed(1)
     begin = time.perf_counter()
-    net = building.build_network(options, devices)
-    made = building.build(options, np.arange(2)[:, None], net, devices)
+    net = build.build_network(options, devices)
+    made = build.build(options, np.arange(2)[:, None], net, devices)
     built = time.perf_counter()
     rng = np.random.default_rng(0)
     pixels = mx.nd.array(rng.integers(0, 256, (4, 3, size, size)), dtype=np.uint8)

@@ -18,10 +18,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from embedding_learning.datasets import ImageSet, load
-from embedding_learning.image_store import open_store
-from embedding_learning.images import Decoder, crop, read_image
-from embedding_learning.iterators import BalancedBatches
+from embedding_learning.data.batches import BalancedBatches
+from embedding_learning.data.datasets import ImageSet, load
+from embedding_learning.data.pixel_cache import open_store
+from embedding_learning.data.preprocessing import Decoder, crop, read_image
 
 # isort: split
 import cv2

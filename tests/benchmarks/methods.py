@@ -11,9 +11,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from embedding_learning import losses, methods  # makes MXNet ready
-from embedding_learning import sampling as samplings
-from tests.benchmarks.sampling_and_loss import BATCH_K, CLASSES, DIMENSION, embeddings
+from embedding_learning.model import losses, methods  # makes MXNet ready
+from embedding_learning.model import sampling as samplings
+from tests.benchmarks.sampling_and_loss import (
+    BATCH_K,
+    CLASSES,
+    DIMENSION,
+    embeddings,
+)
 from tests.benchmarks.timing import interleaved, print_ratios
 
 # isort: split

@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from embedding_learning import backbones, options  # makes MXNet ready
-from embedding_learning.data import open_data, read_split
-from embedding_learning.losses import MarginLoss
-from embedding_learning.model import ImageNormalization, MarginNet
-from embedding_learning.original.states import largest_difference
+from embedding_learning.cli import train_flags  # makes MXNet ready
+from embedding_learning.data.build import open_data, read_split
+from embedding_learning.model import backbones
+from embedding_learning.model.losses import MarginLoss
+from embedding_learning.model.net import ImageNormalization, MarginNet
+from embedding_learning.original.compare_arrays import largest_difference
 
 # isort: split
 import mxnet as mx
@@ -30,7 +31,7 @@ from mxnet import autograd
 
 
 def main() -> None:
-    told = options.parse(sys.argv[1:])
+    told = train_flags.parse(sys.argv[1:])
     logging.basicConfig(level=logging.INFO)
     data = open_data(read_split(told), told)
     images = ImageNormalization()(data.train.next().data[0])

@@ -15,10 +15,10 @@ import cv2
 from PIL import Image
 
 from embedding_learning import recall_at_k
-from embedding_learning.datasets import load
-from embedding_learning.images import read_whole, resize_square
-from embedding_learning.model import ImageNormalization
-from embedding_learning.options import RESIZES
+from embedding_learning.cli.train_flags import RESIZES
+from embedding_learning.data.datasets import load
+from embedding_learning.data.preprocessing import read_whole, resize_square
+from embedding_learning.model.net import ImageNormalization
 
 # isort: split
 import mxnet as mx

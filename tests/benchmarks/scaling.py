@@ -28,12 +28,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from embedding_learning import building, dmlc
-from embedding_learning.options import parse
-from embedding_learning.parameter_server import KEYS_OF_TRAINER
-from embedding_learning.stopping import Interrupted, interrupted_by_signals
+from embedding_learning.cli.train_flags import parse
+from embedding_learning.distributed import dmlc_environment
+from embedding_learning.distributed.synchronous import KEYS_OF_TRAINER
+from embedding_learning.runtime.signals import Interrupted, interrupted_by_signals
+from embedding_learning.training import build
 from tests.benchmarks.namespaces import Machine, Unavailable, network
-from tests.benchmarks.processes import ROOT, Command, JobFailed, Process, job, wait_for
+from tests.benchmarks.processes import (
+    ROOT,
+    Command,
+    JobFailed,
+    Process,
+    job,
+    wait_for,
+)
 from tests.benchmarks.scaling_model import Prediction, predict
 
 # isort: split
@@ -108,8 +116,8 @@ def main() -> int:
 def all_parameters(options: argparse.Namespace) -> Parameters:
     """What each trainer gives to the store."""
     devices = [mx.cpu()]
-    learning = building.build(
-        options, np.arange(100)[:, None], building.build_network(options, devices), devices
+    learning = build.build(
+        options, np.arange(100)[:, None], build.build_network(options, devices), devices
     )
     return [trainer._params for trainer in learning.trainers]
 
@@ -122,7 +130,7 @@ def gradient_sizes(parameters: Parameters, servers: int) -> dict[int, int]:
         for index, parameter in enumerate(of_trainer):
             elements = math.prod(parameter.shape)
             first = number * KEYS_OF_TRAINER
-            key = dmlc.key_on_lightest(first, index, elements, loads)
+            key = dmlc_environment.key_on_lightest(first, index, elements, loads)
             if parameter.grad_req != "null":
                 sizes[key] = elements
     return sizes

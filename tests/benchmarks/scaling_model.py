@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from embedding_learning.dmlc import BIG_ARRAY
+from embedding_learning.distributed.dmlc_environment import BIG_ARRAY
 
 _ELEMENT_BYTES = 4
 

@@ -65,7 +65,7 @@ def contestant(name: str, folder: Path, original: Path | None) -> Callable[[], o
         return lambda: faiss_recalls(rows, labels)
     if who == "original":
         return original_recalls(original, rows, labels)
-    from embedding_learning.evaluation import recall_at_k
+    from embedding_learning.evaluation.metrics import recall_at_k
 
     ks = SOP_RANKS if task == "sop" else CUB_RANKS
     return lambda: list(recall_at_k(rows, labels, ks).values())
@@ -115,7 +115,7 @@ def million(queries: np.ndarray, file: Path, who: str) -> Callable[[], object]:
         index = faiss.IndexFlatL2(DIMENSIONS)
         index.add(gallery)
         return lambda: last_distance(np.sqrt(index.search(queries, NEAREST)[0]))
-    from embedding_learning.neighbours import nearest
+    from embedding_learning.evaluation.neighbors import nearest
 
     return lambda: last_distance(nearest(queries, NEAREST, gallery)[0])
 

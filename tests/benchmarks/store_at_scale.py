@@ -15,9 +15,9 @@ import re
 import time
 from pathlib import Path
 
-from embedding_learning.datasets import ImageSet, load
-from embedding_learning.image_store import open_store
-from embedding_learning.iterators import BalancedBatches
+from embedding_learning.data.batches import BalancedBatches
+from embedding_learning.data.datasets import ImageSet, load
+from embedding_learning.data.pixel_cache import open_store
 
 # isort: split
 import cv2

@@ -6,12 +6,12 @@ import hashlib
 import sys
 
 import train
-from embedding_learning import learner_state, training
+from embedding_learning.training import learner_state, loop
 
-_run = training.Loop.run
+_run = loop.Loop.run
 
 
-def run(loop: training.Loop) -> None:
+def run(loop: loop.Loop) -> None:
     _run(loop)
     digest = hashlib.sha256()
     arrays, _ = learner_state.gather(loop.learner)
@@ -22,5 +22,5 @@ def run(loop: training.Loop) -> None:
 
 
 if __name__ == "__main__":
-    training.Loop.run = run
+    loop.Loop.run = run
     sys.exit(train.main())

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import argparse
 
-from embedding_learning import backbones, building, training
-from embedding_learning.options import parse
+from embedding_learning.cli.train_flags import parse
+from embedding_learning.model import backbones
+from embedding_learning.training import build, loop
 from tests.benchmarks.timing import interleaved, print_ratios
 
 # isort: split
@@ -36,8 +37,8 @@ def main() -> None:
             f"--crop-size={args.crop_size}",
         ]
     )
-    learning = building.build(
-        options, np.arange(100)[:, None], building.build_network(options, devices), devices
+    learning = build.build(
+        options, np.arange(100)[:, None], build.build_network(options, devices), devices
     )
     shape = (args.batch_size, 3, args.crop_size, args.crop_size)
     pixels = nd.array(np.random.default_rng(0).integers(0, 256, shape), dtype=np.uint8)
@@ -46,7 +47,7 @@ def main() -> None:
     step = iter(range(10**6))
 
     def whole_step() -> None:
-        training.seed_step(1, next(step))
+        loop.seed_step(1, next(step))
         learning.step(batch)
 
     bare = backbones.create(args.model, devices)

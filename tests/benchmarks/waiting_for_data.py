@@ -11,7 +11,7 @@ import sys
 import time
 
 import train
-from embedding_learning.iterators import BalancedBatches
+from embedding_learning.data.batches import BalancedBatches
 
 
 def main() -> int:

@@ -22,11 +22,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-import embedding_learning
 from embedding_learning import load_model
-from embedding_learning.parameter_files import read_description, read_parameters
+from embedding_learning.model.weights.params_file import read_description, read_parameters
+from tests.helpers.paths import ROOT
 
-ROOT = Path(embedding_learning.__file__).resolve().parents[1]
 # The last commit of version 0.1, when all modules lay in one folder.
 COMMIT = "337ec14b5e5e41e8b43a22e9debae56c415708a3"
 # Two devices, beta of each image and a falling learning rate, so that the state has all its parts.

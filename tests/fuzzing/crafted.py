@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from embedding_learning import checkpoints
+from embedding_learning.training import checkpoint_file
 from tests.fuzzing.mutations import changed
 
 _SIDES = (0, 1, 7, 4000, 11_000, 30_000, 65_000, 65_535, 2**31 - 1, 2**32 - 1)
@@ -155,14 +155,14 @@ def checkpoint(rng: Random, content: bytes) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "checkpoint"
         file.write_bytes(content)
-        found = checkpoints.read(file)
+        found = checkpoint_file.read(file)
         arrays, state = dict(found.arrays), found.state
         for _ in range(rng.choice((1, 1, 2, 5))):
             if rng.random() < 0.3:
                 _change_arrays(rng, arrays)
             else:
                 _change_value(rng, state)
-        checkpoints.write(file, arrays, state)
+        checkpoint_file.write(file, arrays, state)
         return file.read_bytes()
 
 

@@ -24,16 +24,17 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from embedding_learning import datasets
-from embedding_learning.datasets import DataError, cub200
-from embedding_learning.image_store import open_store
-from embedding_learning.images import find_faults, read_image
+from embedding_learning.data import datasets
+from embedding_learning.data.datasets import DataError, cub200
+from embedding_learning.data.pixel_cache import open_store
+from embedding_learning.data.preprocessing import find_faults, read_image
 from tests.fuzzing import crafted, samples
+from tests.helpers.paths import ROOT
 
 if TYPE_CHECKING:
-    from embedding_learning.learner import Learner
+    from embedding_learning.training.learner import Learner
 
-_SCRIPT = Path(__file__).resolve().parents[2] / "get_cub200_data.sh"
+_SCRIPT = ROOT / "get_cub200_data.sh"
 _SIZE = 8
 
 
@@ -146,8 +147,8 @@ def _write_parameters(folder: Path) -> None:
     """As MXNet writes them, and as this program does."""
     import mxnet as mx
 
-    from embedding_learning.parameter_files import save_parameters
-    from tests.small import small_net
+    from embedding_learning.model.weights.params_file import save_parameters
+    from tests.helpers.tiny_networks import small_net
 
     net = small_net([mx.cpu()])
     net.save_parameters(str(folder / "plain.params"))
@@ -156,7 +157,7 @@ def _write_parameters(folder: Path) -> None:
 
 
 def _read_parameters(folder: Path) -> None:
-    from embedding_learning.parameter_files import read_description, read_parameters
+    from embedding_learning.model.weights.params_file import read_description, read_parameters
 
     for name in ("plain.params", "described.params"):
         file = str(folder / name)
@@ -178,7 +179,7 @@ def _write_weights(folder: Path) -> None:
     """As torch.save writes them today and did once, and as safetensors."""
     from safetensors.numpy import save_file
 
-    from tests import torch_writer
+    from tests.helpers import torch_writer
 
     rng = np.random.default_rng(0)
     arrays = {name: rng.normal(size=s).astype(np.float32) for name, s in _WEIGHTS.items()}
@@ -190,7 +191,7 @@ def _write_weights(folder: Path) -> None:
 def _read_weights(folder: Path) -> None:
     import mxnet as mx
 
-    from embedding_learning.weight_files import load_weights
+    from embedding_learning.model.weights.pretrained import load_weights
 
     names = {"features.0.weight": 0, "features.0.bias": 1, "features.21.weight": 2}
     shapes = list(_WEIGHTS.values())
@@ -207,34 +208,34 @@ _RUN = ["--batch-size=4", "--batch-k=2", "--embed-dim=8", "--batch-num=10"]
 def _learner() -> tuple[Namespace, Learner]:
     import mxnet as mx
 
-    from embedding_learning import building
-    from embedding_learning.options import parse
-    from tests.small import each_class, small_net
+    from embedding_learning.cli.train_flags import parse
+    from embedding_learning.training import build
+    from tests.helpers.tiny_networks import each_class, small_net
 
     options, devices = parse(_RUN), [mx.cpu()]
-    return options, building.build(options, each_class(5), small_net(devices), devices)
+    return options, build.build(options, each_class(5), small_net(devices), devices)
 
 
 def _write_checkpoint(folder: Path) -> None:
-    from embedding_learning import checkpoints, learner_state, resuming
-    from tests.small import batch_of
+    from embedding_learning.training import checkpoint_file, learner_state, resume
+    from tests.helpers.tiny_networks import batch_of
 
     options, learner = _learner()
     learner.step(batch_of(4))
     arrays, state = learner_state.gather(learner)
-    state = {"learner": state, **resuming.describe(options, "sum of the data", resuming.Progress())}
-    checkpoints.write(folder / "checkpoint-0001-000003.safetensors", arrays, state)
+    state = {"learner": state, **resume.describe(options, "sum of the data", resume.Progress())}
+    checkpoint_file.write(folder / "checkpoint-0001-000003.safetensors", arrays, state)
 
 
 def _read_checkpoint(folder: Path) -> None:
-    from embedding_learning import checkpoints, learner_state, resuming
+    from embedding_learning.training import checkpoint_file, learner_state, resume
 
     options, learner = _learner()
     file = str(folder / "checkpoint-0001-000003.safetensors")
-    checkpoint = checkpoints.find(file, "nowhere")
-    resuming.check_flags(checkpoint, options)
-    resuming.read_progress(checkpoint, options.batch_num)
-    resuming.check_data(checkpoint, "sum of the data", options)
+    checkpoint = checkpoint_file.find(file, "nowhere")
+    resume.check_flags(checkpoint, options)
+    resume.read_progress(checkpoint, options.batch_num)
+    resume.check_data(checkpoint, "sum of the data", options)
     state = checkpoint.state.get("learner")
     if isinstance(state, dict):
         learner_state.restore(learner, checkpoint.arrays, state, f"--resume {file}")

@@ -21,8 +21,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from embedding_learning.datasets import DataError
-from embedding_learning.flags import UsageError
+from embedding_learning.cli.parser import UsageError
+from embedding_learning.data.datasets import DataError
 from tests.fuzzing.kinds import Kind
 from tests.fuzzing.mutations import changed, replace_file
 from tests.fuzzing.watch import Watch, take_stock

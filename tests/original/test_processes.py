@@ -7,25 +7,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_learning import options
-from embedding_learning.datasets import ImageSet, Split
+from embedding_learning.cli import train_flags
+from embedding_learning.data.datasets import ImageSet, Split
 from embedding_learning.original import processes
 
 
 def test_the_flags_are_those_of_the_original(tmp_path: Path) -> None:
-    told = options.parse(
+    told = train_flags.parse(
         ["--total-batch-size=60", "--gpus=0,2,3", "--pretrained-params=x", "--nu=2"]
     )
     flags = processes.flags(told, tmp_path, tmp_path / "model")
     # It multiplies by its devices, and its own flag is what slows convolutions down.
     for flag in ("--batch-size=20", "--gpus=0,2,3", "--use-pretrained", "--nu=2.0", "--seed=123"):
         assert flag in flags
-    again = options.parse(flags)
+    again = train_flags.parse(flags)
     assert again.total_batch_size == 60 and again.steps == [12, 14, 16, 18]
 
 
 def test_on_the_cpu_with_random_weights(tmp_path: Path) -> None:
-    flags = processes.flags(options.parse(["--model=SqueezeNet1_1"]), tmp_path, tmp_path / "model")
+    flags = processes.flags(
+        train_flags.parse(["--model=SqueezeNet1_1"]), tmp_path, tmp_path / "model"
+    )
     assert "--model=squeezenet1.1" in flags
     assert not any(flag.startswith(("--gpus", "--use-pretrained")) for flag in flags)
 

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from embedding_learning.flags import UsageError
+from embedding_learning.cli.parser import UsageError
 from embedding_learning.original import source
+from tests.helpers.paths import ROOT
 from tests.original.stand_in import change, write
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("missing", source.FILES)

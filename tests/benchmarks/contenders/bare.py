@@ -11,8 +11,13 @@ import json
 from contextlib import suppress
 from math import prod
 
-from embedding_learning import backbones
-from tests.benchmarks.contenders.protocol import CROP, Done, StepClock, arguments
+from embedding_learning.model import backbones
+from tests.benchmarks.contenders.protocol import (
+    CROP,
+    Done,
+    StepClock,
+    arguments,
+)
 
 # isort: split
 import mxnet as mx

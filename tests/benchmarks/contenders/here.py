@@ -10,10 +10,15 @@ from __future__ import annotations
 import tempfile
 from contextlib import suppress
 
-from embedding_learning import runs, training
-from embedding_learning.iterators import BalancedBatches
-from embedding_learning.options import parse
-from tests.benchmarks.contenders.protocol import BATCH_K, Done, StepClock, arguments
+from embedding_learning.cli.train_flags import parse
+from embedding_learning.data.batches import BalancedBatches
+from embedding_learning.training import loop, run
+from tests.benchmarks.contenders.protocol import (
+    BATCH_K,
+    Done,
+    StepClock,
+    arguments,
+)
 
 # isort: split
 import mxnet as mx
@@ -21,7 +26,7 @@ import mxnet as mx
 
 def main() -> None:
     args = arguments(__doc__).parse_args()
-    clock = StepClock(args.steps, mx.nd.waitall, ahead=training._BATCHES_QUEUED)
+    clock = StepClock(args.steps, mx.nd.waitall, ahead=loop._BATCHES_QUEUED)
     next_batch = BalancedBatches.next
 
     def timed(self: BalancedBatches) -> mx.io.DataBatch:
@@ -37,7 +42,7 @@ def main() -> None:
             f"--batch-k={BATCH_K}",
             f"--save-model-prefix={folder}/model",
         ]
-        runs.run(parse(flags), flags)
+        run.run(parse(flags), flags)
     clock.print_result()
 
 

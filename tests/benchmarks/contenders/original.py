@@ -22,7 +22,12 @@ from types import ModuleType
 
 import numpy as np
 
-from tests.benchmarks.contenders.protocol import BATCH_K, Done, StepClock, arguments
+from tests.benchmarks.contenders.protocol import (
+    BATCH_K,
+    Done,
+    StepClock,
+    arguments,
+)
 
 # What MXNet's import looks up in numpy, removed in 1.24 or in 2.0; the example uses none of them.
 _REMOVED = (

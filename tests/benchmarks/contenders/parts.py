@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from embedding_learning.evaluation import recall_at_k
+from embedding_learning.evaluation.metrics import recall_at_k
 from tests.benchmarks.contenders.protocol import TEST_CLASSES, TEST_IMAGES, embeddings
 from tests.benchmarks.sampling_and_loss import original_model, originals, ours
 from tests.benchmarks.search import CUB_RANKS, original_recalls

@@ -23,8 +23,8 @@ from pytorch_metric_learning.samplers import MPerClassSampler
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from embedding_learning.datasets import ImageSet, load
-from embedding_learning.images import crop, read_image
+from embedding_learning.data.datasets import ImageSet, load
+from embedding_learning.data.preprocessing import crop, read_image
 from tests.benchmarks.contenders import torch_networks
 from tests.benchmarks.contenders.protocol import (
     BATCH_K,

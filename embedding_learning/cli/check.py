@@ -1,0 +1,78 @@
+"""`check`: decode every image of a data set and list all that is wrong with it at once."""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+
+from embedding_learning.cli.parser import Parser, UsageError
+from embedding_learning.cli.train_flags import add_some, parse
+from embedding_learning.data import datasets
+from embedding_learning.data.datasets import DataError
+from embedding_learning.data.datasets.splits import unmeasurable
+from embedding_learning.data.preprocessing import Preprocessing, find_faults
+from embedding_learning.training import log_lines
+
+# Of no consequence for whether a file can be decoded.
+_SIZE = 64
+
+
+# The flags of train.py that decide what is read and whether training takes it.
+_FLAGS = {
+    *("data_path", "dataset", "bbox", "train_classes", "cache_dir", "workers", "held_out"),
+    *("small_classes", "batch_k", "batch_size", "total_batch_size", "classes", "gpus"),
+    *("cpu_contexts", "preset", "exif_orientation"),
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Prints a line per fault, a closing one, and what else training would refuse.
+
+    0 if there is nothing to mend, else 2.
+    """
+    # Only now, since it imports MXNet, and --help needs none of it.
+    from embedding_learning.data.build import fit_to_training
+
+    options = _parse(arguments)
+    preprocessing = Preprocessing(exif_orientation=options.exif_orientation)
+    with log_lines.log_to_terminal():
+        split = datasets.load(
+            options.data_path,
+            options.cache_dir,
+            options.train_classes,
+            options.dataset,
+            options.bbox,
+        )
+        faults = [
+            fault
+            for part in split.parts
+            for fault in find_faults(part, _SIZE, options.workers, preprocessing).values()
+        ]
+    for fault in faults:
+        print(fault)
+    for line in unmeasurable(split):
+        print(line)
+    sizes = np.bincount(split.train.labels)
+    of_sizes = f", of {sizes.min()} to {sizes.max()} images" if len(sizes) else ""
+    print(
+        f"{split.name}: {sum(map(len, split.parts))} images, {len(faults)} of them bad; "
+        f"{len(sizes)} classes train{of_sizes}."
+    )
+    try:
+        fit_to_training(split, options)
+    except (UsageError, DataError) as error:
+        print(f"Training would refuse: {error}")
+        return 2
+    return 2 if faults else 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m embedding_learning check",
+        description="Decode every image of a data set, list all that is wrong with it, and say "
+        "whether train.py would take it with these flags.",
+    )
+    add_some(parser, _FLAGS)
+    parser.parse_args(arguments)
+    return parse(arguments, saves=False)

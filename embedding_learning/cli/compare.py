@@ -1,0 +1,192 @@
+"""``python -m embedding_learning compare``: losses, samplings and seeds on one data set."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import logging
+import os
+import shlex
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from embedding_learning.cli import train_flags
+from embedding_learning.cli.parser import (
+    Parser,
+    UsageError,
+    add,
+    add_choice,
+    add_count,
+    as_flag,
+    check_range,
+    device_numbers,
+)
+from embedding_learning.experiments import results
+from embedding_learning.experiments.results import (
+    HELD_OUT,
+    SELECTIONS,
+    TEST,
+    Run,
+)
+from embedding_learning.model import methods
+from embedding_learning.runtime import mxnet_compat
+from embedding_learning.training import log_lines
+
+# The paper's own comparison.
+_LOSSES = "margin,contrastive,triplet"
+_SAMPLINGS = "distance-weighted,semi-hard,random"
+# What each run is given a value of its own for, or none.
+_OURS = ("loss", "sampling", "seed", "save_model_prefix", "resume", "tensorboard")
+# Flags that change nothing in a run's numbers but, some of them, the last digits.
+_FREE = (
+    "gpus", "workers", "log_interval", "cache", "cache_dir", "keep", "checkpoint_interval",
+    "evaluate_first", "saved_epoch", *_OURS,
+)  # fmt: skip
+_SHARE = 0.2
+# Each of them is listed before the first one begins.
+_MOST_SEEDS, _MOST_PARALLEL = 1000, 256
+
+
+def main(arguments: list[str]) -> int:
+    """Runs what is not finished yet and writes the tables; 1 if a run failed, else 0."""
+    place = arguments.index("--") if "--" in arguments else len(arguments)
+    chosen = _parse(arguments[:place])
+    typed = arguments[place + 1 :]
+    flags, slots, parsed = _train_flags(typed, chosen)
+    # Only now, since these import MXNet and matplotlib.
+    from embedding_learning.data.build import read_split
+    from embedding_learning.experiments import process_pool, sweep
+    from embedding_learning.runtime.signals import Interrupted, stop_on_signals
+
+    seeds = range(1, chosen.seeds + 1)
+    # All pairs with one seed come first: the table is whole early, and only its spread grows.
+    runs = [Run(loss, sampling, seed) for seed in seeds for loss, sampling in chosen.pairs]
+    folder = Path(chosen.output)
+    with log_lines.log_to_terminal(), _held(folder):
+        # What is wrong with the data would be wrong in each run.
+        read_split(parsed)
+        results.claim(folder, _in_common(parsed, chosen.select_on))
+        work = sweep.Comparison(
+            *(folder, runs, flags, parsed, chosen.select_on, shlex.join(typed), len(slots))
+        )
+        finished = len(work.outcomes())
+        if finished:
+            logging.info("%d of %d runs are finished already.", finished, len(runs))
+        jobs = [partial(work.job, run) for run in runs]
+        with stop_on_signals() as stop:
+            process_pool.run_all(jobs, slots, _threads(len(slots)), stop)
+        print(work.write_tables())
+    if stop.number is not None:
+        raise Interrupted(
+            stop.number,
+            f"{len(work.outcomes())} of {len(runs)} runs are finished; the same command goes on",
+        )
+    return 1 if work.failed else 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """The flags before --; `pairs` holds each loss with each sampling."""
+    parser = Parser(
+        prog="python -m embedding_learning compare",
+        usage="%(prog)s [--losses A,B] [--samplings A,B] [--seeds N] [--output DIR] "
+        "[--select-on WORD] [--parallel N] -- FLAGS OF TRAIN.PY",
+        description="Train with several losses, samplings and seeds, and put them in one table. "
+        "The same command goes on with what is not finished.",
+    )
+    add(parser, "--losses", _LOSSES, f"of {', '.join(methods.LOSSES)}")
+    add(parser, "--samplings", _SAMPLINGS, f"of {', '.join(methods.SAMPLINGS)}")
+    add(parser, "--seeds", 3, "runs of each loss with each sampling: the seeds 1 to N")
+    add(parser, "--output", "comparison", "folder of the tables, the picture and the runs")
+    text = "what the best epoch is chosen by; held-out: training classes (--held-out, else a fifth)"
+    add_choice(parser, "--select-on", SELECTIONS, text)
+    text = "runs at a time (default: one on each of --gpus, or one)"
+    add_count(parser, "--parallel", text)
+    chosen = parser.parse_args(arguments)
+    chosen.pairs = [
+        (loss, sampling)
+        for loss in _words("--losses", chosen.losses, methods.LOSSES)
+        for sampling in _words("--samplings", chosen.samplings, methods.SAMPLINGS)
+    ]
+    check_range("seeds", chosen.seeds, 1, _MOST_SEEDS)
+    if chosen.parallel is not None:
+        check_range("parallel", chosen.parallel, 1, _MOST_PARALLEL)
+    return chosen
+
+
+def _words(flag: str, text: str, known: Collection[str]) -> list[str]:
+    words = text.split(",")
+    if not set(words) <= set(known) or len(set(words)) < len(words):
+        raise UsageError(
+            f"{flag} {text}: different names expected, with commas between them, of "
+            f"{', '.join(known)}"
+        )
+    return words
+
+
+def _train_flags(
+    typed: list[str], chosen: argparse.Namespace
+) -> tuple[list[str], list[list[str]], argparse.Namespace]:
+    """The flags that all runs have in common, those of each slot, and the former parsed.
+
+    Raises UsageError for those that train.py would refuse.
+    """
+    given = train_flags.given(typed)
+    for name in _OURS:
+        if name in given:
+            raise UsageError(f"{as_flag(name)}: differs from run to run; leave it out")
+    if chosen.select_on == TEST and given.get("held_out"):
+        raise UsageError("--held-out: is for --select-on held-out")
+    if chosen.select_on == HELD_OUT and "classes" in given:
+        raise UsageError("--classes: differs with and without the held-out ones; leave it out")
+    flags = ["--keep=1", *typed]
+    if chosen.select_on == HELD_OUT and not given.get("held_out"):
+        flags.append(f"--held-out={_SHARE}")
+    gpus = device_numbers("--gpus", given.get("gpus", ""))
+    slots = [[f"--gpus={gpu}"] for gpu in gpus] or [[]] * (chosen.parallel or 1)
+    if chosen.parallel and chosen.parallel > len(slots):
+        raise UsageError(
+            f"--parallel {chosen.parallel}: a run takes one GPU, and --gpus names {len(gpus)}"
+        )
+    slots = slots[: chosen.parallel]
+    folder = os.path.dirname(os.path.abspath(chosen.output))
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"--output {chosen.output}: {folder} is not there or closed to us")
+    anywhere = [*slots[0], f"--save-model-prefix={folder}/run"]
+    for loss, sampling in chosen.pairs:
+        train_flags.parse([*results.flags_for(loss, flags), f"--sampling={sampling}", *anywhere])
+    parsed = train_flags.parse([*flags, *anywhere])
+    if parsed.epochs < 1:
+        raise UsageError("--epochs 0: there would be nothing to compare")
+    return flags, slots, parsed
+
+
+def _in_common(parsed: argparse.Namespace, select_on: str) -> dict[str, object]:
+    """What another call for the same folder has to agree with."""
+    kept = {as_flag(n): value for n, value in vars(parsed).items() if n not in _FREE}
+    return {"--select-on": select_on, **kept}
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Within, the folder is there and no other comparison writes to it."""
+    try:
+        (folder / "runs").mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UsageError(f"--output {folder}: cannot be used: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UsageError(f"--output {folder}: another comparison is writing to it") from None
+    finally:
+        os.close(lock)
+
+
+def _threads(runs: int) -> int | None:
+    """Parts the cores among the runs, unless the user has set the threads."""
+    if not mxnet_compat.chose_threads:
+        return None
+    return max(1, int(os.environ["OMP_NUM_THREADS"]) // runs)

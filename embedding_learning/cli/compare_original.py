@@ -1,0 +1,261 @@
+"""``compare-original``: the original example beside this program, in steps and in whole runs."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedding_learning.cli.parser import (
+    Parser,
+    UsageError,
+    add,
+    as_flag,
+    check_range,
+)
+from embedding_learning.cli.train_flags import parse
+from embedding_learning.experiments.tables import csv_text, write
+from embedding_learning.model.weights.catalog import GLUON_NAMES, find
+from embedding_learning.original import source
+from embedding_learning.training import log_lines
+
+if TYPE_CHECKING:
+    from embedding_learning.original.free_runs import Run
+    from embedding_learning.original.steps import Apart, Step
+
+# The flags of train.py that both programs can follow; the others would make a run of another kind.
+_OF_BOTH = {
+    "data_path", "embed_dim", "batch_size", "batch_k", "gpus", "optimizer", "lr", "lr_beta",
+    "margin", "beta", "nu", "factor", "wd", "seed", "model", "use_pretrained", "kvstore",
+    "log_interval", "workers", "classes", "batch_num", "total_batch_size", "pretrained_params",
+    "dataset", "bbox", "train_classes", "image_size", "crop_size", "cache", "cache_dir",
+    "processes",
+}  # fmt: skip
+_STEP_COLUMNS = (
+    "step", "loss_original", "loss_here", "loss_difference", "gradient_norm_original",
+    "gradient_norm_here", "gradient_norm_difference", "parameter_difference", "parameter",
+    "beta_difference",
+)  # fmt: skip
+_CONTROL_COLUMNS = (
+    "control_loss_difference", "control_gradient_norm_difference", "control_parameter_difference",
+    "control_parameter", "control_beta_difference",
+)  # fmt: skip
+
+
+def main(arguments: list[str]) -> int:
+    """Prints both tables as they come about, and writes them if asked to; 0."""
+    told, rest = _parse(arguments)
+    options = _train_options(rest)
+    source.check_folder(told.path)
+    if told.output:
+        _make_folder(told.output)
+    # Only now, since MXNet takes seconds to import and mistakes in flags need none of it.
+    from embedding_learning.training.build import check_names
+
+    check_names(options)
+    with log_lines.log_to_terminal():
+        if told.steps:
+            _compare_steps(told, options)
+        if told.epochs:
+            _compare_runs(told, options, rest)
+    return 0
+
+
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The command's own flags, and those of train.py."""
+    parser = Parser(
+        prog="python -m embedding_learning compare-original",
+        usage="%(prog)s PATH [--steps N] [--control] [--epochs N] [--seeds N] [--output FOLDER] "
+        "[FLAGS OF TRAIN.PY]",
+        description="Hold this program against the original example: the same steps side by side, "
+        "then free runs of both. Flags of train.py go to both programs.",
+        allow_abbrev=False,
+    )
+    text = "the original's folder, example/gluon/embedding_learning of apache/mxnet 1.9.1"
+    parser.add_argument("path", metavar="PATH", type=Path, help=text)
+    add(parser, "--steps", 50, "steps from the same weights on the same batches; 0: none")
+    text = "also run the original's steps a second time, with another number of threads"
+    parser.add_argument("--control", action="store_true", help=text)
+    add(parser, "--epochs", 5, "epochs of each free run; 0: none")
+    add(parser, "--seeds", 3, "free runs of each program, with seeds that count up from --seed")
+    text = "write the tables into this folder, as CSV"
+    parser.add_argument("--output", metavar="FOLDER", type=Path, help=text)
+    if arguments and arguments[0].startswith("-") and not {"-h", "--help"} & set(arguments):
+        raise UsageError(f"compare-original {arguments[0]}: the original's PATH comes first")
+    told, rest = parser.parse_known_args(arguments)
+    for name, least in {"steps": 0, "epochs": 0, "seeds": 1}.items():
+        check_range(name, getattr(told, name), least)
+    if told.control and not told.steps:
+        raise UsageError("--control: has no effect with --steps 0; leave it out")
+    return told, rest
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--output {folder}: cannot be made ({error.strerror}); name another folder"
+        ) from error
+
+
+def _train_options(flags: Sequence[str]) -> argparse.Namespace:
+    """train.py's options. Raises UsageError if the original cannot follow them."""
+    # Nothing is saved there.
+    prefix = [f"--save-model-prefix={tempfile.gettempdir()}/compare-original"]
+    options, defaults = parse([*prefix, *flags]), parse(prefix)
+    for name, value in vars(options).items():
+        if name not in _OF_BOTH and value != getattr(defaults, name):
+            raise UsageError(
+                f"{as_flag(name)}: the original does not know it, or it is not for this command; "
+                "leave it out"
+            )
+    if options.kvstore.startswith("dist_"):
+        raise UsageError(f"--kvstore {options.kvstore}: one process each is compared; leave it out")
+    if find(options.model) not in (None, *GLUON_NAMES):
+        raise UsageError(
+            f"--model {options.model}: the original knows only MXNet's model zoo; choose of "
+            f"{', '.join(GLUON_NAMES)}"
+        )
+    return options
+
+
+def _compare_steps(told: argparse.Namespace, options: argparse.Namespace) -> None:
+    from embedding_learning.original import steps
+
+    made: list[Step] = []
+    _print_heads(told.control)
+    for step in steps.compare(options, told.path, told.steps, told.control):
+        made.append(step)
+        _print_step(step)
+    _print_largest("the original and here", [step.apart for step in made])
+    if told.control:
+        _print_largest("the original twice", [step.control for step in made if step.control])
+    if told.output:
+        columns = _STEP_COLUMNS + (_CONTROL_COLUMNS if told.control else ())
+        write(told.output / "steps.csv", csv_text([columns, *map(_step_row, made)]))
+
+
+def _print_heads(with_control: bool) -> None:
+    print(
+        "Apart: |a - b| / |a|, a being the original's; of parameters the largest max|a - b| / "
+        "max|a| of all arrays."
+    )
+    control = "  the original against itself" if with_control else ""
+    print(f"      {'loss':31s} {'norm of the gradient':31s} {'parameters':10s} beta    {control}")
+    three = f"{'original':>10s} {'here':>10s} {'apart':>9s} "
+    control = f"  {'loss':>9s} {'parameters':>10s}" if with_control else ""
+    print(f"step  {three}{three}{'apart':>10s} {'apart':>9s}{control}", flush=True)
+
+
+def _print_step(step: Step) -> None:
+    theirs, ours, apart = step.original, step.here, step.apart
+    control = ""
+    if step.control:
+        control = f"  {step.control.loss:9.1e} {step.control.network.value:10.1e}"
+    print(
+        f"{step.number:4d}  {theirs.loss:10.6f} {ours.loss:10.6f} {apart.loss:9.1e} "
+        f"{theirs.gradient_norm:10.6f} {ours.gradient_norm:10.6f} {apart.gradient_norm:9.1e} "
+        f"{apart.network.value:10.1e} {apart.beta:9.1e}{control}",
+        flush=True,
+    )
+
+
+def _print_largest(title: str, aparts: Sequence[Apart]) -> None:
+    """A line for each of what was compared."""
+    for name, values in (
+        ("loss", [apart.loss for apart in aparts]),
+        ("gradient norm", [apart.gradient_norm for apart in aparts]),
+        ("parameters", [apart.network.value for apart in aparts]),
+        ("beta", [apart.beta for apart in aparts]),
+    ):
+        # What is not a number is worse than any.
+        place = max(range(len(values)), key=lambda i: (math.isnan(values[i]), values[i]))
+        array = f" ({aparts[place].network.array})" if name == "parameters" else ""
+        print(
+            f"Farthest apart, {title}, in {name}: {values[place]:.1e} at step {place + 1}{array}."
+        )
+
+
+def _step_row(step: Step) -> list[Any]:
+    theirs, ours, apart = step.original, step.here, step.apart
+    row = [
+        step.number, theirs.loss, ours.loss, apart.loss, theirs.gradient_norm, ours.gradient_norm,
+        apart.gradient_norm, *apart.network, apart.beta,
+    ]  # fmt: skip
+    if step.control:
+        control = step.control
+        row += [control.loss, control.gradient_norm, *control.network, control.beta]
+    return row
+
+
+def _compare_runs(
+    told: argparse.Namespace, options: argparse.Namespace, flags: Sequence[str]
+) -> None:
+    from embedding_learning.original import free_runs
+
+    runs: list[Run] = []
+    for run in free_runs.train(options, flags, told.path, told.epochs, told.seeds):
+        runs.append(run)
+        if told.output:
+            # After each, since the next may fail after hours.
+            _write_runs(told.output / "free_runs.csv", runs)
+        last = run.recalls[-1]
+        print(
+            f"{run.program}, seed {run.seed}: Recall@1 {last[0]:.4f} after {told.epochs} epochs, "
+            f"{run.images_per_second:.1f} images/s, {run.peak_megabytes:.0f} MB at most.",
+            file=sys.stderr,
+            flush=True,
+        )
+    means = list(_mean_rows(runs))
+    print(f"\nRecall, mean ± standard deviation; seeds: {told.seeds}")
+    print("epoch program      " + "".join(f"{f'@{k}':>17s}" for k in free_runs.RECALL_AT))
+    for epoch, program, *values in means:
+        cells = "".join(map(_mean_cell, values[::2], values[1::2]))
+        print(f"{epoch:5d} {program:13s}{cells}")
+    for program in free_runs.PROGRAMS:
+        own = [run for run in runs if run.program == program]
+        speed = sum(run.images_per_second for run in own) / len(own)
+        print(
+            f"{program}: {speed:.1f} images/s, "
+            f"at most {max(run.peak_megabytes for run in own):.0f} MB."
+        )
+    if told.output:
+        recalls = [f"recall@{k}" for k in free_runs.RECALL_AT]
+        spread = [f"{name}{kind}" for name in recalls for kind in ("", "_deviation")]
+        write(told.output / "recalls.csv", csv_text([["epoch", "program", *spread], *means]))
+
+
+def _mean_cell(mean: float, deviation: float) -> str:
+    """Seventeen characters; a single seed has no deviation."""
+    spread = "" if math.isnan(deviation) else f" ± {deviation:.4f}"
+    return f"{f'{mean:.4f}{spread}':>17s}"
+
+
+def _write_runs(path: Path, runs: Sequence[Run]) -> None:
+    """A line for each epoch of each run."""
+    from embedding_learning.original.free_runs import RECALL_AT
+
+    recalls = [f"recall@{k}" for k in RECALL_AT]
+    rows = (
+        [run.program, run.seed, epoch, *row, run.images_per_second, run.peak_megabytes]
+        for run in runs
+        for epoch, row in enumerate(run.recalls)
+    )
+    columns = ["program", "seed", "epoch", *recalls, "images_per_second", "peak_megabytes"]
+    write(path, csv_text([columns, *rows]))
+
+
+def _mean_rows(runs: Sequence[Run]) -> Iterable[list[Any]]:
+    """Epoch, program, then mean and deviation of each recall."""
+    from embedding_learning.original import free_runs
+
+    spreads = {name: free_runs.mean_and_spread(runs, name) for name in free_runs.PROGRAMS}
+    for epoch in range(len(runs[0].recalls)):
+        for program, (mean, deviation) in spreads.items():
+            pairs = zip(mean[epoch], deviation[epoch])
+            yield [epoch, program, *(value for pair in pairs for value in pair)]

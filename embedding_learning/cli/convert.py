@@ -1,0 +1,37 @@
+"""`convert`: ImageNet weights, also PyTorch's, as a Gluon parameter file."""
+
+from __future__ import annotations
+
+import argparse
+
+from embedding_learning.cli.parser import Parser
+from embedding_learning.training import log_lines
+
+
+def main(arguments: list[str]) -> int:
+    """Writes the file."""
+    options = _parse(arguments)
+    # Only now, since it imports MXNet.
+    from embedding_learning.model import backbones
+
+    with log_lines.log_to_terminal():
+        backbones.convert(options.model, options.input, options.output)
+    print(f"{options.output}: the features of {options.model}, for --pretrained-params.")
+    return 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m embedding_learning convert",
+        description="Write ImageNet weights as a Gluon parameter file. Nothing in the file that is "
+        "read is run. An output of before is replaced once the new one is complete.",
+    )
+    text = (
+        "a .safetensors or a .pth state dictionary, named as in torchvision or timm, or a Gluon "
+        ".params file"
+    )
+    parser.add_argument("input", metavar="IN", help=text)
+    parser.add_argument("output", metavar="OUT", help="the .params file to write")
+    text = "whose weights they are, as --model of train.py names it"
+    parser.add_argument("--model", metavar="NAME", required=True, help=text)
+    return parser.parse_args(arguments)

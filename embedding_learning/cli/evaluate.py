@@ -1,0 +1,73 @@
+"""`evaluate`: how good a saved model is on the test images of a data set."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+
+from embedding_learning.cli import model_flags
+from embedding_learning.cli.parser import Parser, UsageError
+from embedding_learning.cli.train_flags import METRICS
+from embedding_learning.evaluation.metrics import common_metrics, measure, parse_metrics
+from embedding_learning.inference import embedded_split
+from embedding_learning.training import log_lines
+
+
+def main(arguments: list[str]) -> int:
+    """Prints a table, or JSON."""
+    options = _parse(arguments)
+    with log_lines.log_to_terminal():
+        model = model_flags.load(options)
+        found = embedded_split.embed(model, options)
+    split, gallery = found.split, found.split.gallery
+    measured = measure(
+        found.queries,
+        split.test.labels,
+        options.metrics or common_metrics(split.name),
+        found.gallery,
+        None if gallery is None else gallery.labels,
+    )
+    if options.json:
+        # JSON knows no numbers that are not finite.
+        finite = {
+            name: value if math.isfinite(value) else None for name, value in measured.values.items()
+        }
+        counts = {"images": measured.queries, "without_match": measured.without_match}
+        print(json.dumps({"data": split.title, **counts, **finite, "bases": measured.bases}))
+        return 0
+    searched = f", searched in a gallery of {len(gallery)}" if gallery else ""
+    print(
+        f"{options.model_file} on {split.title}: {measured.queries} test images{searched}, "
+        f"{measured.without_match} without a match."
+    )
+    width = max(12, *map(len, measured.values))
+    for name, value in measured.values.items():
+        print(f"{name:{width}s} {value:.4f}  of {measured.bases[name]} images")
+    for note in measured.notes():
+        print(note)
+    return 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m embedding_learning evaluate",
+        description="Measure a saved model on the test images of a data set.",
+    )
+    model_flags.add_flags(parser)
+    embedded_split.add_flags(parser)
+    text = (
+        f"what to measure, with commas between: {METRICS} (default: the recalls that papers report "
+        "for the data set, map@r, r-precision, nmi, ami)"
+    )
+    parser.add_argument("--metrics", metavar="LIST", help=text)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args(arguments)
+    model_flags.check(options)
+    embedded_split.check(options)
+    if options.metrics is not None:
+        try:
+            options.metrics = parse_metrics(options.metrics)
+        except ValueError as error:
+            raise UsageError(f"--metrics {options.metrics}: {error}") from None
+    return options

@@ -1,0 +1,82 @@
+"""``python -m embedding_learning launch``: train.py on several machines, or several times here."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from embedding_learning.cli import train_flags
+from embedding_learning.cli.parser import (
+    Parser,
+    UsageError,
+    add,
+    check_range,
+)
+from embedding_learning.distributed import dmlc_environment, launcher
+from embedding_learning.runtime import mxnet_compat
+
+_TRAIN = Path(__file__).resolve().parents[2] / "train.py"
+_MOST_PROCESSES = 4096
+
+
+def main(arguments: list[str]) -> int:
+    """Launches, or with --dry-run prints what would run; the job's exit status."""
+    if "--" not in arguments and not {"-h", "--help"} & set(arguments):
+        raise UsageError("launch: the flags of train.py are missing; put them behind --")
+    place = arguments.index("--") if "--" in arguments else len(arguments)
+    chosen = _parser().parse_args(arguments[:place])
+    check_range("workers", chosen.workers, 1, _MOST_PROCESSES)
+    check_range("servers", chosen.servers, 1, _MOST_PROCESSES)
+    hosts = launcher.read_hosts(chosen.hosts) if chosen.hosts else []
+    if hosts and not shutil.which("ssh"):
+        raise UsageError("--hosts: needs ssh, which is not installed")
+    flags = _train_flags(arguments[place + 1 :], chosen.workers, chosen.servers)
+    _share_cores(0 if hosts else chosen.workers)
+    address = (chosen.address or launcher.find_address()) if hosts else None
+    scheduler = launcher.place_scheduler(chosen.workers, chosen.servers, address)
+    processes = launcher.plan([sys.executable, str(_TRAIN), *flags], scheduler, hosts)
+    if chosen.dry_run:
+        for process in processes:
+            print(shlex.join(process.command))
+        return 0
+    return launcher.run(processes, scheduler)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m embedding_learning launch",
+        usage="%(prog)s --workers N [--servers N] [--hosts FILE] [--dry-run] -- FLAGS OF TRAIN.PY",
+        description="Train with several processes on MXNet's parameter server.",
+    )
+    add(parser, "--workers", 2, "processes that train, each on a share of every batch")
+    add(parser, "--servers", 1, "processes that add up the workers' gradients")
+    text = "a file of one host a line (host or host:port, by ssh); all have this folder and Python"
+    parser.add_argument("--hosts", metavar="FILE", help=text)
+    text = "this machine's address, as the hosts reach it (default: found)"
+    parser.add_argument("--address", help=text)
+    text = "print what would run, and run nothing"
+    parser.add_argument("--dry-run", action="store_true", help=text)
+    return parser
+
+
+def _train_flags(flags: list[str], workers: int, servers: int) -> list[str]:
+    """The flags for each process; raises UsageError for those that train.py would refuse."""
+    if "kvstore" not in train_flags.given(flags):
+        flags = [*flags, "--kvstore=dist_sync"]
+    # The address and the port do not matter here.
+    with dmlc_environment.place(
+        dmlc_environment.Environment("worker", "127.0.0.1", 9091, workers, servers)
+    ):
+        train_flags.parse(flags)
+    return flags
+
+
+def _share_cores(workers_here: int) -> None:
+    """Parts this machine's cores among its workers, unless the user has set the threads."""
+    if mxnet_compat.chose_threads:
+        cores = int(os.environ.pop("OMP_NUM_THREADS"))
+        if workers_here:
+            os.environ["OMP_NUM_THREADS"] = str(max(1, cores // workers_here))

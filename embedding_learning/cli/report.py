@@ -1,0 +1,146 @@
+"""`report`: a run on one page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import time
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from embedding_learning.cli import model_flags, pictures
+from embedding_learning.cli import train_flags as flags
+from embedding_learning.cli.parser import Parser, UsageError
+from embedding_learning.data import datasets
+from embedding_learning.data.datasets import DataError
+from embedding_learning.evaluation.metrics import common_metrics, measure, parse_metrics
+from embedding_learning.inference import embedded_split
+from embedding_learning.inference.run_files import find_run, prefix_of
+from embedding_learning.training import checkpoint_file, log_lines
+
+
+def main(arguments: list[str]) -> int:
+    """Embeds the run's test images with its best network, draws, and writes the page."""
+    options = _parse(arguments)
+    # Only now, since these import matplotlib.
+    from embedding_learning import plots
+    from embedding_learning.plots import html_report
+    from embedding_learning.plots.html_report import Picture
+    from embedding_learning.training import records
+
+    output = options.output or f"{options.prefix}.run/report.html"
+    html_report.check_path(output)
+    folder = Path(f"{options.prefix}.run")
+    typed, title, made_with = records.read_description(folder)
+    if not Path(f"{options.prefix}.params").exists():
+        raise UsageError(
+            f"{options.prefix}.params: is not there; a run saves its network after its first epoch"
+        )
+    # The prefix is the one that was named, wherever the run was started.
+    run = flags.parse([*typed, f"--save-model-prefix={options.prefix}"], is_past=True)
+    measured, state = records.read(folder), _state(options.prefix, run.epochs)
+    options.model_file, options.model = f"{options.prefix}.params", None
+    # Else the page would compare values of other images with those of the epochs.
+    options.test = datasets.TESTS[0]
+    for name in (
+        *("data_path", "dataset", "train_classes", "held_out", "cache_dir", "bbox"),
+        "skip_bad_images",
+    ):
+        setattr(options, name, getattr(run, name))
+    with log_lines.log_to_terminal():
+        model = model_flags.load(options)
+        found = embedded_split.embed(model, options)
+    test, gallery = found.split.test, found.split.gallery
+    measurement = measure(
+        found.queries,
+        test.labels,
+        list(dict.fromkeys([*common_metrics(found.split.name), *parse_metrics(run.metrics)])),
+        found.gallery,
+        None if gallery is None else gallery.labels,
+    )
+    metrics = measurement.values
+    best = {"": f"saved: epoch {model.description['epoch']}", **metrics}
+    bases = {
+        "": "computed over, images",
+        **measurement.bases,
+        "without a match": measurement.without_match,
+    }
+    epochs = [
+        {"": _when(record.get("epoch")), **{k: v for k, v in record.items() if k in metrics}}
+        for record in measured
+        if record.get("kind") == "evaluation"
+    ]
+    with TemporaryDirectory() as name:
+        drawn = [
+            Picture("Queries and their nearest neighbours", f"{name}/gallery.png"),
+            Picture("t-SNE: photographs", f"{name}/photographs.png"),
+            Picture("t-SNE: classes", f"{name}/points.png"),
+        ]
+        pictures.draw_photographs(found, drawn[1].path)
+        pictures.draw_points(found, drawn[2].path)
+        try:
+            pictures.draw_gallery(found, drawn[0].path)
+        except DataError as error:
+            logging.warning("The page has no gallery: %s.", error)
+            del drawn[0]
+        of_run: list[Picture] = []
+        for heading, draw in (("Curves", plots.curves), ("Distances of pairs", plots.distances)):
+            picture = Picture(heading, f"{name}/{len(of_run)}.png")
+            with suppress(DataError):  # Nothing of the kind is recorded yet.
+                draw(measured, picture.path, title)
+                of_run.append(picture)
+        html_report.write(
+            output,
+            f"{Path(options.prefix).name}: {title}",
+            shlex.join(["python3", "train.py", *typed]),
+            vars(run),
+            made_with,
+            [*epochs, best, bases],
+            [*of_run, *drawn],
+            [state, "Epochs are counted from 0, as in the log."],
+            measurement.notes(),
+        )
+    print(output)
+    return 0
+
+
+def _when(epoch: int | None) -> str:
+    """What a row of the table is called."""
+    return "before training" if epoch is None else f"epoch {epoch}"
+
+
+def _state(prefix: str, epochs: int) -> str:
+    """When the report was written, and what the run had come to by then."""
+    state = checkpoint_file.state_of(prefix)
+    when = time.strftime("Written on %Y-%m-%d at %H:%M:%S (UTC%z)")
+    if state is None:
+        return f"{when}; the run's checkpoints are not there any more."
+    done = f"{state.epoch} of {epochs} epochs"
+    if state.batch:
+        done += f" and {state.batch} batches"
+    if state.is_going_on:
+        return f"{when}, while the run was going on; its latest checkpoint was after {done}."
+    if state.epoch < epochs:
+        return f"{when}, when the run was stopped; its latest checkpoint was after {done}."
+    return f"{when}, when the run was finished, after {done}."
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m embedding_learning report",
+        description="Write a run's page: metrics, curves, t-SNE, gallery, command and versions.",
+    )
+    text = (
+        "the run's --save-model-prefix: PREFIX.params and PREFIX.run are read; either may be named"
+    )
+    parser.add_argument("prefix", metavar="PREFIX", help=text)
+    text = "the page (default: PREFIX.run/report.html)"
+    parser.add_argument("--output", metavar="FILE", help=text)
+    model_flags.add_devices(parser)
+    options = parser.parse_args(arguments)
+    model_flags.check(options)
+    options.prefix = prefix_of(options.prefix)
+    find_run(options.prefix)
+    return options

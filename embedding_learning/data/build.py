@@ -1,0 +1,274 @@
+"""From the flags to batches: the data set, its decoded images, and the iterators over them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from argparse import Namespace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from embedding_learning.cli.parser import UsageError
+from embedding_learning.cli.train_flags import device_count
+from embedding_learning.data import datasets
+from embedding_learning.data.batches import BalancedBatches, SequentialBatches
+from embedding_learning.data.datasets import DataError, ImageSet, Split
+from embedding_learning.data.pixel_cache import open_store
+from embedding_learning.data.preprocessing import (
+    Decoder,
+    Pixels,
+    Preprocessing,
+    decodable,
+)
+from embedding_learning.training import log_lines
+
+
+@dataclass(frozen=True)
+class Data:
+    """The batches of a run.
+
+    Attributes
+    ----------
+    train : BalancedBatches
+    test : SequentialBatches
+        The images searched for; among each other, unless there is a gallery.
+    gallery : SequentialBatches, optional
+        The images searched in; classes are numbered as in `test`.
+    beta_terms : ndarray of int (boundaries, j)
+        The entries of beta that add up to each boundary of the margin-based loss.
+    title : str
+        The data set, and what is seen of each image.
+    digest : str
+        Equal for equal classes, labels, boxes and file names, wherever the files lie.
+    test_classes : list of str
+        The name of each class of the test images.
+    """
+
+    train: BalancedBatches
+    test: SequentialBatches
+    gallery: SequentialBatches | None
+    beta_terms: np.ndarray
+    title: str
+    digest: str
+    test_classes: list[str] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Stops the workers."""
+        for batches in (self.train, self.test, self.gallery):
+            if batches:
+                batches.close()
+
+
+def read_split(options: Namespace) -> Split:
+    """What trains and what tests, nothing of it decoded.
+
+    Raises UsageError or DataError if flags and data do not fit.
+    """
+    split = datasets.load(
+        options.data_path, options.cache_dir, options.train_classes, options.dataset, options.bbox
+    )
+    split = fit_to_training(split, options)
+    log_lines.log_split(split)
+    return split
+
+
+def fit_to_training(split: Split, options: Namespace) -> Split:
+    """Holds classes out and leaves small ones out as the flags say.
+
+    Raises UsageError or DataError if what is left cannot train.
+    """
+    if not len(split.train):
+        raise DataError(
+            f"{options.data_path}: none of its images train; two classes at least have to train "
+            "and one to test: list images as train, add classes, or name other data with "
+            "--data-path"
+        )
+    split = datasets.hold_out(split, options.held_out)
+    train, _ = fit_to_batches(split.train, options)
+    classes = len(train.class_names)
+    if options.classes not in (None, classes):
+        raise UsageError(
+            f"--classes {options.classes}: the data has {classes} classes to train; give that "
+            "number, or leave the flag out"
+        )
+    return replace(split, train=train)
+
+
+def open_data(split: Split, options: Namespace, rank: int = 0, together: int = 1) -> Data:
+    """The batches; decodes what is not stored yet.
+
+    Of each training batch it is process number `rank`'s part; of the images to be searched too, if
+    several processes make a step `together`, else all of them.
+
+    Raises DataError if a file is missing or cannot be decoded.
+    """
+    parts = split.parts
+    pixels, good = _decoded(_joined(parts), options)
+    starts = np.cumsum([0, *map(len, parts)])
+    rows = [np.flatnonzero(good[start:end]) for start, end in zip(starts, starts[1:])]
+    if not good.all():
+        logging.warning("%d images that cannot be decoded are left out.", np.sum(~good))
+        for images, some, which in zip(parts, rows, ("that train", "that test", "of the gallery")):
+            if not len(some):
+                raise DataError(
+                    f"{split.name}: none of the {len(images)} images {which} can be decoded; "
+                    "unpack the images again, or name another folder with --data-path"
+                )
+        parts = [images.take(some) for images, some in zip(parts, rows)]
+        parts[0], kept = fit_to_batches(parts[0], options)
+        rows[0] = rows[0][kept]
+    fewest = min(len(searched) for searched in parts[1:])
+    if fewest < options.processes:
+        raise UsageError(
+            f"--workers {options.processes}: only {fewest} images are searched for or in, of which "
+            "each worker embeds its part; launch fewer"
+        )
+    sources = [_Rows(pixels, some + start) for some, start in zip(rows, starts)]
+
+    shape = (options.total_batch_size, options.crop_size, options.workers)
+    share = (rank, together) if together > 1 else (0, 1)
+    searched = [
+        SequentialBatches(source, images.labels, *shape, share)
+        for source, images in zip(sources[1:], parts[1:])
+    ]
+    beta_terms = _beta_terms(parts[0], options.beta_per)
+    return Data(
+        BalancedBatches(
+            *(sources[0], parts[0].labels, options.batch_k, options.seed, *shape),
+            (rank, options.processes),
+            beta_terms if options.beta_per == "image" else None,
+        ),
+        searched[0],
+        searched[1] if split.gallery else None,
+        beta_terms,
+        split.title,
+        digest(parts),
+        parts[1].class_names,
+    )
+
+
+def fit_to_batches(images: ImageSet, options: Namespace) -> tuple[ImageSet, np.ndarray]:
+    """The training images that balanced batches can be drawn from, and their rows in `images`.
+
+    Classes of fewer than batch_k images are what --small-classes says. Raises UsageError or
+    DataError if the rest cannot fill a batch.
+    """
+    rows_by_class = images.rows_by_class()
+    least = 1 if options.small_classes == "repeat" else options.batch_k
+    kept = [label for label, rows in enumerate(rows_by_class) if len(rows) >= least]
+    if options.small_classes == "error" and len(kept) < len(rows_by_class):
+        raise DataError(_small_classes(images, rows_by_class, options.batch_k))
+    in_batch = options.total_batch_size // options.batch_k
+    devices = device_count(options)
+    if len(kept) < 2 * devices:
+        raise UsageError(_too_few_classes(len(kept), len(rows_by_class), options))
+    if in_batch > len(kept):
+        most = len(kept) // devices * options.batch_k
+        raise UsageError(
+            f"--batch-size, --total-batch-size: a batch of {options.total_batch_size} with "
+            f"--batch-k {options.batch_k} holds {in_batch} classes, but only {len(kept)} train; "
+            f"--batch-size {most} is the most for each device, which is --total-batch-size "
+            f"{most * devices}"
+        )
+    rows = np.sort(np.concatenate([rows_by_class[label] for label in kept]))
+    images = images.take(rows)
+    number = np.zeros(len(rows_by_class), np.int32)
+    number[kept] = np.arange(len(kept))
+    names = [images.class_names[label] for label in kept]
+    return replace(images, labels=number[images.labels], class_names=names), rows
+
+
+def _small_classes(images: ImageSet, rows_by_class: list[np.ndarray], batch_k: int) -> str:
+    """Names the first class of fewer than batch_k images, and the ways out."""
+    sizes = [len(rows) for rows in rows_by_class]
+    small = [label for label, size in enumerate(sizes) if size < batch_k]
+    lower = f"lower --batch-k to {min(sizes)}, " if min(sizes) >= 2 else ""
+    return (
+        f"class {images.class_names[small[0]]}: has {sizes[small[0]]} images, fewer than --batch-k "
+        f"{batch_k}; {lower}leave such classes out with --small-classes drop, or repeat their "
+        f"images with --small-classes repeat; {len(small)} of {len(sizes)} classes are so small"
+    )
+
+
+def _too_few_classes(kept: int, classes: int, options: Namespace) -> str:
+    """Says that too few classes train, `kept` of so many, and names the ways out."""
+    devices = device_count(options)
+    ways = ["let more train, by --train-classes or in the list or folder of what trains"]
+    if options.held_out:
+        ways.append("leave --held-out out")
+    if kept < classes:
+        ways.append("lower --batch-k, which leaves fewer classes out as too small")
+    if devices > 1:
+        workers = " or launch fewer workers" if options.processes > 1 else ""
+        ways.append(f"use fewer devices{workers}")
+    trains = "1 class trains" if kept == 1 else f"{kept} classes train"
+    return (
+        f"{options.data_path}: {trains}, but {2 * devices} have to, two for each "
+        f"device, since negatives are of other classes: {', or '.join(ways)}"
+    )
+
+
+def _beta_terms(images: ImageSet, beta_per: str) -> np.ndarray:
+    """The entries of beta that add up to each class's boundary, (classes, 1), or each image's.
+
+    Equation 7 of Wu et al. (2017) for an image, (images, 3): a common entry, its class's, its own.
+    """
+    classes = np.arange(len(images.class_names))
+    if beta_per == "class":
+        return classes[:, None]
+    rows = np.arange(len(images))
+    return np.stack([0 * rows, 1 + images.labels, 1 + len(classes) + rows], axis=1)
+
+
+def _decoded(images: ImageSet, options: Namespace) -> tuple[Pixels, np.ndarray]:
+    """The images' pixels, from the store unless that is off, and which can be decoded, (n,)."""
+    size, workers, skip_bad = options.image_size, options.workers, options.skip_bad_images
+    preprocessing = Preprocessing.of(vars(options))
+    if options.cache != "none":
+        folder = Path(options.cache_dir) / "pixels"
+        store = open_store(images, size, folder, workers, skip_bad, preprocessing)
+        if store is not None:
+            return store
+    images.file_stats(missing_ok=skip_bad)  # names a file that is missing
+    good = np.ones(len(images), bool)
+    if skip_bad:
+        good = decodable(images, size, workers, preprocessing)
+    return Decoder(images, size, preprocessing), good
+
+
+def _joined(parts: list[ImageSet]) -> ImageSet:
+    """All images as one set; the labels of its parts do not count in it."""
+    boxes = [part.boxes for part in parts if part.boxes is not None]
+    return ImageSet(
+        [path for part in parts for path in part.paths],
+        np.concatenate([part.labels for part in parts]),
+        [],
+        np.concatenate(boxes) if boxes else None,
+    )
+
+
+def digest(parts: list[ImageSet]) -> str:
+    """SHA-256 of what the parts hold, but for the folders' names and the pixels."""
+    sha256 = hashlib.sha256()
+    for part in parts:
+        names = [os.path.basename(path) for path in part.paths]
+        sha256.update(json.dumps([names, part.class_names]).encode())
+        sha256.update(part.labels.astype("<i8").tobytes())
+        sha256.update(b"" if part.boxes is None else part.boxes.astype("<i8").tobytes())
+    return sha256.hexdigest()
+
+
+class _Rows:
+    """Some rows of the decoded images."""
+
+    def __init__(self, pixels: Pixels, rows: np.ndarray) -> None:
+        self._pixels = pixels
+        self._rows = rows
+        self.shape = (len(rows), *pixels.shape[1:])
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self._pixels[self._rows[row]]

@@ -1,0 +1,82 @@
+"""In-Shop Clothes Retrieval: Liu, Luo, Qiu, Wang, Tang, DeepFashion: Powering Robust Clothes
+Recognition and Retrieval with Rich Annotations, CVPR 2016.
+
+``list_eval_partition.txt``, in the folder or in its ``Eval/``, has the number of images, a header
+and then a line an image: its name, item and part (train, query or gallery). 3,997 items train
+(25,882 images); of 3,985 others, 14,218 images are searched for in a gallery of 12,612. The images
+lie in ``img/`` or ``Img/img/``.
+
+``list_bbox_inshop.txt``, in the folder or in its ``Anno/``, gives boxes and may be missing. What
+its corners count is not documented; they are taken as MATLAB's, from 1 and both in the box.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from embedding_learning.data.datasets.splits import Entry, by_lists
+from embedding_learning.data.datasets.text_files import check_folder, read_table, to_box
+from embedding_learning.data.image_set import DataError, Split
+
+NAME = "In-Shop Clothes Retrieval"
+PARTITION, BOXES = "list_eval_partition.txt", "list_bbox_inshop.txt"
+_PARTS = ("train", "query", "gallery")
+_LAYOUT = (
+    f"the folder of {NAME} holds {PARTITION} (image_name item_id evaluation_status), there or in "
+    "Eval/, and img/ or Img/img/"
+)
+
+
+def read(folder: Path, use_boxes: bool = True) -> Split:
+    """The images as the list splits them, the classes in the order of their items' names.
+
+    Raises DataError that names the file and the line of whatever is wrong.
+    """
+    check_folder(folder)
+    file = _here_or_in(folder, "Eval", PARTITION)
+    rows = read_table(file, "image_name item_id evaluation_status", _LAYOUT, counted=True)
+    boxes_file = _here_or_in(folder, "Anno", BOXES)
+    boxes = _boxes(boxes_file) if use_boxes and boxes_file.is_file() else None
+
+    start = f"{_folder_of_images(folder)}/"
+    entries = []
+    for line, (image, item, part) in rows:
+        if part not in _PARTS:
+            expected = ", ".join(_PARTS)
+            raise DataError(f"{file}:{line}: one of {expected} expected: {part!r}; {_LAYOUT}")
+        if boxes is not None and image not in boxes:
+            raise DataError(
+                f"{boxes_file}: has no line for {image} ({file}:{line}); fetch it again, or do "
+                "without the boxes: --no-bbox"
+            )
+        box = None if boxes is None else boxes[image]
+        entries.append(Entry(start + image, item, part, box, file, line))
+    return by_lists(NAME, file, entries)
+
+
+def _here_or_in(folder: Path, below: str, name: str) -> Path:
+    """The file in the folder below if it is there, else in the folder itself."""
+    file = folder / below / name
+    return file if file.is_file() else folder / name
+
+
+def _folder_of_images(folder: Path) -> Path:
+    """The folder that holds img/. Img/ comes first: some systems take it for img/ too."""
+    for parent in (folder / "Img", folder):
+        if (parent / "img").is_dir():
+            return parent
+    raise DataError(f"{folder / 'img'}: no such folder; unpack img.zip there or into Img/")
+
+
+def _boxes(file: Path) -> dict[str, list[int]]:
+    header = "image_name clothes_type pose_type x_1 y_1 x_2 y_2"
+    boxes: dict[str, list[int]] = {}
+    for line, (image, _, _, *corners) in read_table(
+        file, header, "--no-bbox does without the boxes", counted=True
+    ):
+        if image in boxes:
+            raise DataError(
+                f"{file}:{line}: {image} stands here a second time; remove one of the lines"
+            )
+        boxes[image] = to_box(corners, f"{file}:{line}", corners=True)
+    return boxes

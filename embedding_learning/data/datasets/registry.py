@@ -1,0 +1,96 @@
+"""Which reader reads a folder: by the name of the data set, or by what the folder holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from embedding_learning.data.datasets import (
+    cars196,
+    csv_file,
+    cub200,
+    glyphs,
+    image_folder,
+    inshop,
+    sop,
+    train_val,
+)
+from embedding_learning.data.datasets.text_files import check_folder
+from embedding_learning.data.image_set import DataError, ImageSet, Split
+
+
+class Layout(NamedTuple):
+    """A data set, what gives it away, and its reader.
+
+    ``traces`` are files, or folders if they end in a slash, below the data path; any one is enough,
+    and of names joined by "+" all are needed. The reader takes the path and whether to use boxes,
+    and leaves the split open (an ImageSet) where the order of the classes decides it.
+    """
+
+    name: str
+    traces: tuple[str, ...]
+    read: Callable[[Path, bool], ImageSet | Split]
+    title: str | None = None  # where the reader does not know it; else the folder's name
+
+
+CSV = Layout("csv", (), csv_file.read)
+FOLDERS = Layout("folders", (), lambda folder, _: image_folder.read(folder))
+GLYPHS = Layout(glyphs.NAME, (), cub200.read, glyphs.NAME)
+LAYOUTS = (
+    Layout("cub200", (cub200.IMAGES, cub200.LABELS, cub200.BOXES), cub200.read, "CUB-200-2011"),
+    Layout("cars196", (cars196.ANNOTATIONS,), cars196.read, "Cars196"),
+    Layout("sop", (sop.TRAIN, sop.TEST), lambda folder, _: sop.read(folder)),
+    Layout("inshop", (inshop.PARTITION, f"Eval/{inshop.PARTITION}"), inshop.read),
+    Layout("train-val", ("train/+val/", "train/+test/"), lambda folder, _: train_val.read(folder)),
+    FOLDERS,
+    CSV,
+    GLYPHS,
+)
+NAMES = tuple(layout.name for layout in LAYOUTS)
+
+
+def of_name(name: str) -> Layout:
+    """Raises DataError if there is no such name."""
+    for layout in LAYOUTS:
+        if layout.name == name:
+            return layout
+    raise DataError(f"--dataset {name}: unknown; choose of {', '.join(NAMES)}")
+
+
+def recognize(path: Path) -> Layout:
+    """Class folders are what a folder holds if nothing gives it away as something else.
+
+    Raises DataError if it could be several data sets, or none.
+    """
+    if path.suffix.lower() == ".csv" and not path.is_dir():
+        return CSV
+    check_folder(path)
+    found = [(layout, trace) for layout in LAYOUTS if (trace := _trace(layout, path))]
+    if len(found) > 1:
+        told = " or ".join(f"{layout.name} ({trace})" for layout, trace in found)
+        raise DataError(f"{path}: could be {told}; say which with --dataset")
+    if found:
+        return found[0][0]
+    if image_folder.holds_pictures(path):
+        return FOLDERS
+    looked_for = [f"{' or '.join(item.traces)} ({item.name})" for item in LAYOUTS if item.traces]
+    raise DataError(
+        f"{path}: no data set is recognized; looked for {', '.join(looked_for)} and class folders "
+        "with images (folders); name another folder, or a .csv file, with --data-path, or the data "
+        "set with --dataset"
+    )
+
+
+def _trace(layout: Layout, folder: Path) -> str | None:
+    """The first trace of the layout that the folder holds."""
+    for trace in layout.traces:
+        names = trace.split("+")
+        if all(_is_there(f"{folder}/{name}") for name in names):
+            return trace
+    return None
+
+
+def _is_there(path: str) -> bool:
+    return os.path.isdir(path) if path.endswith("/") else os.path.isfile(path)

@@ -1,0 +1,166 @@
+"""Training with several machines on MXNet's own parameter server.
+
+Each worker computes the gradients of its share of a batch; the servers add them up; each worker
+updates its own copy of the weights with the sum. So all workers hold the same weights and the same
+state of the optimizers, and a checkpoint of one is a checkpoint of all. For servers that update the
+weights themselves, see `asynchronous`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import mxnet as mx
+import numpy as np
+from mxnet.kvstore import KVStoreBase
+
+from embedding_learning.distributed import dmlc_environment
+from embedding_learning.distributed.heartbeat import Member
+from embedding_learning.distributed.worker_group import Job
+from embedding_learning.training.health import TrainingFault
+
+# MXNet's servers know numbers for names. Each trainer's parameters begin at a multiple of the
+# first; then come the other sums, by shape.
+KEYS_OF_TRAINER = 1_000_000
+_FIRST_KEY_OF_TOTALS = 1_000_000_000
+
+
+class ParameterServerJob(Job):
+    """One of several workers.
+
+    Parameters
+    ----------
+    kind : str
+        ``dist_sync``, or ``dist_device_sync`` to add up on the devices what devices of a machine
+        have to add up.
+    member : Member
+        Of the roll.
+    """
+
+    def __init__(self, kind: str, member: Member) -> None:
+        self._store = mx.kv.create(kind)
+        self._member = member
+        self._servers = member.servers
+        self._key_of_shape: dict[tuple[int, ...], int] = {}
+        self._keys_given = 0
+        self.rank, self.size = self._store.rank, self._store.num_workers
+        member.tell_rank(self.rank)
+
+    @property
+    def stop(self) -> int | None:
+        return self._member.stop
+
+    def kvstore(self, name: str, trainer: int) -> KVStoreBase:
+        return GradientSum(self._store, trainer, self._servers)
+
+    def total(self, array: np.ndarray) -> np.ndarray:
+        value = mx.nd.array(array, dtype=np.float32)
+        self.queue_total([value])
+        total: np.ndarray = value.asnumpy()
+        return total
+
+    def queue_total(self, arrays: list[mx.nd.NDArray]) -> list[mx.nd.NDArray]:
+        key = self._key(arrays[0])
+        self._store.pushpull(key, arrays, out=arrays)
+        return arrays[:1]
+
+    def from_first(self, data: bytes | None) -> bytes | None:
+        # The length in two numbers, since a float32 tells whole ones only up to 2**24.
+        length = len(data or b"")
+        told = self._first(np.array([data is not None, *divmod(length, 4096)], np.float32))
+        has_data, pages, rest = told.astype(int)
+        if not has_data:
+            return None
+        length = pages * 4096 + rest
+        padded = (data or b"").ljust(4 * max(1, -(-length // 4)), b"\0")
+        return self._first(np.frombuffer(padded, np.float32)).tobytes()[:length]
+
+    def _first(self, array: np.ndarray) -> np.ndarray:
+        """The first process's array, of the same shape in all; the bits survive, whatever they are.
+
+        What a key begins with is copied; all else that is sent is added up.
+        """
+        key, value = self._new_key(), mx.nd.array(array)
+        self._store.init(key, value)
+        self._store.pull(key, out=value)
+        first: np.ndarray = value.asnumpy()
+        return first
+
+    def check_equal(self, what: str, content: Iterable[bytes]) -> None:
+        digest = hashlib.sha256()
+        for part in content:
+            digest.update(part)
+        digests = self.gather(np.frombuffer(digest.digest(), np.uint8)[None].astype(np.float32))
+        differing = np.flatnonzero((digests != digests[0]).any(axis=1))
+        if len(differing):
+            raise TrainingFault(
+                f"{what} of worker {differing[0]} differ from those of worker 0; all must run the "
+                "same program with the same flags on the same files"
+            )
+
+    def _key(self, array: mx.nd.NDArray) -> int:
+        if array.shape not in self._key_of_shape:
+            key = self._key_of_shape[array.shape] = self._new_key()
+            self._store.init(key, mx.nd.zeros(array.shape))
+        return self._key_of_shape[array.shape]
+
+    def _new_key(self) -> int:
+        self._keys_given += 1
+        return _FIRST_KEY_OF_TOTALS + self._keys_given
+
+
+class GradientSum(KVStoreBase):
+    """A trainer's part of the store: gives all workers the first one's weights, sums gradients.
+
+    Parameters
+    ----------
+    store : KVStore
+    trainer : int
+        Its number.
+    servers : int
+        How many there are.
+    """
+
+    def __init__(self, store: mx.kv.KVStore, trainer: int, servers: int) -> None:
+        self.store = store
+        self.trainer = trainer
+        self._loads = [0] * servers
+        self._keys: dict[int, int] = {}
+
+    def broadcast(
+        self, key: int, value: mx.nd.NDArray, out: list[mx.nd.NDArray], priority: int = 0
+    ) -> None:
+        # A copy, since oneDNN may have rearranged the weights. The store does not send such an
+        # array, says nothing, and leaves every worker with its own.
+        plain = mx.nd.array(value.asnumpy(), dtype=value.dtype)
+        first = self.trainer * KEYS_OF_TRAINER
+        self._keys[key] = dmlc_environment.key_on_lightest(first, key, value.size, self._loads)
+        self.store.init(self._keys[key], plain)
+        self.store.pull(self._keys[key], out=out, priority=priority)
+
+    def pushpull(
+        self,
+        key: int,
+        value: list[mx.nd.NDArray],
+        out: list[mx.nd.NDArray] | None = None,
+        priority: int = 0,
+    ) -> None:
+        self.store.pushpull(self._keys[key], value, out=out or value, priority=priority)
+
+    @staticmethod
+    def is_capable(capability: str) -> bool:
+        """The servers do not update."""
+        return False
+
+    @property
+    def type(self) -> str:
+        return str(self.store.type)
+
+    @property
+    def rank(self) -> int:
+        return int(self.store.rank)
+
+    @property
+    def num_workers(self) -> int:
+        return int(self.store.num_workers)

@@ -1,0 +1,1 @@
+"""Metrics, exact nearest neighbors and clustering of embeddings. numpy only, no MXNet."""

@@ -1,0 +1,1 @@
+"""Several training runs and the table that compares them."""

@@ -1,0 +1,119 @@
+"""Runs several processes of train.py at the same time, one in each slot."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock
+
+from embedding_learning.cli.parser import UsageError
+from embedding_learning.runtime.signals import StopRequest
+
+_TRAIN = Path(__file__).resolve().parents[2] / "train.py"
+# Between two looks at whether to stop, in seconds.
+_PAUSE = 0.1
+
+# Runs train.py with these flags, adds what it prints to the log, and returns its exit status.
+Train = Callable[[Sequence[str], Path], int]
+# Calls the function it is given once or several times, one call after the other.
+Job = Callable[[Train], None]
+
+
+class _Stopped(Exception):
+    """Ends a job whose process was stopped, or would have to be."""
+
+
+def run_all(
+    jobs: Sequence[Job], slots: Sequence[Sequence[str]], threads: int | None, stop: StopRequest
+) -> None:
+    """Runs the jobs in their order, one thread a slot, until all end or `stop` is asked.
+
+    Once it is asked, or when a job raises an exception, the processes are asked to save their
+    state, their jobs end where they are, and no other begins. Then the exception is raised.
+
+    Parameters
+    ----------
+    jobs : sequence of Job
+    slots : sequence of sequence of str
+        Flags for each process in that slot, such as its GPU.
+    threads : int, optional
+        What OMP_NUM_THREADS is for each process; if None it stays as it is.
+    stop : StopRequest
+    """
+    environment = dict(os.environ)
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    free: SimpleQueue[Sequence[str]] = SimpleQueue()
+    for slot in slots:
+        free.put(slot)
+    lock = Lock()
+    running: set[subprocess.Popen[bytes]] = set()
+    is_stopping = False
+
+    def train(flags: Sequence[str], log: Path) -> int:
+        slot = free.get()
+        try:
+            with lock:
+                if is_stopping:
+                    raise _Stopped
+                process = _start([*flags, *slot], log, environment)
+                running.add(process)
+            status = process.wait()
+            with lock:
+                running.remove(process)
+                if is_stopping:
+                    raise _Stopped
+            return status
+        finally:
+            free.put(slot)
+
+    def work(job: Job) -> None:
+        try:
+            if not is_stopping:
+                job(train)
+        except _Stopped:
+            pass
+        except BaseException:
+            stop_all()
+            raise
+
+    def stop_all() -> None:
+        nonlocal is_stopping
+        with lock:
+            is_stopping = True
+            for process in running:
+                process.terminate()
+
+    with ThreadPoolExecutor(len(slots)) as pool:
+        futures = [pool.submit(work, job) for job in jobs]
+        try:
+            while stop.number is None and wait(futures, _PAUSE).not_done:
+                pass
+        finally:
+            stop_all()
+    for future in futures:
+        future.result()
+
+
+def _start(flags: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Raises UsageError if the log cannot be written."""
+    try:
+        file = open(log, "ab")  # noqa: SIM115
+    except OSError as error:
+        raise UsageError(f"{log}: cannot be written: {error.strerror}") from error
+    with file:
+        # In a session of its own Ctrl-C does not reach it: it would be a second signal, which stops
+        # a run at once, in addition to the one that it gets above.
+        return subprocess.Popen(
+            [sys.executable, str(_TRAIN), *flags],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=environment,
+            start_new_session=True,
+        )

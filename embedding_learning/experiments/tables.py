@@ -1,0 +1,139 @@
+"""A comparison as tables: text for a terminal, Markdown, and CSV for other programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from embedding_learning.cli.parser import UsageError
+from embedding_learning.experiments.results import (
+    CRITERION,
+    HELD_OUT,
+    TEST,
+    Row,
+    Run,
+    Spread,
+    evaluations,
+    metric_names,
+    prefix,
+)
+from embedding_learning.runtime.atomic_files import replaced_whole
+
+# What a row's reported and other metrics, and its epoch, are called.
+LABELS = {
+    TEST: ("best", "last", "best epoch"),
+    HELD_OUT: ("test", "held-out", "selected epoch"),
+}
+TITLES = {
+    TEST: ("Recall@1, best epoch", "Recall@1, last epoch"),
+    HELD_OUT: ("Recall@1, test classes", "Recall@1, held-out classes"),
+}
+_NONE = "-"
+
+
+def text(rows: Sequence[Row], seeds: int, select_on: str, caption: str) -> str:
+    """The table for a terminal, its columns aligned; the caption's lines above it."""
+    lines = [_titles(select_on), *_cells(rows, seeds)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    table = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines
+    ]
+    return "\n".join([caption, "", *table])
+
+
+def markdown(rows: Sequence[Row], seeds: int, select_on: str, caption: str) -> str:
+    """The table in Markdown; the best mean of the reported Recall@1 is bold."""
+    means = [row.reported[CRITERION].mean for row in rows]
+    highest = max((mean for mean in means if mean is not None), default=None)
+    lines = []
+    for mean, cells in zip(means, _cells(rows, seeds)):
+        if mean is not None and mean == highest:
+            cells[3] = f"**{cells[3]}**"
+        lines.append(cells)
+    parts = [_titles(select_on), ["---"] * len(_titles(select_on)), *lines]
+    table = [f"| {' | '.join(cells)} |" for cells in parts]
+    return "\n".join([*(f"{line}  " for line in _escaped(caption).splitlines()), "", *table])
+
+
+def _escaped(caption: str) -> str:
+    """As Markdown shows it: what stands in a folder's name or a flag is no markup."""
+    return "".join(f"\\{sign}" if sign in "\\`*_<>[]#|~&" else sign for sign in caption)
+
+
+def _titles(select_on: str) -> list[str]:
+    return ["loss", "sampling", "runs", *TITLES[select_on], LABELS[select_on][2], "seconds"]
+
+
+def _cells(rows: Sequence[Row], seeds: int) -> list[list[str]]:
+    return [
+        [
+            row.loss,
+            row.sampling,
+            str(seeds) if row.epoch.size == seeds else f"{row.epoch.size} of {seeds}",
+            _shown(row.reported[CRITERION], 4),
+            _shown(row.other[CRITERION], 4),
+            _shown(row.epoch, 1),
+            _shown(row.seconds, 1),
+        ]
+        for row in rows
+    ]
+
+
+def _shown(values: Spread, digits: int) -> str:
+    """Mean and standard deviation; a dash for what there is not."""
+    if values.mean is None:
+        return _NONE
+    deviation = _NONE if values.deviation is None else f"{values.deviation:.{digits}f}"
+    return f"{values.mean:.{digits}f} ± {deviation}"
+
+
+def rows_csv(rows: Sequence[Row], select_on: str) -> str:
+    """A line for each loss with a sampling: mean and deviation of all metrics and the like."""
+    reported, other, epoch = LABELS[select_on]
+    names = list(rows[0].reported) if rows else []
+    columns = [f"{label}_{name}" for label in (reported, other) for name in names]
+    columns += [epoch.replace(" ", "_"), "seconds"]
+    lines: list[list[object]] = [
+        ["loss", "sampling", "runs", *(f"{c}_{s}" for c in columns for s in ("mean", "sd"))]
+    ]
+    for row in rows:
+        spreads = [*row.reported.values(), *row.other.values(), row.epoch, row.seconds]
+        numbers = [value for found in spreads for value in (found.mean, found.deviation)]
+        lines.append([row.loss, row.sampling, row.epoch.size, *numbers])
+    return csv_text(lines)
+
+
+def epochs_csv(folder: Path, runs: Sequence[Run], select_on: str) -> str:
+    """A line for each run and epoch that was evaluated so far, with every metric."""
+    found = [
+        (run, TEST if is_final else select_on, evaluation)
+        for run in runs
+        for is_final in ((False,) if select_on == TEST else (False, True))
+        for evaluation in evaluations(prefix(folder, run, is_final))
+    ]
+    names = metric_names([evaluation.metrics for *_, evaluation in found])
+    lines: list[list[object]] = [
+        ["loss", "sampling", "seed", "tested_on", "epoch", "seconds", *names]
+    ]
+    for run, tested_on, evaluation in found:
+        metrics = [evaluation.metrics.get(name) for name in names]
+        lines.append([*run, tested_on, evaluation.epoch, evaluation.seconds, *metrics])
+    return csv_text(lines)
+
+
+def csv_text(lines: Sequence[Sequence[object]]) -> str:
+    """The lines as CSV, the first of them the titles."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(lines)
+    return file.getvalue()
+
+
+def write(path: Path, content: str) -> None:
+    """Writes a file whole or not at all. Raises UsageError."""
+    try:
+        with replaced_whole(path) as partial, open(partial, "w", encoding="utf-8") as file:
+            file.write(content)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from error

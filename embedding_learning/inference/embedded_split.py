@@ -1,0 +1,117 @@
+"""The test images of a data set, embedded by a saved model: where several commands begin."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from embedding_learning.cli.parser import UsageError, add, add_choice
+from embedding_learning.cli.train_flags import DATA_PATH, add_data_flags
+from embedding_learning.data import datasets
+from embedding_learning.data.datasets import ImageSet, Split
+from embedding_learning.data.preprocessing import (
+    ORIGINAL,
+    Decoder,
+    Preprocessing,
+    decodable,
+    read_image,
+)
+from embedding_learning.training import log_lines
+
+if TYPE_CHECKING:
+    from embedding_learning.inference.embedding_model import EmbeddingModel
+
+# Side of the photographs in pictures, in pixels.
+THUMBNAIL = 224
+
+
+class EmbeddedTestSet(NamedTuple):
+    """Embedded test images.
+
+    Attributes
+    ----------
+    split : Split
+    queries : float32 array (n, d)
+        Of ``split.test``.
+    gallery : float32 array (m, d), optional
+        Of ``split.gallery``, where there is one.
+    preprocessing : Preprocessing
+        How the model sees the images, and pictures show them.
+    """
+
+    split: Split
+    queries: np.ndarray
+    gallery: np.ndarray | None
+    preprocessing: Preprocessing = ORIGINAL
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Which images; whether boxes are cut is what the model was trained with, unless told."""
+    add(parser, "--data-path", DATA_PATH, "as for train.py")
+    add_data_flags(parser)
+    text = "which classes test: those that do not train, or all of them, searched among each other"
+    add_choice(parser, "--test", datasets.TESTS, text)
+    text = "leave out images that cannot be decoded"
+    parser.add_argument("--skip-bad-images", action="store_true", help=text)
+    parser.set_defaults(bbox=None, held_out=0)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raises UsageError if the flags that split the data are out of range or contradict."""
+    if options.train_classes is not None and options.train_classes < 1:
+        raise UsageError(
+            f"--train-classes {options.train_classes}: must be at least 1; --test all tests every "
+            "class"
+        )
+    if options.train_classes is not None and options.test == "all":
+        raise UsageError("--train-classes: --test all tests every class; leave one of them out")
+
+
+def embed(model: EmbeddingModel, options: argparse.Namespace) -> EmbeddedTestSet:
+    """Raises DataError if an image is missing or cannot be decoded."""
+    split = datasets.load(
+        options.data_path,
+        options.cache_dir,
+        options.train_classes,
+        options.dataset,
+        model.description["bbox"] if options.bbox is None else options.bbox,
+        options.test,
+        usual_train_classes=model.description["train_classes"],
+    )
+    split = datasets.hold_out(split, options.held_out)
+    if options.skip_bad_images:
+        split = _without_bad_images(split, options.workers, model.preprocessing)
+    log_lines.log_split(split)
+
+    def embedded(part: ImageSet) -> np.ndarray:
+        pixels = Decoder(part, model.description["image_size"], model.preprocessing)
+        size = model.batch_size(len(part), options.batch_size)
+        batches = model.embed_batches(pixels, size, options.workers)
+        return np.concatenate(list(log_lines.progress(batches, "Embedding")))
+
+    gallery = None if split.gallery is None else embedded(split.gallery)
+    return EmbeddedTestSet(split, embedded(split.test), gallery, model.preprocessing)
+
+
+def _without_bad_images(split: Split, workers: int, preprocessing: Preprocessing) -> Split:
+    """Names and leaves out what cannot be decoded of the images that test."""
+
+    def good(part: ImageSet) -> ImageSet:
+        return part.take(np.flatnonzero(decodable(part, THUMBNAIL, workers, preprocessing)))
+
+    gallery = None if split.gallery is None else good(split.gallery)
+    return replace(split, test=good(split.test), gallery=gallery)
+
+
+def thumbnails(part: ImageSet, preprocessing: Preprocessing) -> Callable[[int], np.ndarray]:
+    """A function from a row to its photograph as the model sees it, square and in its box."""
+
+    def thumbnail(row: int) -> np.ndarray:
+        box = None if part.boxes is None else part.boxes[row]
+        return read_image(part.paths[row], box, THUMBNAIL, preprocessing)
+
+    return thumbnail

@@ -1,0 +1,275 @@
+"""An MXNet graph as an ONNX model, operator by operator. The only module that imports onnx.
+
+MXNet's own exporter works with releases of onnx for Python 3.12 and older only, and writes the
+batch size into the graph. The backbones need fourteen operators, which are translated here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, Optional
+
+import mxnet as mx
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper
+
+from embedding_learning.cli.parser import UsageError
+
+# Old enough for every onnxruntime of these years, and what the translations below are written for.
+_OPSET, _IR_VERSION = 13, 7
+
+Attributes = dict[str, str]
+# (name, inputs, attributes) -> nodes, of which the last has the output `name`; None if there is
+# none for these attributes.
+Translation = Callable[[str, list[str], Attributes], Optional[list[NodeProto]]]
+
+
+def build_model(
+    symbol: mx.sym.Symbol,
+    arrays: dict[str, np.ndarray],
+    crop_size: int,
+    dimension: int,
+    pixels: bool,
+) -> ModelProto:
+    """The ONNX model of a graph from "data" to embeddings.
+
+    Parameters
+    ----------
+    symbol : Symbol
+        One output, (n, dimension).
+    arrays : dict of ndarray
+        The graph's parameters by their names in it.
+    crop_size : int
+        Side of the images in pixels.
+    dimension : int
+        Dimension of the embedding.
+    pixels : bool
+        The input is uint8 pixels; otherwise float32, normalised.
+
+    Returns
+    -------
+    ModelProto
+        Input "data" (batch, 3, crop_size, crop_size), output "embeddings" (batch, dimension).
+
+    Raises
+    ------
+    UsageError
+        If an operator has no translation; the message names it.
+    """
+    graph = json.loads(symbol.tojson())
+    names = [node["name"] for node in graph["nodes"]]
+    names[graph["heads"][0][0]] = "embeddings"
+    # A parameter that the operator takes as 1, whatever its values, is 1 in the file.
+    arrays = {**arrays, **{name: np.ones_like(arrays[name]) for name in _fixed_gammas(graph)}}
+
+    nodes: list[NodeProto] = []
+    for name, node in zip(names, graph["nodes"]):
+        if node["op"] == "null":
+            continue
+        inputs = [names[source] for source, *_ in node["inputs"]]
+        nodes += _translate(name, node["op"], inputs, node.get("attrs", {}))
+
+    shape: list[Any] = ["batch", 3, crop_size, crop_size]
+    element, what = (
+        (TensorProto.UINT8, "RGB pixels, 0 to 255")
+        if pixels
+        else (TensorProto.FLOAT, "RGB of 0 to 1, less ImageNet's mean, divided by its deviation")
+    )
+    outputs = helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["batch", dimension])
+    model = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "embedding",
+            [helper.make_tensor_value_info("data", element, shape, doc_string=what)],
+            [outputs],
+            [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", _OPSET)],
+        ir_version=_IR_VERSION,
+        producer_name="embedding_learning",
+    )
+    checker.check_model(model, full_check=True)
+    return model
+
+
+def _translate(
+    name: str, operator: str, inputs: list[str], attributes: Attributes
+) -> list[NodeProto]:
+    translation = _TRANSLATIONS.get(operator)
+    nodes = translation(name, inputs, attributes) if translation else None
+    if nodes is None:
+        settings = ", ".join(f"{key}={value}" for key, value in attributes.items())
+        raise UsageError(
+            f"the network's {name}: there is no translation of {operator}({settings}) to ONNX; "
+            "export symbol and parameters instead"
+        )
+    return nodes
+
+
+def _fixed_gammas(graph: dict) -> list[str]:
+    nodes = graph["nodes"]
+    return [
+        nodes[node["inputs"][1][0]]["name"]
+        for node in nodes
+        if node["op"] == "BatchNorm" and _is_true(node["attrs"], "fix_gamma", "True")
+    ]
+
+
+def _is_true(attributes: Attributes, key: str, default: str = "False") -> bool:
+    return attributes.get(key, default) in ("True", "1")
+
+
+def _integers(text: str) -> list[int]:
+    """Reads what MXNet writes for a tuple: "(3, 3)" -> [3, 3], "()" -> []."""
+    return [int(part) for part in text.strip("()[]").split(",") if part.strip()]
+
+
+def _constant(name: str, values: object) -> NodeProto:
+    tensor = numpy_helper.from_array(np.asarray(values, np.float32), name)
+    return helper.make_node("Constant", [], [name], value=tensor)
+
+
+def _same_as(operator: str) -> Translation:
+    """A translation to an operator of the same inputs and no attributes."""
+    return lambda name, inputs, attributes: [helper.make_node(operator, inputs, [name])]
+
+
+def _activation(name: str, inputs: list[str], attributes: Attributes) -> list[NodeProto] | None:
+    if attributes["act_type"] != "relu":
+        return None
+    return [helper.make_node("Relu", inputs, [name])]
+
+
+def _batch_norm(name: str, inputs: list[str], attributes: Attributes) -> list[NodeProto] | None:
+    if attributes.get("axis", "1") != "1":
+        return None
+    epsilon = float(attributes.get("eps", 1e-3))
+    return [helper.make_node("BatchNormalization", inputs, [name], epsilon=epsilon)]
+
+
+def _cast(name: str, inputs: list[str], attributes: Attributes) -> list[NodeProto] | None:
+    if attributes["dtype"] != "float32":
+        return None
+    return [helper.make_node("Cast", inputs, [name], to=TensorProto.FLOAT)]
+
+
+def _clip(name: str, inputs: list[str], attributes: Attributes) -> list[NodeProto]:
+    low, high = f"{name}_low", f"{name}_high"
+    return [
+        _constant(low, float(attributes["a_min"])),
+        _constant(high, float(attributes["a_max"])),
+        helper.make_node("Clip", [*inputs, low, high], [name]),
+    ]
+
+
+def _concat(name: str, inputs: list[str], attributes: Attributes) -> list[NodeProto]:
+    return [helper.make_node("Concat", inputs, [name], axis=int(attributes.get("dim", 1)))]
+
+
+def _convolution(name: str, inputs: list[str], attributes: Attributes) -> list[NodeProto] | None:
+    kernel = _integers(attributes["kernel"])
+    if len(kernel) != 2 or attributes.get("layout", "NCHW") not in ("NCHW", "None"):
+        return None
+    return [
+        helper.make_node(
+            "Conv",
+            inputs,
+            [name],
+            kernel_shape=kernel,
+            strides=_integers(attributes.get("stride", "")) or [1, 1],
+            pads=2 * (_integers(attributes.get("pad", "")) or [0, 0]),
+            dilations=_integers(attributes.get("dilate", "")) or [1, 1],
+            group=int(attributes.get("num_group", 1)),
+        )
+    ]
+
+
+def _fully_connected(
+    name: str, inputs: list[str], attributes: Attributes
+) -> list[NodeProto] | None:
+    if not _is_true(attributes, "flatten", "True"):
+        return None
+    data, *weights = inputs
+    rows = f"{name}_rows"
+    return [
+        helper.make_node("Flatten", [data], [rows]),
+        helper.make_node("Gemm", [rows, *weights], [name], transB=1),
+    ]
+
+
+def _l2_normalization(
+    name: str, inputs: list[str], attributes: Attributes
+) -> list[NodeProto] | None:
+    if attributes.get("mode", "instance") != "instance":
+        return None
+    squares, floor, sum_, length = (
+        f"{name}_{part}" for part in ("squares", "floor", "sum", "length")
+    )
+    # ONNX's own LpNormalization divides a row of zeros by 0.
+    return [
+        helper.make_node("ReduceSumSquare", inputs, [squares], axes=[1]),
+        _constant(floor, float(attributes.get("eps", 1e-10))),
+        helper.make_node("Add", [squares, floor], [sum_]),
+        helper.make_node("Sqrt", [sum_], [length]),
+        helper.make_node("Div", [*inputs, length], [name]),
+    ]
+
+
+def _normalize(name: str, inputs: list[str], attributes: Attributes) -> list[NodeProto]:
+    """Mean and deviation by channel: (n, 3, h, w) -> the same shape."""
+    mean, deviation, centred = (f"{name}_{part}" for part in ("mean", "deviation", "centred"))
+
+    def by_channel(text: str) -> np.ndarray:
+        return np.array([float(part) for part in text.strip("()").split(",")])[:, None, None]
+
+    return [
+        _constant(mean, by_channel(attributes["mean"])),
+        _constant(deviation, by_channel(attributes["std"])),
+        helper.make_node("Sub", [*inputs, mean], [centred]),
+        helper.make_node("Div", [centred, deviation], [name]),
+    ]
+
+
+def _pooling(name: str, inputs: list[str], attributes: Attributes) -> list[NodeProto] | None:
+    operators = {"max": "MaxPool", "avg": "AveragePool"}
+    operator = operators.get(attributes.get("pool_type", "max"))
+    if operator and _is_true(attributes, "global_pool"):
+        return [helper.make_node(f"Global{operator}", inputs, [name])]
+    kernel = _integers(attributes["kernel"])
+    strides = _integers(attributes.get("stride", "")) or [1] * len(kernel)
+    padding = _integers(attributes.get("pad", "")) or [0] * len(kernel)
+    # With "full", windows may reach beyond the image. ONNX leaves out those that begin there, and
+    # onnxruntime averages cut ones otherwise than MXNet.
+    begin_inside = all(s + p <= k for s, p, k in zip(strides, padding, kernel))
+    convention = attributes.get("pooling_convention", "valid")
+    full = convention == "full" and operator == "MaxPool" and begin_inside
+    if operator is None or not (full or convention == "valid"):
+        return None
+    settings: dict[str, Any] = {
+        "kernel_shape": kernel,
+        "strides": strides,
+        "pads": 2 * padding,
+        "ceil_mode": int(full),
+    }
+    if operator == "AveragePool":
+        settings["count_include_pad"] = int(_is_true(attributes, "count_include_pad", "True"))
+    return [helper.make_node(operator, inputs, [name], **settings)]
+
+
+_TRANSLATIONS: dict[str, Translation] = {
+    "Activation": _activation,
+    "BatchNorm": _batch_norm,
+    "Cast": _cast,
+    "Concat": _concat,
+    "Convolution": _convolution,
+    # In use, as opposed to training, it changes nothing.
+    "Dropout": _same_as("Identity"),
+    "Flatten": _same_as("Flatten"),
+    "FullyConnected": _fully_connected,
+    "L2Normalization": _l2_normalization,
+    "Pooling": _pooling,
+    "_image_normalize": _normalize,
+    "clip": _clip,
+    "elemwise_add": _same_as("Add"),
+}

@@ -1,0 +1,1 @@
+"""The network: backbone, embedding, sampling and losses, all HybridBlocks."""

@@ -1,0 +1,159 @@
+"""What is saved beside a network's parameters: all that is needed to build it again."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from embedding_learning.cli.backbone_flags import POOLS
+from embedding_learning.cli.parser import UsageError
+from embedding_learning.cli.train_flags import LARGEST_IMAGE, RESIZES, set_sizes
+from embedding_learning.model.backbones import check_name
+from embedding_learning.model.weights import catalog
+from embedding_learning.model.weights.catalog import DEVIATION, MEAN
+from embedding_learning.model.weights.params_file import read_description
+
+# Goes up when an older program could not build the network.
+_FORMAT = 1
+_LARGEST = 2**31 - 1
+# What a network was trained with before there was a choice.
+_FORMERLY = {"pool": POOLS[0], "exif_orientation": False, "resize": RESIZES[0]}
+
+
+def describe(options: Namespace, title: str, epoch: int, recall_at_1: float) -> dict[str, Any]:
+    """The description of a network, of what JSON can hold; it depends on the arguments alone.
+
+    Parameters
+    ----------
+    options : Namespace
+        The flags of the run.
+    title : str
+        What it was trained on, such as `Split.title`.
+    epoch : int
+        Counted from 0.
+    recall_at_1 : float
+        Of the test images, between 0 and 1.
+    """
+    return {
+        "format": _FORMAT,
+        "model": options.model,
+        "embed_dim": options.embed_dim,
+        "feat_dim": options.feat_dim,
+        "pool": options.pool,
+        "image_size": options.image_size,
+        "crop_size": options.crop_size,
+        "exif_orientation": options.exif_orientation,
+        "resize": options.resize,
+        # Whether images were cropped to their boxes where there were any.
+        "bbox": options.bbox,
+        # How many of the data's classes trained, where its files do not decide.
+        "train_classes": options.train_classes,
+        "mean": list(MEAN),
+        "deviation": list(DEVIATION),
+        "trained_on": title,
+        "epoch": epoch,
+        "recall_at_1": recall_at_1,
+    }
+
+
+def read(path: str, model: str | None, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """What a parameter file tells of its network, or what follows from its backbone.
+
+    Parameters
+    ----------
+    path : str
+    model : str, optional
+        The backbone, for a file that does not tell.
+    shapes : mapping
+        Of the arrays in the file, by name.
+
+    Returns
+    -------
+    dict
+        What `describe` returned. Where a file does not tell, sizes of images are the default ones,
+        and None is what cannot be known.
+
+    Raises
+    ------
+    UsageError
+        If the file cannot be read, no network can be built from its description, or it has none and
+        no backbone is named.
+    """
+    found = read_description(path, "MODEL")
+    if model is not None:
+        check_name(model)
+    try:
+        if found is not None:
+            found = {**_FORMERLY, **found}
+            _check(found)
+        elif model is not None:
+            found = _presumed(model, shapes)
+    except UsageError as error:
+        raise UsageError(f"MODEL {path}: {error}") from error
+    if found is None:
+        raise UsageError(
+            f"MODEL {path}: does not tell its backbone, as a file of the original example; name it "
+            "with --model"
+        )
+    if model is not None and model.lower() != found["model"].lower():
+        raise UsageError(f"--model {model}: MODEL {path} is a {found['model']}; leave the flag out")
+    return found
+
+
+def _presumed(model: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The description of a network whose file has none, trained with the default flags.
+
+    Raises UsageError if there is no embedding layer.
+    """
+    if len(shapes.get("dense.weight", ())) != 2:
+        raise UsageError("holds no embedding layer (dense.weight): it is no network of train.py")
+    options = Namespace(
+        model=model,
+        embed_dim=shapes["dense.weight"][0],
+        feat_dim=(*shapes.get("feature.weight", ()), None)[0],
+        image_size=None,
+        crop_size=None,
+        bbox=True,
+        train_classes=None,
+        **_FORMERLY,
+    )
+    set_sizes(options)
+    unknown: Any = None
+    return describe(options, unknown, unknown, unknown)
+
+
+def _check(description: Mapping[str, Any]) -> None:
+    """Raises UsageError unless a network can be built from it; a stranger may have written it."""
+    if description.get("format") != _FORMAT:
+        raise UsageError("was written by another version of this program")
+    # None is what no value but feat_dim may be, and that one has to be there.
+    values = {"feat_dim": "missing", "train_classes": "missing", **description}
+    checks: dict[str, Callable[[Any], bool]] = {
+        "model": _is_backbone,
+        "embed_dim": _is_count,
+        "feat_dim": lambda value: value is None or _is_count(value),
+        "train_classes": lambda value: value is None or _is_count(value),
+        "pool": lambda value: value in POOLS,
+        "image_size": lambda value: _is_count(value, LARGEST_IMAGE),
+        "crop_size": lambda value: _is_count(value, values["image_size"]),
+        "exif_orientation": lambda value: isinstance(value, bool),
+        "resize": lambda value: value in RESIZES,
+        "bbox": lambda value: isinstance(value, bool),
+        "mean": lambda value: value == list(MEAN),
+        "deviation": lambda value: value == list(DEVIATION),
+        "trained_on": lambda value: isinstance(value, str),
+        "epoch": lambda value: type(value) is int and value >= 0,
+        "recall_at_1": lambda value: type(value) in (int, float) and 0 <= value <= 1,
+    }
+    for key, fits in checks.items():
+        if not fits(values.get(key)):
+            raise UsageError(f"describes its network, but {key} is not as this program writes it")
+
+
+def _is_backbone(value: Any) -> bool:
+    return isinstance(value, str) and catalog.find(value) is not None
+
+
+def _is_count(value: Any, most: int = _LARGEST) -> bool:
+    return type(value) is int and 1 <= value <= most

@@ -1,0 +1,122 @@
+"""The network that is trained: backbone, embedding, normalisation and sampling as one graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mxnet.gluon import HybridBlock, nn
+
+from embedding_learning.model.cpu_fusion import fuse_batch_norm_and_relu
+from embedding_learning.model.sampling import DistanceWeightedSampling
+from embedding_learning.model.weights.catalog import DEVIATION, MEAN
+
+
+class ImageNormalization(HybridBlock):
+    """RGB pixels as pretrained backbones expect them: uint8 (n, 3, h, w) -> float32, same shape.
+
+    Cast to float16, it still computes in float32 and rounds its output.
+    """
+
+    _dtype = "float32"
+
+    def cast(self, dtype: str) -> None:
+        super().cast(dtype)
+        self._dtype = dtype
+
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
+        # Mean and deviation scaled to 255 save a pass over the batch.
+        mean, deviation = (tuple(255 * value for value in v) for v in (MEAN, DEVIATION))
+        x = F.image.normalize(F.cast(x, "float32"), mean=mean, std=deviation)
+        return x if self._dtype == "float32" else F.cast(x, self._dtype)
+
+
+class L2Normalization(HybridBlock):
+    """Scales each row to unit length: (n, d) -> (n, d).
+
+    Cast to float16, it takes that, and returns float32 all the same: so whatever follows, down to
+    the loss, is float32.
+    """
+
+    _dtype = "float32"
+
+    def cast(self, dtype: str) -> None:
+        super().cast(dtype)
+        self._dtype = dtype
+
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
+        if self._dtype != "float32":
+            x = F.cast(x, "float32")
+        return F.L2Normalization(x, mode="instance")
+
+
+class MarginNet(HybridBlock):
+    """Embedding network with its sampling of negatives (Wu et al., 2017).
+
+    Its parameters carry the names of the original example's network (``base_net.*``,
+    ``dense.*``), so that each loads the other's files.
+
+    Parameters
+    ----------
+    base_net : HybridBlock
+        Backbone: (n, 3, height, width) to features; any trailing shape.
+    emb_dim : int
+        Dimension of the embedding.
+    batch_k : int
+        Consecutive images per class in a batch.
+    feat_dim : int, optional
+        Puts a fully connected layer of this size between backbone and embedding.
+    sampling : function
+        From `batch_k` to one of the blocks of `sampling`.
+    preprocess : HybridBlock, optional
+        Applied to the images first, within the same graph.
+
+    Inputs:
+        - **x** (n, 3, height, width): normalised images, or what `preprocess` takes; rows 0 to
+          batch_k - 1 of one class, the next batch_k of another, and so on.
+
+    Outputs: those of :class:`DistanceWeightedSampling`.
+    """
+
+    # On a CPU, where the backbone can be trained so.
+    fuses_batch_norm = True
+
+    def __init__(
+        self,
+        base_net: HybridBlock,
+        emb_dim: int,
+        batch_k: int,
+        feat_dim: int | None = None,
+        sampling: Callable[[int], HybridBlock] = DistanceWeightedSampling,
+        preprocess: HybridBlock | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        with self.name_scope():
+            self.preprocess = preprocess
+            self.base_net = base_net
+            self.feature = nn.Dense(feat_dim) if feat_dim else None
+            self.dense = nn.Dense(emb_dim)
+            self.normalize = L2Normalization()
+            self.sampled = sampling(batch_k)
+
+    def hybrid_forward(self, F: Any, x: Any) -> tuple[Any, ...]:
+        return self.sampled(self.embed(x))
+
+    def _get_graph(self, *arguments: Any) -> tuple[Any, Any]:
+        """What training compiles, once hybridized."""
+        is_new = not self._cached_graph
+        inputs, outputs = super()._get_graph(*arguments)
+        if is_new and self.fuses_batch_norm and arguments[0].context.device_type == "cpu":
+            outputs = fuse_batch_norm_and_relu(outputs)
+            self._cached_graph: tuple[Any, Any] = inputs, outputs
+        return inputs, outputs
+
+    def embed(self, x: Any) -> Any:
+        """The embeddings alone, drawing nothing: (n, 3, height, width) -> (n, emb_dim)."""
+        if self.preprocess is not None:
+            x = self.preprocess(x)
+        z = self.base_net(x)
+        if self.feature is not None:
+            z = self.feature(z)
+        return self.normalize(self.dense(z))

@@ -1,0 +1,233 @@
+"""Rows of a query and its nearest neighbours, for a gallery of queries and for search results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Optional, Union
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from embedding_learning.plots import canvas
+from embedding_learning.plots.canvas import Thumbnail
+
+# Colour, line and sign say the same, for whoever cannot tell green from red. The two are of
+# different lightness too.
+_Look = tuple[str, Union[str, tuple[int, tuple[float, float]]], str]
+_QUERY: _Look = (canvas.INK, "solid", "")
+_RIGHT: _Look = ("#14803c", "solid", "\N{CHECK MARK}")
+_WRONG: _Look = ("#d7263d", (0, (3.0, 1.5)), "\N{BALLOT X}")
+
+# Pixels.
+_SIDE, _GAP, _BORDER = 168, 20, 30
+_LINE, _NAME, _SMALL, _HEADING, _TEXT = 25, 19, 24, 34, 40
+_TOP = 110
+_NAME_LINES = 2
+_ROW = _SIDE + (_NAME_LINES + 1) * _LINE + 24
+# Neighbours beside a query; more stand on further lines.
+_ABREAST = 10
+# Lines on a page; what is beyond is not drawn, and the heading says so.
+_MOST_LINES = 40
+
+
+class _Tile(NamedTuple):
+    """An image of a row, and what is written below it."""
+
+    thumbnail: Thumbnail
+    image: int
+    name: str
+    distance: Optional[float] = None  # none: the query
+    right: Optional[bool] = None  # none: not known
+
+
+@canvas.plain_style
+def gallery(
+    groups: Mapping[str, np.ndarray],
+    neighbours: np.ndarray,
+    distances: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    thumbnail: Thumbnail,
+    path: str,
+    title: str = "Queries and their nearest neighbours",
+    searched: tuple[np.ndarray, Thumbnail] | None = None,
+) -> None:
+    """Draws some queries, a row each: the query, then its neighbours, right or wrong.
+
+    A neighbour is right if it is of the query's class.
+
+    Parameters
+    ----------
+    groups : mapping of str to array
+        A heading, and the queries (rows) below it, such as `choose_queries` returns.
+    neighbours, distances : arrays (n, k)
+        The nearest images of each query, nearest first; only the queries' rows are looked at.
+    labels : array (n,)
+        An index into the class names for each image.
+    class_names : sequence of str
+    thumbnail : function
+        From a row to RGB pixels (height, width, 3); called for the images that are drawn.
+    path : str
+        The file, PNG or SVG by its suffix.
+    title : str
+    searched : tuple, optional
+        Labels and thumbnails of the images that `neighbours` counts, if these are not the queries.
+
+    Raises
+    ------
+    UsageError
+        If the file cannot be written.
+    """
+    found_labels, found_thumbnail = searched or (labels, thumbnail)
+    names = [canvas.class_title(name) for name in class_names]
+    sections = {}
+    for heading, queries in groups.items():
+        sections[heading] = [
+            [
+                _Tile(thumbnail, query, names[labels[query]]),
+                *(
+                    _Tile(
+                        found_thumbnail,
+                        image,
+                        names[found_labels[image]],
+                        distance,
+                        bool(found_labels[image] == labels[query]),
+                    )
+                    for image, distance in zip(neighbours[query], distances[query])
+                ),
+            ]
+            for query in queries
+        ]
+    _draw(sections, path, title)
+
+
+@canvas.plain_style
+def search_results(
+    query_names: Sequence[str],
+    query_thumbnail: Thumbnail,
+    neighbours: np.ndarray,
+    distances: np.ndarray,
+    names: Sequence[str],
+    thumbnail: Thumbnail,
+    path: str,
+    right: np.ndarray | None = None,
+    title: str = "Nearest images",
+) -> None:
+    """Draws queries, a row each: the query, then what was found.
+
+    A page has room for 40 lines of ten neighbours; it says how many queries do not stand on it.
+
+    Parameters
+    ----------
+    query_names : sequence of str (q,)
+        What is written below each query: its class or its file's name.
+    query_thumbnail : function
+        From a query's number to RGB pixels (height, width, 3).
+    neighbours, distances : arrays (q, k)
+        The images found, nearest first.
+    names : sequence of str
+        What is written below an image found, by its row.
+    thumbnail : function
+        From a row of the searched images to RGB pixels.
+    path : str
+        The file, PNG or SVG by its suffix.
+    right : bool array (q, k), optional
+        Which images found are right, where that is known.
+    title : str
+
+    Raises
+    ------
+    UsageError
+        If the file cannot be written.
+    """
+    rows = []
+    for query, name in enumerate(query_names):
+        judged = [None] * len(neighbours[query]) if right is None else right[query].tolist()
+        found = zip(neighbours[query], distances[query], judged)
+        tiles = [_Tile(thumbnail, image, names[image], *how) for image, *how in found]
+        rows.append([_Tile(query_thumbnail, query, name), *tiles])
+    _draw({"": rows}, path, title)
+
+
+def _draw(sections: Mapping[str, Sequence[Sequence[_Tile]]], path: str, title: str) -> None:
+    """Sections of rows of tiles, the query first."""
+    canvas.check_path(path)
+    placed, headings, height, left_out = _placed(sections)
+    most = max((column for _, column, _ in placed), default=0)
+    caption = "Left: the query. Below each neighbour: its distance and its name."
+    if any(tile.right is not None for tile, _, _ in placed):
+        caption = f"Left: the query. {_RIGHT[2]} right, {_WRONG[2]} wrong, and the distance."
+    if left_out:
+        caption = f"{left_out:,} further queries are not shown. {caption}"
+    # Few neighbours are narrower than the line above them.
+    line = canvas.text_width(caption, _SMALL)
+    width = max(_left(most) + _SIDE + _BORDER, 5 * _SIDE, math.ceil(line) + 2 * _BORDER + 1)
+    sheet = canvas.blank(width, height + _BORDER)
+    for tile, column, top in placed:
+        canvas.paste(sheet, tile.thumbnail(tile.image), _left(column), top, _SIDE)
+
+    figure, axes = canvas.page(width, len(sheet))
+    canvas.show(axes, sheet)
+    room = width - 2 * _BORDER
+    canvas.write(axes, _BORDER, 50, title, _TEXT, room, weight="bold")
+    canvas.write(axes, _BORDER, 88, caption, _SMALL, room, color=canvas.GREY)
+    for heading, bottom in headings:
+        canvas.write(axes, _BORDER, bottom, heading, _HEADING, room, weight="bold")
+    for tile, column, top in placed:
+        _caption(axes, tile, _left(column), top)
+    canvas.save(figure, path)
+
+
+def _placed(
+    sections: Mapping[str, Sequence[Sequence[_Tile]]],
+) -> tuple[list[tuple[_Tile, int, int]], list[tuple[str, int]], int, int]:
+    """Tiles with column and top; headings with bottom; the height; rows that found no room."""
+    placed, headings, left_out = [], [], 0
+    top, lines = _TOP, 0
+    for heading, rows in sections.items():
+        if heading and lines < _MOST_LINES:
+            top += 2 * _LINE
+            headings.append((heading, top))
+            top += _LINE
+        for query, *found in rows:
+            found = found[: _ABREAST * _MOST_LINES]
+            needed = max(1, -(-len(found) // _ABREAST))
+            if lines and lines + needed > _MOST_LINES:
+                left_out += 1
+                continue
+            placed.append((query, 0, top))
+            for rank, tile in enumerate(found):
+                line, column = divmod(rank, _ABREAST)
+                placed.append((tile, column + 1, top + line * _ROW))
+            top += needed * _ROW
+            lines += needed
+    return placed, headings, top, left_out
+
+
+def _left(column: int) -> int:
+    """The left side of a column; the query stands a little apart."""
+    return _BORDER + column * (_SIDE + _GAP) + (_GAP if column else 0)
+
+
+def _caption(axes: Axes, tile: _Tile, left: int, top: int) -> None:
+    """The frame of a tile and what stands below it."""
+    colour, line, sign = _QUERY
+    if tile.right is not None:
+        colour, line, sign = _RIGHT if tile.right else _WRONG
+    elif tile.distance is not None:
+        colour = canvas.FAINT
+    # Around the photograph, not over it.
+    frame = Rectangle((left - 3, top - 3), _SIDE + 6, _SIDE + 6, fill=False)
+    frame.set(edgecolor=colour, linewidth=canvas.points(6), linestyle=line)
+    axes.add_patch(frame)
+    below = top + _SIDE + _LINE + 3
+    if tile.distance is not None:
+        ink = colour if tile.right is not None else canvas.GREY
+        text = f"{sign} {tile.distance:.3f}".strip()
+        canvas.write(axes, left, below, text, _NAME, weight="bold", color=ink)
+    else:
+        canvas.write(axes, left, below, "query", _NAME, weight="bold")
+    for number, text in enumerate(canvas.wrapped(tile.name, _NAME, _SIDE, _NAME_LINES), 1):
+        canvas.write(axes, left, below + number * _LINE, text, _NAME, _SIDE)

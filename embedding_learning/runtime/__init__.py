@@ -1,0 +1,1 @@
+"""What the platform needs: MXNet on today's Pythons, devices, signals, atomic files, progress."""

@@ -1,0 +1,271 @@
+"""All that MXNet 1.9.1 needs from a Python and a numpy that are younger than itself.
+
+MXNet 1.9.1 is the last release of the project. Its binary still works, but importing it fails
+with a current numpy, and left alone it trains at about half speed. `install()` runs when the
+package `embedding_learning` is imported; from then on a plain `import mxnet` works anywhere in
+the process, in its data workers and in child processes that import the package.
+
+Run as a program, `python -m embedding_learning.runtime.mxnet_compat`, it says in one line
+whether this installation works, and if not, what to install.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+# The system libraries that the MXNet and OpenCV wheels expect from the distribution, with the
+# package that brings each on Debian and Ubuntu.
+_DEBIAN_PACKAGES = {
+    "libgomp.so": "libgomp1",
+    "libquadmath.so": "libquadmath0",
+    "libGL.so": "libgl1",
+    "libgthread-2.0.so": "libglib2.0-0",
+    "libglib-2.0.so": "libglib2.0-0",
+}
+
+# Beginnings of the names of the CUDA libraries that the GPU requirements install.
+_CUDA_LIBRARIES = (
+    "libcublas",
+    "libcudart",
+    "libcudnn",
+    "libcufft",
+    "libcurand",
+    "libcusolver",
+    "libcusparse",
+    "libnccl",
+    "libnvrtc",
+    "libnvToolsExt",
+)
+
+# Import name -> name of the package to install, for what is missing when requirements.txt
+# has not been installed.
+_PYTHON_PACKAGES = {
+    "PIL": "pillow",
+    "cv2": "opencv-python",
+    "distutils": "setuptools",
+    "gluoncv": "gluoncv",
+    "safetensors": "safetensors",
+    "sklearn": "scikit-learn",
+    "threadpoolctl": "threadpoolctl",
+    "graphviz": "graphviz",
+    "matplotlib": "matplotlib",
+    "mxnet": "mxnet",
+    "numpy": "numpy",
+    "requests": "requests",
+    "scipy": "scipy",
+    "setuptools": "setuptools",
+    "tqdm": "tqdm",
+}
+
+# The systems and machines, in Python's words, that MXNet 1.9.1 has wheels for.
+_WHEELS = {("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "x86_64")}
+
+_MISSING_LIBRARY = re.compile(r"\b(lib[\w+-]+(?:\.\d+)?\.so)([.\d]*): cannot open shared object")
+
+
+# Whether OMP_NUM_THREADS is ours and not the user's.
+chose_threads = False
+
+
+def install() -> None:
+    """Arrange that `import mxnet` works and uses all cores. Cheap, and harmless to repeat."""
+    # Left unset, it costs up to half of the speed: on two cores MXNet trained ResNet-50 at 3.4
+    # images/s instead of 4.6 to 5.1. libgomp reads it only once, when it is loaded.
+    global chose_threads
+    if "OMP_NUM_THREADS" not in os.environ:
+        chose_threads = True
+        os.environ["OMP_NUM_THREADS"] = str(_usable_cores())
+    # `python -m` on this module would warn that the package has imported it already. It has to.
+    warnings.filterwarnings("ignore", f"'{__name__}' found in sys.modules", RuntimeWarning)
+    if "mxnet" in sys.modules:
+        _prepare()
+    if not any(isinstance(finder, _MXNetFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _MXNetFinder())
+
+
+class _MXNetFinder:
+    """Prepares for MXNet when its import begins, and leaves finding it to the other finders.
+
+    It stays in place, because an import that failed may be tried again; once MXNet is
+    imported, Python does not ask for it any more.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> None:
+        """Find nothing, but be ready for what the next finder finds."""
+        if fullname == "mxnet":
+            _prepare()
+
+
+def _usable_cores() -> int:
+    """Count the cores this process may run on; a container often has fewer than the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _prepare() -> None:
+    """Do what has to be done before MXNet's own code runs."""
+    _restore_numpy_names()
+    _preload_cuda_libraries()
+
+
+def _restore_numpy_names() -> None:
+    """Give numpy back the names that MXNet looks up and that numpy has removed."""
+    import numpy as np
+
+    _set_missing(np, {"bool": bool})  # removed in 1.24; numpy 2 has its own
+    if int(np.__version__.split(".")[0]) < 2:
+        return
+    _set_missing(np, {"PZERO": 0.0, "NZERO": -0.0, "PINF": np.inf, "NINF": -np.inf})
+    _set_missing(np, {"Inf": np.inf, "NaN": np.nan, "NAN": np.nan})
+    _set_missing(np, {"alltrue": np.all, "sometrue": np.any})
+    _set_missing(np, {"product": np.prod, "round_": np.round})
+    # MXNet only re-exports these under mxnet.numpy, which this project does not use.
+    unused = ("in1d", "mirr", "msort", "npv", "pmt", "ppmt", "pv", "rate", "trapz")
+    _set_missing(np, dict.fromkeys(unused, _removed_from_numpy))
+    # MXNet hands lists and tuples of parameters to its operators as text. numpy 2 would write
+    # "[np.float32(0.1)]" where they can read only "[0.1]". This holds for the importing thread.
+    # The stubs of numpy 1 do not know the value.
+    np.set_printoptions(legacy="1.25")  # type: ignore[arg-type, unused-ignore]
+
+
+def _set_missing(module: ModuleType, names: dict[str, Any]) -> None:
+    """Set attributes of a module unless it has them."""
+    # vars() rather than hasattr(): numpy warns when it is asked for a name that it has removed.
+    for name in names.keys() - vars(module).keys():
+        setattr(module, name, names[name])
+
+
+def _removed_from_numpy(*args: Any, **kwargs: Any) -> None:
+    """Stand in for a function of numpy 1."""
+    raise NotImplementedError("numpy 2 no longer has this function")
+
+
+def _preload_cuda_libraries() -> None:
+    """Load the CUDA libraries installed by pip, which the GPU build of MXNet does not look for."""
+    if not _is_gpu_build():
+        return
+    import ctypes
+
+    waiting = _cuda_library_files()
+    while waiting:
+        failed = []
+        for file in waiting:
+            try:
+                ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
+            except OSError:
+                failed.append(file)
+        # A library loads only after those that it needs, so go round as long as that helps. What
+        # is missing in the end, MXNet's own import names.
+        if len(failed) == len(waiting):
+            return
+        waiting = failed
+
+
+def _is_gpu_build() -> bool:
+    """Tell whether the installed MXNet is the one of requirements-gpu.txt."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        distribution("mxnet-cu112")
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _cuda_library_files() -> list[Path]:
+    """List the shared libraries of the installed nvidia-* packages."""
+    from importlib.util import find_spec
+
+    spec = find_spec("nvidia")
+    folders = (spec and spec.submodule_search_locations) or []
+    files = [file for folder in folders for file in Path(folder).glob("*/lib/*.so*")]
+    # NVBLAS would take over every library's calls of BLAS, and SciPy's crash in it.
+    return sorted(file for file in files if not file.name.startswith("libnvblas"))
+
+
+def explain_platform(
+    system: str = platform.system(), machine: str = platform.machine()
+) -> str | None:
+    """Say in one line that MXNet has no wheel for this platform, and what to do; otherwise None."""
+    if (system, machine) in _WHEELS:
+        return None
+    name = "macOS" if system == "Darwin" else system
+    return (
+        f"MXNet 1.9.1 has no wheel for {name} on {machine}, only for Linux on x86-64 and aarch64 "
+        "and for macOS on x86-64: run this in a Linux container (Docker, Podman, WSL)"
+    )
+
+
+def explain_import_error(error: BaseException) -> str | None:
+    """Say in one line what to install, if an import failed for want of it; otherwise None."""
+    if isinstance(error, ModuleNotFoundError):
+        # Where MXNet cannot be installed, pip installs nothing else of the list either.
+        return explain_platform() or _explain_missing_module(error.name or "")
+    if not isinstance(error, (ImportError, OSError)):
+        return None
+    match = _MISSING_LIBRARY.search(str(error))
+    return _explain_missing_library(match[1], match[1] + match[2]) if match else None
+
+
+def _explain_missing_module(name: str) -> str | None:
+    """Explain a module that Python did not find."""
+    package = _PYTHON_PACKAGES.get(name.split(".")[0])
+    if package is None:
+        return None
+    return f"The Python package {package} is missing: run {how_to_install('requirements.txt')}"
+
+
+def how_to_install(file: str) -> str:
+    """Return the command that installs a list of requirements on this Python."""
+    if sys.version_info < (3, 13):
+        return f"pip install -r {file}"
+    # MXNet declares that it does not work with the numpy of these Pythons, so pip may not ask it.
+    return f"pip install -r requirements-common.txt && pip install --no-deps -r {file}"
+
+
+def _explain_missing_library(name: str, file: str) -> str | None:
+    """Explain a shared library that the loader did not find."""
+    if name in _DEBIAN_PACKAGES:
+        package = _DEBIAN_PACKAGES[name]
+        return f"The system library {file} is missing: its Debian or Ubuntu package is {package}"
+    if name == "libcuda.so":
+        return (
+            f"The NVIDIA driver ({file}) is missing: install it, or use the CPU build: "
+            f"pip uninstall mxnet-cu112 && {how_to_install('requirements.txt')}"
+        )
+    if name.startswith(_CUDA_LIBRARIES):
+        return f"The CUDA library {file} is missing: run {how_to_install('requirements-gpu.txt')}"
+    return None
+
+
+def main() -> int:
+    """Print the versions in use, or why MXNet or OpenCV cannot be imported."""
+    try:
+        import cv2
+        import mxnet
+        import numpy
+    except (ImportError, OSError) as error:
+        explanation = explain_import_error(error)
+        if explanation is None:
+            raise
+        print(explanation, file=sys.stderr)
+        return 1
+    python = ".".join(map(str, sys.version_info[:3]))
+    versions = f"mxnet {mxnet.__version__}, numpy {numpy.__version__}, OpenCV {cv2.__version__}"
+    print(f"Python {python}, {versions}, {os.environ['OMP_NUM_THREADS']} threads")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

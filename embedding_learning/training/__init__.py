@@ -1,0 +1,1 @@
+"""The training loop and its parts: learner, schedule, checkpoints, records, logs."""

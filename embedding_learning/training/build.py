@@ -1,0 +1,256 @@
+"""From the flags to what a run trains: devices, network, beta, loss and optimizers."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from functools import partial
+from io import StringIO
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+from mxnet.gluon import HybridBlock
+
+from embedding_learning.cli.parser import UsageError
+from embedding_learning.cli.train_flags import decay, resumes_network
+from embedding_learning.distributed.worker_group import Job
+from embedding_learning.model import backbones, losses, methods
+from embedding_learning.model import sampling as samplings
+from embedding_learning.model.cpu_fusion import trains_fused
+from embedding_learning.model.losses import MarginLoss
+from embedding_learning.model.net import ImageNormalization, MarginNet
+from embedding_learning.model.weights.params_file import read_parameters, set_parameters
+from embedding_learning.runtime import gpus
+from embedding_learning.runtime.mxnet_compat import how_to_install
+from embedding_learning.training import mixed_precision, schedule
+from embedding_learning.training.learner import Beta, Learner
+from embedding_learning.training.mixed_precision import LossScale
+
+# At a rate of 0 these move the weights all the same, or divide by it.
+_NEEDS_RATE = {"ftml", "ftrl", "sgld"}
+_NEVER_AT_REST = {"adadelta", *_NEEDS_RATE}
+# MXNet's dummy, and one that takes no weight decay.
+_NOT_FOR_TRAINING = {"test", "groupadagrad"}
+# By the largest gradient so far, to which nothing is added.
+_DIVIDES_BY_ZERO = {"adamax"}
+
+
+def build(
+    options: Namespace,
+    beta_terms: np.ndarray,
+    net: MarginNet,
+    devices: list[mx.Context],
+    job: Job | None = None,
+) -> Learner:
+    """Beta, loss and optimizers for a network and the boundaries of its training images.
+
+    `beta_terms` (boundaries, j): the entries of beta that add up to each boundary.
+    """
+    job = job or Job()
+    loss = build_loss(options)
+    beta = build_beta(options, beta_terms.max() + 1, devices)
+    if devices[0].device_type == "cpu":
+        net.fuses_batch_norm = trains_fused(net.base_net, options.crop_size)
+    for block in (net, loss):
+        block.hybridize(static_alloc=True, static_shape=True)
+    trainers = build_trainers(options, net, beta, job)
+    loss_scale = LossScale() if options.dtype == "float16" else None
+    skip = options.on_nonfinite == "skip"
+    return Learner(net, beta, loss, trainers, devices, skip, job, loss_scale, beta_terms)
+
+
+def build_network(
+    options: Namespace, devices: list[mx.Context], is_resumed: bool = False
+) -> MarginNet:
+    """The network with the weights it starts from, on the devices.
+
+    `is_resumed`: its weights will be those of a checkpoint.
+    """
+    if is_resumed or resumes_network(options) or options.init_from:
+        # Its weights replace the pretrained ones, but not the rate at which these learn.
+        backbone = backbones.create(options.model, devices, pool=options.pool)
+        if options.use_pretrained or options.pretrained_params:
+            backbones.slow_down_convolutions(backbone)
+            if not is_resumed and options.lr_mult_backbone is None:
+                logging.info(
+                    "The weights are those of %s; of --use-pretrained and --pretrained-params "
+                    "remains that convolutions learn at a hundredth of the rate.",
+                    options.init_from or options.resume,
+                )
+    else:
+        backbone = backbones.create(
+            options.model,
+            devices,
+            options.use_pretrained,
+            options.pretrained_params,
+            options.pool,
+        )
+    net = join(options, backbone)
+    # What came with the backbone is initialized already and stays.
+    fresh = [p for p in net.collect_params().values() if p._data is None]
+    for parameter in fresh:
+        parameter.initialize(ctx=devices, default_init=mx.init.Xavier(magnitude=2))
+    # The first image settles the sizes that depend on the crop.
+    image = mx.nd.zeros((1, 3, options.crop_size, options.crop_size), devices[0], np.uint8)
+    # Gluon raises ValueError where it cannot tell the shapes of weights.
+    try:
+        with redirect_stdout(StringIO()):  # where MXNet prints shapes before it raises
+            backbone(ImageNormalization()(image)).wait_to_read()
+    except (mx.base.MXNetError, ValueError) as error:
+        if gpus.is_out_of_memory(error):
+            raise
+        raise UsageError(
+            f"--crop-size {options.crop_size}: {options.model} does not run with images of this "
+            f"size; try another ({_first_line(error)})"
+        ) from error
+    try:
+        net.embed(image).wait_to_read()
+    except (mx.base.MXNetError, ValueError) as error:
+        if gpus.is_out_of_memory(error):
+            raise
+        raise UsageError(
+            f"--embed-dim, --feat-dim: layers of this size do not run ({_first_line(error)})"
+        ) from error
+    if resumes_network(options):
+        arrays = read_parameters(options.resume, "--resume")
+        source = f"--resume {options.resume}"
+        set_parameters(net._collect_params_with_prefix(), arrays, source, devices)
+    elif options.init_from and not is_resumed:
+        schedule.start_from(options.init_from, net, devices)
+    schedule.prepare(options, net)
+    if options.dtype != "float32":
+        net.cast(options.dtype)
+    return net
+
+
+def join(options: Namespace, backbone: HybridBlock) -> MarginNet:
+    """Backbone, embedding and sampling as the flags say; what is new has no weights yet."""
+    return MarginNet(
+        backbone,
+        options.embed_dim,
+        options.batch_k,
+        options.feat_dim,
+        find_sampling(options),
+        preprocess=ImageNormalization(),
+    )
+
+
+def find_sampling(options: Namespace) -> Callable[[int], HybridBlock]:
+    """What makes the sampling of that name for a number of images per class."""
+    kind: Callable[..., HybridBlock] = getattr(samplings, methods.SAMPLINGS[options.sampling])
+    return partial(kind, normalize_weights=True) if options.normalize_weights else kind
+
+
+def build_loss(options: Namespace) -> HybridBlock:
+    """The loss of that name."""
+    kind = getattr(losses, methods.LOSSES[options.loss].class_name)
+    return kind(options.margin, options.nu) if kind is MarginLoss else kind(options.margin)
+
+
+def build_beta(options: Namespace, entries: int, devices: list[mx.Context]) -> Beta:
+    """What boundaries are made of, learned, or the constant if its learning rate is 0.
+
+    Boundaries begin as --beta: it is each class's, or the common one while all others are 0.
+    """
+    if options.loss != "margin":
+        return None
+    if not options.lr_beta:
+        return float(options.beta)
+    first = np.full(entries, options.beta)
+    if options.beta_per == "image":
+        first[1:] = 0
+    beta = gluon.Parameter("beta", shape=(entries,))
+    beta.initialize(mx.init.Constant(mx.nd.array(first)), ctx=devices)
+    return beta
+
+
+def build_trainers(
+    options: Namespace, net: MarginNet, beta: Beta, job: Job | None = None
+) -> list[gluon.Trainer]:
+    """The network's trainer and, where beta is learned, beta's."""
+    job = job or Job()
+    settings = {"learning_rate": options.lr, "wd": options.wd}
+    if options.optimizer == "sgd":
+        settings["momentum"] = options.momentum
+    if options.optimizer == "adam":
+        settings["epsilon"] = 1e-7
+    if options.grad_clip is not None:
+        settings["clip_gradient"] = options.grad_clip
+    at = {}
+    if options.dtype == "float16":
+        settings["multi_precision"] = True
+        # The gradients have to be looked at between their sum and the update.
+        at["update_on_kvstore"] = False
+    kvstore = job.kvstore(options.kvstore, trainer=0)
+    parameters = net.collect_params()
+    trainers = [gluon.Trainer(parameters, options.optimizer, settings, kvstore=kvstore, **at)]
+    if isinstance(beta, gluon.Parameter):
+        settings = {"learning_rate": options.lr_beta, "momentum": 0.9}
+        kvstore = job.kvstore(options.kvstore, trainer=1)
+        trainers.append(gluon.Trainer([beta], "sgd", settings, kvstore=kvstore, **at))
+    for trainer in trainers:
+        # Servers that update are told it when they first hear of the optimizer.
+        batch = options.total_batch_size // options.processes * job.size
+        trainer.optimizer.rescale_grad = 1 / batch
+    return trainers
+
+
+def find_devices(options: Namespace) -> list[mx.Context]:
+    """The GPUs asked for, or CPU contexts. Raises UsageError if a GPU is not there."""
+    if not options.gpus:
+        return [mx.cpu(number) for number in range(options.cpu_contexts)]
+    if not mx.runtime.Features().is_enabled("CUDA"):
+        raise UsageError(
+            f"--gpus {','.join(map(str, options.gpus))}: this machine shows MXNet no GPU; install "
+            f"MXNet's GPU build, {how_to_install('requirements-gpu.txt')}, or leave --gpus out to "
+            "train on the CPU"
+        )
+    gpus.check(options.gpus)
+    return [mx.gpu(number) for number in options.gpus]
+
+
+def optimizers() -> list[str]:
+    """The names of MXNet's optimizers that train a network."""
+    return sorted({*mx.optimizer.Optimizer.opt_registry} - _NOT_FOR_TRAINING - _DIVIDES_BY_ZERO)
+
+
+def check_names(options: Namespace) -> None:
+    """Raises UsageError if there is no such backbone or optimizer, or no NCCL or float16 here."""
+    backbones.check_name(options.model)
+    backbones.check_training(options.model, on_cpu=not options.gpus)
+    if options.optimizer in _DIVIDES_BY_ZERO:
+        raise UsageError(
+            f"--optimizer {options.optimizer}: MXNet's divides 0 by 0 where a weight and its "
+            "gradient are 0, as many are at the start; choose another, such as adam or nadam"
+        )
+    if options.optimizer not in optimizers():
+        raise UsageError(
+            f"--optimizer {options.optimizer}: unknown; choose of {', '.join(optimizers())}"
+        )
+    if options.optimizer in _NEVER_AT_REST and (
+        options.warm_up_epochs or options.lr_mult_backbone == 0
+    ):
+        raise UsageError(
+            f"--optimizer {options.optimizer}: leaves no layer alone, as --warm-up-epochs and "
+            "--lr-mult-backbone 0 ask for; choose another, such as adam"
+        )
+    rate_at_last = options.lr * decay(options, max(0, options.epochs - 1))
+    if options.optimizer in _NEEDS_RATE and not rate_at_last:
+        raise UsageError(
+            f"--optimizer {options.optimizer}: does not work at a learning rate of 0, as --lr 0 or "
+            "--factor 0 asks for; raise the rate, or choose another, such as adam"
+        )
+    if options.kvstore == "nccl" and not mx.runtime.Features().is_enabled("NCCL"):
+        raise UsageError("--kvstore nccl: this build of MXNet has no NCCL; use device or local")
+    mixed_precision.check(options)
+
+
+def _first_line(error: Exception) -> str:
+    """What MXNet says, without where in its source it says so."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "Check failed" in line or "rror:" in line]
+    line = (told or lines or [type(error).__name__])[-1]
+    return line[max(0, line.find("Check failed")) :]

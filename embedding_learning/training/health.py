@@ -1,0 +1,98 @@
+"""Notices when training goes wrong, and says what usually causes it."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from embedding_learning.evaluation import pair_distances
+
+# In a row; fewer happen by chance late in a successful training.
+_BATCHES_WITHOUT_PAIRS = 20
+_SKIPPED_IN_A_ROW = 20
+# The cutoff of distance weighted sampling, which tells nearer ones not apart.
+_COLLAPSED = 0.5
+
+
+class TrainingFault(Exception):
+    """Training cannot go on; the message says why and what to do."""
+
+
+class Monitor:
+    """Looks at what training shows, and warns once of each thing that is wrong.
+
+    Parameters
+    ----------
+    stop_on_nonfinite : bool
+        Whether a batch that is not finite ends the run, or was skipped.
+    """
+
+    def __init__(self, stop_on_nonfinite: bool) -> None:
+        self._stop_on_nonfinite = stop_on_nonfinite
+        self._batches_without_pairs = 0
+        self._skipped_in_a_row = 0
+        self._warned: set[str] = set()
+
+    def see_batch(self, epoch: int, batch: int, finite: bool, loss: float) -> None:
+        """One batch's number within its epoch, counted from 1, and the devices' loss.
+
+        Raises TrainingFault if the batch is not finite and that ends the run.
+        """
+        if not finite:
+            self._see_nonfinite(epoch, batch)
+            return
+        self._skipped_in_a_row = 0
+        # A loss is exactly 0 where no pair violates the margin, and only there.
+        self._batches_without_pairs = 0 if loss else self._batches_without_pairs + 1
+        if self._batches_without_pairs >= _BATCHES_WITHOUT_PAIRS:
+            self._warn(
+                "no pairs",
+                f"No pair has had a loss for {_BATCHES_WITHOUT_PAIRS} batches: nothing is learned "
+                "from them. Either all is learned (a larger --margin asks for more), or --margin, "
+                "and --beta where the loss has one, let every pair pass.",
+            )
+
+    def _see_nonfinite(self, epoch: int, batch: int) -> None:
+        what = f"epoch {epoch}, batch {batch}: the loss or a gradient is not finite"
+        if self._stop_on_nonfinite:
+            raise TrainingFault(
+                f"{what}; most often --lr or --lr-beta is too high: try a tenth, from the last "
+                "checkpoint with --resume"
+            )
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row == _SKIPPED_IN_A_ROW:
+            raise TrainingFault(
+                f"{what}, as in the {_SKIPPED_IN_A_ROW - 1} batches before it, which were skipped; "
+                "try a lower --lr, from the last checkpoint with --resume"
+            )
+        logging.warning("%s; it is skipped.", what.capitalize())
+
+    def see_embeddings(self, embeddings: np.ndarray) -> None:
+        """The embeddings (n, d) of a device's batch."""
+        farthest = pair_distances.all_distances(embeddings).max()
+        if farthest < _COLLAPSED:
+            self._warn(
+                "collapse",
+                f"The embedding has collapsed: no two images of a batch are farther apart than "
+                f"{farthest:.2g}, where random points are 1.4 apart. Most often "
+                "--lr is too high; pretrained weights help too.",
+            )
+
+    def see_beta(self, beta: np.ndarray | float) -> None:
+        """All boundaries, or the constant."""
+        values = np.atleast_1d(beta)
+        outside = np.sum((values <= 0) | (values >= pair_distances.FARTHEST))
+        if outside:
+            self._warn(
+                "beta",
+                f"Beta has left (0, {pair_distances.FARTHEST:g}), the range of distances, for "
+                f"{outside} of {len(values)} boundaries: they part nothing any "
+                "more. Most often --lr-beta is too high, or --nu or --beta unfit.",
+            )
+
+    def _warn(self, kind: str, text: str) -> None:
+        """Once for each kind."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            logging.warning(text)

@@ -1,0 +1,127 @@
+"""Mixed precision: layers in float16, weights updated in float32, the loss scaled.
+
+After Micikevicius et al., Mixed Precision Training (ICLR 2018), section 3.
+"""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from typing import Any
+
+import mxnet as mx
+from mxnet.gluon import nn
+
+from embedding_learning.cli.parser import UsageError
+
+# The start, the growth and the most are those of MXNet's own scaler, mxnet.contrib.amp; PyTorch's
+# GradScaler begins and grows likewise.
+_FIRST, _LEAST, _MOST = 2.0**16, 1.0, 2.0**24
+_GOOD_STEPS_TO_GROW = 2000
+# multi_all_finite does not look how many it is given, and has room for no more.
+_CHECKED_AT_ONCE = 200
+# LARS takes the norms of gradients and weights in float16, where MXNet's CPU code lets the squares
+# overflow: what it does could not be tested. All others see float32 alone.
+_WITHOUT_MASTER_WEIGHTS = {"lars"}
+
+
+class LossScale:
+    """What the loss is multiplied by on the way back, so that small gradients survive float16.
+
+    It halves whenever a gradient is not finite, and doubles after 2000 steps in which all were
+    (section 3.2 of the paper). A power of two, so that dividing by it rounds nothing.
+
+    Attributes
+    ----------
+    value : float
+        Between 1 and 2**24.
+    good_steps : int
+        Since it changed last.
+    """
+
+    def __init__(self) -> None:
+        self.value = _FIRST
+        self.good_steps = 0
+
+    def head_gradients(self, devices: list[mx.Context]) -> list[mx.nd.NDArray]:
+        """What the way back begins with, in place of ones, at each device's loss (1,)."""
+        return [mx.nd.full((1,), self.value, device) for device in devices]
+
+    def see(self, finite: bool) -> bool:
+        """After a step's way back: whether the scale was too high, so that its update is left out.
+
+        At the least scale there is something else wrong with a step that is not finite.
+        """
+        if finite:
+            self.good_steps += 1
+            if self.good_steps == _GOOD_STEPS_TO_GROW:
+                self.value, self.good_steps = min(_MOST, 2 * self.value), 0
+            return False
+        self.good_steps = 0
+        if self.value == _LEAST:
+            return False
+        self.value /= 2
+        logging.info(
+            "A gradient was not finite in float16: the batch is left out, and the loss is scaled "
+            "by %d from here on.",
+            self.value,
+        )
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """As JSON knows it."""
+        return {"value": self.value, "good_steps": self.good_steps}
+
+    def restore(self, state: Any) -> None:
+        """Raises ValueError if the state is none that `state` returns."""
+        fits = isinstance(state, dict) and state.keys() == self.state().keys()
+        if not fits or type(state["value"]) is not float or type(state["good_steps"]) is not int:
+            raise ValueError(state)
+        powers = {2.0**exponent for exponent in range(25)}
+        if state["value"] not in powers or not 0 <= state["good_steps"] < _GOOD_STEPS_TO_GROW:
+            raise ValueError(state)
+        self.value, self.good_steps = state["value"], state["good_steps"]
+
+
+def check(options: Namespace) -> None:
+    """Raises UsageError if the flags ask for float16 where it does not work."""
+    if options.dtype != "float16":
+        return
+    if options.optimizer in _WITHOUT_MASTER_WEIGHTS:
+        raise UsageError(
+            f"--dtype float16: not with --optimizer {options.optimizer}, which reads float16 "
+            "gradients; use another, such as sgd or adam"
+        )
+    if options.kvstore == "dist_async":
+        raise UsageError(
+            "--dtype float16: not with --kvstore dist_async, where servers update and no process "
+            "sees the sum of the gradients first; use dist_sync"
+        )
+    if not options.gpus and not _cpu_convolves():
+        raise UsageError(
+            "--dtype float16: MXNet has no convolution in float16 for CPUs; train on GPUs with "
+            "--gpus, or leave --dtype out"
+        )
+
+
+def _cpu_convolves() -> bool:
+    layer = nn.Conv2D(1, 1, in_channels=1)
+    layer.initialize(ctx=mx.cpu())
+    layer.cast("float16")
+    try:
+        layer(mx.nd.zeros((1, 1, 1, 1), mx.cpu(), "float16")).wait_to_read()
+    except mx.base.MXNetError:
+        return False
+    return True
+
+
+def finiteness(arrays: list[mx.nd.NDArray]) -> mx.nd.NDArray:
+    """A number, (1,) in float32, that is finite if all the float16 arrays are; waits for nothing.
+
+    Their squares, which show it for float32, would overflow.
+    """
+    begins = range(0, len(arrays), _CHECKED_AT_ONCE)
+    parts = [arrays[begin : begin + _CHECKED_AT_ONCE] for begin in begins]
+    finite = [mx.nd.multi_all_finite(*part, num_arrays=len(part)) for part in parts]
+    # Each is 1 or 0.
+    return (1.0 / mx.nd.concat(*finite, dim=0)).sum()

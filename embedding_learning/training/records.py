@@ -1,0 +1,207 @@
+"""What a run measured, as JSON lines that other programs can read."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embedding_learning.data.datasets import DataError
+from embedding_learning.evaluation import pair_distances
+from embedding_learning.runtime.atomic_files import replaced_whole
+from embedding_learning.training.checkpoint_file import RECORDS
+from embedding_learning.training.tensorboard import TensorBoard
+
+_RUN = "run.json"
+
+
+class Recorder:
+    """Writes down what a run measures, one JSON object a line.
+
+    Each has `kind` ("interval", "distances", "evaluation"), `epoch` (counted from 0; None for the
+    evaluation before training), `batch` (batches of the epoch that are done), `seconds` (of
+    training and evaluating since the run began), and what was measured.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's.
+    size : int
+        Bytes of the file that belong to the run; what was written after the checkpoint it goes on
+        from is cut off.
+    seconds : float
+        That the run has taken so far.
+    board : TensorBoard, optional
+        Is shown the same.
+    """
+
+    def __init__(self, folder: Path, size: int, seconds: float, board: TensorBoard | None) -> None:
+        self._board = board
+        self._path = folder / RECORDS
+        self._file = open(self._path, "a+b")  # noqa: SIM115
+        self._file.truncate(min(size, self._file.tell()))
+        self._file.seek(0, os.SEEK_END)
+        self._started = time.perf_counter() - seconds
+        self.begin_interval()
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, without the times between a stop and going on."""
+        return time.perf_counter() - self._started
+
+    def begin_interval(self) -> None:
+        """What is measured by `waiting` and over time counts from here."""
+        self._interval_started = time.perf_counter()
+        self._waited = 0.0
+        self._batches = 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time in here is time that the trainer waits for a batch."""
+        self._batches += 1
+        started = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - started
+
+    def interval(
+        self,
+        epoch: int,
+        batch: int,
+        step: int,
+        batch_size: int,
+        values: dict[str, float],
+        distances: dict[str, np.ndarray],
+    ) -> None:
+        """What a log interval showed, and its images a second and share of waiting.
+
+        `distances` are those of its last batch's pairs.
+        """
+        seconds = time.perf_counter() - self._interval_started
+        speed = {
+            "images_per_second": round(self._batches * batch_size / seconds, 2),
+            "waiting_share": round(self._waited / seconds, 5),
+        }
+        self._write("interval", epoch, batch, step, {**values, **speed})
+        if self._board:
+            self._board.histograms(step, distances)
+        self.begin_interval()
+
+    def distances(
+        self,
+        epoch: int,
+        batch: int,
+        dimension: int,
+        cutoffs: Sequence[float],
+        distances: dict[str, np.ndarray],
+    ) -> None:
+        """Histograms of the pairs of a log interval's last batch.
+
+        Counts in 80 equal parts of [0, 2]: `negatives`, all pairs of different class, each once;
+        `drawn`, what the sampling took of them, and `positives`, both for each anchor. With the
+        embedding's `dimension` and the sampling's `cutoffs`, which may be none.
+        """
+        counted = {
+            name: pair_distances.histogram(distances[source])
+            for name, source in (
+                ("negatives", "all_negative_distances"),
+                ("drawn", "negative_distances"),
+                ("positives", "positive_distances"),
+            )
+        }
+        values = {"dimension": dimension, "cutoffs": list(cutoffs), **counted}
+        self._append("distances", epoch, batch, values)
+
+    def evaluation(
+        self, epoch: int | None, batch: int, step: int, metrics: dict[str, float]
+    ) -> None:
+        """What the test images showed after an epoch, or before training (`epoch` is None)."""
+        self._write("evaluation", epoch, batch, step, metrics)
+
+    def _write(
+        self, kind: str, epoch: int | None, batch: int, step: int, values: dict[str, float]
+    ) -> None:
+        # JSON knows no numbers that are not finite.
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._append(kind, epoch, batch, finite)
+        if self._board:
+            self._board.scalars(kind, step, values)
+
+    def _append(self, kind: str, epoch: int | None, batch: int, values: Mapping[str, Any]) -> None:
+        """One line."""
+        record = {"kind": kind, "epoch": epoch, "batch": batch, "seconds": round(self.seconds, 3)}
+        self._file.write(json.dumps({**record, **values}).encode() + b"\n")
+
+    def flush(self) -> int:
+        """Brings what was written to the disk; the size of the file."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def write_anew(self) -> None:
+        """Goes on in a new file of the same name, the former having been removed."""
+        self.flush()
+        self._file.seek(0)
+        written = self._file.read()
+        self._file.close()
+        self._file = open(self._path, "a+b")  # noqa: SIM115
+        self._file.write(written)
+
+    def close(self) -> None:
+        # What a full disk did not take was told when it was flushed.
+        with suppress(OSError):
+            self._file.close()
+        if self._board:
+            self._board.close()
+
+
+def describe(
+    folder: Path, arguments: Sequence[str], title: str, made_with: Mapping[str, str]
+) -> None:
+    """Writes down what the run is: its flags as typed, its data and what it is made with."""
+    told = {"arguments": list(arguments), "data": title, "made_with": dict(made_with)}
+    with replaced_whole(folder / _RUN) as partial, open(partial, "w", encoding="utf-8") as file:
+        json.dump(told, file, indent=1)
+
+
+def read_description(folder: Path) -> tuple[list[str], str, dict[str, str]]:
+    """What `describe` wrote: arguments, title, made with. Raises DataError if it is not there."""
+    file = folder / _RUN
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        arguments, title, made_with = told["arguments"], told["data"], told["made_with"]
+        fits = all(isinstance(text, str) for text in [title, *arguments, *made_with.values()])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        fits = False
+    if not fits:
+        raise DataError(f"{file}: is missing or damaged; this is no folder of a run")
+    return arguments, title, made_with
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """A run's records, in the order of writing. Raises DataError if they cannot be read.
+
+    The last line may be cut off where the run was killed, and is left out then.
+    """
+    file = folder / RECORDS
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read: {error}; name the folder of a run") from None
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        elif number < len(lines):
+            raise DataError(f"{file}:{number}: is no JSON object; the file was changed")
+    return records

@@ -1,0 +1,245 @@
+"""What a run goes on from: which checkpoint, and whether the flags still fit it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from argparse import Namespace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from embedding_learning.cli import method_flags
+from embedding_learning.cli.backbone_flags import POOLS
+from embedding_learning.cli.parser import UsageError
+from embedding_learning.cli.train_flags import DTYPES, RESIZES, SAVED_EPOCHS
+from embedding_learning.training.checkpoint_file import FORMAT, Checkpoint
+
+# What the state was made with; with another value it would not fit, or not be the same run.
+_MUST_AGREE = (
+    "model", "pool", "embed_dim", "feat_dim", "batch_k", "total_batch_size", "batch_num",
+    "image_size", "crop_size", "exif_orientation", "resize", "normalize_weights", "optimizer",
+    "seed", "dtype", "loss", "sampling", "beta_per",
+)  # fmt: skip
+# What may change, but leads to another model.
+_MAY_CHANGE = (
+    "lr", "lr_beta", "margin", "nu", "factor", "steps", "wd", "momentum", "kvstore",
+    "on_nonfinite", "freeze_bn", "lr_mult_backbone", "warm_up_epochs", "wd_exclude_bn_bias",
+    "grad_clip", "saved_epoch",
+)  # fmt: skip
+# What a run of before there were these flags was made with.
+_FORMERLY = {
+    "dtype": DTYPES[0], "pool": POOLS[0], "freeze_bn": False, "warm_up_epochs": 0,
+    "wd_exclude_bn_bias": False, "saved_epoch": SAVED_EPOCHS[0], "exif_orientation": False,
+    "resize": RESIZES[0], **method_flags.FIRST,
+}  # fmt: skip
+_LOWER_CASE = ("optimizer", "kvstore")
+_PACKAGES = ("mxnet", "mxnet-cu112", "numpy", "opencv-python", "gluoncv")
+_LARGEST = 2**31
+_LARGEST_NUMBER = sys.float_info.max
+_LONGEST_SHOWN = 500  # characters
+
+
+@dataclass
+class Progress:
+    """How far a run has come; what the log lines to come depend on.
+
+    Attributes
+    ----------
+    epoch : int
+        The one in hand, counted from 0.
+    batch : int
+        Batches of it that are done.
+    interval_loss : float
+        Sum of the losses since the last log interval.
+    epoch_loss : float
+        Sum of the losses of the epoch's log intervals.
+    seconds : float
+        Spent on the epoch's batches.
+    best : float
+        The best Recall@1.
+    best_epoch : int, optional
+        The epoch whose network is saved; None if none is so far.
+    before : float, optional
+        Recall@1 before training, where that was asked for.
+    run_seconds : float
+        Spent on all epochs, evaluation included.
+    records_bytes : int
+        Size of the run's records.
+    to_beat : float, optional
+        Recall@1 of the network that is saved or was resumed; the best so far has a higher one.
+        None if there is no such network: the next one is saved whatever its recall.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    interval_loss: float = 0.0
+    epoch_loss: float = 0.0
+    seconds: float = 0.0
+    best: float = 0.0
+    best_epoch: int | None = None
+    before: float | None = None
+    run_seconds: float = 0.0
+    records_bytes: int = 0
+    to_beat: float | None = None
+
+    def has_work_left(self, options: Namespace) -> bool:
+        """Whether an epoch is to be trained, or a network to be saved."""
+        return self.epoch < options.epochs or self.lacks_network(options)
+
+    def lacks_network(self, options: Namespace) -> bool:
+        """Whether the network after the last epoch is the one to save, but was not saved.
+
+        This happens when a finished run is resumed with `--saved-epoch last`, or was made by a
+        version that saved no network with a Recall@1 of 0.
+        """
+        if self.epoch <= options.start_epoch or self.batch > 0:
+            return False
+        if options.saved_epoch == "last":
+            return self.best_epoch != self.epoch - 1
+        return self.to_beat is None
+
+
+def describe(options: Namespace, data_digest: str, progress: Progress) -> dict[str, Any]:
+    """The part of a checkpoint's state that is not the learner's."""
+    return {
+        "format": FORMAT,
+        "progress": asdict(progress),
+        "flags": json.loads(json.dumps(vars(options))),
+        "data": data_digest,
+        "made_with": made_with(),
+    }
+
+
+def read_progress(checkpoint: Checkpoint, batch_num: int) -> Progress:
+    """How far the run had come. Raises UsageError if that is not told sensibly."""
+    told = checkpoint.state.get("progress")
+    names = {field.name for field in fields(Progress)}
+    if isinstance(told, dict) and told.keys() == names - {"to_beat"}:
+        told = {**told, "to_beat": _former_to_beat(told)}
+    if isinstance(told, dict) and told.keys() == names:
+        progress = Progress(**told)
+        counts = [progress.epoch, progress.batch]
+        if progress.best_epoch is not None:
+            counts.append(progress.best_epoch)
+        numbers = [
+            progress.interval_loss, progress.epoch_loss, progress.seconds, progress.best,
+            progress.run_seconds,
+        ]  # fmt: skip
+        numbers += [n for n in (progress.before, progress.to_beat) if n is not None]
+        if (
+            all(type(count) is int and 0 <= count < _LARGEST for count in counts)
+            and progress.batch <= batch_num
+            and type(progress.records_bytes) is int
+            and 0 <= progress.records_bytes < sys.maxsize
+            and all(type(number) in (int, float) for number in numbers)
+            and all(abs(number) <= _LARGEST_NUMBER for number in numbers)  # no NaN either
+        ):
+            return progress
+    raise UsageError(f"--resume {checkpoint.path}: does not tell how far its run had come")
+
+
+def _former_to_beat(progress: dict[str, Any]) -> Any:
+    """What `to_beat` is for a checkpoint of format 1, where a network had to beat the best one.
+
+    Its best Recall@1 was 0 as long as no network had been saved.
+    """
+    is_saved = progress["best"] or progress["best_epoch"] is not None
+    return progress["best"] if is_saved else None
+
+
+def check_flags(checkpoint: Checkpoint, options: Namespace) -> None:
+    """Compares the flags with those of the checkpoint's run.
+
+    Raises UsageError that names all that must agree and do not; logs what else makes the rest of
+    the run another one.
+    """
+    former = checkpoint.state.get("flags")
+    names = (*_MUST_AGREE, *_MAY_CHANGE, "beta")
+    if not isinstance(former, dict) or not all(_is_showable(former.get(name)) for name in names):
+        raise UsageError(f"--resume {checkpoint.path}: does not tell the flags of its run")
+    former = {**_FORMERLY, **former}
+    # Earlier programs kept the spelling that was typed.
+    former.update({n: former[n].lower() for n in _LOWER_CASE if isinstance(former.get(n), str)})
+    now = json.loads(json.dumps(vars(options)))
+    differing = [_flag(name, former) for name in _MUST_AGREE if former.get(name) != now[name]]
+    if _is_pretrained(former) != _is_pretrained(now):
+        differing.append("pretrained weights" if _is_pretrained(former) else "random weights")
+    if now["loss"] == "margin" and bool(former.get("lr_beta")) != bool(now["lr_beta"]):
+        differing.append(_flag("lr_beta", former))
+    if differing:
+        raise UsageError(
+            f"--resume {checkpoint.path}: was made with {', '.join(differing)}; give these, or "
+            "start anew without --resume"
+        )
+    # Where beta is learned, its first value does not matter any more.
+    for name in _MAY_CHANGE if now["lr_beta"] else (*_MAY_CHANGE, "beta"):
+        if former.get(name) != now[name]:
+            logging.info(
+                "The run goes on with %s instead of %s.", _flag(name, now), former.get(name)
+            )
+    if now["start_epoch"] and now["start_epoch"] != former.get("start_epoch"):
+        logging.warning(
+            "--start-epoch: has no effect: the run goes on where its checkpoint was written."
+        )
+    learner = checkpoint.state.get("learner")
+    former_devices = learner.get("devices") if isinstance(learner, dict) else None
+    devices = (len(options.gpus) or options.cpu_contexts) * options.processes
+    if former_devices != devices and _is_showable(former_devices):
+        logging.warning(
+            "The run goes on with %d devices instead of %s: from the same state, but not to the "
+            "same numbers. Negatives are drawn within a device's share of the batch, and batch "
+            "norm's statistics, which each device counts for itself, are averaged.",
+            devices, former_devices,
+        )  # fmt: skip
+    former_made_with = checkpoint.state.get("made_with")
+    for name, value in made_with().items():
+        former_value = former_made_with.get(name) if isinstance(former_made_with, dict) else None
+        if former_value != value and _is_showable(former_value):
+            logging.info(
+                "Made with %s %s, goes on with %s: the last digits may differ.",
+                name, former_value, value,
+            )  # fmt: skip
+
+
+def check_data(checkpoint: Checkpoint, data_digest: str, options: Namespace) -> None:
+    """Raises UsageError if the run was trained on other images."""
+    if checkpoint.state.get("data") != data_digest:
+        raise UsageError(
+            f"--resume {checkpoint.path}: was trained on other images, classes or boxes than "
+            f"--data-path {options.data_path} holds with these flags; give those of its run"
+        )
+
+
+def _is_pretrained(flags: dict[str, Any]) -> bool:
+    return bool(flags.get("use_pretrained") or flags.get("pretrained_params"))
+
+
+def _is_showable(value: Any) -> bool:
+    """Whether a value from a file, which may be a stranger's, can stand in a line of text."""
+    parts = value if isinstance(value, list) else [value]
+    if any(isinstance(part, (list, dict)) for part in parts):
+        return False
+    text = ",".join(map(str, parts))
+    return text.isprintable() and len(text) <= _LONGEST_SHOWN
+
+
+def _flag(name: str, flags: dict[str, Any]) -> str:
+    flag, value = name.replace("_", "-"), flags.get(name)
+    if isinstance(value, bool) or value is None:
+        return f"--{flag}" if value else f"no --{flag}"
+    if isinstance(value, list):
+        value = ",".join(map(str, value))
+    return f"--{flag} {value}"
+
+
+def made_with() -> dict[str, str]:
+    """What else decides a number's last digits."""
+    found = {"threads": os.environ.get("OMP_NUM_THREADS", "")}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

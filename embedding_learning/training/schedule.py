@@ -1,0 +1,91 @@
+"""How a backbone that has learned before learns on: what is fixed, and what learns more slowly."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+
+import mxnet as mx
+from mxnet.gluon import Block, nn
+
+from embedding_learning.cli.parser import UsageError
+from embedding_learning.inference.run_files import find_network
+from embedding_learning.model.backbones import PRETRAINED_CONVOLUTION_LR_MULT
+from embedding_learning.model.net import MarginNet
+from embedding_learning.model.weights.params_file import read_parameters, set_parameters
+
+_WITHOUT_WEIGHT_DECAY = ("_gamma", "_beta", "_bias")
+
+
+def prepare(options: Namespace, net: MarginNet) -> None:
+    """Fixes the backbone's statistics, sets its rates and lifts weight decay, as the flags say."""
+    # Servers that update are told the rates before the first epoch.
+    set_backbone_rates(options, net, options.start_epoch)
+    if options.freeze_bn and not _freeze_batch_norm(net.base_net):
+        raise UsageError(
+            f"--freeze-bn: has no effect: --model {options.model} has no batch norm; leave it out"
+        )
+    if options.wd_exclude_bn_bias:
+        for name, parameter in net.collect_params().items():
+            if name.endswith(_WITHOUT_WEIGHT_DECAY):
+                parameter.wd_mult = 0.0
+
+
+def _freeze_batch_norm(block: Block) -> int:
+    """Lets batch norm use its running statistics in training too, and never change them.
+
+    Returns the number of such layers.
+    """
+    count = 0
+    for child in block._children.values():
+        if isinstance(child, nn.BatchNorm):
+            child._kwargs["use_global_stats"] = True
+            count += 1
+        count += _freeze_batch_norm(child)
+    return count
+
+
+def set_backbone_rates(options: Namespace, net: MarginNet, epoch: int) -> None:
+    """What the learning rate of each of the backbone's parameters is multiplied by in an epoch."""
+    if options.lr_mult_backbone is None and not options.warm_up_epochs:
+        return  # as the backbone was made
+    is_pretrained = options.use_pretrained or options.pretrained_params
+    for parameter in net.base_net.collect_params().values():
+        usual = 1.0
+        if options.lr_mult_backbone is not None:
+            usual = options.lr_mult_backbone
+        elif is_pretrained and "conv" in parameter.name:
+            usual = PRETRAINED_CONVOLUTION_LR_MULT
+        parameter.lr_mult = 0.0 if epoch < options.warm_up_epochs else usual
+
+
+def start_from(path: str, net: MarginNet, devices: list[mx.Context]) -> None:
+    """Gives the network what fits of a trained one: the backbone, and layers of the same shape.
+
+    What is new, and what is left of the file, is logged.
+
+    Raises
+    ------
+    UsageError
+        If the file cannot be read or its backbone is another.
+    """
+    path = find_network(path, "--init-from")
+    source = f"--init-from {path}"
+    parameters = net._collect_params_with_prefix()
+    arrays = read_parameters(path, "--init-from")
+    taken = {
+        name: array
+        for name, array in arrays.items()
+        if name.startswith("base_net.")
+        or (name in parameters and array.shape == parameters[name].shape)
+    }
+    wanted = {
+        name: parameter
+        for name, parameter in parameters.items()
+        if name.startswith("base_net.") or name in taken
+    }
+    set_parameters(wanted, taken, source, devices)
+    for names, told in ((parameters, "starts anew"), (arrays, "is not used")):
+        left = [name for name in names if name not in taken]
+        if left:
+            logging.info("%s: %s %s.", source, ", ".join(left), told)

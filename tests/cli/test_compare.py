@@ -1,0 +1,491 @@
+"""`compare`: what it refuses, what it runs, how it goes on, and one comparison to its end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import pytest
+
+from embedding_learning.cli import compare
+from embedding_learning.cli.parser import UsageError
+from embedding_learning.cli.train_flags import parse
+from embedding_learning.data.datasets import DataError
+from embedding_learning.experiments import process_pool, results, sweep
+from embedding_learning.experiments.results import Run
+from embedding_learning.model.weights.params_file import read_description
+from embedding_learning.runtime.signals import Interrupted
+from tests.helpers.fake_trials import write_run
+from tests.helpers.paths import ROOT
+
+# Stands in for train.py: writes down how it was called, then the records of a run. As the file
+# `what` beside it says it fails, waits to be stopped after its first epoch, or follows one that
+# waits.
+STAND_IN = """
+import json, os, pathlib, signal, sys, time
+
+def flag(name):
+    return [f.split("=", 1)[1] for f in ["--held-out=", *sys.argv] if f.startswith(name + "=")][-1]
+
+place, epochs = flag("--save-model-prefix"), int(flag("--epochs"))
+here, what = pathlib.Path(__file__).parent, {}
+if (here / "what").exists():
+    what = json.loads((here / "what").read_text())
+ends = what.get(os.path.basename(place))
+
+def note(text):
+    with open(here / "calls", "a") as file:
+        file.write(json.dumps([text, sys.argv[1:], os.environ["OMP_NUM_THREADS"]]) + "\\n")
+
+def stop(*_):
+    note("stopped")
+    sys.exit(143)
+
+signal.signal(signal.SIGTERM, stop)
+# Ctrl-C is for the comparison alone, which passes it on.
+assert os.getsid(0) == os.getpid()
+note("start")
+print("begun", flush=True)
+if ends == "fails":
+    print("Oh dear.\\ntrain.py: stopped: it\\033 diverged", file=sys.stderr)
+    sys.exit(3)
+while ends == "follows" and not (here / "waits").exists():
+    time.sleep(0.01)
+run = pathlib.Path(place + ".run")
+run.mkdir(exist_ok=True)
+told = {"arguments": sys.argv[1:], "data": "Birds | whole", "made_with": {}}
+(run / "run.json").write_text(json.dumps(told))
+file = run / "metrics.jsonl"
+done = len(file.read_text().splitlines()) if file.exists() else 0
+for epoch in range(done, epochs):
+    recalls = [0.75, 0.5] if flag("--held-out") == "0" else [0.25, 0.75, 0.5]
+    recall = recalls[epoch] + int(flag("--seed")) / 100
+    if ends == "idles":
+        continue
+    line = {"kind": "evaluation", "epoch": epoch, "seconds": epoch + 1.0, "recall@1": recall}
+    with open(file, "a") as records:
+        records.write(json.dumps(line) + "\\n")
+    if ends == "waits":
+        (here / "waits").touch()
+        time.sleep(60)
+time.sleep(what.get("seconds", 0))
+note("end")
+"""
+FLAGS = ["--data-path=birds", "--epochs=3"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with the stand-in of train.py."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text(STAND_IN)
+    monkeypatch.setattr(process_pool, "_TRAIN", tmp_path / "train.py")
+    monkeypatch.setattr(process_pool, "_PAUSE", 0.01)
+    monkeypatch.setattr("embedding_learning.data.build.read_split", lambda options: None)
+    return tmp_path
+
+
+def calls(folder: Path) -> list[tuple[str, list[str], str]]:
+    """What the stand-ins wrote down: start, end or stopped, the flags, the threads."""
+    return [json.loads(line) for line in (folder / "calls").read_text().splitlines()]
+
+
+def flag(flags: list[str], name: str) -> str:
+    return [text.split("=", 1)[1] for text in flags if text.startswith(f"{name}=")][-1]
+
+
+def started(folder: Path) -> list[str]:
+    return [
+        os.path.basename(flag(flags, "--save-model-prefix"))
+        for what, flags, _ in calls(folder)
+        if what == "start"
+    ]
+
+
+def read_csv(file: Path) -> list[dict[str, str]]:
+    with open(file, newline="", encoding="utf-8") as opened:
+        return list(csv.DictReader(opened))
+
+
+@pytest.mark.parametrize(
+    "arguments, line",
+    [
+        (["--losses=margin,hinge"], "--losses margin,hinge: different names expected"),
+        (["--losses=margin,margin"], "--losses margin,margin: different names expected"),
+        (["--samplings="], "--samplings : different names expected, with commas between them, of"),
+        (["--seeds=0"], "--seeds 0: must be at least 1"),
+        (["--parallel=0"], "--parallel 0: must be at least 1"),
+        (["--select-on=train"], "argument --select-on: invalid choice"),
+        (["--output=no/where"], "--output no/where: "),
+        (["--parallel=3", "--", "--gpus=0,1"], "--parallel 3: a run takes one GPU, and --gpus na"),
+        (["--", "--lr=x"], "argument --lr: invalid float value: 'x'"),
+        (["--", "--epochs=0"], "--epochs 0: there would be nothing"),
+        (["--", "--batch-size=71"], "--batch-size 71: 71 images a device are not whole classes"),
+        (["--", "--gpus=0,0"], "--gpus 0,0: different whole numbers"),
+        (["--", "--seed=1"], "--seed: differs from run to run"),
+        (["--", "--see", "1"], "--seed: differs from run to run"),
+        (["--", "--loss=margin"], "--loss: differs from run to run"),
+        (["--", "--sampling=hard"], "--sampling: differs from run to run"),
+        (["--", "--save-prefix=x"], "--save-model-prefix: differs from run to run"),
+        (["--", "--resume=auto"], "--resume: differs from run to run"),
+        (["--", "--tensorboard=x"], "--tensorboard: differs from run to run"),
+        (["--", "--held-out=0.5"], "--held-out: is for --select-on held-out"),
+        (["--select-on=held-out", "--", "--classes=9"], "--classes: differs with and without"),
+        (["--select-on=held-out", "--", "--held-out=1"], "--held-out 1.0: must be at least 0"),
+        (["--samplings=distance-weighted,hard", "--", "--normalize-weights"], "--normalize-weig"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_runs(
+    here: Path, arguments: list[str], line: str
+) -> None:
+    with pytest.raises(UsageError) as told:
+        compare.main(arguments)
+    assert str(told.value).startswith(line)
+    assert "\n" not in str(told.value)
+    assert [file.name for file in here.iterdir()] == ["train.py"]
+
+
+def test_what_is_wrong_with_the_data_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((UsageError, DataError), match=r"^nowhere: no such folder"):
+        compare.main(["--", "--data-path=nowhere"])
+    assert [*(tmp_path / "comparison" / "runs").iterdir()] == []
+
+
+def test_no_run_begins_after_one_whose_log_cannot_be_written(here: Path) -> None:
+    (here / "comparison" / "runs" / "margin_hard_1.log").mkdir(parents=True)
+    arguments = ["--losses=margin", "--samplings=hard", "--seeds=9", "--", *FLAGS]
+    with pytest.raises(UsageError, match=r"margin_hard_1\.log: cannot be written"):
+        compare.main(arguments)
+    assert not (here / "calls").exists()
+
+
+def test_what_cannot_be_written_is_told_with_its_file(here: Path) -> None:
+    (here / "comparison" / "runs" / "margin_hard_1.log").mkdir(parents=True)
+    arguments = ["--losses=margin", "--samplings=hard", "--seeds=1", "--", *FLAGS]
+    with pytest.raises(UsageError, match=r"margin_hard_1\.log: cannot be written: Is a directory"):
+        compare.main(arguments)
+    (here / "comparison" / "comparison.json").unlink()
+    (here / "comparison" / "comparison.json").mkdir()
+    with pytest.raises(UsageError, match=r"comparison\.json: cannot be written: Is a directory"):
+        compare.main(arguments)
+
+
+def test_each_run_has_flags_and_files_of_its_own(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--losses=margin,triplet", "--samplings=hard", "--seeds=2", "--output=out"]
+    assert compare.main([*arguments, "--", *FLAGS, "--keep=2"]) == 0
+    # One seed of all comes first.
+    assert started(here) == ["margin_hard_1", "triplet_hard_1", "margin_hard_2", "triplet_hard_2"]
+    assert [what for what, *_ in calls(here)] == ["start", "end"] * 4
+    assert calls(here)[2][1] == [
+        *("--keep=1", *FLAGS, "--keep=2", "--loss=triplet", "--sampling=hard", "--seed=1"),
+        *("--save-model-prefix=out/runs/triplet_hard_1", "--resume=auto"),
+    ]
+    first, second = read_csv(here / "out" / "comparison.csv")
+    assert (first["loss"], second["loss"], first["runs"]) == ("margin", "triplet", "2")
+    assert float(first["best_recall@1_mean"]) == pytest.approx(0.765)
+    assert float(second["last_recall@1_mean"]) == pytest.approx(0.515)
+    assert (float(first["best_epoch_mean"]), float(first["seconds_mean"])) == (1.0, 3.0)
+    assert len(read_csv(here / "out" / "runs.csv")) == 4 * 3
+    shown = capsys.readouterr().out
+    assert "Birds | whole; train.py --data-path=birds --epochs=3 --keep=2\n" in shown
+    assert "The best epoch was selected on the test classes, as the original example" in shown
+    assert "seeds 1 to 2; epochs are counted from 0." in shown
+    assert re.search(r"^triplet  hard      2     0\.7650 ± 0\.0071 .* 3\.0 ± 0\.0$", shown, re.M)
+    assert r"Birds \| whole" in (here / "out" / "comparison.md").read_text(encoding="utf-8")
+    assert cv2.imread(str(here / "out" / "comparison.png")) is not None
+
+
+def test_what_is_finished_is_not_run_again_and_more_can_be_asked_for(here: Path) -> None:
+    arguments = ["--losses=margin", "--samplings=hard"]
+    assert compare.main([*arguments, "--seeds=1", "--", *FLAGS]) == 0
+    assert compare.main([*arguments, "--seeds=1", "--", *FLAGS, "--workers=0"]) == 0
+    assert started(here) == ["margin_hard_1"]
+    wider = ["--losses=triplet,margin", "--samplings=hard", "--seeds=2"]
+    assert compare.main([*wider, "--", *FLAGS]) == 0
+    assert started(here)[1:] == ["triplet_hard_1", "triplet_hard_2", "margin_hard_2"]
+
+
+def test_other_flags_of_training_are_refused_in_the_same_folder(here: Path) -> None:
+    arguments = ["--losses=margin", "--samplings=hard", "--seeds=1"]
+    assert compare.main([*arguments, "--", *FLAGS]) == 0
+    for others, told in (
+        ([*arguments, "--", *FLAGS, "--lr=0.5"], "--output comparison: .* made with --lr 0.0001;"),
+        ([*arguments, "--", "--epochs=4"], "made with --data-path birds, --epochs 3; give these"),
+        ([*arguments, "--select-on=held-out", "--", *FLAGS], "made with --select-on test, "),
+    ):
+        with pytest.raises(UsageError, match=told):
+            compare.main(others)
+    assert started(here) == ["margin_hard_1"]
+
+
+def test_the_margin_that_a_loss_brings_binds_no_folder(here: Path) -> None:
+    """It is 1 for contrastive loss."""
+    assert compare.main(["--losses=margin", "--samplings=hard", "--seeds=1", "--", *FLAGS]) == 0
+    both = ["--losses=margin,contrastive", "--samplings=hard", "--seeds=1"]
+    assert compare.main([*both, "--", *FLAGS]) == 0
+    assert started(here) == ["margin_hard_1", "contrastive_hard_1"]
+
+
+def test_a_run_that_fails_is_told_with_its_log_and_the_others_go_on(
+    here: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (here / "what").write_text(json.dumps({"margin_hard_1": "fails", "margin_random_1": "idles"}))
+    arguments = ["--losses=margin,triplet", "--samplings=hard,random", "--seeds=1", "--", *FLAGS]
+    assert compare.main(arguments) == 1
+    assert len(started(here)) == 4
+    errors = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert errors == [
+        "margin_hard_1 failed (status 3), its log is comparison/runs/margin_hard_1.log: "
+        "train.py: stopped: it  diverged",
+        # Ended well and yet recorded nothing: it must not be run again and again.
+        "margin_random_1 failed (status 0), its log is comparison/runs/margin_random_1.log: begun",
+    ]
+    shown = capsys.readouterr().out
+    assert "Failed: margin_hard_1, margin_random_1.\n" in shown
+    assert re.search(r"^margin   hard +0 of 1  - ", shown, re.M)
+    assert re.search(r"^triplet  hard +1       0\.7600 ± - ", shown, re.M)
+    (here / "what").unlink()
+    assert compare.main(arguments) == 0
+    assert started(here)[4:] == ["margin_hard_1", "margin_random_1"]
+    assert "Failed" not in capsys.readouterr().out
+
+
+def test_with_held_out_classes_all_are_trained_again_for_the_selected_epochs(
+    here: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is reported and saved is the last epoch's, though an earlier one was better."""
+    caplog.set_level("INFO")
+    arguments = ["--losses=margin", "--samplings=hard", "--seeds=1", "--select-on=held-out"]
+    assert compare.main([*arguments, "--", *FLAGS]) == 0
+    (_, first, _), _, (_, final, _), _ = calls(here)
+    assert (flag(first, "--held-out"), flag(first, "--epochs")) == ("0.2", "3")
+    assert (flag(final, "--held-out"), flag(final, "--epochs")) == ("0", "2")
+    assert flag(final, "--saved-epoch") == "last"
+    assert [os.path.basename(flag(flags, "--save-model-prefix")) for flags in (first, final)] == [
+        *("margin_hard_1", "margin_hard_1_final")
+    ]
+    assert "margin_hard_1 ends: Recall@1 0.7600 of epoch 1; 1 run is left, about" in caplog.text
+    assert "margin_hard_1_final ends: Recall@1 0.5100 of epoch 1; 0 runs" in caplog.text
+    shown = capsys.readouterr().out
+    assert "The epoch was selected on held-out training classes; then all training" in shown
+    line = r"^margin  hard +1 +0\.5100 ± - +0\.7600 ± - +1\.0 ± - +5\.0 ± -$"
+    assert re.search(line, shown, re.M)
+    (row,) = read_csv(here / "comparison" / "comparison.csv")
+    assert "held-out_recall@1_mean" in row and "test_recall@1_mean" in row
+    # A fifth is the share where the flags name none.
+    assert compare.main([*arguments, "--output=half", "--", *FLAGS, "--held-out=0.5"]) == 0
+    assert flag(calls(here)[4][1], "--held-out") == "0.5"
+
+
+def test_a_failure_before_the_final_training_ends_the_run(here: Path) -> None:
+    (here / "what").write_text(json.dumps({"margin_hard_1": "fails"}))
+    arguments = ["--losses=margin", "--samplings=hard", "--seeds=1", "--select-on=held-out"]
+    assert compare.main([*arguments, "--", *FLAGS]) == 1
+    assert started(here) == ["margin_hard_1"]
+
+
+@pytest.mark.parametrize("flags, slots", [([], ["", ""]), (["--gpus=4,7"], ["4", "7"])])
+def test_runs_go_on_side_by_side_each_with_its_share_of_the_machine(
+    here: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], slots: list[str]
+) -> None:
+    monkeypatch.setattr(compare.mxnet_runtime, "chose_threads", True)
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    (here / "what").write_text(json.dumps({"seconds": 0.4}))
+    parallel = [] if flags else ["--parallel=2"]
+    arguments = ["--losses=margin", "--samplings=hard", "--seeds=4", *parallel, "--", *FLAGS]
+    assert compare.main([*arguments, *flags]) == 0
+    at_once = most = 0
+    free = sorted(slots)
+    for what, of_run, threads in calls(here):
+        assert threads == "3"
+        gpu = flag(of_run, "--gpus") if flags else ""
+        at_once += 1 if what == "start" else -1
+        most = max(most, at_once)
+        if what == "start":
+            free.remove(gpu)
+        else:
+            free.append(gpu)
+    assert most == 2
+    assert len(started(here)) == 4
+
+
+def test_fewer_runs_at_a_time_than_there_are_gpus_leave_the_last_idle(here: Path) -> None:
+    arguments = ["--losses=margin", "--samplings=hard", "--seeds=3", "--parallel=1", "--", *FLAGS]
+    assert compare.main([*arguments, "--gpus=4,7"]) == 0
+    assert {flag(of_run, "--gpus") for _, of_run, _ in calls(here)} == {"4"}
+
+
+def test_threads_that_the_user_has_set_stay(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare.mxnet_runtime, "chose_threads", False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    arguments = ["--losses=margin", "--samplings=hard", "--seeds=2", "--parallel=2"]
+    assert compare.main([*arguments, "--", *FLAGS]) == 0
+    assert {threads for *_, threads in calls(here)} == {"5"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_comparison_that_is_stopped_stops_its_runs_and_goes_on_later(
+    here: Path, number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "what").write_text(json.dumps({"margin_hard_2": "waits"}))
+    arguments = ["--losses=margin", "--samplings=hard", "--seeds=3", "--", *FLAGS]
+
+    def signal_once_it_waits() -> None:
+        while not (here / "waits").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=signal_once_it_waits)
+    thread.start()
+    with pytest.raises(Interrupted, match=r"^1 of 3 runs are finished; the same command") as told:
+        compare.main(arguments)
+    thread.join()
+    assert told.value.number == number
+    assert [what for what, *_ in calls(here)] == ["start", "end", "start", "stopped"]
+    # A run that was stopped has not failed.
+    shown = capsys.readouterr().out
+    assert "1 of 3" in shown and "Failed" not in shown
+    (here / "what").unlink()
+    assert compare.main(arguments) == 0
+    assert started(here)[2:] == ["margin_hard_2", "margin_hard_3"]
+    epochs = [(r["seed"], r["epoch"]) for r in read_csv(here / "comparison" / "runs.csv")]
+    assert epochs == [(seed, epoch) for seed in "123" for epoch in "012"]
+    log = here / "comparison" / "runs" / "margin_hard_2.log"
+    assert log.read_text().splitlines() == ["begun", "begun"]
+
+
+def test_runs_whose_tables_cannot_be_written_do_not_go_on_unseen(here: Path) -> None:
+    what = {"margin_hard_1": "follows", "margin_hard_2": "waits"}
+    (here / "what").write_text(json.dumps(what))
+    (here / "comparison" / "runs.csv").mkdir(parents=True)
+    arguments = ["--losses=margin", "--samplings=hard", "--seeds=2", "--parallel=2", "--", *FLAGS]
+    with pytest.raises(UsageError, match=r"runs\.csv: cannot be written"):
+        compare.main(arguments)
+    assert [what for what, *_ in calls(here)][2:] == ["end", "stopped"]
+
+
+def test_two_comparisons_cannot_write_to_one_folder(here: Path) -> None:
+    with compare._held(Path("comparison")), pytest.raises(UsageError, match="another comparison"):
+        compare.main(["--", *FLAGS])
+    assert not (here / "calls").exists()
+
+
+def test_damaged_records_are_told_with_their_file(here: Path) -> None:
+    arguments = ["--losses=margin", "--samplings=hard", "--seeds=1", "--", *FLAGS]
+    assert compare.main(arguments) == 0
+    place = results.prefix(Path("comparison"), Run("margin", "hard", 1))
+    Path(f"{place}.run/metrics.jsonl").write_text('"?"\n{}\n')
+    with pytest.raises(DataError, match=r"margin_hard_1\.run/metrics\.jsonl:1"):
+        compare.main(arguments)
+
+
+def test_the_time_left_is_told_after_each_run(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    (here / "what").write_text(json.dumps({"seconds": 0.5}))
+    arguments = ["--losses=margin", "--samplings=hard", "--seeds=3", "--", *FLAGS]
+    assert compare.main(arguments) == 0
+    ends = [message for message in caplog.messages if " ends: " in message]
+    assert re.match(
+        r"margin_hard_1 ends: Recall@1 0\.7600 of epoch 1; 2 runs are left, about [123] s\.",
+        ends[0],
+    )
+    assert re.search(r"; 1 run is left, about [12] s\.$", ends[1])
+    assert ends[2].endswith("; 0 runs are left.")
+
+
+@pytest.mark.parametrize(
+    "parallel, told", [(1, "5 runs are left, about 50 min"), (2, "5 runs are left, about 25 min")]
+)
+def test_the_time_left_is_of_the_epochs_left_at_the_pace_so_far(
+    tmp_path: Path, parallel: int, told: str
+) -> None:
+    runs = [Run("margin", "hard", seed) for seed in range(1, 8)]
+    write_run(tmp_path, runs[0], [0.5, 0.5, 0.5])
+    write_run(tmp_path, runs[1], [0.5, 0.5])
+    options = parse(["--epochs=3"])
+    work = sweep.Comparison(tmp_path, runs, [], options, results.TEST, "", parallel)
+    work.failed.append(runs[2])
+    assert work._time_left() == "5 runs are left"
+    work._epochs, work._seconds = 3, 692.3
+    assert work._time_left() == told
+
+
+@pytest.mark.parametrize(
+    "seconds, told", [(0, "0 s"), (99, "99 s"), (100, "2 min"), (5400, "90 min"), (9000, "2.5 h")]
+)
+def test_durations_are_told_in_the_unit_that_fits(seconds: float, told: str) -> None:
+    assert sweep._duration(seconds) == told
+
+
+def test_held_out_classes_select_and_the_reported_run_is_train_py_s_own(
+    tmp_path: Path,
+    write_cub: Callable[..., Path],
+    train_command: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """With MXNet, from the command line; stopped once and taken up again."""
+    data = write_cub(tmp_path / "cub", [4] * 12)
+    flags = [
+        *(f"--data-path={data}", "--model=squeezenet1.1", "--image-size=40", "--crop-size=32"),
+        *("--embed-dim=16", "--batch-size=6", "--batch-k=3", "--epochs=3", "--batch-num=3"),
+        *("--lr=0.001", "--cache=none", "--metrics=recall@1,nmi"),
+    ]
+    command = [
+        *(sys.executable, "-m", "embedding_learning", "compare", "--losses=contrastive"),
+        *("--samplings=semi-hard", "--seeds=1", "--select-on=held-out", "--output=out"),
+        *("--", *flags, "--held-out=0.3"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    log = tmp_path / "out" / "runs" / "contrastive_semi-hard_1.log"
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 100
+        while not log.exists() or "[Epoch 0] validation" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    text = log.read_text()
+    assert "Resuming from" in text or text.count("There is no run of this prefix") == 2
+    assert "tested on held-out training classes: 16 images of 4 classes train, 8 of 2 test" in text
+    final = log.with_name("contrastive_semi-hard_1_final.log").read_text()
+    assert "24 images of 6 classes train, 24 of 6 test." in final
+    (row,) = read_csv(tmp_path / "out" / "comparison.csv")
+    epoch = int(float(row["selected_epoch_mean"]))
+    held_out = [
+        float(line["recall@1"])
+        for line in read_csv(tmp_path / "out" / "runs.csv")
+        if line["tested_on"] == "held-out"
+    ]
+    assert len(held_out) == 3 and held_out.index(max(held_out)) == epoch
+
+    alone = train_command(
+        *(tmp_path, *flags, "--loss=contrastive", "--sampling=semi-hard", "--seed=1"),
+        f"--epochs={epoch + 1}",
+    )
+    (recall,) = re.findall(rf"\[Epoch {epoch}\] validation: Recall@1=(\S+)", alone.stderr)
+    assert float(row["test_recall@1_mean"]) == pytest.approx(float(recall), abs=1e-6)
+    assert re.search(rf"^contrastive  semi-hard  1     {float(recall):.4f} ± - ", done.stdout, re.M)
+    # So is the network, though an epoch before might have been better.
+    saved = log.with_name("contrastive_semi-hard_1_final.params")
+    description = read_description(str(saved), "MODEL")
+    assert (description["epoch"], f"{description['recall_at_1']:.6f}") == (epoch, recall)

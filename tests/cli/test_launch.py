@@ -1,0 +1,283 @@
+"""`launch`: what it would run, what it refuses, and a job from its start to its end."""
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from embedding_learning.cli.parser import UsageError
+from embedding_learning.distributed import dmlc_environment, launcher
+from tests.distributed.test_synchronous import free_ports
+from tests.helpers.paths import ROOT
+
+
+def launch(folder, *arguments, **settings):
+    environment = {name: v for name, v in os.environ.items() if not name.startswith("DMLC_")}
+    environment = {**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **settings}
+    return subprocess.run(
+        [sys.executable, "-m", "embedding_learning", "launch", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+def flags_of(tiny_cub):
+    return [
+        *(f"--data-path={tiny_cub}", "--model=squeezenet1.1", "--image-size=40", "--crop-size=32"),
+        *("--batch-size=4", "--batch-k=2", "--embed-dim=16", "--batch-num=3", "--cache=none"),
+    ]
+
+
+def test_a_dry_run_prints_every_process_and_runs_none(tmp_path):
+    done = launch(tmp_path, "--workers=2", "--servers=1", "--dry-run", "--", "--epochs=1")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [re.findall("DMLC_ROLE=(\\w+)", line) for line in lines] == [
+        *(["scheduler"], ["server"], ["worker"], ["worker"])
+    ]
+    command = f"{sys.executable} {ROOT}/train.py --epochs=1 --kvstore=dist_sync"
+    for line in lines:
+        assert line.endswith(command)
+        assert "DMLC_NUM_WORKER=2" in line and "DMLC_PS_ROOT_URI=127.0.0.1" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hosts_are_reached_by_ssh_in_turn(tmp_path):
+    (tmp_path / "hosts").write_text("one\ntwo:2222\n")
+    stand_in = tmp_path / "bin/ssh"
+    stand_in.parent.mkdir()
+    stand_in.write_text("#!/bin/sh\n")
+    stand_in.chmod(0o755)
+    done = launch(
+        *(tmp_path, "--workers=2", "--servers=1", "--hosts=hosts", "--address=10.0.0.9"),
+        *("--dry-run", "--", "--epochs=1", "--kvstore=dist_device_sync"),
+        PATH=f"{stand_in.parent}:{os.environ['PATH']}",
+    )
+    assert done.returncode == 0, done.stderr
+    over_ssh = [line for line in done.stdout.splitlines() if line.startswith("ssh ")]
+    assert [re.search(r"no (\w+) -p (\d+)", line).groups() for line in over_ssh] == [
+        *(("one", "22"), ("two", "2222"), ("one", "22"))
+    ]
+    for line in over_ssh:
+        remote = shlex.split(line)[-1]
+        assert remote.startswith(f"cd {tmp_path} && env ")
+        assert f" {sys.executable} {ROOT}/train.py " in remote
+        assert remote.endswith("--epochs=1 --kvstore=dist_device_sync")
+        assert "DMLC_PS_ROOT_URI=10.0.0.9" in remote
+
+
+HERE = dmlc_environment.Environment("scheduler", "127.0.0.1", 9091, workers=1, servers=1)
+ODD = ["a b", "$HOME", 'a"b', "it's", "a;b", "*", "~", "ü", "#x", "a\\b", "(", "&", "a\nb", ""]
+
+
+def test_flags_reach_the_processes_as_they_were_typed():
+    """As the program is started here, and through the shell at the other end of ssh."""
+    command = ["printf", "%s|", *ODD]
+    typed = "".join(f"{text}|" for text in ODD)
+    for process in launcher.plan(command, HERE, []):
+        assert subprocess.check_output(process.command, text=True) == typed
+    for process in launcher.plan(command, HERE, [launcher.Host("one", "22")])[1:]:
+        remote = process.command[-1]
+        assert subprocess.check_output(["sh", "-c", remote], text=True) == typed
+
+
+def test_hosts_are_named_one_on_a_line(tmp_path):
+    (tmp_path / "hosts").write_text("one\n\n  two:2222 \nme@three slots=4\n")
+    assert launcher.read_hosts(str(tmp_path / "hosts")) == [
+        *(("one", "22"), ("two", "2222"), ("me@three", "22"))
+    ]
+    (tmp_path / "hosts").write_text("\n")
+    with pytest.raises(UsageError, match="names no host; put one on each line"):
+        launcher.read_hosts(str(tmp_path / "hosts"))
+
+
+@pytest.mark.parametrize(
+    "name, resolved, expected",
+    [
+        ("me@one", "10.0.0.5", "10.0.0.5"),
+        # So is the name of this machine resolved on many.
+        ("one", "127.0.1.1", "10.0.0.9"),
+        # An alias of ssh.
+        ("one", None, None),
+    ],
+)
+def test_a_process_on_another_host_gets_its_own_address(monkeypatch, name, resolved, expected):
+    """A name would not do: MXNet cannot listen at it."""
+
+    def resolve(host):
+        assert host == "one"
+        if resolved is None:
+            raise socket.gaierror
+        return resolved
+
+    monkeypatch.setattr(socket, "gethostbyname", resolve)
+    scheduler = HERE._replace(host="10.0.0.9")
+    _, *processes = launcher.plan(["true"], scheduler, [launcher.Host(name, "22")])
+    for process in processes:
+        found = re.search(r"DMLC_NODE_HOST=(\S+)", process.command[-1])
+        assert (found and found[1]) == expected
+
+
+def test_a_port_is_taken_only_if_the_one_1000_above_is_free_too(monkeypatch):
+    first, second = free_ports(2)
+    monkeypatch.setattr(launcher, "_PORTS", [first, second])
+    with socket.create_server(("", first + 1000)):
+        assert launcher.place_scheduler(2, 1, None) == dmlc_environment.Environment(
+            "scheduler", "127.0.0.1", second, 2, 1
+        )
+        with socket.create_server(("", second)), pytest.raises(UsageError, match="no port from"):
+            launcher.place_scheduler(2, 1, None)
+
+
+# Stands in for the processes of a job. They write down their number and how they were stopped.
+WAITING = """
+import pathlib, signal, sys, time
+def note(number, _):
+    pathlib.Path(f"{sys.argv[1]}-got-{number}").touch()
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, note)
+pathlib.Path(sys.argv[1]).touch()
+time.sleep(float(sys.argv[2]))
+sys.exit(int(sys.argv[3]))
+"""
+
+
+def stand_in(number, seconds, status=0, host=None):
+    command = [sys.executable, "-c", WAITING, str(number), str(seconds), str(status)]
+    return launcher.Process("worker" if number else "scheduler", host, command)
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """What the scheduler is asked; it hears it the second time only. Runs in `tmp_path`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launcher, "_PAUSE", 0.01)
+    asked = []
+
+    def ask(scheduler, message):
+        assert scheduler == HERE
+        asked.append(message)
+        return len(asked) > 1
+
+    monkeypatch.setattr(launcher.roll_call, "ask_to_stop", ask)
+    monkeypatch.setattr(launcher.roll_call, "give_up", ask)
+    return asked
+
+
+def test_the_status_is_the_schedulers_and_what_outlives_it_is_killed(asked, monkeypatch):
+    monkeypatch.setattr(launcher, "_PARTING", 0.2)
+    began = time.monotonic()
+    assert launcher.run([stand_in(0, 0.5, 3), stand_in(1, 0, 1), stand_in(2, 600)], HERE) == 3
+    assert time.monotonic() - began < 300
+    assert asked == []
+    dead = launcher.Process("scheduler", None, ["sh", "-c", "kill -9 $$"])
+    assert launcher.run([dead], HERE) == 137
+
+
+def test_a_signal_is_passed_on_once_the_scheduler_hears_and_the_second_kills(
+    asked, tmp_path, capsys
+):
+    """Processes of the job get neither from the terminal."""
+
+    def send_signals():
+        wait_for(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists())
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(lambda: len(asked) == 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=send_signals)
+    thread.start()
+    assert launcher.run([stand_in(0, 600), stand_in(1, 600)], HERE) == 143
+    thread.join()
+    assert asked == [signal.SIGTERM] * 2
+    assert not list(tmp_path.glob("*got*"))
+    assert capsys.readouterr().err.count("another signal kills it") == 1
+
+
+def test_nothing_is_left_when_a_process_cannot_be_started(asked, tmp_path):
+    (tmp_path / "none").touch(0o644)
+    wrong = launcher.Process("server", None, [str(tmp_path / "none")])
+    with pytest.raises(OSError):
+        launcher.run([stand_in(0, 600), wrong], HERE)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_host_that_ssh_does_not_reach_ends_the_job(asked):
+    """The status 255 is of ssh itself."""
+    jobs = [stand_in(0, 1.5, 3), stand_in(1, 0, host="one"), stand_in(2, 0, 255, host="two")]
+    assert launcher.run(jobs, HERE) == 3
+    assert asked == ["ssh does not get to two, or lost it"] * 2
+
+
+@pytest.mark.parametrize(
+    "arguments, line",
+    [
+        (["--workers=2"], "the flags of train.py are missing; put them behind --"),
+        (["--workers=0", "--"], "--workers 0: must be at least 1"),
+        (["--servers=0", "--"], "--servers 0: must be at least 1"),
+        (["--hosts=nowhere", "--"], "--hosts nowhere: cannot be read"),
+        (["--", "--lr=x"], "argument --lr: invalid float value: 'x'"),
+        (["--", "--kvstore=device"], "--kvstore device: this process is part of a job"),
+        (["--workers=2", "--", "--total-batch-size=75"], "cannot be divided among 2 devices"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_started(tmp_path, arguments, line):
+    done = launch(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert line in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_runs_to_its_end_and_only_the_first_worker_speaks(tmp_path, tiny_cub):
+    done = launch(tmp_path, "--workers=2", "--", *flags_of(tiny_cub), "--epochs=1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Best validation Recall@1") == 1
+    assert done.stderr.count("[Epoch 0] validation: Recall@1=") == 1
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "margin_loss_model.params").exists()
+
+
+def test_a_fault_in_the_data_ends_the_job_with_its_line(tmp_path, tiny_cub):
+    done = launch(tmp_path, "--workers=2", "--", *flags_of(tiny_cub), "--data-path=nowhere")
+    assert done.returncode == 2
+    assert "nowhere: no such folder" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_launcher_passes_on_that_it_is_to_stop(tmp_path, tiny_cub):
+    """The state is saved, and the job goes on from it."""
+    flags = [*flags_of(tiny_cub), "--epochs=300", "--resume=auto"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "embedding_learning", "launch", "--workers=2", "--", *flags]
+    with open(tmp_path / "log", "w+") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+        deadline = time.monotonic() + 100
+        while "training loss" not in (tmp_path / "log").read_text():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+    assert "and --resume auto goes on with it" in (tmp_path / "log").read_text()
+    epochs = [int(file.name[11:15]) for file in tmp_path.rglob("checkpoint-*")]
+    done = launch(tmp_path, "--workers=2", "--", *flags, f"--epochs={max(epochs) + 1}")
+    assert done.returncode == 0, done.stderr
+    assert "Resuming from" in done.stderr or "The run is finished" in done.stderr

@@ -1,0 +1,134 @@
+"""The reader of CSV files, and the line of whatever is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedding_learning.data.datasets import (
+    DataError,
+    Split,
+    csv_file,
+    load,
+)
+
+
+def read(folder: Path, text: str | bytes, use_boxes: bool = True) -> Split:
+    file = folder / "photos.csv"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return csv_file.read(file, use_boxes)
+
+
+def fault(folder: Path, text: str | bytes) -> str:
+    """What follows the name of the file in the message to which reading leads."""
+    with pytest.raises(DataError) as caught:
+        read(folder, text)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{folder / 'photos.csv'}:")
+    return message[len(f"{folder / 'photos.csv'}:") :]
+
+
+ROWS = 'path,label,split\na.jpg,x,train\n"b, c.jpg",10,test\n/far/d.jpg,9,test\n'
+
+
+def test_rows_become_images_with_paths_from_the_folder_of_the_file(tmp_path: Path) -> None:
+    split = read(tmp_path, ROWS)
+    assert (split.name, split.gallery) == ("photos.csv", None)
+    assert split.train.paths == [f"{tmp_path}/a.jpg"]
+    assert split.test.paths == [f"{tmp_path}/b, c.jpg", "/far/d.jpg"]
+    assert (split.test.labels.tolist(), split.test.class_names) == ([0, 1], ["10", "9"])
+    assert split.test.labels.dtype == np.int32
+    assert split.test.boxes is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ROWS.replace("\n", "\r\n"),
+        ROWS.replace("\n", "\n\n"),
+        ROWS.replace(",", ", ").replace('"b,  c', '"b, c'),
+        "\ufeff" + ROWS,
+        ROWS.rstrip(),
+        "note,label,path,split\n,x,a.jpg,train\n,10,'b,test\n".replace("'b", '"b, c.jpg"')
+        + "?,9,/far/d.jpg,test\n",
+    ],
+    ids=["CRLF", "blank lines", "blanks", "byte order mark", "no last end", "other columns"],
+)
+def test_what_programs_write_otherwise_changes_nothing(tmp_path: Path, text: str) -> None:
+    expected, found = read(tmp_path, ROWS), read(tmp_path, text)
+    for images, others in ((expected.train, found.train), (expected.test, found.test)):
+        assert (images.paths, images.class_names) == (others.paths, others.class_names)
+
+
+def test_queries_are_searched_in_the_gallery(tmp_path: Path) -> None:
+    rows = ["a,x,train", "b,y,query", "c,z,gallery", "d,y,gallery"]
+    split = read(tmp_path, "\n".join(["path,label,split", *rows]))
+    assert split.gallery is not None
+    assert split.test.class_names == split.gallery.class_names == ["y", "z"]
+    assert (split.test.labels.tolist(), split.gallery.labels.tolist()) == ([0], [1, 0])
+
+
+BOXED = "split,x,y,width,height,label,path\ntrain,1.9,-2,30,40,x,a.jpg\ntest,5,6,7,8,y,b.jpg\n"
+
+
+def test_boxes_are_read_where_there_are_any(tmp_path: Path) -> None:
+    split = read(tmp_path, BOXED)
+    assert split.train.boxes is not None and split.test.boxes is not None
+    assert split.train.boxes.tolist() == [[1, -2, 30, 40]]
+    assert split.test.boxes.tolist() == [[5, 6, 7, 8]]
+    assert split.test.boxes.dtype == np.int32
+    wrong = BOXED.replace("30", "wide").replace("height", "depth")
+    assert read(tmp_path, wrong, use_boxes=False).train.boxes is None
+
+
+@pytest.mark.parametrize(
+    "old, new, told",
+    [
+        ("split\n", "part\n", "1: a header with path,label,split expected"),
+        ("path,label,split\n", "", "1: a header with path,label,split expected"),
+        ("path,label,split\n", "path,label,split,path\n", "1: a header with path,label,split"),
+        ("path,label,split\n", "path;label;split\n", "1: a header with path,label,split expected"),
+        ("a.jpg,x,train", "a.jpg,x", "2: 3 columns expected, as in the header, but these are 2"),
+        ("a.jpg,x,train", "a,b.jpg,x,train", "2: 3 columns expected"),
+        ("a.jpg,x,train", ",x,train", "2: a path, a label and one of train, test, query, gallery"),
+        ("a.jpg,x,train", "a.jpg,,train", "2: a path, a label and one of"),
+        ("a.jpg,x,train", "a.jpg,x,Train", "2: a path, a label and one of"),
+        ("/far/d.jpg", "a.jpg", "4: {folder}/a.jpg stands here a second time, after "),
+        ("10,test", "10,query", "4: test stands beside query and gallery"),
+        (",test", ",query", " no image is listed as gallery"),
+        (",test", ",gallery", " no image is listed as query"),
+        ("/far", '"/far', "4: is not CSV"),
+    ],
+)
+def test_a_fault_is_named_with_its_line(tmp_path: Path, old: str, new: str, told: str) -> None:
+    assert fault(tmp_path, ROWS.replace(old, new)).startswith(told.format(folder=tmp_path))
+
+
+@pytest.mark.parametrize(
+    "old, new, told",
+    [
+        ("height", "h", "1: all of x,y,width,height expected, or none"),
+        ("5,6,7,8", "5,6,,8", "3: x, y, width and height expected: '5 6  8'; --no-bbox"),
+        ("5,6,7,8", "5,6,0,8", "3: the box is empty: '5 6 0 8'; --no-bbox"),
+    ],
+)
+def test_a_wrong_box_is_named(tmp_path: Path, old: str, new: str, told: str) -> None:
+    assert fault(tmp_path, BOXED.replace(old, new)).startswith(told)
+
+
+def test_a_file_that_is_empty_or_no_text_or_missing_is_named(tmp_path: Path) -> None:
+    assert fault(tmp_path, "").startswith("1: a header with path,label,split expected")
+    assert fault(tmp_path, ROWS.encode("utf-16")).startswith(" cannot be read as UTF-8 text")
+    with pytest.raises(DataError, match=r"nowhere.csv: no such file; .*--data-path"):
+        load(str(tmp_path / "nowhere.csv"), "nowhere")
+    (tmp_path / "link.csv").symlink_to("/dev/null")
+    with pytest.raises(DataError, match=r"link.csv: cannot be read .* it is no plain file"):
+        load(str(tmp_path / "link.csv"), "nowhere")
+
+
+def test_a_path_with_a_line_end_is_told_in_one_line(tmp_path: Path) -> None:
+    rows = ROWS + '"two\nlines.jpg",9,test\n"two\nlines.jpg",9,test\n'
+    assert f"{tmp_path}/two\\nlines.jpg stands here a second time" in fault(tmp_path, rows)

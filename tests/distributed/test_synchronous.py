@@ -1,0 +1,659 @@
+"""Jobs of two workers: the numbers of one process, whatever ends is told to all, and they go on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import nd
+from mxnet.gluon import nn
+from safetensors.numpy import load_file
+
+import train
+from embedding_learning import MarginNet
+from embedding_learning.data.batches import BalancedBatches, SequentialBatches
+from embedding_learning.data.build import Data
+from embedding_learning.distributed import heartbeat
+from embedding_learning.distributed.synchronous import ParameterServerJob
+from embedding_learning.distributed.worker_group import Job
+from embedding_learning.evaluation.metrics import recall_metrics
+from embedding_learning.model.net import ImageNormalization
+from embedding_learning.training import build, learner_state, loop
+from embedding_learning.training.health import TrainingFault
+from embedding_learning.training.learner import Learner
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_networks import (
+    batch_of,
+    each_class,
+    net_with_statistics,
+    options,
+    parameters_of,
+    small_net,
+)
+from tests.training.test_learner import draw_from_the_next_class
+
+PREFIX = "margin_loss_model"
+# Of the processes that are left, seconds to their end.
+SOON = 120
+FLAGS = [
+    *("--model=mobilenet0.25", "--image-size=40", "--crop-size=32", "--embed-dim=16", "--lr=0.001"),
+    *("--batch-size=6", "--batch-k=3", "--epochs=2", "--batch-num=4", "--log-interval=2"),
+    *("--workers=1", "--steps=1", "--kvstore=dist_sync"),
+]
+# What a worker of a test runs: a function of this file.
+CALL = (
+    "import sys, embedding_learning; from tests import test_parameter_server as t; sys.exit(t.{}())"
+)
+
+
+class Process:
+    """One of the processes of a job; each has a folder of its own, as on machines of their own."""
+
+    def __init__(self, command: list[str], folder: Path, variables: dict[str, str]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._files = [open(folder / name, "w+") for name in ("out", "err")]  # noqa: SIM115
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        self.process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=self._files[0],
+            stderr=self._files[1],
+        )
+
+    @property
+    def out(self) -> str:
+        return (self.folder / "out").read_text()
+
+    @property
+    def err(self) -> str:
+        return (self.folder / "err").read_text()
+
+    def end(self, seconds: float) -> int:
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self.folder.name} hangs: {self.err}") from None
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for file in self._files:
+            file.close()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody has, nor those 1000 above; out of reach of the system's own choice."""
+    while True:
+        ports = random.sample(range(10000, 31000), count)
+        try:
+            for port in ports:
+                for each in (port, port + 1000):
+                    socket.create_server(("", each)).close()
+        except OSError:
+            continue
+        return ports
+
+
+StartJob = Callable[..., list[Process]]
+
+
+@pytest.fixture(scope="module")
+def start_job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartJob]:
+    """A function that starts a scheduler, a server and two workers, in folders in the one given."""
+    started: list[Process] = []
+
+    def start_job(folder: Path, *flags: str, worker: str = "train_worker", **variables: str):
+        port, *own_ports = free_ports(3)
+        variables = {
+            "DMLC_PS_ROOT_URI": "127.0.0.1",
+            "DMLC_PS_ROOT_PORT": str(port),
+            "DMLC_NUM_WORKER": "2",
+            "DMLC_NUM_SERVER": "1",
+            **variables,
+        }
+        job = []
+        for role, number in (("scheduler", 0), ("server", 0), ("worker", 0), ("worker", 1)):
+            own = {"DMLC_ROLE": role}
+            command = [str(ROOT / "train.py")]
+            if role == "worker":
+                # MXNet numbers the workers of a machine by their ports.
+                own["PORT"] = str(sorted(own_ports)[number])
+                command = ["-c", CALL.format(worker)]
+            place = folder / f"{role}{number}"
+            job.append(Process([*command, *flags], place, {**variables, **own}))
+        started.extend(job)
+        return job
+
+    yield start_job
+    for process in started:
+        process.close()
+
+
+def statuses(job: list[Process], seconds: float = 60) -> list[int]:
+    deadline = time.monotonic() + seconds
+    return [process.end(max(0.1, deadline - time.monotonic())) for process in job]
+
+
+def cause_of(job: list[Process]) -> str:
+    """Shown if a test fails."""
+    return "\n".join(f"{process.folder.name}: {process.err}" for process in job)
+
+
+def last_state(folder: Path) -> dict[str, bytes]:
+    """The arrays of the newest checkpoint of the first worker."""
+    arrays = load_file(max((folder / "worker0" / f"{PREFIX}.run").glob("checkpoint-*")))
+    return {name: array.tobytes() for name, array in arrays.items()}
+
+
+# ---- What runs in the workers ----
+
+
+def train_worker() -> int:
+    """train.py, which leaves a digest of its weights.
+
+    TEST_AT tells what happens to which worker before which step, counted from 1: "0 2 wait" or
+    "1 3 SIGTERM".
+    """
+    rank, call, what = os.environ.get("TEST_AT", "-1 -1 wait").split()
+    run, step, calls = loop.Loop.run, Learner.step, iter(range(1, 10**6))
+
+    def stepping(self, *arguments, **named):
+        if next(calls) == int(call) and self.job.rank == int(rank):
+            Path("here").touch()
+            if what == "wait":
+                time.sleep(60)
+            os.kill(os.getpid(), getattr(signal, what))
+            time.sleep(0.2)  # until the watching thread has noted it
+        return step(self, *arguments, **named)
+
+    def running(self):
+        run(self)
+        mx.nd.waitall()
+        weights = [*parameters_of(self.learner.net), self.learner.boundaries()]
+        digest = hashlib.sha256(b"".join(map(bytes, weights))).hexdigest()
+        Path(f"weights-of-{self.learner.job.rank}").write_text(digest)
+
+    Learner.step, loop.Loop.run = stepping, running
+    return train.main()
+
+
+def exchange_worker() -> int:
+    """All that two workers exchange; what comes of it is checked by the tests, or here."""
+    environment = heartbeat.join("train.py")
+    job = ParameterServerJob("dist_sync", environment)
+    found: dict[str, np.ndarray] = {}
+    try:
+        exchange_arrays(job)
+        exchange_gradients(job, found)
+        exchange_statistics(job, found)
+        evaluate_together(job, found)
+        np.savez("found.npz", **found)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        heartbeat.leave(1)
+    heartbeat.leave(0)
+    return 1
+
+
+CONTENTS = [None, *(bytes(range(length)) for length in (0, 1, 3, 4, 5))]
+CONTENTS += [np.random.default_rng(0).bytes(4096 * k + 1) for k in (1, 7, 1100)]
+# Numbers that are none, which arithmetic would change.
+CONTENTS.append(np.array([0x7F800001, 0xFFC00000, 0x80000000, 1], "<u4").tobytes())
+
+
+def exchange_arrays(job: Job) -> None:
+    assert job.size == 2
+    for content in CONTENTS:
+        assert job.from_first(content if job.rank == 0 else None) == content
+    for shape in ((3,), (2,), (3,), (2, 3), (1,)):
+        own = np.arange(np.prod(shape)).reshape(shape).astype(np.float32) * 10**job.rank
+        np.testing.assert_array_equal(job.total(own), own * 11 / 10**job.rank)
+    for counts in ((2, 3), (0, 4), (1, 0), (2, 3), (5, 5)):
+        parts = [np.random.default_rng(n).random((count, 3), np.float32) for n, count in
+                 enumerate(counts)]  # fmt: skip
+        np.testing.assert_array_equal(job.gather(parts[job.rank]), np.concatenate(parts))
+    labels = [np.array([7, 2**24 - 1], np.float32), np.array([0], np.float32)]
+    np.testing.assert_array_equal(job.gather(labels[job.rank]), np.concatenate(labels))
+    arrays = [nd.array([1, 10]) * (job.rank + 1), nd.array([100, 1000], mx.cpu(1))]
+    total = sum(array.asnumpy() for array in job.queue_total(arrays))
+    np.testing.assert_array_equal(total, [203, 2030])
+    job.check_equal("the same", [b"a", b"bc"])
+    with pytest.raises(TrainingFault, match=r"^the others of worker 1 differ from .* worker 0; "):
+        job.check_equal("the others", [b"a", str(job.rank).encode()])
+
+
+class Shifted:
+    """A job whose trainers have other keys: MXNet's store knows each of them once only."""
+
+    def __init__(self, job: Job, by: int) -> None:
+        self._job, self._by = job, by
+
+    def __getattr__(self, name: str):
+        return getattr(self._job, name)
+
+    def kvstore(self, name: str, trainer: int):
+        return self._job.kvstore(name, trainer + self._by)
+
+
+def twenty_steps(job: Job | None, opt, part: slice, worker: int = 0) -> list[np.ndarray]:
+    """The parameters afterwards, beta's among them."""
+    devices = build.find_devices(opt)
+    net = small_net(devices)
+    for parameter in net.collect_params().values():
+        # All have to begin with the first one's.
+        parameter.set_data(parameter.data(devices[0]) + worker)
+    learning = build.build(opt, each_class(5), net, devices, job)
+    learning.start()
+    for step in range(20):
+        batch = batch_of(32, seed=step)
+        data, label = (arrays[0][part] for arrays in (batch.data, batch.label))
+        learning.step(mx.io.DataBatch(data=[data], label=[label], pad=0))
+    mx.nd.waitall()
+    return [*parameters_of(net, devices[-1]), learning.boundaries()]
+
+
+STEPS = ["--batch-k=2", "--total-batch-size=32", "--lr=0.01"]
+
+
+def exchange_gradients(job: Job, found: dict[str, np.ndarray]) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        draw_from_the_next_class(patched)
+        for count in (1, 2):
+            opt = options("--kvstore=dist_sync", f"--cpu-contexts={count}", *STEPS)
+            part = slice(16 * job.rank, 16 * job.rank + 16)
+            weights = twenty_steps(Shifted(job, 10 * count), opt, part, worker=job.rank)
+            for number, array in enumerate(weights):
+                found[f"weights/{count}/{number}"] = array
+
+
+def exchange_statistics(job: Job, found: dict[str, np.ndarray]) -> None:
+    opt = options("--kvstore=dist_sync", "--total-batch-size=16", "--batch-k=2")
+    learning = build.build(opt, each_class(5), net_with_statistics(), [mx.cpu()], Shifted(job, 40))
+    learning.start()
+    count_apart(learning)
+    arrays, told = learner_state.gather(learning)
+    assert told["devices"] == 2
+    assert arrays.keys() >= {"network/dense.weight", "beta"}
+    for name, array in arrays.items():
+        found[f"state/{name}"] = array
+    learning.unite_statistics()
+    for number, array in enumerate(statistics_of(learning)):
+        found[f"united/{number}"] = array
+    # And back: each has its own again.
+    learner_state.restore(learning, arrays, told, "--resume here")
+    for number, array in enumerate(statistics_of(learning)):
+        found[f"restored/{number}"] = array
+
+
+def count_apart(learning: Learner) -> None:
+    """As if batch norm had counted something else on each device."""
+    for place, data in enumerate(data for p in null_parameters(learning) for data in p.list_data()):
+        rng = np.random.default_rng((learning.job.rank, place))
+        data[:] = nd.array(rng.random(data.shape))
+
+
+def null_parameters(learning: Learner) -> list[mx.gluon.Parameter]:
+    return [p for p in learning.net.collect_params().values() if p.grad_req == "null"]
+
+
+def statistics_of(learning: Learner) -> list[np.ndarray]:
+    return [data.asnumpy() for p in null_parameters(learning) for data in p.list_data()]
+
+
+def searched_data(part: tuple[int, int]) -> Data:
+    """13 images searched for and 5 searched in, neither a whole number of batches."""
+    rng = np.random.default_rng(0)
+    parts = []
+    for count in (13, 5):
+        pixels, labels = (
+            rng.integers(0, 256, (count, 10, 10, 3), np.uint8),
+            rng.integers(0, 3, count),
+        )
+        parts.append(SequentialBatches(pixels, labels, 8, 8, 0, part))
+    return Data(None, *parts, 3, "", "")
+
+
+def image_net() -> MarginNet:
+    mx.random.seed(1)
+    backbone = nn.HybridSequential()
+    backbone.add(nn.Conv2D(4, 3, in_channels=3), nn.Activation("relu"), nn.GlobalAvgPool2D())
+    net = MarginNet(backbone, 8, 2, preprocess=ImageNormalization())
+    net.initialize(mx.init.Xavier(magnitude=2))
+    net.embed(nd.zeros((1, 3, 8, 8), dtype=np.uint8))
+    return net
+
+
+def evaluate_together(job: Job, found: dict[str, np.ndarray]) -> None:
+    data = searched_data((job.rank, job.size))
+    learning = Learner(image_net(), 1.2, None, [], [mx.cpu()], job=job)
+    for name, gallery in (("among", None), ("gallery", data.gallery)):
+        parts = Data(None, data.test, gallery, 3, "", "")
+        metrics, embeddings = loop.evaluate_test(learning, parts, recall_metrics())
+        assert bool(metrics) == (job.rank == 0)
+        found[f"{name}/embeddings"] = embeddings
+        found[f"{name}/metrics"] = np.array(list(metrics.values()))
+
+
+# ---- The workers' parts ----
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 4])
+def test_the_parts_of_a_balanced_batch_are_the_whole_one(parts: int) -> None:
+    """No class stands in two of them."""
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 9, 9, 3), np.uint8)
+    labels = np.repeat(np.arange(20), 3)
+
+    def batches(part: tuple[int, int]) -> BalancedBatches:
+        return BalancedBatches(pixels, labels, 2, 5, 24, 7, 0, part)
+
+    whole, each = batches((0, 1)), [batches((number, parts)) for number in range(parts)]
+    for _ in range(3):
+        expected, found = whole.next(), [batch.next() for batch in each]
+        for name in ("data", "label"):
+            arrays = [getattr(batch, name)[0].asnumpy() for batch in found]
+            assert all(len(array) == 24 // parts for array in arrays)
+            np.testing.assert_array_equal(
+                np.concatenate(arrays), getattr(expected, name)[0].asnumpy()
+            )
+        classes = [set(batch.label[0].asnumpy()) for batch in found]
+        assert sum(map(len, classes)) == len(set.union(*classes)) == 12
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 8, 9, 16, 17, 30])
+@pytest.mark.parametrize("parts", [1, 2, 3, 4])
+def test_the_parts_of_the_searched_images_are_each_image_once(count: int, parts: int) -> None:
+    """In order; some parts are empty where there are fewer images than parts."""
+    pixels = np.zeros((count, 3, 3, 3), np.uint8)
+    pixels[:, 1, 1, 0] = np.arange(count)
+    seen, lengths = [], []
+    for part in range(parts):
+        batches = SequentialBatches(pixels, np.arange(count), 8, 3, 0, (part, parts))
+        own = []
+        for batch in batches:
+            assert len(batch.data[0]) == 8 // parts
+            kept = slice(0, 8 // parts - batch.pad)
+            labels = list(batch.label[0].asnumpy()[kept])
+            assert list(batch.data[0].asnumpy()[kept, 0, 1, 1]) == labels
+            own += labels
+        seen += own
+        lengths.append(len(own))
+    assert seen == list(range(count))
+    assert max(lengths) - min(lengths) <= 1
+
+
+class Others(Job):
+    """A job of three, of which the other two's arrays are given."""
+
+    rank, size = 1, 3
+
+    def __init__(self, *others: np.ndarray) -> None:
+        self._others = others
+
+    def total(self, array: np.ndarray) -> np.ndarray:
+        assert all(other.shape == array.shape for other in self._others)
+        return sum(self._others, array)
+
+
+def test_the_statistics_are_the_mean_over_devices_and_workers() -> None:
+    devices = [mx.cpu(0), mx.cpu(1)]
+    net = small_net(devices, norm=True)
+    learning = Learner(net, 1.2, None, [], devices)
+    count_apart(learning)
+    before = [[d.asnumpy() for d in p.list_data()] for p in null_parameters(learning)]
+    assert [len(arrays) for arrays in before] == [2, 2]
+    others = [np.full(8, 6, np.float32), np.arange(8, dtype=np.float32)]  # of two devices each
+    learning.job = Others(*others)
+    learning.unite_statistics()
+    for place, (parameter, (first, second)) in enumerate(zip(null_parameters(learning), before)):
+        theirs = sum(others)[4 * place : 4 * place + 4]
+        for data in parameter.list_data():
+            np.testing.assert_allclose(data.asnumpy(), (first + second + theirs) / 6, rtol=1e-6)
+
+
+# ---- What two workers exchange ----
+
+
+@pytest.fixture(scope="module")
+def exchanged(
+    start_job: StartJob, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, np.ndarray]]:
+    """What each of two workers found."""
+    folder = tmp_path_factory.mktemp("exchange")
+    job = start_job(folder, "--kvstore=dist_sync", worker="exchange_worker")
+    assert statuses(job) == [0, 0, 0, 0], cause_of(job)
+    found = []
+    for process in job[2:]:
+        with np.load(process.folder / "found.npz", allow_pickle=False) as arrays:
+            found.append(dict(arrays))
+    return found
+
+
+def test_arrays_and_bytes_arrive_whole(exchanged: list[dict[str, np.ndarray]]) -> None:
+    """Checked by the workers themselves, in `exchange_arrays`."""
+    assert exchanged[0].keys() == exchanged[1].keys()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_two_workers_learn_what_one_process_does(
+    exchanged: list[dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Each of one or two devices, against as many in one process: 20 steps, negatives given."""
+    draw_from_the_next_class(monkeypatch)
+    opt = options(f"--cpu-contexts={2 * count}", *STEPS)
+    expected = twenty_steps(None, opt, slice(0, 32))
+    start = parameters_of(small_net([mx.cpu()]))
+    for number, (array, begun) in enumerate(zip(expected, start)):
+        first, second = (found[f"weights/{count}/{number}"] for found in exchanged)
+        np.testing.assert_array_equal(first, second)
+        np.testing.assert_allclose(first, array, atol=1e-5)
+        assert abs(array - begun).max() > 1e-2
+    np.testing.assert_allclose(
+        exchanged[0][f"weights/{count}/{len(start)}"], expected[-1], atol=1e-5
+    )
+
+
+def test_statistics_are_gathered_united_and_restored(
+    exchanged: list[dict[str, np.ndarray]],
+) -> None:
+    learning = build.build(
+        options("--total-batch-size=16", "--batch-k=2"),
+        each_class(5),
+        net_with_statistics(),
+        [mx.cpu()],
+    )
+    counted = []
+    for rank in range(2):
+        learning.job.rank = rank
+        count_apart(learning)
+        counted.append(statistics_of(learning))
+    learning.job.rank = 0
+    names = [n for n, p in learner_state._network(learning).items() if p.grad_req == "null"]
+    state = {
+        name[len("state/") :]: array
+        for name, array in exchanged[0].items()
+        if name.startswith("state/")
+    }
+    for place, (name, arrays) in enumerate(zip(names, zip(*counted))):
+        mean = (arrays[0] + arrays[1]) / 2
+        for rank, found in enumerate(exchanged):
+            np.testing.assert_array_equal(found[f"state/statistics/0/{name}"], arrays[0])
+            np.testing.assert_array_equal(found[f"state/statistics/1/{name}"], arrays[1])
+            np.testing.assert_array_equal(found[f"restored/{place}"], arrays[rank])
+            np.testing.assert_allclose(found[f"united/{place}"], mean, rtol=1e-6)
+    # One process goes on with the mean.
+    told = {"devices": 2, "optimizers": [{"counts": {}, "numbers": {"num_update": 0}}] * 2}
+    learner_state.restore(learning, state, told, "--resume here")
+    for found, *arrays in zip(statistics_of(learning), *counted):
+        np.testing.assert_allclose(found, (arrays[0] + arrays[1]) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["among", "gallery"])
+def test_two_workers_evaluate_to_the_numbers_of_one(
+    exchanged: list[dict[str, np.ndarray]], name: str
+) -> None:
+    data = searched_data((0, 1))
+    parts = Data(None, data.test, data.gallery if name == "gallery" else None, 3, "", "")
+    metrics, embeddings = loop.evaluate_test(
+        Learner(image_net(), 1.2, None, [], [mx.cpu()]), parts, recall_metrics()
+    )
+    assert list(exchanged[0][f"{name}/metrics"]) == list(metrics.values())
+    np.testing.assert_allclose(exchanged[0][f"{name}/embeddings"], embeddings, atol=1e-6)
+
+
+# ---- Whole runs ----
+
+
+@pytest.fixture(scope="module")
+def data_flags(tiny_cub: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    cache = tmp_path_factory.mktemp("cache-of-jobs")
+    return [*FLAGS, f"--data-path={tiny_cub}", f"--cache-dir={cache}"]
+
+
+@pytest.fixture(scope="module")
+def alone(
+    start_job: StartJob, tmp_path_factory: pytest.TempPathFactory, data_flags: list[str]
+) -> list[Process]:
+    """A job left alone."""
+    job = start_job(tmp_path_factory.mktemp("alone"), *data_flags)
+    assert statuses(job) == [0, 0, 0, 0], cause_of(job)
+    return job
+
+
+def test_only_the_first_worker_logs_prints_and_saves(alone: list[Process]) -> None:
+    scheduler, server, first, second = alone
+    for process in (scheduler, server, second):
+        assert (process.out, process.err) == ("", ""), process.folder
+        assert (
+            sorted(path.name for path in process.folder.iterdir() if path.name[:4] == "marg") == []
+        )
+    assert len(re.findall(r"\[Epoch \d\] validation: Recall@1=", first.err)) == 2
+    assert "Best validation Recall@1" in first.out + first.err
+    assert (first.folder / f"{PREFIX}.params").is_file()
+
+
+def test_the_weights_of_all_workers_are_equal_in_the_end(alone: list[Process]) -> None:
+    digests = [(p.folder / f"weights-of-{rank}").read_text() for rank, p in enumerate(alone[2:])]
+    assert digests[0] == digests[1]
+
+
+def test_a_worker_that_is_told_to_stop_stops_all_and_they_go_on_to_the_same_bytes(
+    alone: list[Process], start_job: StartJob, tmp_path: Path, data_flags: list[str]
+) -> None:
+    """Within the epoch, though every step is logged; the others wait for the first one's saving.
+
+    Only the first worker's folder has the state.
+    """
+    flags = [*data_flags, "--log-interval=1"]
+    job = start_job(tmp_path, *flags, worker="slow_worker", TEST_AT="1 1 SIGTERM")
+    assert statuses(job) == [143, 0, 143, 143], cause_of(job)
+    first, second = job[2:]
+    told = f"train.py: stopped by SIGTERM; the state is in {PREFIX}.run, and --resume auto goes on"
+    assert told in first.err
+    assert second.err.endswith("train.py: stopped by SIGTERM\n")
+    saved = max((first.folder / f"{PREFIX}.run").glob("checkpoint-*")).name
+    assert "checkpoint-0000-000001" <= saved < "checkpoint-0000-000004"
+    job = start_job(tmp_path, *flags, "--resume=auto")
+    assert statuses(job) == [0, 0, 0, 0], cause_of(job)
+    assert last_state(tmp_path) == last_state(alone[2].folder.parent)
+
+
+def slow_worker() -> int:
+    """Takes longer to write than others are waited for, but for the first time."""
+    save = loop.RunFolder.save
+
+    def saving(self, epoch, batch, *arguments):
+        if batch:
+            time.sleep(heartbeat._GRACE + 2)
+        return save(self, epoch, batch, *arguments)
+
+    loop.RunFolder.save = saving
+    return train_worker()
+
+
+def test_whoever_is_killed_ends_the_job_and_it_goes_on_to_the_same_bytes(
+    alone: list[Process], start_job: StartJob, tmp_path: Path, data_flags: list[str]
+) -> None:
+    """A worker, the server, the scheduler; one after the other in one run."""
+    flags = [*data_flags, "--checkpoint-interval=1", "--resume=auto"]
+    kills = [(3, "worker 1"), (1, "server"), (0, "the scheduler")]
+    for place, lost in kills:
+        # One waits before its second step, the other in the store.
+        waiting = 1 if place != 3 else 0
+        job = start_job(tmp_path, *flags, TEST_AT=f"{waiting} 2 wait")
+        here = job[2 + waiting].folder / "here"
+        while not here.exists():
+            assert [process.process.poll() for process in job] == [None] * 4, cause_of(job)
+            time.sleep(0.01)
+        here.unlink()
+        time.sleep(0.3)
+        began = time.monotonic()
+        killed = job.pop(place)
+        killed.process.kill()
+        assert statuses(job, SOON) == [3, 3, 3], cause_of(job)
+        print(f"{lost} killed: {time.monotonic() - began:.2f} s")
+        for process in job:
+            line = rf"^train\.py: .*: stopped: {lost}.* was lost(; .* --resume auto)?$"
+            assert re.search(line, process.err, re.M), process.err
+            assert "Traceback" not in process.err
+    job = start_job(tmp_path, *flags)
+    assert statuses(job) == [0, 0, 0, 0], cause_of(job)
+    assert last_state(tmp_path) == last_state(alone[2].folder.parent)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_mistake_in_the_flags_ends_all_with_its_line(
+    start_job: StartJob, tmp_path: Path, data_flags: list[str]
+) -> None:
+    job = start_job(tmp_path, *data_flags, "--lr=-1")
+    assert statuses(job, SOON) == [2, 2, 2, 2], cause_of(job)
+    for process in job:
+        assert process.err == "train.py: error: --lr -1.0: must be at least 0\n"
+
+
+def test_a_mistake_in_the_data_ends_all_workers_with_its_line(
+    start_job: StartJob, tmp_path: Path, data_flags: list[str]
+) -> None:
+    job = start_job(tmp_path, *data_flags, "--data-path=nowhere")
+    assert statuses(job, 30) == [2, 0, 2, 2], cause_of(job)
+    for process in job[2:]:
+        assert re.search(r"^train\.py: error: .*nowhere.*\n\Z", process.err, re.M), process.err
+        assert "Traceback" not in process.err
+
+
+def test_a_fault_nobody_foresaw_ends_the_job(
+    start_job: StartJob, tmp_path: Path, data_flags: list[str]
+) -> None:
+    """With its traceback, and without the others waiting for ever."""
+    job = start_job(tmp_path, *data_flags, worker="faulty_worker")
+    assert statuses(job, 40)[1:] == [3, 3, 1], cause_of(job)
+    assert "RuntimeError: unforeseen" in job[3].err
+    assert "worker 1 " in job[2].err
+
+
+def faulty_worker() -> int:
+    step = Learner.step
+
+    def stepping(self, *arguments, **named):
+        if self.job.rank == 1:
+            raise RuntimeError("unforeseen")
+        return step(self, *arguments, **named)
+
+    Learner.step = stepping
+    return train.main()

@@ -1,0 +1,142 @@
+"""Distances: of pairs exactly, of all with all within the margin that is claimed for them."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from embedding_learning.evaluation import blocked_distances
+from embedding_learning.evaluation.blocked_distances import gallery_of, products, squared_distances
+
+
+def normal(count: int, dimensions: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, dimensions)).astype(np.float32)
+
+
+def with_an_outlier(count: int, dimensions: int) -> np.ndarray:
+    return np.concatenate([normal(count - 1, dimensions), np.full((1, dimensions), 1e6, "f")])
+
+
+DRAWS = {
+    "normal": normal,
+    "far from the origin": lambda count, d: np.float32(1e4) + normal(count, d),
+    "two places": lambda count, d: np.float32(100) * (normal(count, d) > 0) + normal(count, d, 1),
+    "an outlier": with_an_outlier,
+    "large": lambda count, d: np.float32(1e37) * normal(count, d),
+    "small": lambda count, d: np.float32(1e-20) * normal(count, d),
+    "tiny": lambda count, d: np.float32(1e-42) * normal(count, d),
+    "all equal": lambda count, d: np.repeat(normal(1, d), count, axis=0),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("dimensions", [1, 3, 128, 513])
+def test_products_are_within_their_margin(name: str, dimensions: int) -> None:
+    x = DRAWS[name](150, dimensions)
+    queries, rows = x[:50], x[50:]
+    precise = queries[:, None].astype(np.longdouble) - rows.astype(np.longdouble)
+    exact = (precise**2).sum(axis=2)
+    gallery = gallery_of(rows, len(rows))
+    seen = []
+    for block, columns, approximations in products(queries, gallery, None, (700, 33)):
+        for product in approximations:
+            seen.append(product.squares.dtype)
+            error = np.abs(product.squares - exact[block, columns]).max(axis=1)
+            assert (error <= product.margin).all()
+    dtypes = [np.float64] if name == "large" else [np.float32, np.float64]
+    assert seen[: len(dtypes)] == dtypes and set(seen) == set(map(np.dtype, dtypes))
+
+
+def test_the_margin_is_not_so_wide_that_it_decides_nothing() -> None:
+    x = normal(150, 128)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    for _, _, approximations in products(x, gallery_of(x, 150), None, (2**20, 2**16)):
+        margins = [product.margin.max() for product in approximations]
+        assert margins[0] < 5e-5 and margins[1] < 2e-13
+
+
+def test_limits_are_decided_right_unless_within_the_margin() -> None:
+    """Each pair is held against limits about its own exact distance, to the last bit."""
+    x = normal(40, 20)
+    gallery = gallery_of(x, 40)
+    everyone = np.arange(40)
+    for _, _, approximations in products(x, gallery, None, (2**20, 2**16)):
+        for product, row in itertools.product(approximations, range(40)):
+            exact = squared_distances(x, x, everyone, np.full(40, row))
+            assert not product.at_most(exact - product.margin)[:, row].any()
+            assert product.at_most(exact + product.margin)[:, row].all()
+
+
+def test_a_query_is_infinitely_far_from_the_row_it_is_itself() -> None:
+    x = normal(60, 8)
+    own = np.array([5, 0, 59, 30])
+    found = np.zeros((4, 60))
+    for block, columns, approximations in products(x[own], gallery_of(x, 60), own, (30, 7)):
+        for product in approximations:
+            found[block, columns] += np.isinf(product.squares)
+            assert not product.at_most(np.full(len(found[block]), np.inf))[
+                np.isinf(product.squares)
+            ].any()
+    expected = np.zeros((4, 60))
+    expected[np.arange(4), own] = 2
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (10, 3), (50, 100), (10_000, 10_000)])
+def test_all_pairs_are_covered_once_in_pieces_of_the_size_that_is_asked(
+    size: tuple[int, int],
+) -> None:
+    x = normal(23, 4)
+    covered = np.zeros((23, 23))
+    for block, columns, _ in products(x, gallery_of(x, 23), None, size):
+        covered[block, columns] += 1
+        assert columns.stop - columns.start <= size[1]
+        assert (block.stop - block.start) * (columns.stop - columns.start) <= max(size)
+    assert (covered == 1).all()
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 7, 64, 129])
+def test_the_distance_of_a_pair_does_not_depend_on_where_it_stands(dimensions: int) -> None:
+    x = normal(50, dimensions)
+    left, right = np.random.default_rng(1).integers(0, 50, (2, 5000))
+    squares = squared_distances(x, x, left, right)
+    for order in (np.arange(5000)[::-1], np.arange(3, 5000), np.arange(17), np.array([4711])):
+        again = squared_distances(x, x, left[order], right[order])
+        np.testing.assert_array_equal(again, squares[order])
+    np.testing.assert_array_equal(squared_distances(x, x, right, left), squares)
+    expected = ((x[left].astype(np.float64) - x[right]) ** 2).sum(axis=1)
+    np.testing.assert_allclose(squares, expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("copies", [1, 2, 3, 100])
+def test_of_equal_rows_the_first_are_kept(copies: int) -> None:
+    x = normal(12, 5)[np.random.default_rng(2).integers(0, 12, 100)]
+    x[50:, 2] = -0.0
+    x[60:, 2] = 0.0
+    seen: dict[tuple[float, ...], int] = {}
+    expected = []
+    for row, values in enumerate(map(tuple, x)):
+        seen[values] = seen.get(values, 0) + 1
+        if seen[values] <= copies:
+            expected.append(row)
+    assert gallery_of(x, copies).kept.tolist() == expected
+
+
+def test_rows_that_only_look_equal_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of one key that differ, in pieces of a few rows."""
+    monkeypatch.setattr(blocked_distances, "_ROWS", 3)
+    x = np.zeros((40, 6), np.float32)
+    x[::2, 0] = np.float32(1e-45)  # the key of these is 0 as well, or nearly
+    assert set(gallery_of(x, 1).kept) >= {0, 1}
+
+
+def test_columns_of_rows_that_were_left_out() -> None:
+    x = normal(6, 3)
+    x[3] = x[1]
+    gallery = gallery_of(x, 1)
+    assert gallery.kept.tolist() == [0, 1, 2, 4, 5]
+    assert gallery.columns_of(np.arange(6)).tolist() == [0, 1, 2, -1, 3, 4]
+    x[5] = x[0]
+    assert gallery_of(x, 1).columns_of(np.array([5, 4])).tolist() == [-1, 3]

@@ -1,0 +1,310 @@
+"""Nearest neighbours against sorting all distances, on inputs that make it hard."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedding_learning.evaluation import blocked_distances, neighbors
+from embedding_learning.evaluation.neighbors import nearest, ranks
+
+Draw = Callable[[int, int], np.ndarray]
+
+
+def naive_nearest(queries: np.ndarray, k: int, gallery: np.ndarray | None = None):
+    """The definition, query by query in float64: sorted by distance, then by index."""
+    rows = (queries if gallery is None else gallery).astype(np.float64)
+    all_distances, all_rows = [], []
+    for number, query in enumerate(queries.astype(np.float64)):
+        distance = np.sqrt(((rows - query) ** 2).sum(axis=1))
+        order = np.argsort(distance, kind="stable")
+        order = order[order != number] if gallery is None else order
+        all_rows.append(order[:k])
+        all_distances.append(distance[order[:k]])
+    return np.array(all_distances), np.array(all_rows)
+
+
+def unit_rows(count: int, dimensions: int, seed: int = 0) -> np.ndarray:
+    x = np.random.default_rng(seed).normal(size=(count, dimensions))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def lattice(count: int, dimensions: int) -> np.ndarray:
+    """Whole numbers: many pairs are equally distant without being equal."""
+    return np.random.default_rng(5).integers(-1, 2, (count, dimensions)).astype(np.float32)
+
+
+def duplicated(count: int, dimensions: int) -> np.ndarray:
+    return unit_rows(count, dimensions)[np.random.default_rng(3).integers(0, count // 9, count)]
+
+
+def with_an_outlier(count: int, dimensions: int) -> np.ndarray:
+    """One row so far away that float32 takes all others for one."""
+    x = unit_rows(count, dimensions)
+    x[count // 2] = 1e4
+    return x
+
+
+def in_two_places(count: int, dimensions: int) -> np.ndarray:
+    """Within each, squared distances are below the rounding of float32."""
+    places = unit_rows(2, dimensions)[np.arange(count) % 2]
+    return places + np.float32(1e-4) * unit_rows(count, dimensions, seed=4)
+
+
+DRAWS: dict[str, Draw] = {
+    "unit rows": unit_rows,
+    "duplicates": duplicated,
+    "one row": lambda count, d: np.repeat(unit_rows(1, d), count, axis=0),
+    "nearly one row": lambda count, d: unit_rows(1, d) + np.float32(1e-4) * unit_rows(count, d, 4),
+    "lattice": lattice,
+    "zeros": lambda count, d: np.zeros((count, d), np.float32),
+    "far from the origin": lambda count, d: 1000 + unit_rows(count, d),
+    "an outlier": with_an_outlier,
+    "two places": in_two_places,
+    "large": lambda count, d: np.float32(1e38) * unit_rows(count, d),
+    "small": lambda count, d: np.float32(1e-30) * unit_rows(count, d),
+}
+
+
+@pytest.fixture(params=["some queries", "some of both", "single distances"])
+def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held at once is less than what there is."""
+    listed, size = {
+        "some queries": (100, (2**8, 2**16)),
+        "some of both": (60, (100, 13)),
+        "single distances": (1, (1, 1)),
+    }[request.param]
+    monkeypatch.setattr(blocked_distances, "_PAIRS", 17)
+    monkeypatch.setattr(blocked_distances, "_ROWS", 11)
+    monkeypatch.setattr(neighbors, "_LISTED", listed)
+    monkeypatch.setattr(neighbors, "_LISTING", size)
+    monkeypatch.setattr(neighbors, "_COUNTING", size)
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("count, dimensions", [(40, 2), (101, 33), (260, 128)])
+@pytest.mark.parametrize("k", [1, 10, 300])
+def test_neighbours_follow_the_definition(name: str, count: int, dimensions: int, k: int) -> None:
+    x = DRAWS[name](count, dimensions)
+    expected_distances, expected = naive_nearest(x, k)
+    found_distances, found = nearest(x, k)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(found_distances, expected_distances, rtol=1e-6)
+    assert found.dtype == np.int64 and found_distances.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize(
+    "count, gallery_count, dimensions", [(40, 3, 2), (33, 70, 33), (60, 200, 128), (1, 12, 4)]
+)
+@pytest.mark.parametrize("k", [1, 10, 300])
+def test_neighbours_in_a_gallery_follow_the_definition(
+    name: str, count: int, gallery_count: int, dimensions: int, k: int
+) -> None:
+    both = DRAWS[name](count + gallery_count, dimensions)
+    queries, gallery = both[:count], both[count:]
+    expected_distances, expected = naive_nearest(queries, k, gallery)
+    found_distances, found = nearest(queries, k, gallery)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(found_distances, expected_distances, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["unit rows", "duplicates", "lattice", "an outlier"])
+@pytest.mark.parametrize("k", [1, 7, 14, 30])
+@pytest.mark.usefixtures("pieces")
+def test_neighbours_do_not_depend_on_the_pieces_they_are_found_in(name: str, k: int) -> None:
+    x = DRAWS[name](30, 5)
+    np.testing.assert_array_equal(nearest(x, k)[1], naive_nearest(x, k)[1])
+    queries, gallery = x[:10], x[10:]
+    np.testing.assert_array_equal(
+        nearest(queries, k, gallery)[1], naive_nearest(queries, k, gallery)[1]
+    )
+
+
+@pytest.mark.parametrize("k", [1, 40, 700])
+def test_long_rows_are_bounded_by_the_minima_of_groups(k: int) -> None:
+    """So many columns that a group holds several, in order and not; the last are in none."""
+    gallery = unit_rows(5003, 3)
+    gallery = np.concatenate([gallery, gallery[np.argsort(gallery[:, 0])]])
+    queries = unit_rows(10, 3, seed=1)
+    np.testing.assert_array_equal(
+        nearest(queries, k, gallery)[1], naive_nearest(queries, k, gallery)[1]
+    )
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.usefixtures("pieces")
+def test_the_rank_of_the_kth_neighbour_is_k(name: str) -> None:
+    x = DRAWS[name](24, 7)
+    _, rows = naive_nearest(x, 23)
+    _, gallery_rows = naive_nearest(x[:7], 17, x[7:])
+    for k in (0, 2, 16):
+        found = ranks(x, rows[:, k], x, np.arange(24))
+        np.testing.assert_array_equal(found, np.full(24, k))
+        found = ranks(x[:7], gallery_rows[:, k], x[7:])
+        np.testing.assert_array_equal(found, np.full(7, k))
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_ranks_follow_the_definition(name: str) -> None:
+    x = DRAWS[name](150, 20)
+    _, rows = naive_nearest(x, 149)
+    for k in (0, 1, 75, 148):
+        assert (ranks(x, rows[:, k], x, np.arange(150)) == k).all()
+
+
+@pytest.mark.parametrize("name", ["duplicates", "one row", "lattice", "unit rows"])
+@pytest.mark.parametrize("below", [1, 3, 10])
+def test_ranks_are_right_below_what_is_asked(name: str, below: int) -> None:
+    x = DRAWS[name](60, 3)
+    _, rows = naive_nearest(x, 59)
+    for k in range(59):
+        found = ranks(x, rows[:, k], x, np.arange(60), below)
+        assert (found == k).all() if k < below else (found >= below).all()
+
+
+def test_some_of_the_rows_are_searched_with_their_own_left_out() -> None:
+    x = duplicated(90, 4)
+    chosen = np.array([80, 3, 41])
+    _, expected = naive_nearest(x, 12)
+    for block, _, found in neighbors.nearest_blocks(x[chosen], 12, x, chosen):
+        np.testing.assert_array_equal(found, expected[chosen][block])
+    found = ranks(x[chosen], expected[chosen, 5], x, chosen)
+    np.testing.assert_array_equal(found, [5, 5, 5])
+
+
+def test_lists_are_filled_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbors, "_LISTED", 60)
+    x = unit_rows(40, 3)
+    pieces = [block for block, _, _ in neighbors.nearest_blocks(x, 5, x)]
+    assert pieces == [slice(0, 12), slice(12, 24), slice(24, 36), slice(36, 40)]
+
+
+def test_where_float32_decides_little_float64_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nearly all pairs would be compared one by one."""
+    compared = 0
+
+    def counted(left: object, right: object, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+        nonlocal compared
+        compared += len(rows)
+        return squared_distances(left, right, rows, others)
+
+    squared_distances = blocked_distances.squared_distances
+    monkeypatch.setattr(neighbors, "squared_distances", counted)
+    for draw in (unit_rows, with_an_outlier, in_two_places):
+        x = draw(1500, 32)
+        compared = 0
+        _, rows = nearest(x, 3)
+        assert 3 * 1500 <= compared < 5 * 1500
+        compared = 0
+        ranks(x, rows[:, 2], x, np.arange(1500))
+        assert 1500 <= compared < 4 * 1500
+    # Of further pieces of a gallery only what is nearer than what has been listed is compared.
+    monkeypatch.setattr(neighbors, "_LISTING", (2**20, 50))
+    compared = 0
+    nearest(unit_rows(1500, 32), 3)
+    assert compared < 20 * 1500  # 90 without
+
+
+def test_a_collapsed_network_takes_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of equal rows no more are compared than can be listed."""
+    compared = 0
+
+    def counted(left: object, right: object, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+        nonlocal compared
+        compared += len(rows)
+        return squared_distances(left, right, rows, others)
+
+    squared_distances = blocked_distances.squared_distances
+    monkeypatch.setattr(neighbors, "squared_distances", counted)
+    x = np.repeat(unit_rows(3, 16), 500, axis=0)
+    _, rows = nearest(x, 2)
+    np.testing.assert_array_equal(rows[:3], [[1, 2], [0, 2], [0, 1]])
+    np.testing.assert_array_equal(rows[-1], [1000, 1001])
+    assert compared <= 1500 * 9
+    assert (ranks(x, rows[:, 1], x, np.arange(1500), 2) == 1).all()
+
+
+def test_a_duplicate_of_a_query_is_found_but_not_the_query() -> None:
+    x = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    found_distances, found = nearest(x, 2)
+    np.testing.assert_array_equal(found, [[2, 1], [0, 2], [0, 1]])
+    np.testing.assert_allclose(found_distances, [[0, 2**0.5], [2**0.5] * 2, [0, 2**0.5]])
+    assert nearest(x, 1, x)[1].ravel().tolist() == [0, 1, 0]
+
+
+def test_where_there_are_fewer_rows_all_are_found() -> None:
+    x = unit_rows(4, 3)
+    assert nearest(x, 1000)[1].shape == (4, 3)
+    assert nearest(x, 1000, x)[1].shape == (4, 4)
+    found_distances, found = nearest(x[:1], 5)
+    assert found_distances.shape == found.shape == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "queries, k, gallery, message",
+    [
+        (np.zeros((3, 2)), 0, None, "k is at least 1"),
+        (np.zeros(3), 1, None, "embeddings"),
+        (np.zeros((0, 3)), 1, None, "embeddings"),
+        (np.zeros((3, 0)), 1, None, "embeddings"),
+        (np.array([[0.0], [np.nan]]), 1, None, "not finite"),
+        (np.array([[0.0], [-np.inf]]), 1, None, "not finite"),
+        (np.zeros((3, 2)), 1, np.zeros((3, 5)), "one dimension"),
+        (np.zeros((3, 2)), 1, np.zeros((0, 2)), "embeddings"),
+        (np.zeros((3, 2)), 1, np.array([[0.0, np.inf]]), "not finite"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(
+    queries: np.ndarray, k: int, gallery: np.ndarray | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        nearest(queries, k, gallery)
+
+
+def test_a_gallery_in_a_file_is_searched_in_pieces(tmp_path: Path) -> None:
+    """200,000 rows of 128 take 102 MB; a copy of them in float64 would take as much again twice."""
+    file = tmp_path / "gallery.npy"
+    written = np.lib.format.open_memmap(file, "w+", np.float32, (200_000, 128))
+    written[:] = unit_rows(1000, 128)[np.arange(200_000) % 1000]
+    written[150_000:] += np.arange(50_000, dtype=np.float32)[:, None] / 1000
+    written.flush()
+    gallery = np.load(file, mmap_mode="r")
+    queries = np.asarray(gallery[[0, 150_003, 199_999]])
+    tracemalloc.start()
+    try:
+        _, found = nearest(queries, 3, gallery)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(found[0], [0, 1000, 2000])
+    assert found[1, 0] == 150_003 and found[2, 0] == 199_999
+    assert peak < 180e6
+
+
+@pytest.mark.parametrize("queries, k", [(12_000, 1), (2000, 1000)])
+def test_memory_is_bounded(queries: int, k: int) -> None:
+    """All distances between these would take 576 MB in float32."""
+    x = unit_rows(12_000, 8)
+    tracemalloc.start()
+    try:
+        nearest(x[:queries], k, x)
+        ranks(x[:queries], np.arange(queries), x, below=k)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 150e6 + queries * k * 12
+
+
+def test_no_mxnet_is_needed() -> None:
+    code = (
+        "import sys; sys.modules['mxnet'] = None; "
+        "import embedding_learning.evaluation.metrics, embedding_learning.evaluation.neighbors"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,154 @@
+"""Fuzzing, briefly; and that the harness notices whatever a reader should not do."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+import zlib
+from random import Random
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.fuzzing import crafted
+from tests.fuzzing.mutations import changed
+from tests.helpers.paths import ROOT
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own: MXNet's threads, which these tests have loaded, are not forked."""
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_forty_mutations_of_each_kind_are_read_or_refused() -> None:
+    result = python("-m", "tests.fuzzing", "--mutations=40")
+    assert result.returncode == 0, result.stdout + result.stderr
+    kinds = [line.split() for line in result.stdout.splitlines()[1:]]
+    assert len(kinds) >= 12
+    assert {tried for _, tried, *_ in kinds} == {"40", "4"}
+    for kind, tried, accepted, refused, crashes, hangs, *_ in kinds:
+        assert (int(accepted) + int(refused), crashes, hangs) == (int(tried), "0", "0"), kind
+
+
+READERS = """
+import ctypes, json, os, signal, subprocess, sys, tempfile, time
+from pathlib import Path
+from embedding_learning.data.datasets import DataError
+from embedding_learning.cli.parser import UsageError
+from tests.fuzzing.kinds import Kind
+from tests.fuzzing.workers import run
+
+def raises(error):
+    raise error
+
+def catches(action):
+    try:
+        action()
+    except OSError:
+        pass
+
+READERS = {
+    "reads": lambda folder: None,
+    "refuses": lambda folder: raises(UsageError("no")),
+    "raises": lambda folder: raises(ValueError("surprise")),
+    "exits": lambda folder: sys.exit(0),
+    "says nothing": lambda folder: raises(DataError("")),
+    "says two lines": lambda folder: raises(UsageError("two\\nlines")),
+    "says too much": lambda folder: raises(UsageError("x" * 5000)),
+    "dies": lambda folder: os.kill(os.getpid(), signal.SIGSEGV),
+    "leaves": lambda folder: os._exit(0),
+    "hangs": lambda folder: time.sleep(60),
+    "swells": lambda folder: bytearray(3 << 29),
+    "writes": lambda folder: catches(lambda: open(folder / "../../outside/new", "w")),
+    "removes": lambda folder: catches((folder / "../../outside/precious").unlink),
+    "writes in C": lambda folder: ctypes.CDLL(None).creat(bytes(folder / "../beside"), 0o600),
+    "starts": lambda folder: catches(lambda: subprocess.run(["true"])),
+}
+
+def read(name, folder):
+    if (folder / "file").is_file() and (folder / "file").read_bytes() == b"whole":
+        (folder / "written").write_bytes(b"allowed")
+    else:
+        READERS[name](folder)
+
+found = {}
+for name in READERS:
+    kind = Kind(
+        write=lambda folder: (folder / "file").write_bytes(b"whole"),
+        files=("file",),
+        read=lambda folder: read(name, folder),
+    )
+    with tempfile.TemporaryDirectory() as root:
+        numbers = range(1 if name == "hangs" else 2)
+        result = run(kind, numbers, "seed", Path(root), hang_seconds=10.0)
+    found[name] = result.accepted, result.refused, result.failures
+print(json.dumps(found))
+"""
+
+
+def test_whatever_a_reader_should_not_do_is_noticed() -> None:
+    result = python("-c", READERS)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found.pop("reads") == [2, 0, []]
+    assert found.pop("refuses") == [0, 2, []]
+    for reader, told in {
+        "raises": "ValueError: surprise",
+        "exits": "SystemExit: 0",
+        "says nothing": "not one printable line: ''",
+        "says two lines": r"not one printable line: 'two\nlines'",
+        "says too much": "a message of 5000 characters",
+        "dies": "the process ended: SIGSEGV",
+        "leaves": "the process ended: exit status 0",
+        "hangs": "silent for 10 s",
+        "swells": "took 1536 MB of memory",
+        "writes": "was about to: open ",
+        "removes": "was about to: os.remove ",
+        "writes in C": "something changed outside of the sample's folder",
+        "starts": "was about to: subprocess.Popen ",
+    }.items():
+        accepted, refused, failures = found.pop(reader)
+        assert (accepted, refused) == (0, 0), reader
+        numbers = [0] if reader == "hangs" else [0, 1]
+        assert [number for number, _, _ in failures] == numbers, (reader, failures)
+        for _, hang, text in failures:
+            assert hang == (reader == "hangs")
+            assert told in text, (reader, text)
+    assert found == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"1 2.5\n3 four.jpg\n", bytes(range(256))])
+def test_a_change_is_the_same_for_the_same_number_and_changes_something(content: bytes) -> None:
+    changes = [changed(Random(number), content) for number in range(300)]
+    assert changes == [changed(Random(number), content) for number in range(300)]
+    assert content not in changes
+    assert len(set(changes)) > 50
+
+
+def test_a_crafted_stream_of_zeros_is_a_valid_one() -> None:
+    assert zlib.decompress(crafted.zeros(3 * 2**20)) == bytes(3 * 2**20)
+
+
+def test_crafted_images_have_right_sums_and_some_claim_other_sizes() -> None:
+    encoded = cv2.imencode(".png", np.zeros((9, 9, 3), np.uint8))[1].tobytes()
+    sizes = set()
+    for number in range(50):
+        image = crafted.image(Random(number), encoded)
+        name, length = image[12:16], struct.unpack(">I", image[8:12])[0]
+        content_sum = struct.unpack(">I", image[16 + length : 20 + length])[0]
+        assert content_sum == zlib.crc32(name + image[16 : 16 + length])
+        sizes.add(image[16:24])
+    assert struct.pack(">II", 9, 9) in sizes and len(sizes) > 5
+
+
+def test_an_unknown_kind_is_told() -> None:
+    result = python("-m", "tests.fuzzing", "nothing")
+    assert result.returncode == 2
+    assert "nothing: choose of cub200-images, " in result.stderr

@@ -1,0 +1,178 @@
+"""Batch norm and ReLU as one operator: the same bits, and only where nobody reads between them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd, nd
+from mxnet.gluon import nn
+from mxnet.gluon.model_zoo import vision
+
+from embedding_learning import MarginNet
+from embedding_learning.cli.train_flags import parse
+from embedding_learning.model.cpu_fusion import fuse_batch_norm_and_relu, trains_fused
+from embedding_learning.training import build
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_networks import each_class
+
+
+def operators(graph):
+    return [node["op"] for node in json.loads(graph.tojson())["nodes"]]
+
+
+def norm(name="norm", **settings):
+    return mx.sym.BatchNorm(mx.sym.var("data"), name=name, fix_gamma=False, **settings)
+
+
+def relu(data):
+    return mx.sym.Activation(data, act_type="relu")
+
+
+def test_the_two_become_one_and_their_readers_read_it():
+    graph = fuse_batch_norm_and_relu(relu(norm()) + 1.0)
+    assert [op for op in operators(graph) if op != "null"] == [
+        "_contrib_BatchNormWithReLU",
+        "_plus_scalar",
+    ]
+    assert graph.list_inputs() == (relu(norm()) + 1.0).list_inputs()
+    (head,) = fuse_batch_norm_and_relu(relu(norm())).list_outputs()
+    assert head == "norm_output"
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        mx.sym.Activation(norm(), act_type="sigmoid"),
+        relu(norm(axis=2)),
+        relu(norm(use_global_stats=True)),
+        relu(mx.sym.var("data")),
+        relu(norm() + norm("other")),
+    ],
+)
+def test_what_else_a_graph_holds_is_left_alone(graph):
+    assert operators(fuse_batch_norm_and_relu(graph)) == operators(graph)
+
+
+def test_a_norm_that_someone_else_reads_too_stays():
+    shared = norm()
+    for graph in (relu(shared) + shared, mx.sym.Group([relu(shared), shared])):
+        assert "_contrib_BatchNormWithReLU" not in operators(fuse_batch_norm_and_relu(graph))
+
+
+def train_two_steps(fused, monkeypatch, name):
+    """Embeddings, gradients and statistics after a step that began with changed statistics."""
+    with monkeypatch.context() as patched:
+        if not fused:
+            patched.setattr(
+                "embedding_learning.model.net.fuse_batch_norm_and_relu", lambda graph: graph
+            )
+        mx.random.seed(3)
+        net = MarginNet(getattr(vision, name)().features, 8, 2)
+        net.initialize(mx.init.Xavier())
+        rng = np.random.default_rng(0)
+        images = nd.array(rng.normal(size=(4, 3, 40, 40)))
+        net.embed(images)
+        net.hybridize(static_alloc=True, static_shape=True)
+        for _ in range(2):
+            with autograd.record():
+                embeddings = net(images)[4]
+            embeddings.backward(nd.array(rng.normal(size=(4, 8))))
+    has_fused = "_contrib_BatchNormWithReLU" in operators(net._cached_graph[1])
+    parameters = net._collect_params_with_prefix().values()
+    arrays = [p.grad() if p.grad_req != "null" else p.data() for p in parameters]
+    return has_fused, [array.asnumpy() for array in [embeddings, *arrays]]
+
+
+@pytest.mark.parametrize("name", ["resnet18_v2", "resnet18_v1", "mobilenet0_25"])
+def test_training_computes_the_same_bits(monkeypatch, name):
+    has_fused, found = train_two_steps(True, monkeypatch, name)
+    assert has_fused
+    has_fused, expected = train_two_steps(False, monkeypatch, name)
+    assert not has_fused
+    for array, other in zip(found, expected):
+        np.testing.assert_array_equal(array, other)
+
+
+def grouped_backbone():
+    """oneDNN, with AVX-512, has no fused backward pass in front of such a convolution."""
+    backbone = nn.HybridSequential()
+    backbone.add(
+        nn.Conv2D(64, 3, padding=1, in_channels=3),
+        nn.Conv2D(128, 1, in_channels=64, use_bias=False),
+        nn.BatchNorm(in_channels=128),
+        nn.Activation("relu"),
+        nn.Conv2D(128, 3, padding=1, groups=32, in_channels=128),
+        nn.GlobalAvgPool2D(),
+    )
+    return backbone
+
+
+def plain_backbone():
+    backbone = nn.HybridSequential()
+    backbone.add(nn.Conv2D(8, 3, in_channels=3, use_bias=False), nn.BatchNorm(in_channels=8))
+    backbone.add(nn.Activation("relu"), nn.Conv2D(8, 3, in_channels=8), nn.GlobalAvgPool2D())
+    return backbone
+
+
+def train_a_step(backbone):
+    """The network after a step, and whether it was fused."""
+    options = parse(["--batch-size=4", "--batch-k=2", "--crop-size=14", "--image-size=16"])
+    net = MarginNet(backbone, 8, 2)
+    net.initialize(mx.init.Xavier())
+    net.embed(nd.zeros((1, 3, 14, 14)))
+    made = build.build(options, each_class(2), net, [mx.cpu()])
+    former = net.dense.weight.data().asnumpy()
+    rng = np.random.default_rng(0)
+    images = nd.array(rng.normal(size=(4, 3, 14, 14)))
+    made.step(mx.io.DataBatch(data=[images], label=[nd.array([0, 0, 1, 1])], pad=0))
+    nd.waitall()
+    assert not np.array_equal(net.dense.weight.data().asnumpy(), former)
+    return "_contrib_BatchNormWithReLU" in operators(net._cached_graph[1])
+
+
+def test_what_onednn_cannot_train_fused_is_trained_as_it_is():
+    backbone = grouped_backbone()
+    assert train_a_step(backbone) == trains_fused(backbone, 14)
+
+
+def test_a_backbone_is_fused_where_the_trial_succeeds_only(monkeypatch):
+    assert trains_fused(plain_backbone(), 14)
+    assert train_a_step(plain_backbone())
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mx.nd, "CachedOp", refuse)
+        assert not trains_fused(plain_backbone(), 14)
+    monkeypatch.setattr(build, "trains_fused", lambda features, size: False)
+    assert not train_a_step(plain_backbone())
+
+
+def refuse(*arguments):
+    raise mx.base.MXNetError("could not create a primitive descriptor iterator")
+
+
+def test_nothing_is_tried_where_nothing_can_be_fused(monkeypatch):
+    monkeypatch.delattr(mx.nd, "CachedOp")
+    backbone = nn.HybridSequential()
+    backbone.add(nn.Conv2D(8, 3, in_channels=3), nn.Activation("relu"))
+    assert trains_fused(backbone, 14)
+
+
+def test_without_onednn_nothing_is_fused():
+    """In a process of its own: MXNet would crash."""
+    code = (
+        "import embedding_learning\n"
+        "from tests import test_fused_graph as t\n"
+        "assert not t.train_a_step(t.plain_backbone())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "MXNET_MKLDNN_ENABLED": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-500:]

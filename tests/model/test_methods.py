@@ -1,0 +1,209 @@
+"""Every loss with every sampling, as flags name them; and beta, which belongs to classes."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import nd
+
+from embedding_learning.cli.parser import UsageError
+from embedding_learning.cli.train_flags import parse
+from embedding_learning.data.build import open_data, read_split
+from embedding_learning.model.methods import LOSSES, SAMPLINGS
+from embedding_learning.training import build, loop
+from embedding_learning.training.learner import Learner
+from tests.helpers.tiny_networks import (
+    batch_of,
+    each_class,
+    parameters_of,
+    small_net,
+)
+
+CPU = [mx.cpu()]
+
+
+def learner_of(*flags: str, boundaries: np.ndarray | None = None) -> Learner:
+    opt = parse(["--batch-size=20", "--batch-k=2", "--lr=0.01", *flags])
+    net = small_net(CPU, sampling=build.find_sampling(opt))
+    return build.build(opt, each_class(5) if boundaries is None else boundaries, net, CPU)
+
+
+@pytest.mark.parametrize("loss, sampling", [*product(LOSSES, SAMPLINGS)])
+def test_any_loss_goes_with_any_sampling_and_waits_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, loss: str, sampling: str
+) -> None:
+    """Nothing is read back; the original waits some 70 times in each forward pass."""
+    learning = learner_of(f"--loss={loss}", f"--sampling={sampling}")
+    batch = batch_of(20)
+    learning.step(batch)
+    before = parameters_of(learning.net)
+
+    def wait(*_: Any) -> None:
+        raise AssertionError("the step waits")
+
+    for name in ("asnumpy", "asscalar", "wait_to_read", "__bool__"):
+        monkeypatch.setattr(nd.NDArray, name, wait)
+    monkeypatch.setattr(nd, "waitall", wait)
+    loop.seed_step(1, 1)
+    step = learning.step(batch)
+    monkeypatch.undo()
+    assert step.is_finite()
+    assert step.loss > 0
+    assert all((x != y).any() for x, y in zip(before, parameters_of(learning.net)))
+    pairs = learning.measure(step)
+    # A term for each pair, or for each triple.
+    assert len(pairs["active"]) == (20 if loss.startswith("triplet") else 40)
+    assert pairs["active"].any()
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_steps_are_repeated_to_the_byte(loss: str, sampling: str) -> None:
+    def after_steps() -> list[bytes]:
+        learning = learner_of(f"--loss={loss}", f"--sampling={sampling}")
+        for number in range(3):
+            loop.seed_step(5, number)
+            learning.step(batch_of(20, seed=number))
+        return [values.tobytes() for values in parameters_of(learning.net)]
+
+    assert after_steps() == after_steps()
+
+
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss != "margin"])
+def test_only_the_margin_based_loss_has_a_beta(loss: str) -> None:
+    learning = learner_of(f"--loss={loss}")
+    assert learning.beta is None
+    assert learning.boundaries() is None
+    assert len(learning.trainers) == 1
+
+
+# Beta
+
+
+def test_beta_belongs_to_the_class_and_not_to_the_place_in_the_batch() -> None:
+    """The same images, their classes in another order: each class's beta moves alike.
+
+    DMLPlayground takes the beta of the anchor's place in the batch, whatever class is there.
+    """
+
+    def betas_after(order: list[int]) -> np.ndarray:
+        images = np.random.default_rng(2).normal(size=(4, 2, 3, 8, 8))
+        classes = np.array([3, 1, 4, 0])
+        data = nd.array(images[order].reshape(8, 3, 8, 8))
+        label = nd.array(np.repeat(classes[order], 2))
+        # Semi-hard negatives do not depend on the order of the batch.
+        learning = learner_of("--sampling=semi-hard", "--lr-beta=10", "--margin=0.5")
+        learning.step(mx.io.DataBatch(data=[data], label=[label]))
+        return learning.boundaries()
+
+    found, reordered = betas_after([0, 1, 2, 3]), betas_after([2, 0, 3, 1])
+    np.testing.assert_allclose(found, reordered, atol=1e-6)
+    moved = abs(found - 1.2) > 1e-3
+    # Class 2 is not in the batch; its beta, which stands at a place that is, does not move.
+    assert moved.tolist() == [True, True, False, True, True]
+
+
+IMAGES = np.array([[0, 1, 4], [0, 1, 5], [0, 2, 6], [0, 2, 7], [0, 3, 8], [0, 3, 9]])
+
+
+def test_a_beta_per_image_is_a_sum_of_three_and_each_learns_from_its_own() -> None:
+    learning = learner_of("--beta-per=image", "--lr-beta=1", "--nu=0.1", boundaries=IMAGES)
+    np.testing.assert_allclose(learning.boundaries(), 1.2, rtol=1e-6)
+    assert learning.beta.shape == (10,)
+    data = nd.array(np.random.default_rng(1).normal(size=(4, 3, 8, 8)))
+    batch = mx.io.DataBatch(data=[data], label=[nd.array(IMAGES[:4])])
+    step = learning.step(batch)
+    gradient = learning.beta.grad().asnumpy()
+    assert step.is_finite()
+    assert (gradient[[3, 8, 9]] == 0).all()  # nothing of the third class is in the batch
+    np.testing.assert_allclose(gradient[0], gradient[1:3].sum(), rtol=1e-4)
+    np.testing.assert_allclose(gradient[1:3], gradient[4:8].reshape(2, 2).sum(axis=1), rtol=1e-4)
+    values = learning.beta.data().asnumpy()
+    np.testing.assert_allclose(learning.boundaries(), values[IMAGES].sum(axis=1), rtol=1e-6)
+
+
+def test_batches_name_the_entries_of_beta_of_their_images(tiny_cub: Path, tmp_path: Path) -> None:
+    options = _data_options(tiny_cub, tmp_path, "--beta-per=image")
+    split = read_split(options)
+    data = open_data(split, options)
+    try:
+        images, classes = len(split.train), len(split.train.class_names)
+        assert data.beta_terms.shape == (images, 3)
+        assert data.beta_terms.max() == classes + images
+        (shape,) = [description.shape for description in data.train.provide_label]
+        label = data.train.next().label[0].asnumpy().astype(int)
+        assert label.shape == shape
+        common, of_class, of_image = label.T
+        assert (common == 0).all()
+        rows = of_image - 1 - classes
+        np.testing.assert_array_equal(split.train.labels[rows], of_class - 1)
+        assert len(set(rows)) == len(rows)
+        np.testing.assert_array_equal(of_class, np.repeat(of_class[::3], 3))
+    finally:
+        data.close()
+
+
+def _data_options(data: Path, folder: Path, *flags: str) -> Namespace:
+    options = parse(
+        [
+            *(f"--data-path={data}", f"--cache-dir={folder}", "--batch-size=6", "--batch-k=3"),
+            *("--image-size=40", "--crop-size=32", *flags),
+        ]
+    )
+    options.processes = 1
+    return options
+
+
+# The flags
+
+
+def test_a_loss_brings_its_margin_unless_one_is_given() -> None:
+    assert parse([]).margin == 0.2
+    assert parse(["--loss=contrastive"]).margin == 1.0
+    assert parse(["--loss=contrastive", "--margin=0.3"]).margin == 0.3
+    assert build.build_loss(parse(["--loss=contrastive"]))._margin == 1.0
+    assert build.build_loss(parse(["--loss=margin", "--nu=0.5"]))._nu == 0.5
+
+
+def test_the_original_is_what_runs_without_flags() -> None:
+    told = vars(parse(["--preset=original"]))
+    assert told.pop("preset") == "original"
+    plain = vars(parse([]))
+    assert plain.pop("preset") is None
+    assert told == plain
+    assert (plain["loss"], plain["sampling"], plain["beta_per"]) == (
+        "margin",
+        "distance-weighted",
+        "class",
+    )
+
+
+def test_what_is_typed_replaces_what_a_preset_says() -> None:
+    paper = parse(["--preset=paper-sop"])
+    assert (paper.batch_k, paper.batch_size, paper.total_batch_size) == (2, 80, 80)
+    assert (paper.bbox, paper.beta_per) == (False, "image")
+    mine = parse(["--batch-k=4", "--preset=paper-sop", "--bbox", "--beta-per=class"])
+    assert (mine.batch_k, mine.batch_size, mine.bbox, mine.beta_per) == (4, 80, True, "class")
+    assert parse(["--preset=paper-cub", "--loss=contrastive"]).margin == 1.0
+
+
+@pytest.mark.parametrize(
+    "flags, line",
+    [
+        (["--loss=hinge"], "argument --loss: invalid choice: 'hinge'"),
+        (["--sampling=easy"], "argument --sampling: invalid choice: 'easy'"),
+        (["--preset=paper"], "argument --preset: invalid choice: 'paper'"),
+        (["--sampling=hard", "--normalize-weights"], "--normalize-weights: is for distance"),
+        (["--beta-per=image", "--lr-beta=0"], "--beta-per image: is for a beta that is learned"),
+    ],
+)
+def test_what_does_not_fit_is_told(flags: list[str], line: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(line)}"):
+        parse(flags)

@@ -1,0 +1,145 @@
+"""A file is replaced whole or left as it was."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from embedding_learning.runtime.atomic_files import replaced_whole
+from tests.helpers.paths import ROOT
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder by name."""
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("former", [None, b"former"])
+def test_the_file_is_replaced_when_the_block_ends(tmp_path: Path, former: bytes | None) -> None:
+    path = tmp_path / "file"
+    before = {} if former is None else {"file": former}
+    for name, content in before.items():
+        (tmp_path / name).write_bytes(content)
+    with replaced_whole(str(path)) as partial:
+        assert partial == f"{path}.{os.getpid()}.partial"
+        assert contents(tmp_path) == before
+        Path(partial).write_bytes(b"new")
+        assert contents(tmp_path) == {**before, os.path.basename(partial): b"new"}
+    assert contents(tmp_path) == {"file": b"new"}
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("written", [b"half", None])
+def test_an_exception_leaves_the_former_file_alone(
+    tmp_path: Path, error: type[BaseException], written: bytes | None
+) -> None:
+    (tmp_path / "file").write_bytes(b"former")
+    raised = error("why")
+    with pytest.raises(error) as caught, replaced_whole(tmp_path / "file") as partial:
+        if written:
+            Path(partial).write_bytes(written)
+        raise raised
+    assert caught.value is raised
+    assert contents(tmp_path) == {"file": b"former"}
+
+
+def test_a_block_that_writes_nothing_leaves_the_former_file_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"former")
+    with pytest.raises(FileNotFoundError), replaced_whole(tmp_path / "file"):
+        pass
+    assert contents(tmp_path) == {"file": b"former"}
+
+
+def test_the_bytes_are_on_the_disk_before_the_name_and_the_name_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, replace, steps = os.fsync, os.replace, []
+
+    def watch_fsync(descriptor: int) -> None:
+        steps.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def watch_replace(source: str, target: str) -> None:
+        steps.append("replace")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", watch_fsync)
+    monkeypatch.setattr(os, "replace", watch_replace)
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "file", Path("file")):
+        with replaced_whole(path) as partial:
+            Path(partial).write_bytes(b"new")
+        name = f"{tmp_path / 'file'}.{os.getpid()}.partial"
+        assert steps == [name, "replace", str(tmp_path)]
+        steps.clear()
+    before = len(os.listdir("/proc/self/fd"))
+    with replaced_whole("file") as partial:
+        Path(partial).write_bytes(b"new")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failing_disk_leaves_the_former_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    (tmp_path / "file").write_bytes(b"former")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError) as caught, replaced_whole(tmp_path / "file") as partial:
+        Path(partial).write_bytes(b"new")
+    assert caught.value.errno == errno.EIO
+    assert contents(tmp_path) == {"file": b"former"}
+
+
+def test_a_folder_that_cannot_be_flushed_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file has been replaced by then."""
+    fsync = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    with replaced_whole(tmp_path / "file") as partial:
+        Path(partial).write_bytes(b"new")
+    assert contents(tmp_path) == {"file": b"new"}
+
+
+def test_a_target_that_is_a_folder_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with pytest.raises(IsADirectoryError), replaced_whole(tmp_path / "file") as partial:
+        Path(partial).write_bytes(b"new")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+_FILL = """
+import resource, sys
+from embedding_learning.runtime.atomic_files import replaced_whole
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+try:
+    with replaced_whole(sys.argv[1]) as partial, open(partial, "wb") as file:
+        file.write(bytes(9_000))
+        file.write(bytes(9_000))
+except OSError as error:
+    print(error.errno)
+"""
+
+
+def test_a_full_disk_leaves_the_former_file_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"former")
+    command = [sys.executable, "-c", _FILL, str(tmp_path / "file")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{errno.EFBIG}\n"
+    assert contents(tmp_path) == {"file": b"former"}

@@ -1,0 +1,172 @@
+"""The estimate of a step's memory against real steps, and what is told when a GPU has no more."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import mxnet as mx
+import pytest
+from mxnet.gluon import nn
+
+from embedding_learning.training import memory_estimate
+from embedding_learning.training.health import TrainingFault
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_networks import options
+
+SMALL = ("--model=squeezenet1.1", "--crop-size=64", "--batch-k=5")
+
+
+def test_sizes_by_hand() -> None:
+    """Of a convolution, batch norm, an activation in its place, a sum in its place, and pooling."""
+
+    class Net(nn.HybridBlock):
+        def __init__(self) -> None:
+            super().__init__()
+            with self.name_scope():
+                self.conv = nn.Conv2D(4, 3, padding=1, in_channels=3)
+                self.norm = nn.BatchNorm(in_channels=4)
+                self.relu = nn.Activation("relu")
+
+        def hybrid_forward(self, F, x):
+            y = self.conv(F.cast(x, "float32"))
+            return F.Pooling(self.relu(self.norm(y)) + y, kernel=(2, 2), stride=(2, 2))
+
+    parameters, outputs = memory_estimate._sizes(Net(), (5, 3, 8, 8))
+    # The images, a byte each; weights and bias; scale, shift and two statistics.
+    assert sorted(parameters) == sorted([5 * 3 * 64, 4 * 4 * 27, 4 * 4, *4 * [4 * 4]])
+    # The cast, the convolution, batch norm, the pooling.
+    maps = 4 * 5 * 4 * 64
+    cast, pooled = 4 * 5 * 3 * 64, maps // 4
+    assert sorted(outputs) == sorted([cast, maps, maps, pooled])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "arrays"), [("sgd", 1), ("sgd --momentum=0", 0), ("adam", 2), ("ftml", 3)]
+)
+def test_the_optimizers_arrays_are_counted(optimizer: str, arrays: int) -> None:
+    name, *flags = optimizer.split()
+    assert memory_estimate._optimizer_arrays(options(f"--optimizer={name}", *flags)) == arrays
+
+
+def test_each_copy_of_the_weights_is_counted() -> None:
+    def bytes_with(*flags: str) -> int:
+        return memory_estimate.bytes_of_step(options(*SMALL, *flags), 10)
+
+    weights, _ = memory_estimate._sizes(memory_estimate._network(options(*SMALL)), (10, 3, 64, 64))
+    least = bytes_with("--optimizer=sgd", "--momentum=0", "--gpus=0")
+    assert least > 2 * sum(weights)
+    assert bytes_with("--optimizer=adam", "--gpus=0") == least + 2 * sum(weights)
+    assert bytes_with("--optimizer=adam", "--gpus=0,1") == least + 3 * sum(weights)
+
+
+@pytest.mark.parametrize("model", ["squeezenet1.1", "resnet18_v1"])
+def test_the_estimate_is_near_what_a_step_takes(model: str) -> None:
+    code = f"""
+import embedding_learning, mxnet as mx, numpy as np, re
+from embedding_learning import building, device_memory
+from embedding_learning.cli.train_flags import parse
+
+def megabytes(name):
+    return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+
+options = parse(["--model={model}", "--crop-size=112", "--batch-size=20"])
+net = building.build_network(options, [mx.cpu()])
+system = building.build(options, np.arange(4)[:, None], net, [mx.cpu()])
+batch = mx.io.DataBatch([mx.nd.zeros((20, 3, 112, 112), dtype=np.uint8)], [mx.nd.arange(20)])
+mx.nd.waitall()
+# Starts the peak anew.
+open("/proc/self/clear_refs", "w").write("5")
+before = megabytes("VmRSS")
+for _ in range(2):
+    system.step(batch)
+    mx.nd.waitall()
+# Weights and their gradients were there before.
+weights, _ = device_memory._sizes(net, (20, 3, 112, 112))
+print(megabytes("VmHWM") - before + 2 * sum(weights) / 2**20)
+print(device_memory.bytes_of_step(options, 20) / 2**20)
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    measured, estimated = map(float, done.stdout.split())
+    assert 0.7 * measured < estimated < 1.3 * measured
+
+
+def test_the_batch_that_fits_is_the_largest() -> None:
+    opt = options(*SMALL, "--gpus=0", "--batch-size=100")
+    for classes in (2, 3, 11, 19):
+        share = classes * 5
+        just = memory_estimate.bytes_of_step(opt, share) + memory_estimate._RESERVED
+        assert memory_estimate.fitting_share(opt, just) == share
+        less = share - 5 if classes > 2 else None
+        assert memory_estimate.fitting_share(opt, just - 1) == less
+    assert memory_estimate.fitting_share(opt, 2**40) == 100
+
+
+def fault(monkeypatch: pytest.MonkeyPatch, memory: int, *flags: str) -> str:
+    """What a run with these flags says of a cudaMalloc that failed, on GPUs of so many bytes.
+
+    The last of the GPUs is the smallest.
+    """
+    opt = options(*SMALL, *flags)
+    sizes = {number: memory * (1 + (number != opt.gpus[-1])) for number in opt.gpus}
+    monkeypatch.setattr(memory_estimate.gpus, "total_memory", sizes.__getitem__)
+    error = mx.base.MXNetError("line 161\nMXNetError: cudaMalloc retry failed: out of memory")
+    with pytest.raises(TrainingFault) as raised, memory_estimate.memory_faults(opt):
+        raise error
+    assert raised.value.__cause__ is error
+    return str(raised.value)
+
+
+def test_the_batch_that_would_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    opt = options(*SMALL, "--gpus=0,3")
+    memory = memory_estimate.bytes_of_step(opt, 35) + memory_estimate._RESERVED
+    size = f"{memory / 2**30:.1f} GiB"
+    assert fault(monkeypatch, memory, "--gpus=0,3") == (
+        f"--batch-size 70: the memory of a GPU, {size}, is used up; by estimate --batch-size 35 "
+        "would fit"
+    )
+    assert fault(monkeypatch, memory, "--gpus=0,3", "--total-batch-size=120") == (
+        f"--total-batch-size 120: the memory of a GPU, {size}, is used up; by estimate "
+        "--total-batch-size 70 would fit"
+    )
+
+
+def test_where_no_batch_fits_other_flags_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    opt = options(*SMALL, "--gpus=0")
+    memory = memory_estimate.bytes_of_step(opt, 10) + memory_estimate._RESERVED - 1
+    told = fault(monkeypatch, memory, "--gpus=0")
+    assert "not even 10 would fit: a smaller --crop-size or another --model takes less" in told
+    told = fault(monkeypatch, 2**40, "--gpus=0", "--batch-size=10")
+    assert "no smaller batch of --batch-k 5; a smaller --crop-size" in told
+
+
+def test_where_the_batch_should_fit_other_programs_are_suspected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = fault(monkeypatch, 2**40, "--gpus=0,1", "--total-batch-size=70")
+    assert "nvidia-smi lists, or try --total-batch-size 30" in told
+    told = fault(monkeypatch, 2**40, "--gpus=0", "--batch-size=15")
+    assert told.endswith("or try --batch-size 10")
+    assert not re.search(r"\n", told)
+
+
+@pytest.mark.parametrize(
+    "error", [mx.base.MXNetError("cuDNN: CUDNN_STATUS_EXECUTION_FAILED"), ValueError("memory")]
+)
+def test_other_errors_pass(error: Exception) -> None:
+    with pytest.raises(type(error)) as raised, memory_estimate.memory_faults(options("--gpus=0")):
+        raise error
+    assert raised.value is error
+
+
+def test_nothing_is_computed_to_estimate() -> None:
+    """The GPU has no memory for it, and the host not for a network's weights either."""
+    opt = options("--model=vgg16", "--gpus=0")
+    net = memory_estimate._network(opt)
+    assert memory_estimate.bytes_of_step(opt, 70, net) > 2**32
+    assert all(parameter._data is None for parameter in net.collect_params().values())
