@@ -6,10 +6,11 @@ import importlib
 import sys
 
 from embedding_learning.cli.exit_codes import exit_status
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 
-# A file each in `commands`, imported only when called for.
+# A file each in `cli`, imported only when called for.
 VERBS = {
+    "train": "train an image embedding, as train.py does",
     "check": "list all that is wrong with a data set",
     "evaluate": "measure a saved model on a data set's test images",
     "embed": "write the embeddings of images to a file",

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from embedding_learning.cli.parser import add_choice
+from embedding_learning.config import POOLS
 from embedding_learning.model.weights import catalog
-
-# The first is the default.
-POOLS = ("original", "avg", "max", "none")
 
 
 def add_flags(group: argparse._ArgumentGroup) -> None:

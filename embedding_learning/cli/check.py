@@ -6,13 +6,13 @@ import argparse
 
 import numpy as np
 
-from embedding_learning.cli.parser import Parser, UsageError
+from embedding_learning.cli.parser import Parser
 from embedding_learning.cli.train_flags import add_some, parse
 from embedding_learning.data import datasets
-from embedding_learning.data.datasets import DataError
 from embedding_learning.data.datasets.splits import unmeasurable
 from embedding_learning.data.preprocessing import Preprocessing, find_faults
-from embedding_learning.training import log_lines
+from embedding_learning.errors import DataError, UsageError
+from embedding_learning.runtime.progress import log_to_terminal
 
 # Of no consequence for whether a file can be decoded.
 _SIZE = 64
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
 
     options = _parse(arguments)
     preprocessing = Preprocessing(exif_orientation=options.exif_orientation)
-    with log_lines.log_to_terminal():
+    with log_to_terminal():
         split = datasets.load(
             options.data_path,
             options.cache_dir,

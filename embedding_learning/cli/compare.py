@@ -15,7 +15,6 @@ from pathlib import Path
 from embedding_learning.cli import train_flags
 from embedding_learning.cli.parser import (
     Parser,
-    UsageError,
     add,
     add_choice,
     add_count,
@@ -23,6 +22,7 @@ from embedding_learning.cli.parser import (
     check_range,
     device_numbers,
 )
+from embedding_learning.errors import UsageError
 from embedding_learning.experiments import results
 from embedding_learning.experiments.results import (
     HELD_OUT,
@@ -32,7 +32,7 @@ from embedding_learning.experiments.results import (
 )
 from embedding_learning.model import methods
 from embedding_learning.runtime import mxnet_compat
-from embedding_learning.training import log_lines
+from embedding_learning.runtime.progress import log_to_terminal
 
 # The paper's own comparison.
 _LOSSES = "margin,contrastive,triplet"
@@ -57,14 +57,15 @@ def main(arguments: list[str]) -> int:
     flags, slots, parsed = _train_flags(typed, chosen)
     # Only now, since these import MXNet and matplotlib.
     from embedding_learning.data.build import read_split
+    from embedding_learning.errors import Interrupted
     from embedding_learning.experiments import process_pool, sweep
-    from embedding_learning.runtime.signals import Interrupted, stop_on_signals
+    from embedding_learning.runtime.signals import stop_on_signals
 
     seeds = range(1, chosen.seeds + 1)
     # All pairs with one seed come first: the table is whole early, and only its spread grows.
     runs = [Run(loss, sampling, seed) for seed in seeds for loss, sampling in chosen.pairs]
     folder = Path(chosen.output)
-    with log_lines.log_to_terminal(), _held(folder):
+    with log_to_terminal(), _held(folder):
         # What is wrong with the data would be wrong in each run.
         read_split(parsed)
         results.claim(folder, _in_common(parsed, chosen.select_on))
@@ -140,7 +141,7 @@ def _train_flags(
         raise UsageError("--held-out: is for --select-on held-out")
     if chosen.select_on == HELD_OUT and "classes" in given:
         raise UsageError("--classes: differs with and without the held-out ones; leave it out")
-    flags = ["--keep=1", *typed]
+    flags = ["--keep=1", *train_flags.spelled_out(typed)]
     if chosen.select_on == HELD_OUT and not given.get("held_out"):
         flags.append(f"--held-out={_SHARE}")
     gpus = device_numbers("--gpus", given.get("gpus", ""))

@@ -10,18 +10,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedding_learning.cli.parser import (
-    Parser,
-    UsageError,
-    add,
-    as_flag,
-    check_range,
-)
+from embedding_learning.cli.parser import Parser, add, as_flag, check_range
 from embedding_learning.cli.train_flags import parse
+from embedding_learning.errors import UsageError
 from embedding_learning.experiments.tables import csv_text, write
 from embedding_learning.model.weights.catalog import GLUON_NAMES, find
 from embedding_learning.original import source
-from embedding_learning.training import log_lines
+from embedding_learning.runtime.progress import log_to_terminal
 
 if TYPE_CHECKING:
     from embedding_learning.original.free_runs import Run
@@ -57,7 +52,7 @@ def main(arguments: list[str]) -> int:
     from embedding_learning.training.build import check_names
 
     check_names(options)
-    with log_lines.log_to_terminal():
+    with log_to_terminal():
         if told.steps:
             _compare_steps(told, options)
         if told.epochs:

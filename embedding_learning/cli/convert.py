@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from embedding_learning.cli.parser import Parser
-from embedding_learning.training import log_lines
+from embedding_learning.runtime.progress import log_to_terminal
 
 
 def main(arguments: list[str]) -> int:
@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> int:
     # Only now, since it imports MXNet.
     from embedding_learning.model import backbones
 
-    with log_lines.log_to_terminal():
+    with log_to_terminal():
         backbones.convert(options.model, options.input, options.output)
     print(f"{options.output}: the features of {options.model}, for --pretrained-params.")
     return 0

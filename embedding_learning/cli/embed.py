@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from embedding_learning.cli import model_flags
-from embedding_learning.cli.parser import Parser, UsageError
-from embedding_learning.cli.train_flags import BATCH_SIZE, WORKERS, add_cache_dir
+from embedding_learning.cli.parser import Parser
+from embedding_learning.cli.train_flags import add_cache_dir
+from embedding_learning.config import BATCH_SIZE, WORKERS
 from embedding_learning.data import datasets
-from embedding_learning.data.datasets import DataError, ImageSet, unlabeled
+from embedding_learning.data.datasets import ImageSet, unlabeled
 from embedding_learning.data.preprocessing import Decoder, Pixels
+from embedding_learning.errors import DataError, Interrupted, UsageError
 from embedding_learning.inference.resumable_output import Unfinished, check_output
-from embedding_learning.runtime.signals import Interrupted
-from embedding_learning.training import log_lines
+from embedding_learning.runtime.progress import log_to_terminal, progress_bar
 
 if TYPE_CHECKING:
     from embedding_learning.inference.embedding_model import EmbeddingModel
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> int:
     """Writes the file, or goes on with it."""
     options = _parse(arguments)
     check_output(options.output)
-    with log_lines.log_to_terminal():
+    with log_to_terminal():
         model = model_flags.load(options)
         if options.data_path is None:
             images = unlabeled.read(options.inputs)
@@ -159,7 +160,7 @@ def _embed_rest(
         pixels = _Lenient(pixels, faults)
     if unfinished.done:
         logging.info("Going on after %d of %d images.", unfinished.done, len(images))
-    bar = log_lines.progress(range(unfinished.done, len(images)), "Embedding", "image")
+    bar = progress_bar(range(unfinished.done, len(images)), "Embedding", "image")
     first = -(-unfinished.done // size)
     with closing(model.embed_batches(pixels, size, workers, first)) as batches:
         for vectors in batches:

@@ -6,25 +6,26 @@ import argparse
 import json
 import math
 
-from embedding_learning.cli import model_flags
-from embedding_learning.cli.parser import Parser, UsageError
-from embedding_learning.cli.train_flags import METRICS
+from embedding_learning.cli import model_flags, split_flags
+from embedding_learning.cli.parser import Parser
+from embedding_learning.config import METRICS
+from embedding_learning.errors import UsageError
 from embedding_learning.evaluation.metrics import common_metrics, measure, parse_metrics
 from embedding_learning.inference import embedded_split
-from embedding_learning.training import log_lines
+from embedding_learning.runtime.progress import log_to_terminal
 
 
 def main(arguments: list[str]) -> int:
     """Prints a table, or JSON."""
     options = _parse(arguments)
-    with log_lines.log_to_terminal():
+    with log_to_terminal():
         model = model_flags.load(options)
         found = embedded_split.embed(model, options)
     split, gallery = found.split, found.split.gallery
     measured = measure(
         found.queries,
         split.test.labels,
-        options.metrics or common_metrics(split.name),
+        options.metrics or common_metrics(split.recall_at),
         found.gallery,
         None if gallery is None else gallery.labels,
     )
@@ -55,7 +56,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         description="Measure a saved model on the test images of a data set.",
     )
     model_flags.add_flags(parser)
-    embedded_split.add_flags(parser)
+    split_flags.add_flags(parser)
     text = (
         f"what to measure, with commas between: {METRICS} (default: the recalls that papers report "
         "for the data set, map@r, r-precision, nmi, ami)"
@@ -64,7 +65,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
     model_flags.check(options)
-    embedded_split.check(options)
+    split_flags.check(options)
     if options.metrics is not None:
         try:
             options.metrics = parse_metrics(options.metrics)

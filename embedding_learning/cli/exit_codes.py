@@ -9,13 +9,12 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.runtime import mxnet_compat
 
 try:
-    from embedding_learning.data.datasets import DataError
-    from embedding_learning.runtime.signals import Interrupted, interrupted_by_signals
-    from embedding_learning.training.health import TrainingFault
+    from embedding_learning.errors import DataError, Interrupted, TrainingError
+    from embedding_learning.runtime.signals import interrupted_by_signals
 except ImportError as error:
     # Without numpy, exit_status cannot even be defined.
     explanation = mxnet_compat.explain_import_error(error)
@@ -57,7 +56,7 @@ def exit_status(program: str, action: Callable[[], int]) -> int:
         if explanation is None:
             raise
         message = explanation
-    except TrainingFault as fault:
+    except TrainingError as fault:
         _tell(f"{program}: stopped: {fault}")
         return 3
     except Interrupted as interruption:

@@ -9,13 +9,9 @@ import sys
 from pathlib import Path
 
 from embedding_learning.cli import train_flags
-from embedding_learning.cli.parser import (
-    Parser,
-    UsageError,
-    add,
-    check_range,
-)
+from embedding_learning.cli.parser import Parser, add, check_range
 from embedding_learning.distributed import dmlc_environment, launcher
+from embedding_learning.errors import UsageError
 from embedding_learning.runtime import mxnet_compat
 
 _TRAIN = Path(__file__).resolve().parents[2] / "train.py"

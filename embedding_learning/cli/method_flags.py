@@ -6,12 +6,8 @@ import argparse
 from typing import Any
 
 from embedding_learning.cli.parser import add_choice
+from embedding_learning.config import BETA_PER
 from embedding_learning.model.methods import LOSSES, SAMPLINGS
-
-# What a learned beta holds; the first is the default.
-BETA_PER = ("class", "image")
-# What a run of before there were these flags was made with.
-FIRST = {"loss": next(iter(LOSSES)), "sampling": next(iter(SAMPLINGS)), "beta_per": BETA_PER[0]}
 
 # Of the paper, and of those who read it: 128 dimensions and Adam (Musgrave et al., A Metric
 # Learning Reality Check, supplement); whole images, without boxes (hudengjunai/DeepEmbeding,

@@ -6,12 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from embedding_learning.cli.parser import add, check_range, device_numbers
-from embedding_learning.cli.train_flags import (
-    BATCH_SIZE,
-    MOST_WORKERS,
-    WORKERS,
-    add_preprocessing_flags,
-)
+from embedding_learning.cli.train_flags import add_preprocessing_flags
+from embedding_learning.config import BATCH_SIZE, MOST_WORKERS, WORKERS
 
 if TYPE_CHECKING:
     from embedding_learning.inference.embedding_model import EmbeddingModel
@@ -57,7 +53,7 @@ def load(options: argparse.Namespace) -> EmbeddingModel:
     """The model on the devices asked for. Raises UsageError if there is none."""
     # Only now, since MXNet takes seconds to import and --help needs none of it.
     from embedding_learning.inference.embedding_model import load_model
-    from embedding_learning.training.build import find_devices
+    from embedding_learning.runtime.devices import find_devices
 
     devices = find_devices(argparse.Namespace(gpus=options.gpus, cpu_contexts=1))
     return load_model(

@@ -7,15 +7,13 @@ import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from embedding_learning.errors import UsageError
+
 # MXNet counts in 32 bits.
 LARGEST_COUNT = 2**31 - 1
 # MXNet reads numbers as float32 and takes none that is too small for its full precision (1.2e-38).
 # The largest is 3.4e38. Above the least there is room for the factors that optimizers apply.
 LEAST_NUMBER, LARGEST_NUMBER = 1e-34, 3e38
-
-
-class UsageError(Exception):
-    """A flag cannot be followed; the message names the flag and the way out."""
 
 
 class Parser(argparse.ArgumentParser):

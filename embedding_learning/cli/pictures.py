@@ -8,11 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from embedding_learning import plots
-from embedding_learning.cli.parser import UsageError
-from embedding_learning.data.datasets import DataError
 from embedding_learning.data.datasets.unlabeled import UNLABELLED
 from embedding_learning.data.image_set import number_classes
 from embedding_learning.data.preprocessing import read_image
+from embedding_learning.errors import DataError, UsageError
 from embedding_learning.evaluation.neighbors import nearest
 from embedding_learning.inference.embedded_split import THUMBNAIL, EmbeddedTestSet, thumbnails
 from embedding_learning.inference.embedding_file import Embeddings

@@ -6,11 +6,12 @@ import argparse
 import os
 from pathlib import Path
 
-from embedding_learning.cli import model_flags
-from embedding_learning.cli.parser import Parser, UsageError, as_flag
+from embedding_learning.cli import model_flags, split_flags
+from embedding_learning.cli.parser import Parser, as_flag
+from embedding_learning.errors import UsageError
 from embedding_learning.inference import embedded_split, embedding_file
 from embedding_learning.inference.run_files import find_run
-from embedding_learning.training import log_lines
+from embedding_learning.runtime.progress import log_to_terminal
 
 KINDS = {
     "tsne": "t-SNE of the test images or of FILE.npy, with the photographs as marks",
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> int:
     from embedding_learning.training import records
 
     plots.check_path(options.output)
-    with log_lines.log_to_terminal():
+    with log_to_terminal():
         if options.kind in _OF_RUN:
             folder = find_run(options.run)
             draw_run = {"curves": plots.curves, "distances": plots.distances}[options.kind]
@@ -81,7 +82,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
             if kind in _OF_VECTORS:
                 more = "; or FILE.npy that embed wrote: its images are drawn, without a data set"
             model_flags.add_flags(of_kind, more)
-            embedded_split.add_flags(of_kind)
+            split_flags.add_flags(of_kind)
         text = "the picture, .png or .svg; it is replaced if it is there"
         of_kind.add_argument("output", metavar="FILE", help=text)
     options = parser.parse_args(arguments)
@@ -91,7 +92,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if _names_vectors(options):
         _check_vectors(options, parsers[options.kind])
     model_flags.check(options)
-    embedded_split.check(options)
+    split_flags.check(options)
     return options
 
 

@@ -12,13 +12,14 @@ from tempfile import TemporaryDirectory
 
 from embedding_learning.cli import model_flags, pictures
 from embedding_learning.cli import train_flags as flags
-from embedding_learning.cli.parser import Parser, UsageError
+from embedding_learning.cli.parser import Parser
 from embedding_learning.data import datasets
-from embedding_learning.data.datasets import DataError
+from embedding_learning.errors import DataError, UsageError
 from embedding_learning.evaluation.metrics import common_metrics, measure, parse_metrics
 from embedding_learning.inference import embedded_split
 from embedding_learning.inference.run_files import find_run, prefix_of
-from embedding_learning.training import checkpoint_file, log_lines
+from embedding_learning.runtime.progress import log_to_terminal
+from embedding_learning.training import checkpoint_file
 
 
 def main(arguments: list[str]) -> int:
@@ -49,14 +50,14 @@ def main(arguments: list[str]) -> int:
         "skip_bad_images",
     ):
         setattr(options, name, getattr(run, name))
-    with log_lines.log_to_terminal():
+    with log_to_terminal():
         model = model_flags.load(options)
         found = embedded_split.embed(model, options)
     test, gallery = found.split.test, found.split.gallery
     measurement = measure(
         found.queries,
         test.labels,
-        list(dict.fromkeys([*common_metrics(found.split.name), *parse_metrics(run.metrics)])),
+        list(dict.fromkeys([*common_metrics(found.split.recall_at), *parse_metrics(run.metrics)])),
         found.gallery,
         None if gallery is None else gallery.labels,
     )

@@ -14,14 +14,15 @@ import cv2
 import numpy as np
 
 from embedding_learning.cli import model_flags
-from embedding_learning.cli.parser import Parser, UsageError
-from embedding_learning.cli.train_flags import BATCH_SIZE, WORKERS
+from embedding_learning.cli.parser import Parser
+from embedding_learning.config import BATCH_SIZE, WORKERS
 from embedding_learning.data.datasets import unlabeled
 from embedding_learning.data.preprocessing import Decoder, read_whole
+from embedding_learning.errors import UsageError
 from embedding_learning.evaluation import neighbors
 from embedding_learning.inference import embedding_file
 from embedding_learning.inference.embedding_file import Embeddings
-from embedding_learning.training import log_lines
+from embedding_learning.runtime.progress import log_to_terminal, progress_bar
 
 if TYPE_CHECKING:
     from embedding_learning.inference.embedding_model import EmbeddingModel
@@ -62,7 +63,7 @@ def main(arguments: list[str]) -> int:
         from embedding_learning import plots
 
         plots.check_path(options.picture)
-    with log_lines.log_to_terminal():
+    with log_to_terminal():
         model = model_flags.load(options)
         found = search(
             model, options.gallery, options.queries, options.k, options.batch_size, options.workers
@@ -218,7 +219,7 @@ def _embedded(
     rest = images.take(np.array(new, int))
     pixels = Decoder(rest, model.description["image_size"], model.preprocessing)
     size = model.batch_size(len(new), batch_size)
-    remaining = iter(log_lines.progress(new, "Embedding", "image"))
+    remaining = iter(progress_bar(new, "Embedding", "image"))
     for part in model.embed_batches(pixels, size, workers):
         vectors[list(islice(remaining, len(part)))] = part
     paths = [os.path.normpath(path) for path in images.paths]

@@ -19,7 +19,6 @@ from embedding_learning.cli.parser import (
     LARGEST_COUNT,
     LARGEST_NUMBER,
     Parser,
-    UsageError,
     add,
     add_choice,
     add_count,
@@ -29,29 +28,31 @@ from embedding_learning.cli.parser import (
     device_numbers,
     integers,
 )
+from embedding_learning.config import (
+    CACHES,
+    DATA_PATH,
+    DTYPES,
+    KVSTORES,
+    LARGEST_IMAGE,
+    LARGEST_LAYER,
+    METRICS,
+    MOST_CONTEXTS,
+    MOST_WORKERS,
+    ON_NONFINITE,
+    RESIZES,
+    SAVED_EPOCHS,
+    SMALL_CLASSES,
+    WORKERS,
+    decay,
+    device_count,
+    resumes_network,
+)
 from embedding_learning.data.datasets import NAMES
 from embedding_learning.distributed import dmlc_environment
+from embedding_learning.errors import UsageError
+from embedding_learning.model.methods import LOSSES
 from embedding_learning.model.weights import catalog
 from embedding_learning.runtime import user_folders
-
-DATA_PATH, WORKERS = "data/CUB_200_2011", 4
-# Images that a saved model embeds at once.
-BATCH_SIZE = 64
-KVSTORES = ("local", "device", "nccl", "dist_sync", "dist_device_sync", "dist_async")
-# The first of each is the default.
-SMALL_CLASSES = ("error", "drop", "repeat")
-CACHES = ("pixels", "none")
-ON_NONFINITE = ("stop", "skip")
-SAVED_EPOCHS = ("best", "last")
-DTYPES = ("float32", "float16")
-# What `evaluation.parse_metrics` reads.
-METRICS = "recall@K, cmc@K, precision@K and map@K for any K, map@r, r-precision, nmi, ami"
-RESIZES = ("linear", "area")
-
-LARGEST_IMAGE = 4096  # pixels; a batch of such images takes 3.5 GB already
-LARGEST_LAYER = 2**16  # units; such a layer on VGG's features takes 6.6 GB already
-# Each thread and each context needs memory of its own.
-MOST_WORKERS, _MOST_CONTEXTS = 1024, 256
 
 
 def parse(
@@ -166,17 +167,6 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
                     break
         full.append(argument)
     return full
-
-
-def without(arguments: Sequence[str], flag: str) -> list[str]:
-    """The arguments less a flag, which takes a value, wherever it stands among them."""
-    kept, left = [], iter(spelled_out(arguments))
-    for argument in left:
-        if argument == flag:
-            next(left, None)
-        elif not argument.startswith(f"{flag}="):
-            kept.append(argument)
-    return kept
 
 
 @cache
@@ -336,11 +326,6 @@ def add_orientation_flag(group: argparse._ActionsContainer) -> None:
     group.add_argument("--exif-orientation", action=action, default=False, help=text)
 
 
-def resumes_network(options: argparse.Namespace) -> bool:
-    """Whether --resume names a network alone, not the state of a run."""
-    return bool(options.resume) and options.resume.endswith(".params")
-
-
 def set_sizes(options: argparse.Namespace) -> None:
     """Fills in the sizes that were not given: those that the backbone was designed for."""
     image_size, crop_size = catalog.sizes(options.model)
@@ -360,7 +345,7 @@ def _check_ranges(options: argparse.Namespace) -> None:
     }  # fmt: skip
     at_most = {
         "embed_dim": LARGEST_LAYER, "feat_dim": LARGEST_LAYER, "image_size": LARGEST_IMAGE,
-        "workers": MOST_WORKERS, "cpu_contexts": _MOST_CONTEXTS, "seed": math.inf,
+        "workers": MOST_WORKERS, "cpu_contexts": MOST_CONTEXTS, "seed": math.inf,
     }  # fmt: skip
     for name, value in vars(options).items():
         if isinstance(value, float):
@@ -377,15 +362,6 @@ def _check_ranges(options: argparse.Namespace) -> None:
             f"--crop-size {options.crop_size}: cannot be cut out of --image-size "
             f"{options.image_size}; make the image larger or the crop smaller"
         )
-
-
-def decay(options: argparse.Namespace, epoch: int) -> float:
-    """What the schedule multiplies both learning rates by in an epoch.
-
-    It is the factor for each of the steps up to that epoch, wherever they stand in the list and
-    however often.
-    """
-    return float(options.factor ** sum(epoch >= step for step in options.steps))
 
 
 def _check_rates(options: argparse.Namespace) -> None:
@@ -410,7 +386,7 @@ def _check_methods(options: argparse.Namespace) -> None:
             f"--normalize-weights: is for distance weighted sampling; --sampling "
             f"{options.sampling} has no weights"
         )
-    if options.beta_per == "image" and options.loss == "margin" and options.lr_beta <= 0:
+    if options.beta_per == "image" and LOSSES[options.loss].has_beta and options.lr_beta <= 0:
         raise UsageError(
             "--beta-per image: is for a beta that is learned, not --lr-beta 0; give --beta-per "
             "class"
@@ -444,11 +420,6 @@ def _check_devices(options: argparse.Namespace) -> None:
     if options.kvstore == "dist_async" and options.warm_up_epochs:
         raise UsageError("--warm-up-epochs: its rates do not get to the servers of dist_async")
     options.processes = environment.workers if environment else 1
-
-
-def device_count(options: argparse.Namespace) -> int:
-    """How many devices train, over all processes."""
-    return (len(options.gpus) or options.cpu_contexts) * int(options.processes)
 
 
 def _check_batch(options: argparse.Namespace) -> None:

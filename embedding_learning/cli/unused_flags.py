@@ -6,6 +6,8 @@ from argparse import Namespace
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
+from embedding_learning.model.methods import LOSSES
+
 
 class _Case(NamedTuple):
     """When a flag has no effect.
@@ -27,7 +29,7 @@ class _Case(NamedTuple):
 
 
 def _has_no_beta(options: Namespace, given: Collection[str]) -> bool:
-    return bool(options.loss != "margin")
+    return not LOSSES[options.loss].has_beta
 
 
 def _has_no_rate(options: Namespace, given: Collection[str]) -> bool:

@@ -23,7 +23,6 @@ from PIL import (
 )
 from PIL.ImageFile import ImageFile
 
-from embedding_learning.data.datasets import DataError
 from embedding_learning.data.image_formats import (
     BMP,
     JPEG,
@@ -35,6 +34,7 @@ from embedding_learning.data.image_formats import (
     describe,
     identify,
 )
+from embedding_learning.errors import DataError
 from embedding_learning.runtime import library_messages
 
 # What OpenCV and Pillow print of a file does not name it, and what matters of it is raised.

@@ -9,29 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from embedding_learning.config import COMMON_RECALL_RANKS
+from embedding_learning.errors import DataError
+
 _MISSING = (-1, -1)
-
-
-_LONGEST_MESSAGE = 1000  # characters
-
-
-class DataError(Exception):
-    """The data is not as it should be; the message names the file and the way out.
-
-    It quotes what stands in files, and that may be anything. So characters that a terminal would
-    obey, line ends among them, become escapes, and the middle of a long message is left out.
-    """
-
-    def __init__(self, message: str) -> None:
-        if len(message) > _LONGEST_MESSAGE:
-            half = _LONGEST_MESSAGE // 2
-            message = f"{message[:half]} … {message[-half:]}"
-        super().__init__(
-            "".join(
-                char if char.isprintable() else char.encode("unicode_escape").decode()
-                for char in message
-            )
-        )
 
 
 @dataclass(frozen=True)
@@ -129,6 +110,8 @@ class Split:
         Whether `test` is held-out training classes in place of the data set's own.
     tests_every_class : bool
         Whether `test` is all images of the data set.
+    recall_at : tuple of int
+        The ranks K of the Recall@K that papers report for the data set.
     """
 
     name: str
@@ -137,6 +120,7 @@ class Split:
     gallery: ImageSet | None = None
     is_held_out: bool = False
     tests_every_class: bool = False
+    recall_at: tuple[int, ...] = COMMON_RECALL_RANKS
 
     @property
     def parts(self) -> list[ImageSet]:

@@ -23,9 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from embedding_learning.data.datasets import DataError, ImageSet
+from embedding_learning.data.datasets import ImageSet
 from embedding_learning.data.preprocessing import ORIGINAL, Decoder, Preprocessing
-from embedding_learning.training import log_lines
+from embedding_learning.errors import DataError
+from embedding_learning.runtime.progress import progress_bar
 
 # Goes up when the same file, box and size would give other pixels, or the layout changes.
 _VERSION = 2
@@ -208,7 +209,7 @@ def _fill(
             # Before its pixels change, an image is no longer vouched for.
             index["state"][todo] = _MISSING
             index.flush()
-            bar = log_lines.progress(todo, "Decoding images", "image")
+            bar = progress_bar(todo, "Decoding images", "image")
             for start in range(0, len(todo), _IMAGES_PER_SYNC):
                 rows = todo[start : start + _IMAGES_PER_SYNC]
                 states = [state for state, _ in zip(pool.map(store, rows), bar)]

@@ -13,10 +13,11 @@ import cv2
 import numpy as np
 from PIL.WebPImagePlugin import WebPImageFile
 
-from embedding_learning.data.datasets import DataError, ImageSet
+from embedding_learning.data.datasets import ImageSet
 from embedding_learning.data.datasets.text_files import check_plain
 from embedding_learning.data.decoding import decode
-from embedding_learning.training import log_lines
+from embedding_learning.errors import DataError
+from embedding_learning.runtime.progress import progress_bar
 
 # Images are decoded by several threads at once; more threads inside each would only contend.
 cv2.setNumThreads(1)
@@ -210,5 +211,5 @@ def find_faults(
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         found = pool.map(fault, range(len(images)))
-        bar = log_lines.progress(range(len(images)), "Checking images", "image")
+        bar = progress_bar(range(len(images)), "Checking images", "image")
         return {row: message for message, row in zip(found, bar) if message}

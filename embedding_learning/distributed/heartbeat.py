@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from embedding_learning.cli.parser import UsageError
 from embedding_learning.distributed import dmlc_environment
+from embedding_learning.errors import UsageError
 
 # All in seconds. A process that is frozen or cut off is lost after _SILENCE; a dead one at once.
 _BEAT = 5

@@ -20,8 +20,8 @@ from itertools import cycle
 from types import FrameType
 from typing import NamedTuple
 
-from embedding_learning.cli.parser import UsageError
 from embedding_learning.distributed import dmlc_environment, heartbeat
+from embedding_learning.errors import UsageError
 
 _LOCALHOST = "127.0.0.1"
 _PORTS = range(9091, 9999)

@@ -18,7 +18,7 @@ from mxnet.kvstore import KVStoreBase
 from embedding_learning.distributed import dmlc_environment
 from embedding_learning.distributed.heartbeat import Member
 from embedding_learning.distributed.worker_group import Job
-from embedding_learning.training.health import TrainingFault
+from embedding_learning.errors import TrainingError
 
 # MXNet's servers know numbers for names. Each trainer's parameters begin at a multiple of the
 # first; then come the other sums, by shape.
@@ -94,7 +94,7 @@ class ParameterServerJob(Job):
         digests = self.gather(np.frombuffer(digest.digest(), np.uint8)[None].astype(np.float32))
         differing = np.flatnonzero((digests != digests[0]).any(axis=1))
         if len(differing):
-            raise TrainingFault(
+            raise TrainingError(
                 f"{what} of worker {differing[0]} differ from those of worker 0; all must run the "
                 "same program with the same flags on the same files"
             )

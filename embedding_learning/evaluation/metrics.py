@@ -8,15 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from embedding_learning.data.datasets import inshop, sop
+from embedding_learning.config import COMMON_RECALL_RANKS
 from embedding_learning.evaluation.blocked_distances import checked, slices, squared_distances
 from embedding_learning.evaluation.clustering import ami, k_means, nmi
 from embedding_learning.evaluation.neighbors import nearest_blocks, ranks
 
-# The ranks that papers report for a data set, by its name (`Split.name`).
-RECALL_RANKS = {sop.NAME: (1, 10, 100, 1000), inshop.NAME: (1, 10, 20, 30, 40, 50)}
-# For all others, as in the original.
-COMMON_RECALL_RANKS = (1, 2, 4, 8, 16)
 _COMMON_RECALLS = tuple(f"recall@{k}" for k in COMMON_RECALL_RANKS)
 
 # With a number of neighbours, such as recall@4; cmc is another name of recall.
@@ -242,14 +238,14 @@ def r_precision(
     return evaluate(embeddings, labels, ["r-precision"], gallery, gallery_labels)["r-precision"]
 
 
-def recall_metrics(dataset: str | None = None) -> list[str]:
-    """The names of the recalls that papers report for this data set, as `evaluate` takes them."""
-    return [f"recall@{k}" for k in RECALL_RANKS.get(dataset or "", COMMON_RECALL_RANKS)]
+def recall_metrics(ranks: Iterable[int] = COMMON_RECALL_RANKS) -> list[str]:
+    """Return the names of the recalls at these ranks, as `evaluate` takes them."""
+    return [f"recall@{k}" for k in ranks]
 
 
-def common_metrics(dataset: str) -> list[str]:
-    """The recalls that papers report for this data set, and all other metrics."""
-    return [*recall_metrics(dataset), *_OTHER_METRICS]
+def common_metrics(ranks: Iterable[int] = COMMON_RECALL_RANKS) -> list[str]:
+    """Return the names of the recalls at these ranks, and of all metrics without a rank."""
+    return [*recall_metrics(ranks), *_OTHER_METRICS]
 
 
 def parse_metrics(text: str) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.runtime.signals import StopRequest
 
 _TRAIN = Path(__file__).resolve().parents[2] / "train.py"

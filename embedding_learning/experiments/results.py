@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from embedding_learning.cli import train_flags
-from embedding_learning.cli.parser import UsageError
-from embedding_learning.data.datasets import DataError
+from embedding_learning.errors import DataError, UsageError
+from embedding_learning.model.methods import LOSSES
 from embedding_learning.runtime.atomic_files import replaced_whole
 from embedding_learning.training import records
 from embedding_learning.training.checkpoint_file import RECORDS
@@ -29,8 +28,19 @@ def flags_for(loss: str, flags: Sequence[str]) -> list[str]:
 
     A loss without beta has no use for --beta-per, and train.py refuses flags without effect.
     """
-    common = flags if loss == "margin" else train_flags.without(flags, "--beta-per")
+    common = flags if LOSSES[loss].has_beta else _without(flags, "--beta-per")
     return [*common, f"--loss={loss}"]
+
+
+def _without(flags: Sequence[str], flag: str) -> list[str]:
+    """The flags less one that takes a value, wherever it stands among them."""
+    kept, left = [], iter(flags)
+    for typed in left:
+        if typed == flag:
+            next(left, None)
+        elif not typed.startswith(f"{flag}="):
+            kept.append(typed)
+    return kept
 
 
 class Run(NamedTuple):

@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Lock
 
 from embedding_learning import plots
-from embedding_learning.data.datasets import DataError
+from embedding_learning.errors import DataError
 from embedding_learning.experiments import results, tables
 from embedding_learning.experiments.process_pool import Train
 from embedding_learning.experiments.results import (

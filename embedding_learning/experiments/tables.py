@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.experiments.results import (
     CRITERION,
     HELD_OUT,

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from embedding_learning.cli.parser import UsageError, add, add_choice
-from embedding_learning.cli.train_flags import DATA_PATH, add_data_flags
 from embedding_learning.data import datasets
+from embedding_learning.data.build import log_split
 from embedding_learning.data.datasets import ImageSet, Split
 from embedding_learning.data.preprocessing import (
     ORIGINAL,
@@ -20,7 +19,7 @@ from embedding_learning.data.preprocessing import (
     decodable,
     read_image,
 )
-from embedding_learning.training import log_lines
+from embedding_learning.runtime.progress import progress_bar
 
 if TYPE_CHECKING:
     from embedding_learning.inference.embedding_model import EmbeddingModel
@@ -49,28 +48,6 @@ class EmbeddedTestSet(NamedTuple):
     preprocessing: Preprocessing = ORIGINAL
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Which images; whether boxes are cut is what the model was trained with, unless told."""
-    add(parser, "--data-path", DATA_PATH, "as for train.py")
-    add_data_flags(parser)
-    text = "which classes test: those that do not train, or all of them, searched among each other"
-    add_choice(parser, "--test", datasets.TESTS, text)
-    text = "leave out images that cannot be decoded"
-    parser.add_argument("--skip-bad-images", action="store_true", help=text)
-    parser.set_defaults(bbox=None, held_out=0)
-
-
-def check(options: argparse.Namespace) -> None:
-    """Raises UsageError if the flags that split the data are out of range or contradict."""
-    if options.train_classes is not None and options.train_classes < 1:
-        raise UsageError(
-            f"--train-classes {options.train_classes}: must be at least 1; --test all tests every "
-            "class"
-        )
-    if options.train_classes is not None and options.test == "all":
-        raise UsageError("--train-classes: --test all tests every class; leave one of them out")
-
-
 def embed(model: EmbeddingModel, options: argparse.Namespace) -> EmbeddedTestSet:
     """Raises DataError if an image is missing or cannot be decoded."""
     split = datasets.load(
@@ -85,13 +62,13 @@ def embed(model: EmbeddingModel, options: argparse.Namespace) -> EmbeddedTestSet
     split = datasets.hold_out(split, options.held_out)
     if options.skip_bad_images:
         split = _without_bad_images(split, options.workers, model.preprocessing)
-    log_lines.log_split(split)
+    log_split(split)
 
     def embedded(part: ImageSet) -> np.ndarray:
         pixels = Decoder(part, model.description["image_size"], model.preprocessing)
         size = model.batch_size(len(part), options.batch_size)
         batches = model.embed_batches(pixels, size, options.workers)
-        return np.concatenate(list(log_lines.progress(batches, "Embedding")))
+        return np.concatenate(list(progress_bar(batches, "Embedding")))
 
     gallery = None if split.gallery is None else embedded(split.gallery)
     return EmbeddedTestSet(split, embedded(split.test), gallery, model.preprocessing)

@@ -18,8 +18,8 @@ from typing import IO, NamedTuple, Optional
 
 import numpy as np
 
-from embedding_learning.cli.parser import UsageError
 from embedding_learning.data.datasets.text_files import check_plain
+from embedding_learning.errors import UsageError
 from embedding_learning.runtime.atomic_files import replaced_whole
 
 COLUMNS = ["row", "path", "label"]

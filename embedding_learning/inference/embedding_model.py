@@ -15,22 +15,21 @@ import numpy as np
 from mxnet import gluon
 from mxnet.gluon import HybridBlock
 
-from embedding_learning.cli.parser import UsageError
-from embedding_learning.cli.train_flags import BATCH_SIZE, RESIZES, WORKERS
+from embedding_learning.config import BATCH_SIZE, RESIZES, WORKERS
 from embedding_learning.data.batches import SequentialBatches
-from embedding_learning.data.datasets import DataError
 from embedding_learning.data.preprocessing import (
     Pixels,
     Preprocessing,
     read_image,
     resize_square,
 )
+from embedding_learning.errors import DataError, UsageError
 from embedding_learning.inference.run_files import find_network
 from embedding_learning.model import backbones
 from embedding_learning.model.description import read as read_description
 from embedding_learning.model.net import ImageNormalization, MarginNet
 from embedding_learning.model.weights.params_file import read_parameters, set_parameters
-from embedding_learning.training import log_lines
+from embedding_learning.runtime.progress import progress_bar
 
 # A file, or RGB pixels, uint8 (height, width, 3).
 Image = Union[str, "os.PathLike[str]", np.ndarray]
@@ -50,7 +49,7 @@ def embed_all(
     """Embeddings (n, d) and labels (n,) of all images of the batches."""
     batches.reset()
     parts = []
-    for part in log_lines.progress(_embedded(net.embed, devices, batches), "Validation"):
+    for part in progress_bar(_embedded(net.embed, devices, batches), "Validation"):
         parts.append(part)
         after_batch()
     embeddings, labels = (np.concatenate(arrays) for arrays in zip(*parts))

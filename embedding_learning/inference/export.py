@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mxnet as mx
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.model.net import ImageNormalization, MarginNet
 from embedding_learning.runtime.atomic_files import replaced_whole
 

@@ -14,7 +14,7 @@ import mxnet as mx
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 
 # Old enough for every onnxruntime of these years, and what the translations below are written for.
 _OPSET, _IR_VERSION = 13, 7

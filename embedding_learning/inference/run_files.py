@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 
 _NETWORK, _FOLDER = ".params", ".run"
 

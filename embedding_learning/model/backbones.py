@@ -12,8 +12,8 @@ import mxnet as mx
 from mxnet.gluon import HybridBlock, nn
 from mxnet.gluon.model_zoo import vision
 
-from embedding_learning.cli.backbone_flags import POOLS
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.config import POOLS
+from embedding_learning.errors import UsageError
 from embedding_learning.model.weights import catalog, model_zoo
 from embedding_learning.model.weights.catalog import ARCHITECTURES, GLUON_NAMES
 from embedding_learning.model.weights.params_file import read_description, save_parameters

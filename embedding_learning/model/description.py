@@ -6,9 +6,8 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from embedding_learning.cli.backbone_flags import POOLS
-from embedding_learning.cli.parser import UsageError
-from embedding_learning.cli.train_flags import LARGEST_IMAGE, RESIZES, set_sizes
+from embedding_learning.config import LARGEST_IMAGE, POOLS, RESIZES
+from embedding_learning.errors import UsageError
 from embedding_learning.model.backbones import check_name
 from embedding_learning.model.weights import catalog
 from embedding_learning.model.weights.catalog import DEVIATION, MEAN
@@ -108,17 +107,17 @@ def _presumed(model: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, An
     """
     if len(shapes.get("dense.weight", ())) != 2:
         raise UsageError("holds no embedding layer (dense.weight): it is no network of train.py")
+    image_size, crop_size = catalog.sizes(model)
     options = Namespace(
         model=model,
         embed_dim=shapes["dense.weight"][0],
         feat_dim=(*shapes.get("feature.weight", ()), None)[0],
-        image_size=None,
-        crop_size=None,
+        image_size=image_size,
+        crop_size=crop_size,
         bbox=True,
         train_classes=None,
         **_FORMERLY,
     )
-    set_sizes(options)
     unknown: Any = None
     return describe(options, unknown, unknown, unknown)
 

@@ -6,15 +6,16 @@ from typing import NamedTuple
 
 
 class Loss(NamedTuple):
-    """A class of `losses`, and its margin where --margin is not given."""
+    """A class of `losses`: its margin where --margin is not given, and whether it has a beta."""
 
     class_name: str
     margin: float
+    has_beta: bool = False
 
 
 # The first of each is the default, which is the original's.
 LOSSES = {
-    "margin": Loss("MarginLoss", 0.2),
+    "margin": Loss("MarginLoss", 0.2, has_beta=True),
     "contrastive": Loss("ContrastiveLoss", 1.0),
     "triplet": Loss("TripletLoss", 0.2),
     "triplet-euclidean": Loss("EuclideanTripletLoss", 0.2),

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import mxnet as mx
 import numpy as np
 
-from embedding_learning.cli.parser import UsageError
 from embedding_learning.data.build import read_split
+from embedding_learning.errors import UsageError
 from embedding_learning.model import backbones
 from embedding_learning.model.weights.params_file import save_parameters
 from embedding_learning.original import processes

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from embedding_learning.data.datasets import ImageSet, Split
+from embedding_learning.errors import TrainingError
 from embedding_learning.model.weights.catalog import find
 from embedding_learning.original.source import Numbers
-from embedding_learning.training.health import TrainingFault
 
 _ROOT = Path(__file__).resolve().parents[2]
 # More than any image has; the original cuts a box at the image's edge.
@@ -57,10 +57,10 @@ def write_settings(file: Path, **settings: Any) -> Path:
     return file
 
 
-def fault(program: str, when: str, output: str) -> TrainingFault:
+def fault(program: str, when: str, output: str) -> TrainingError:
     """What to raise for a process that ended too early, from its error output."""
     lines = [line for line in output.splitlines() if line.strip()]
-    return TrainingFault(f"{program} failed {when}: {lines[-1] if lines else 'without a word'}")
+    return TrainingError(f"{program} failed {when}: {lines[-1] if lines else 'without a word'}")
 
 
 def flags(options: Namespace, folder: Path, prefix: Path) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 
 FILES = ("train.py", "model.py", "data.py")
 _PLACE = "example/gluon/embedding_learning"

@@ -27,7 +27,8 @@ from embedding_learning.original.compare_arrays import (
     values,
 )
 from embedding_learning.original.step_server import ANSWER, BATCH
-from embedding_learning.training.build import build, build_network, find_devices
+from embedding_learning.runtime.devices import find_devices
+from embedding_learning.training.build import build, build_network
 from embedding_learning.training.learner import Learner
 from embedding_learning.training.loop import set_learning_rates
 

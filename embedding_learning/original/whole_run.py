@@ -10,6 +10,7 @@ import json
 import random
 import re
 import resource
+import runpy
 import sys
 import warnings
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from embedding_learning.original import source
+
+_TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
 
 def main() -> None:
@@ -30,11 +33,13 @@ def main() -> None:
 
 
 def _train_here(flags: list[str]) -> None:
-    from embedding_learning.cli import train_flags
-    from embedding_learning.training import log_lines, run
-
-    with log_lines.log_to_terminal():
-        run.run(train_flags.parse(flags), flags)
+    # The command as a user starts it, but in this process, whose memory is measured.
+    sys.argv = ["train.py", *flags]
+    try:
+        runpy.run_path(str(_TRAIN), run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise
 
 
 def _train_original(settings: Mapping[str, Any]) -> None:

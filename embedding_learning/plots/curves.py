@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
-from embedding_learning.data.datasets import DataError
+from embedding_learning.errors import DataError
 from embedding_learning.plots import canvas
 
 # Distinct also to the colour-blind (Okabe and Ito's), and dark enough on white.

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from embedding_learning.data.datasets import DataError
+from embedding_learning.errors import DataError
 from embedding_learning.evaluation import pair_distances
 from embedding_learning.plots import canvas
 

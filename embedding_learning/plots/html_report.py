@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import cv2
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.runtime.atomic_files import replaced_whole
 
 # Bytes of a picture's file from which it is stored as JPEG: photographs, not curves.

@@ -10,7 +10,7 @@ import os
 import re
 from typing import Any
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 
 # The wheel holds machine code for compute capability 5.0, 6.0, 7.0, 8.0 and 8.6 and no PTX. Code
 # for x.y runs on x.z with z >= y and on no other x: NVIDIA, CUDA C++ Programming Guide, "Binary

@@ -11,23 +11,9 @@ from dataclasses import dataclass
 from threading import Thread
 from types import FrameType
 
+from embedding_learning.errors import Interrupted
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class Interrupted(BaseException):
-    """A signal ended the program; like KeyboardInterrupt it is no error to be handled.
-
-    Parameters
-    ----------
-    number : int
-        The signal's.
-    message : str
-        What the user is told.
-    """
-
-    def __init__(self, number: int, message: str = "interrupted") -> None:
-        super().__init__(message)
-        self.number = number
 
 
 @dataclass

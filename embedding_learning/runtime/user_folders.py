@@ -7,7 +7,7 @@ import stat
 import tempfile
 from contextlib import suppress
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 
 
 def cache_folder() -> str:

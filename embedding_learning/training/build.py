@@ -14,17 +14,15 @@ import numpy as np
 from mxnet import gluon
 from mxnet.gluon import HybridBlock
 
-from embedding_learning.cli.parser import UsageError
-from embedding_learning.cli.train_flags import decay, resumes_network
+from embedding_learning.config import decay, resumes_network
 from embedding_learning.distributed.worker_group import Job
+from embedding_learning.errors import UsageError
 from embedding_learning.model import backbones, losses, methods
 from embedding_learning.model import sampling as samplings
 from embedding_learning.model.cpu_fusion import trains_fused
-from embedding_learning.model.losses import MarginLoss
 from embedding_learning.model.net import ImageNormalization, MarginNet
 from embedding_learning.model.weights.params_file import read_parameters, set_parameters
 from embedding_learning.runtime import gpus
-from embedding_learning.runtime.mxnet_compat import how_to_install
 from embedding_learning.training import mixed_precision, schedule
 from embedding_learning.training.learner import Beta, Learner
 from embedding_learning.training.mixed_precision import LossScale
@@ -146,8 +144,9 @@ def find_sampling(options: Namespace) -> Callable[[int], HybridBlock]:
 
 def build_loss(options: Namespace) -> HybridBlock:
     """The loss of that name."""
-    kind = getattr(losses, methods.LOSSES[options.loss].class_name)
-    return kind(options.margin, options.nu) if kind is MarginLoss else kind(options.margin)
+    row = methods.LOSSES[options.loss]
+    kind = getattr(losses, row.class_name)
+    return kind(options.margin, options.nu) if row.has_beta else kind(options.margin)
 
 
 def build_beta(options: Namespace, entries: int, devices: list[mx.Context]) -> Beta:
@@ -155,7 +154,7 @@ def build_beta(options: Namespace, entries: int, devices: list[mx.Context]) -> B
 
     Boundaries begin as --beta: it is each class's, or the common one while all others are 0.
     """
-    if options.loss != "margin":
+    if not methods.LOSSES[options.loss].has_beta:
         return None
     if not options.lr_beta:
         return float(options.beta)
@@ -196,20 +195,6 @@ def build_trainers(
         batch = options.total_batch_size // options.processes * job.size
         trainer.optimizer.rescale_grad = 1 / batch
     return trainers
-
-
-def find_devices(options: Namespace) -> list[mx.Context]:
-    """The GPUs asked for, or CPU contexts. Raises UsageError if a GPU is not there."""
-    if not options.gpus:
-        return [mx.cpu(number) for number in range(options.cpu_contexts)]
-    if not mx.runtime.Features().is_enabled("CUDA"):
-        raise UsageError(
-            f"--gpus {','.join(map(str, options.gpus))}: this machine shows MXNet no GPU; install "
-            f"MXNet's GPU build, {how_to_install('requirements-gpu.txt')}, or leave --gpus out to "
-            "train on the CPU"
-        )
-    gpus.check(options.gpus)
-    return [mx.gpu(number) for number in options.gpus]
 
 
 def optimizers() -> list[str]:

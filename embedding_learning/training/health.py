@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 
+from embedding_learning.errors import TrainingError
 from embedding_learning.evaluation import pair_distances
 
 # In a row; fewer happen by chance late in a successful training.
@@ -13,10 +14,6 @@ _BATCHES_WITHOUT_PAIRS = 20
 _SKIPPED_IN_A_ROW = 20
 # The cutoff of distance weighted sampling, which tells nearer ones not apart.
 _COLLAPSED = 0.5
-
-
-class TrainingFault(Exception):
-    """Training cannot go on; the message says why and what to do."""
 
 
 class Monitor:
@@ -56,13 +53,13 @@ class Monitor:
     def _see_nonfinite(self, epoch: int, batch: int) -> None:
         what = f"epoch {epoch}, batch {batch}: the loss or a gradient is not finite"
         if self._stop_on_nonfinite:
-            raise TrainingFault(
+            raise TrainingError(
                 f"{what}; most often --lr or --lr-beta is too high: try a tenth, from the last "
                 "checkpoint with --resume"
             )
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row == _SKIPPED_IN_A_ROW:
-            raise TrainingFault(
+            raise TrainingError(
                 f"{what}, as in the {_SKIPPED_IN_A_ROW - 1} batches before it, which were skipped; "
                 "try a lower --lr, from the last checkpoint with --resume"
             )

@@ -10,9 +10,8 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import TrainingError, UsageError
 from embedding_learning.model.weights.params_file import set_parameters
-from embedding_learning.training.health import TrainingFault
 from embedding_learning.training.learner import Learner, connect
 
 # What optimizers keep beside their arrays, where they have it: Nadam's schedule, LARS's last rate,
@@ -61,7 +60,7 @@ def gather(learner: Learner) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         optimizers.append({"counts": counts, "numbers": numbers})
     for name, array in arrays.items():
         if not np.isfinite(array).all():
-            raise TrainingFault(
+            raise TrainingError(
                 f"{name} is not finite any more; most often --lr or --lr-beta is too high: try a "
                 "tenth, from the last checkpoint with --resume"
             )

@@ -3,49 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
-
-import numpy as np
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-
-from embedding_learning.data.datasets import Split
-from embedding_learning.data.datasets.splits import unmeasurable
-
-T = TypeVar("T")
-
-
-@contextmanager
-def log_to_terminal() -> Iterator[None]:
-    """Log lines go to the error output, above a progress bar where one is shown."""
-    logging.basicConfig(level=logging.INFO)
-    with logging_redirect_tqdm():
-        yield
-
-
-def progress(items: Iterable[T], description: str, unit: str = "batch") -> Iterator[T]:
-    """The items, with a bar if the error output is a terminal and this process is to speak."""
-    hidden = not sys.stderr.isatty() or not logging.getLogger().isEnabledFor(logging.WARNING)
-    yield from tqdm(items, description, leave=False, disable=hidden, unit=unit)
-
-
-def log_split(split: Split) -> None:
-    """What the recalls of the run are about, and warnings of what they cannot show."""
-    logging.info(
-        "%s: %d images of %d classes train, %d of %d test%s.",
-        split.title,
-        len(split.train),
-        len(split.train.class_names),
-        len(split.test),
-        len(np.unique(split.test.labels)),
-        f" against a gallery of {len(split.gallery)}" if split.gallery else "",
-    )
-    for line in unmeasurable(split):
-        logging.warning(line)
-
 
 # The lines below are read by parsers of the original's output: their text must not change.
 

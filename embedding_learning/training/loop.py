@@ -15,13 +15,13 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from embedding_learning.cli.parser import UsageError
-from embedding_learning.cli.train_flags import decay, resumes_network
+from embedding_learning.config import decay, resumes_network
 from embedding_learning.data.build import Data
-from embedding_learning.data.datasets import DataError
+from embedding_learning.errors import DataError, Interrupted, TrainingError, UsageError
 from embedding_learning.model.description import describe
 from embedding_learning.model.weights.params_file import save_parameters
-from embedding_learning.runtime.signals import Interrupted, StopRequest, stop_on_signals
+from embedding_learning.runtime.progress import progress_bar
+from embedding_learning.runtime.signals import StopRequest, stop_on_signals
 from embedding_learning.training import (
     learner_state,
     log_lines,
@@ -29,7 +29,7 @@ from embedding_learning.training import (
     resume,
 )
 from embedding_learning.training.checkpoint_file import RECORDS, RunFolder
-from embedding_learning.training.health import Monitor, TrainingFault
+from embedding_learning.training.health import Monitor
 from embedding_learning.training.learner import Learner, Step
 from embedding_learning.training.records import Recorder
 from embedding_learning.training.resume import Progress
@@ -97,7 +97,7 @@ class Loop:
             learner, progress = self.learner, self.progress
             try:
                 values, embeddings = evaluate_test(learner, self.data, self.options.metrics)
-            except TrainingFault as fault:
+            except TrainingError as fault:
                 raise UsageError(f"--resume {self.options.resume}: {fault}") from fault
             if values:
                 log_lines.log_metrics(None, values)
@@ -141,7 +141,7 @@ class Loop:
             log_lines.log_learning_rates(epoch, rates)
         started = time.time() - progress.seconds
         self._recorder.begin_interval()
-        for i in log_lines.progress(range(progress.batch, options.batch_num), f"Epoch {epoch}"):
+        for i in progress_bar(range(progress.batch, options.batch_num), f"Epoch {epoch}"):
             with self._recorder.waiting():
                 batch = self.data.train.next()
             number = epoch * options.batch_num + i
@@ -332,7 +332,7 @@ class Loop:
             else:
                 # To save, all processes would have to be at the same batch.
                 start = "the last checkpoint"
-            raise TrainingFault(
+            raise TrainingError(
                 f"{error}; put the file back as it was, and --resume auto goes on from {start}"
             ) from error
 
@@ -355,7 +355,7 @@ def disk_faults(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, UsageError) as error:
-        raise TrainingFault(
+        raise TrainingError(
             f"{folder}: cannot be written to: {getattr(error, 'strerror', None) or error}; what "
             "was written before is whole: remove the cause and go on with --resume auto"
         ) from error

@@ -12,11 +12,11 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock
 
+from embedding_learning.errors import TrainingError
 from embedding_learning.model import backbones
 from embedding_learning.model.net import MarginNet
 from embedding_learning.runtime import gpus
 from embedding_learning.training import build
-from embedding_learning.training.health import TrainingFault
 
 # Their output takes the place of their first input.
 _IN_PLACE = {"Activation", "elemwise_add"}
@@ -41,7 +41,7 @@ def memory_faults(options: Namespace) -> Iterator[None]:
     except mx.base.MXNetError as error:
         if not gpus.is_out_of_memory(error):
             raise
-        raise TrainingFault(_advice(options)) from error
+        raise TrainingError(_advice(options)) from error
 
 
 def _advice(options: Namespace) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import mxnet as mx
 from mxnet.gluon import nn
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 
 # The start, the growth and the most are those of MXNet's own scaler, mxnet.contrib.amp; PyTorch's
 # GradScaler begins and grows likewise.

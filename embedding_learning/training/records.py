@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from embedding_learning.data.datasets import DataError
+from embedding_learning.errors import DataError
 from embedding_learning.evaluation import pair_distances
 from embedding_learning.runtime.atomic_files import replaced_whole
 from embedding_learning.training.checkpoint_file import RECORDS

@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from embedding_learning.cli import method_flags
-from embedding_learning.cli.backbone_flags import POOLS
-from embedding_learning.cli.parser import UsageError
-from embedding_learning.cli.train_flags import DTYPES, RESIZES, SAVED_EPOCHS
+from embedding_learning.config import DTYPES, FIRST_METHOD, POOLS, RESIZES, SAVED_EPOCHS
+from embedding_learning.errors import UsageError
+from embedding_learning.model.methods import LOSSES
 from embedding_learning.training.checkpoint_file import FORMAT, Checkpoint
 
 # What the state was made with; with another value it would not fit, or not be the same run.
@@ -34,7 +33,7 @@ _MAY_CHANGE = (
 _FORMERLY = {
     "dtype": DTYPES[0], "pool": POOLS[0], "freeze_bn": False, "warm_up_epochs": 0,
     "wd_exclude_bn_bias": False, "saved_epoch": SAVED_EPOCHS[0], "exif_orientation": False,
-    "resize": RESIZES[0], **method_flags.FIRST,
+    "resize": RESIZES[0], **FIRST_METHOD,
 }  # fmt: skip
 _LOWER_CASE = ("optimizer", "kvstore")
 _PACKAGES = ("mxnet", "mxnet-cu112", "numpy", "opencv-python", "gluoncv")
@@ -168,7 +167,7 @@ def check_flags(checkpoint: Checkpoint, options: Namespace) -> None:
     differing = [_flag(name, former) for name in _MUST_AGREE if former.get(name) != now[name]]
     if _is_pretrained(former) != _is_pretrained(now):
         differing.append("pretrained weights" if _is_pretrained(former) else "random weights")
-    if now["loss"] == "margin" and bool(former.get("lr_beta")) != bool(now["lr_beta"]):
+    if LOSSES[now["loss"]].has_beta and bool(former.get("lr_beta")) != bool(now["lr_beta"]):
         differing.append(_flag("lr_beta", former))
     if differing:
         raise UsageError(

@@ -11,14 +11,15 @@ from tempfile import TemporaryDirectory
 
 import mxnet as mx
 
-from embedding_learning.cli.parser import UsageError
-from embedding_learning.cli.train_flags import resumes_network, unused_earlier_flags
+from embedding_learning.config import resumes_network
 from embedding_learning.data.build import digest, open_data, read_split
 from embedding_learning.distributed.asynchronous import AsynchronousJob
 from embedding_learning.distributed.heartbeat import Member
 from embedding_learning.distributed.synchronous import ParameterServerJob
 from embedding_learning.distributed.worker_group import Job
+from embedding_learning.errors import UsageError
 from embedding_learning.evaluation.metrics import parse_metrics
+from embedding_learning.runtime.devices import find_devices
 from embedding_learning.training import (
     checkpoint_file,
     learner_state,
@@ -26,12 +27,7 @@ from embedding_learning.training import (
     records,
     resume,
 )
-from embedding_learning.training.build import (
-    build,
-    build_network,
-    check_names,
-    find_devices,
-)
+from embedding_learning.training.build import build, build_network, check_names
 from embedding_learning.training.checkpoint_file import Checkpoint, RunFolder
 from embedding_learning.training.learner import Learner
 from embedding_learning.training.loop import Loop, disk_faults
@@ -40,12 +36,17 @@ from embedding_learning.training.resume import Progress
 from embedding_learning.training.tensorboard import TensorBoard
 
 
-def run(options: Namespace, arguments: Sequence[str], member: Member | None = None) -> None:
+def run(
+    options: Namespace,
+    arguments: Sequence[str],
+    member: Member | None = None,
+    warnings: Sequence[str] = (),
+) -> None:
     """Everything that train.py does once its flags are read.
 
     `arguments` are the flags as they were typed; the run's folder keeps them. `member` is this
     process's place on the roll if it is one of several that train together: the first logs and
-    saves.
+    saves. `warnings` are lines about the flags, which are logged once nothing refuses them.
 
     Raises
     ------
@@ -65,7 +66,7 @@ def run(options: Namespace, arguments: Sequence[str], member: Member | None = No
         logging.info(options)
         checkpoint, progress = _find_start(options, job, folder.path)
         split = read_split(options)
-        for line in unused_earlier_flags(arguments, options):
+        for line in warnings:
             logging.warning(line)
         if checkpoint and not options.skip_bad_images:
             # With bad images left out, what trains is known only after they are found.

@@ -8,7 +8,7 @@ from argparse import Namespace
 import mxnet as mx
 from mxnet.gluon import Block, nn
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.inference.run_files import find_network
 from embedding_learning.model.backbones import PRETRAINED_CONVOLUTION_LR_MULT
 from embedding_learning.model.net import MarginNet

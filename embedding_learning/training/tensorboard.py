@@ -11,8 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from embedding_learning.cli.parser import UsageError
 from embedding_learning.data.preprocessing import Pixels
+from embedding_learning.errors import UsageError
 
 # The projector's photographs are parts of one picture of at most 8192 pixels a side, which a
 # browser has to hold.

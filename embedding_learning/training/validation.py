@@ -8,9 +8,9 @@ import numpy as np
 
 from embedding_learning.data.batches import SequentialBatches
 from embedding_learning.data.build import Data
+from embedding_learning.errors import TrainingError
 from embedding_learning.evaluation.metrics import evaluate
 from embedding_learning.inference.embedding_model import embed_all
-from embedding_learning.training.health import TrainingFault
 from embedding_learning.training.learner import Learner
 
 
@@ -30,7 +30,7 @@ def evaluate_test(
         parts = embed_all(learner.net, learner.devices, batches, after_batch)
         embeddings, labels = (learner.job.gather(part) for part in parts)
         if not np.isfinite(embeddings).all():
-            raise TrainingFault(
+            raise TrainingError(
                 "the embeddings of the test images are not finite: training diverged; try a lower "
                 "--lr"
             )

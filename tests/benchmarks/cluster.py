@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from embedding_learning.distributed.dmlc_environment import ROLES
-from embedding_learning.runtime.signals import Interrupted, interrupted_by_signals
+from embedding_learning.errors import Interrupted
+from embedding_learning.runtime.signals import interrupted_by_signals
 from tests.benchmarks.namespaces import Machine, Unavailable, network
 from tests.benchmarks.processes import (
     ROOT,

@@ -15,7 +15,7 @@ import argparse
 import os
 import tempfile
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.inference import export
 from embedding_learning.model import backbones
 from embedding_learning.model.net import ImageNormalization, MarginNet

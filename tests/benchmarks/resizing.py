@@ -15,7 +15,7 @@ import cv2
 from PIL import Image
 
 from embedding_learning import recall_at_k
-from embedding_learning.cli.train_flags import RESIZES
+from embedding_learning.config import RESIZES
 from embedding_learning.data.datasets import load
 from embedding_learning.data.preprocessing import read_whole, resize_square
 from embedding_learning.model.net import ImageNormalization

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 
-import train
+from embedding_learning.cli import train
 from embedding_learning.training import learner_state, loop
 
 _run = loop.Loop.run

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 
-import train
+from embedding_learning.cli import train
 from embedding_learning.data.batches import BalancedBatches
 
 

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from embedding_learning.__main__ import main
-from embedding_learning.cli.parser import UsageError
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.data.build import read_split
-from embedding_learning.data.datasets import DataError
+from embedding_learning.errors import DataError, UsageError
 from tests.fuzzing.samples import animation_of_16_bits
 from tests.helpers.paths import ROOT
 

@@ -18,13 +18,11 @@ import cv2
 import pytest
 
 from embedding_learning.cli import compare
-from embedding_learning.cli.parser import UsageError
 from embedding_learning.cli.train_flags import parse
-from embedding_learning.data.datasets import DataError
+from embedding_learning.errors import DataError, Interrupted, UsageError
 from embedding_learning.experiments import process_pool, results, sweep
 from embedding_learning.experiments.results import Run
 from embedding_learning.model.weights.params_file import read_description
-from embedding_learning.runtime.signals import Interrupted
 from tests.helpers.fake_trials import write_run
 from tests.helpers.paths import ROOT
 

@@ -16,11 +16,9 @@ import numpy as np
 import pytest
 
 from embedding_learning.__main__ import main
-from embedding_learning.cli.parser import UsageError
-from embedding_learning.data.datasets import DataError
 from embedding_learning.data.preprocessing import crop, read_image
+from embedding_learning.errors import DataError, TrainingError, UsageError
 from embedding_learning.model.net import ImageNormalization
-from embedding_learning.training.health import TrainingFault
 from tests.original.stand_in import change, write
 
 # The smallest network of both zoos, with the smallest images it takes.
@@ -95,7 +93,7 @@ def test_an_original_that_fails_is_told_in_one_line(
     told = tmp_path / "told"
     flags = ("--steps=2", "--epochs=0", f"--output={told}", f"--data-path={birds}")
     line = "the original failed at step 1: ValueError: too near"
-    with pytest.raises(TrainingFault, match=f"^{line}$"):
+    with pytest.raises(TrainingError, match=f"^{line}$"):
         main(["compare-original", str(original), *flags, *_SMALL])
     assert not list(told.iterdir())
 

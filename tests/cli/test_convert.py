@@ -12,7 +12,7 @@ import pytest
 from mxnet.gluon.model_zoo import vision
 
 from embedding_learning.cli import convert
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.model import backbones
 from tests.helpers.paths import ROOT
 from tests.helpers.saved_models import save_model

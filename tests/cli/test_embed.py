@@ -19,11 +19,10 @@ import pytest
 import embedding_learning
 from embedding_learning.__main__ import main as program
 from embedding_learning.cli.exit_codes import exit_status
-from embedding_learning.cli.parser import UsageError
-from embedding_learning.data.datasets import DataError, ImageSet, cub200
+from embedding_learning.data.datasets import ImageSet, cub200
+from embedding_learning.errors import DataError, Interrupted, UsageError
 from embedding_learning.inference import resumable_output
 from embedding_learning.inference.embedding_model import EmbeddingModel, load_model
-from embedding_learning.runtime.signals import Interrupted
 from tests.helpers.paths import ROOT
 from tests.helpers.saved_models import DIMENSION, save_model
 

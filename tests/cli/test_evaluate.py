@@ -14,8 +14,8 @@ import pytest
 
 from embedding_learning import load_model
 from embedding_learning.cli import evaluate, plot
-from embedding_learning.cli.parser import UsageError
 from embedding_learning.data.datasets import cub200
+from embedding_learning.errors import UsageError
 from embedding_learning.evaluation.metrics import map_at_r, recall_at_k
 from tests.helpers.paths import ROOT
 from tests.helpers.saved_models import save_model

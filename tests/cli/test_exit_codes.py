@@ -9,10 +9,7 @@ import time
 import pytest
 
 from embedding_learning.cli.exit_codes import exit_status
-from embedding_learning.cli.parser import UsageError
-from embedding_learning.data.datasets import DataError
-from embedding_learning.runtime.signals import Interrupted
-from embedding_learning.training.health import TrainingFault
+from embedding_learning.errors import DataError, Interrupted, TrainingError, UsageError
 
 
 def status_of(error: BaseException | None) -> int:
@@ -39,7 +36,7 @@ def test_what_ends_well_has_its_own_status(capsys: pytest.CaptureFixture[str]) -
             2,
             "prog: error: The Python package mxnet is missing: run pip install -r requirements.txt",
         ),
-        (TrainingFault("the disk is full"), 3, "prog: stopped: the disk is full"),
+        (TrainingError("the disk is full"), 3, "prog: stopped: the disk is full"),
         (Interrupted(signal.SIGINT), 130, "prog: interrupted"),
         (Interrupted(signal.SIGTERM, "stopped by SIGTERM"), 143, "prog: stopped by SIGTERM"),
     ],

@@ -18,20 +18,14 @@ from mxnet.gluon import nn
 
 from embedding_learning.__main__ import VERBS
 from embedding_learning.cli import parser, train_flags
-from embedding_learning.cli.parser import (
-    LARGEST_NUMBER,
-    LEAST_NUMBER,
-    Parser,
-    UsageError,
-)
-from embedding_learning.data.datasets import DataError
+from embedding_learning.cli.parser import LARGEST_NUMBER, LEAST_NUMBER, Parser
+from embedding_learning.errors import DataError, TrainingError, UsageError
 from embedding_learning.model import backbones
 from embedding_learning.training import build, loop, run
-from embedding_learning.training.health import TrainingFault
 from tests.helpers.tiny_networks import batch_of, each_class, small_net
 
 # What a user is told in one line.
-TOLD = (UsageError, DataError, TrainingFault)
+TOLD = (UsageError, DataError, TrainingError)
 EDGES: dict[type, list[str]] = {
     int: ["0", "-1", "1", str(2**31), str(2**63), str(10**30)],
     float: [

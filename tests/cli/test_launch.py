@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from embedding_learning.cli.parser import UsageError
 from embedding_learning.distributed import dmlc_environment, launcher
+from embedding_learning.errors import UsageError
 from tests.distributed.test_synchronous import free_ports
 from tests.helpers.paths import ROOT
 

@@ -17,9 +17,8 @@ import pytest
 
 from embedding_learning import load_model, plots
 from embedding_learning.cli import export, plot, report
-from embedding_learning.cli.parser import UsageError
-from embedding_learning.data.datasets import DataError
 from embedding_learning.data.preprocessing import read_image
+from embedding_learning.errors import DataError, UsageError
 from embedding_learning.inference import embedding_file
 from embedding_learning.training.checkpoint_file import RunFolder
 from tests.end_to_end.test_train_command import QUICK

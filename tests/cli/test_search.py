@@ -18,8 +18,8 @@ from embedding_learning import plots
 from embedding_learning.__main__ import main as program
 from embedding_learning.cli import search as command
 from embedding_learning.cli.exit_codes import exit_status
-from embedding_learning.cli.parser import UsageError
 from embedding_learning.data.datasets import ImageSet, cub200
+from embedding_learning.errors import UsageError
 from embedding_learning.inference.embedding_model import EmbeddingModel, load_model
 from tests.helpers.saved_models import DIMENSION, save_model
 

@@ -13,17 +13,11 @@ from typing import Any
 
 import pytest
 
-from embedding_learning.cli.parser import UsageError
-from embedding_learning.cli.train_flags import (
-    _parser,
-    add_some,
-    decay,
-    given,
-    parse,
-    spelled_out,
-    without,
-)
+from embedding_learning.cli.train_flags import _parser, add_some, given, parse, spelled_out
+from embedding_learning.config import decay
 from embedding_learning.data.datasets import NAMES
+from embedding_learning.errors import UsageError
+from embedding_learning.experiments import results
 from tests.helpers.paths import ROOT
 
 # What the original example defines, in its order: flag, the text it takes, the value read from
@@ -314,8 +308,10 @@ def test_a_kvstore_has_one_spelling_however_it_is_typed() -> None:
 
 def test_a_flag_is_taken_out_however_it_is_typed() -> None:
     for typed in (["--beta-per", "image"], ["--beta-per=image"], ["--beta-p", "image"]):
-        assert without(["--lr=1", *typed, "--beta", "1"], "--beta-per") == ["--lr=1", "--beta", "1"]
-    assert without(["--lr=1"], "--beta-per") == ["--lr=1"]
+        flags = spelled_out(["--lr=1", *typed, "--beta", "1"])
+        assert results.flags_for("triplet", flags) == ["--lr=1", "--beta", "1", "--loss=triplet"]
+        assert results.flags_for("margin", flags) == [*flags, "--loss=margin"]
+    assert results.flags_for("triplet", ["--lr=1"]) == ["--lr=1", "--loss=triplet"]
 
 
 # Sizes that MXNet cannot read

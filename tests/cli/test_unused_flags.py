@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from embedding_learning.cli import unused_flags
-from embedding_learning.cli.parser import UsageError
 from embedding_learning.cli.train_flags import parse, unused_earlier_flags
+from embedding_learning.errors import UsageError
 
 # By the flag without effect: flags among which it has none.
 REFUSED = {

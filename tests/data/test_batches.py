@@ -18,8 +18,9 @@ import pytest
 from scipy import stats
 
 from embedding_learning.data.batches import BalancedBatches, SequentialBatches
-from embedding_learning.data.datasets import DataError, ImageSet, cub200
+from embedding_learning.data.datasets import ImageSet, cub200
 from embedding_learning.data.preprocessing import Decoder, read_image
+from embedding_learning.errors import DataError
 
 WORKERS = pytest.mark.parametrize("workers", [0, 1, 3])
 SMALL = {"image_size": 8, "crop_size": 6, "workers": 0}

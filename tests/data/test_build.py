@@ -18,18 +18,13 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from embedding_learning.cli.parser import UsageError
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.data import preprocessing
 from embedding_learning.data.batches import SequentialBatches
 from embedding_learning.data.build import Data, open_data, read_split
-from embedding_learning.data.datasets import (
-    DataError,
-    ImageSet,
-    Split,
-    cub200,
-)
+from embedding_learning.data.datasets import ImageSet, Split, cub200
 from embedding_learning.data.preprocessing import read_image
+from embedding_learning.errors import DataError, UsageError
 from tests.helpers.tiny_networks import recalls
 
 CACHES = pytest.mark.parametrize("cache", ["pixels", "none"])

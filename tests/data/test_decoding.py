@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedding_learning.data.datasets import DataError
 from embedding_learning.data.decoding import decode
+from embedding_learning.errors import DataError
 from embedding_learning.runtime import library_messages
 from tests.fuzzing.samples import animation_of_16_bits, pixels
 

@@ -16,12 +16,7 @@ from embedding_learning.__main__ import main
 from embedding_learning.cli import model_flags, pictures, search
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.data.build import open_data, read_split
-from embedding_learning.data.datasets import (
-    TESTS,
-    DataError,
-    ImageSet,
-    Split,
-)
+from embedding_learning.data.datasets import TESTS, ImageSet, Split
 from embedding_learning.data.pixel_cache import open_store
 from embedding_learning.data.preprocessing import (
     ORIGINAL,
@@ -30,6 +25,7 @@ from embedding_learning.data.preprocessing import (
     read_image,
     resize_square,
 )
+from embedding_learning.errors import DataError
 from embedding_learning.inference import embedded_split
 from embedding_learning.inference.embedding_model import EmbeddingModel
 from embedding_learning.training.tensorboard import TensorBoard

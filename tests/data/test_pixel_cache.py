@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from embedding_learning.data import pixel_cache
-from embedding_learning.data.datasets import DataError, ImageSet, cub200
+from embedding_learning.data.datasets import ImageSet, cub200
 from embedding_learning.data.pixel_cache import open_store
 from embedding_learning.data.preprocessing import Decoder
+from embedding_learning.errors import DataError
 from tests.helpers.paths import ROOT
 
 SIZE = 24

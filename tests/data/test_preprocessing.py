@@ -15,13 +15,14 @@ import pytest
 from PIL import Image
 
 from embedding_learning.data.batches import SequentialBatches
-from embedding_learning.data.datasets import DataError, ImageSet, text_files
+from embedding_learning.data.datasets import ImageSet, text_files
 from embedding_learning.data.preprocessing import (
     Decoder,
     crop,
     find_faults,
     read_image,
 )
+from embedding_learning.errors import DataError
 from embedding_learning.model.net import ImageNormalization
 
 SIDE = 24

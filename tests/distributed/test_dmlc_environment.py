@@ -7,7 +7,6 @@ import re
 
 import pytest
 
-from embedding_learning.cli.parser import UsageError
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.distributed import dmlc_environment
 from embedding_learning.distributed.dmlc_environment import (
@@ -16,6 +15,7 @@ from embedding_learning.distributed.dmlc_environment import (
     is_helper,
     read_environment,
 )
+from embedding_learning.errors import UsageError
 
 FIRST = {
     "DMLC_ROLE": "worker",

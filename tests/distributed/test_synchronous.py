@@ -21,17 +21,18 @@ from mxnet import nd
 from mxnet.gluon import nn
 from safetensors.numpy import load_file
 
-import train
 from embedding_learning import MarginNet
+from embedding_learning.cli import train
 from embedding_learning.data.batches import BalancedBatches, SequentialBatches
 from embedding_learning.data.build import Data
 from embedding_learning.distributed import heartbeat
 from embedding_learning.distributed.synchronous import ParameterServerJob
 from embedding_learning.distributed.worker_group import Job
+from embedding_learning.errors import TrainingError
 from embedding_learning.evaluation.metrics import recall_metrics
 from embedding_learning.model.net import ImageNormalization
+from embedding_learning.runtime.devices import find_devices
 from embedding_learning.training import build, learner_state, loop
-from embedding_learning.training.health import TrainingFault
 from embedding_learning.training.learner import Learner
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_networks import (
@@ -235,7 +236,7 @@ def exchange_arrays(job: Job) -> None:
     total = sum(array.asnumpy() for array in job.queue_total(arrays))
     np.testing.assert_array_equal(total, [203, 2030])
     job.check_equal("the same", [b"a", b"bc"])
-    with pytest.raises(TrainingFault, match=r"^the others of worker 1 differ from .* worker 0; "):
+    with pytest.raises(TrainingError, match=r"^the others of worker 1 differ from .* worker 0; "):
         job.check_equal("the others", [b"a", str(job.rank).encode()])
 
 
@@ -254,7 +255,7 @@ class Shifted:
 
 def twenty_steps(job: Job | None, opt, part: slice, worker: int = 0) -> list[np.ndarray]:
     """The parameters afterwards, beta's among them."""
-    devices = build.find_devices(opt)
+    devices = find_devices(opt)
     net = small_net(devices)
     for parameter in net.collect_params().values():
         # All have to begin with the first one's.

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-import train
+from embedding_learning.cli import train
 from embedding_learning.inference import embedding_model
 from embedding_learning.model.weights.params_file import read_description
 from embedding_learning.training import (

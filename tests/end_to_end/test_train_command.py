@@ -12,8 +12,7 @@ from pathlib import Path
 import mxnet as mx
 import pytest
 
-import train
-from embedding_learning.cli import evaluate
+from embedding_learning.cli import evaluate, train
 from embedding_learning.data import preprocessing
 from embedding_learning.data.datasets import cub200
 from embedding_learning.model.weights.params_file import read_description

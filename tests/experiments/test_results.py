@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_learning.cli.parser import UsageError
-from embedding_learning.data.datasets import DataError
+from embedding_learning.errors import DataError, UsageError
 from embedding_learning.experiments import results
 from embedding_learning.experiments.results import (
     HELD_OUT,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.experiments import results, tables
 from embedding_learning.experiments.results import (
     HELD_OUT,

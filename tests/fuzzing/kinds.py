@@ -25,9 +25,10 @@ import numpy as np
 from PIL import Image
 
 from embedding_learning.data import datasets
-from embedding_learning.data.datasets import DataError, cub200
+from embedding_learning.data.datasets import cub200
 from embedding_learning.data.pixel_cache import open_store
 from embedding_learning.data.preprocessing import find_faults, read_image
+from embedding_learning.errors import DataError
 from tests.fuzzing import crafted, samples
 from tests.helpers.paths import ROOT
 

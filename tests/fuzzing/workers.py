@@ -21,8 +21,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from embedding_learning.cli.parser import UsageError
-from embedding_learning.data.datasets import DataError
+from embedding_learning.errors import DataError, UsageError
 from tests.fuzzing.kinds import Kind
 from tests.fuzzing.mutations import changed, replace_file
 from tests.fuzzing.watch import Watch, take_stock

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.inference import embedding_file
 from embedding_learning.inference.embedding_file import (
     HEADER_BYTES,

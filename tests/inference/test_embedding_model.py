@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 import embedding_learning
-from embedding_learning.cli.parser import UsageError
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.data.batches import SequentialBatches
-from embedding_learning.data.datasets import DataError, cub200
+from embedding_learning.data.datasets import cub200
 from embedding_learning.data.preprocessing import read_image
+from embedding_learning.errors import DataError, UsageError
 from embedding_learning.inference import embedding_model
 from embedding_learning.inference.embedding_model import EmbeddingModel, load_model
 from embedding_learning.model.description import describe

@@ -16,8 +16,8 @@ import pytest
 from mxnet import gluon, nd
 from mxnet.gluon import nn
 
-from embedding_learning.cli.parser import UsageError
 from embedding_learning.data.preprocessing import read_image
+from embedding_learning.errors import UsageError
 from embedding_learning.inference.export import export_onnx, export_symbol
 from embedding_learning.model.net import ImageNormalization, MarginNet
 from tests.benchmarks.export_families import random_net, random_pixels

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.inference import resumable_output
 from embedding_learning.inference.resumable_output import Unfinished, check_output
 from tests.helpers.paths import ROOT

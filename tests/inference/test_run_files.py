@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.inference.run_files import find_network, find_run, prefix_of
 
 NAMES = ["birds", "birds.params", "birds.run", "birds.run/"]

@@ -17,7 +17,7 @@ import pytest
 from mxnet.gluon import Block, nn
 from mxnet.gluon.model_zoo import vision
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.model import backbones
 from embedding_learning.model.weights.catalog import ARCHITECTURES, GLUON_NAMES, TORCHVISION_NAMES
 

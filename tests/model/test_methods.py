@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from mxnet import nd
 
-from embedding_learning.cli.parser import UsageError
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.data.build import open_data, read_split
+from embedding_learning.errors import UsageError
 from embedding_learning.model.methods import LOSSES, SAMPLINGS
 from embedding_learning.training import build, loop
 from embedding_learning.training.learner import Learner

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.original import source
 from tests.helpers.paths import ROOT
 from tests.original.stand_in import change, write

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.plots import html_report
 from embedding_learning.plots.html_report import Picture
 

@@ -19,8 +19,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
 from embedding_learning import plots
-from embedding_learning.cli.parser import UsageError
-from embedding_learning.data.datasets import DataError
+from embedding_learning.errors import DataError, UsageError
 from embedding_learning.plots import (
     canvas,
     curves,

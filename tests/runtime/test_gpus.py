@@ -64,7 +64,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not shutil.which("gcc"):
         pytest.skip("gcc compiles the stand-in for NVIDIA's driver")
     library = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
-    source = ROOT / "tests" / "gpu_driver.c"
+    source = ROOT / "tests" / "helpers" / "gpu_driver.c"
     command = ["gcc", "-shared", "-fPIC", f"-Wl,-soname,{library.name}", str(source)]
     subprocess.run([*command, "-o", str(library)], check=True)
     return library.parent

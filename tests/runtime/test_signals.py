@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from embedding_learning.runtime.signals import Interrupted, interrupted_by_signals, stop_on_signals
+from embedding_learning.errors import Interrupted
+from embedding_learning.runtime.signals import interrupted_by_signals, stop_on_signals
 from tests.helpers.paths import ROOT
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]

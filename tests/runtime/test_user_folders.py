@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from embedding_learning.cli import train_flags
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.runtime import user_folders
 
 

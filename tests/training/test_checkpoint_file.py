@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.training import checkpoint_file
 from embedding_learning.training.checkpoint_file import FORMAT, DamagedError, RunFolder
 from tests.helpers.paths import ROOT

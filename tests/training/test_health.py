@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from embedding_learning.training.health import Monitor, TrainingFault
+from embedding_learning.errors import TrainingError
+from embedding_learning.training.health import Monitor
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def test_a_batch_that_is_not_finite_ends_the_run_with_its_number(
     monitor: Monitor, loss: float
 ) -> None:
     monitor.see_batch(3, 1, True, 0.5)
-    with pytest.raises(TrainingFault) as fault:
+    with pytest.raises(TrainingError) as fault:
         monitor.see_batch(3, 57, False, loss)
     assert str(fault.value) == (
         "epoch 3, batch 57: the loss or a gradient is not finite; most often --lr or --lr-beta is "
@@ -59,7 +60,7 @@ def test_the_twentieth_in_a_row_ends_the_run_all_the_same(
     for batch in range(183, 202):
         monitor.see_batch(0, batch, False, 0.0)
     assert len(caplog.messages) == 20
-    with pytest.raises(TrainingFault, match=r"epoch 1, batch 1: .*19 batches before.*--lr"):
+    with pytest.raises(TrainingError, match=r"epoch 1, batch 1: .*19 batches before.*--lr"):
         monitor.see_batch(1, 1, False, 0.0)
 
 

@@ -9,8 +9,9 @@ from mxnet import autograd, nd
 from mxnet.gluon import nn
 
 from embedding_learning import MarginLoss, MarginNet
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.model import backbones
+from embedding_learning.runtime.devices import find_devices
 from embedding_learning.training import build
 from embedding_learning.training.learner import Learner
 from tests.helpers.tiny_networks import (
@@ -92,7 +93,7 @@ def test_several_devices_sum_what_one_computes_share_by_share(monkeypatch, kvsto
     opt = options(
         f"--cpu-contexts={count}", "--batch-size=8", "--batch-k=2", f"--kvstore={kvstore}"
     )
-    devices = build.find_devices(opt)
+    devices = find_devices(opt)
     assert devices == [mx.cpu(number) for number in range(count)]
     net, beta = small_net(devices, norm=norm), build.build_beta(opt, 5, devices)
     trainers = build.build_trainers(opt, net, beta)
@@ -231,14 +232,14 @@ def test_missing_gpus_are_told_in_one_line():
     if mx.context.num_gpus():
         pytest.skip("this machine has a GPU")
     with pytest.raises(UsageError, match=r"--gpus 0,1: .*requirements-gpu.txt.*leave --gpus out"):
-        build.find_devices(options("--gpus=0,1"))
+        find_devices(options("--gpus=0,1"))
 
 
 @pytest.mark.gpu
 def test_gpus_are_found():
     if not mx.context.num_gpus():
         pytest.skip("needs an NVIDIA GPU")
-    assert build.find_devices(options("--gpus=0")) == [mx.gpu(0)]
+    assert find_devices(options("--gpus=0")) == [mx.gpu(0)]
 
 
 def test_a_crop_that_the_backbone_cannot_take_is_told_in_one_line():
@@ -266,7 +267,7 @@ def test_the_active_pairs_of_a_step_are_those_of_its_loss(count, beta_per):
     """Against the beta before the step's update, which moves it far; pair by pair."""
     opt = options(f"--cpu-contexts={count}", "--batch-size=8", "--batch-k=2", "--lr-beta=40",
                   f"--beta-per={beta_per}")  # fmt: skip
-    devices = build.find_devices(opt)
+    devices = find_devices(opt)
     terms = np.stack([0 * np.arange(5), 1 + np.arange(5)], axis=1)
     terms = terms if beta_per == "image" else each_class(5)
     learner = build.build(opt, terms, small_net(devices), devices)

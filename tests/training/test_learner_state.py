@@ -10,14 +10,14 @@ from mxnet import nd
 from mxnet.gluon import nn
 
 from embedding_learning import MarginNet
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import TrainingError, UsageError
+from embedding_learning.runtime.devices import find_devices
 from embedding_learning.training import (
     build,
     checkpoint_file,
     learner_state,
     loop,
 )
-from embedding_learning.training.health import TrainingFault
 from tests.helpers.tiny_networks import (
     batch_of,
     each_class,
@@ -49,7 +49,7 @@ def new_learner(*flags, count=1, seed=1):
     opt = options(
         f"--cpu-contexts={count}", "--total-batch-size=16", "--batch-k=2", "--lr=0.01", *flags
     )
-    devices = build.find_devices(opt)
+    devices = find_devices(opt)
     return build.build(opt, each_class(5), network(devices, seed), devices)
 
 
@@ -166,7 +166,7 @@ def test_a_learner_that_has_not_begun_is_restored(tmp_path, count, flags):
 def test_without_batch_norm_the_number_of_devices_is_told_all_the_same(tmp_path):
     """No array shows it before the first step."""
     opt = options("--cpu-contexts=4", "--batch-size=4", "--batch-k=2", "--lr-beta=0")
-    devices = build.find_devices(opt)
+    devices = find_devices(opt)
     learning = build.build(opt, each_class(5), small_net(devices), devices)
     state = through_a_file(learner_state.gather(learning), tmp_path)
     assert state[1]["devices"] == 4
@@ -262,12 +262,12 @@ def test_a_state_that_is_not_finite_is_not_gathered(value):
     for place in ("dense.weight", "base_net.1.running_var"):
         learning = begun()
         learning.net._collect_params_with_prefix()[place].data()[0] = value
-        with pytest.raises(TrainingFault, match=rf"network/{place} is not finite .*--lr"):
+        with pytest.raises(TrainingError, match=rf"network/{place} is not finite .*--lr"):
             learner_state.gather(learning)
     learning = begun()
     train(learning, 0, 1)
     learning.trainers[0]._updaters[0].states[0][1][:] = value
-    with pytest.raises(TrainingFault, match=r"optimizer/0/0/0\.1 is not finite"):
+    with pytest.raises(TrainingError, match=r"optimizer/0/0/0\.1 is not finite"):
         learner_state.gather(learning)
 
 

@@ -10,7 +10,9 @@ import sys
 import numpy as np
 import pytest
 
+from embedding_learning.data.build import log_split
 from embedding_learning.data.datasets import ImageSet, Split
+from embedding_learning.runtime.progress import progress_bar
 from embedding_learning.training import log_lines
 from tests.helpers.paths import ROOT
 
@@ -92,7 +94,7 @@ def image_set(labels: list[int], classes: int, boxed: bool = False) -> ImageSet:
 def test_what_trains_and_tests_is_told(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     train, test = (image_set(labels, 2, boxed=True) for labels in ([0, 0, 0, 1, 1], [0, 1, 0, 1]))
-    log_lines.log_split(Split("Birds", train, test))
+    log_split(Split("Birds", train, test))
     assert caplog.messages == ["Birds, cropped to boxes: 5 images of 2 classes train, 4 of 2 test."]
 
 
@@ -103,7 +105,7 @@ def test_a_gallery_is_told_and_classes_that_only_it_has_are_not_counted(
     train, query, gallery = (
         image_set(labels, 4) for labels in ([0, 1, 2, 3], [0, 2, 0], [0, 2, 3])
     )
-    log_lines.log_split(Split("Clothes", train, query, gallery))
+    log_split(Split("Clothes", train, query, gallery))
     assert caplog.messages == [
         "Clothes, whole images: 4 images of 4 classes train, 3 of 2 test against a gallery of 3."
     ]
@@ -111,13 +113,13 @@ def test_a_gallery_is_told_and_classes_that_only_it_has_are_not_counted(
 
 def test_what_the_recalls_cannot_show_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    log_lines.log_split(Split("Birds", image_set([0, 1], 2), image_set([0, 1, 1], 2)))
+    log_split(Split("Birds", image_set([0, 1], 2), image_set([0, 1, 1], 2)))
     (line,) = caplog.messages
     assert line.startswith("Birds: 1 of 3 test images have no partner")
 
 
 def test_progress_shows_nothing_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(log_lines.progress("abc", "Epoch 0")) == ["a", "b", "c"]
+    assert list(progress_bar("abc", "Epoch 0")) == ["a", "b", "c"]
     assert capsys.readouterr() == ("", "")
 
 
@@ -126,7 +128,7 @@ def test_progress_shows_a_bar_on_a_terminal_and_removes_it(
 ) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    bar = log_lines.progress(range(3), "Epoch 0")
+    bar = progress_bar(range(3), "Epoch 0")
     next(bar)
     assert "Epoch 0" in terminal.getvalue()
     assert "0/3" in terminal.getvalue()
@@ -141,5 +143,5 @@ def test_progress_counts_in_its_unit(
 ) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    assert list(log_lines.progress(range(3), "Decoding images", **settings)) == [0, 1, 2]
+    assert list(progress_bar(range(3), "Decoding images", **settings)) == [0, 1, 2]
     assert f"{unit}/s" in terminal.getvalue()

@@ -6,7 +6,9 @@ import pytest
 from mxnet import nd
 
 from embedding_learning.data.build import Data
+from embedding_learning.errors import TrainingError
 from embedding_learning.evaluation.metrics import recall_at_k
+from embedding_learning.runtime.devices import find_devices
 from embedding_learning.training import (
     build,
     learner,
@@ -14,7 +16,6 @@ from embedding_learning.training import (
     records,
 )
 from embedding_learning.training.checkpoint_file import RunFolder
-from embedding_learning.training.health import TrainingFault
 from embedding_learning.training.learner import Step
 from embedding_learning.training.resume import Progress
 from tests.helpers.tiny_networks import (
@@ -64,7 +65,7 @@ def test_the_logged_loss_is_the_sum_over_devices_and_batches(monkeypatch, tmp_pa
     monkeypatch.setattr(learner.Learner, "step", step)
     opt = options("--epochs=1", "--batch-num=5", "--log-interval=2", "--cpu-contexts=2",
                   "--batch-size=4", "--batch-k=2")  # fmt: skip
-    devices = build.find_devices(opt)
+    devices = find_devices(opt)
     batches = Recorded([batch_of(8)], 8)
     train(opt, small_net(devices), devices, batches)
     logged = [line for line in caplog.messages if "training loss" in line]
@@ -88,7 +89,7 @@ def test_the_distances_of_each_intervals_last_batch_are_recorded(monkeypatch, tm
         return steps[-1]
 
     monkeypatch.setattr(learner.Learner, "step", step)
-    contexts = build.find_devices(opt)
+    contexts = find_devices(opt)
     train(opt, small_net(contexts), contexts, Recorded([batch_of(8 * devices)], 8 * devices))
     found = [
         r for r in records.read(tmp_path / "margin_loss_model.run") if r["kind"] == "distances"
@@ -127,7 +128,7 @@ def test_a_diverged_network_is_told_when_it_is_evaluated():
     net = small_net([mx.cpu()])
     net.dense.weight.set_data(nd.full(net.dense.weight.shape, np.nan))
     data = Data(None, Recorded([batch_of(8)], 8), None, 4, "Birds", "")
-    with pytest.raises(TrainingFault, match=r"training diverged; .* --lr"):
+    with pytest.raises(TrainingError, match=r"training diverged; .* --lr"):
         recalls(net, [mx.cpu()], data)
 
 

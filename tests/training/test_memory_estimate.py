@@ -11,8 +11,8 @@ import mxnet as mx
 import pytest
 from mxnet.gluon import nn
 
+from embedding_learning.errors import TrainingError
 from embedding_learning.training import memory_estimate
-from embedding_learning.training.health import TrainingFault
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_networks import options
 
@@ -116,7 +116,7 @@ def fault(monkeypatch: pytest.MonkeyPatch, memory: int, *flags: str) -> str:
     sizes = {number: memory * (1 + (number != opt.gpus[-1])) for number in opt.gpus}
     monkeypatch.setattr(memory_estimate.gpus, "total_memory", sizes.__getitem__)
     error = mx.base.MXNetError("line 161\nMXNetError: cudaMalloc retry failed: out of memory")
-    with pytest.raises(TrainingFault) as raised, memory_estimate.memory_faults(opt):
+    with pytest.raises(TrainingError) as raised, memory_estimate.memory_faults(opt):
         raise error
     assert raised.value.__cause__ is error
     return str(raised.value)

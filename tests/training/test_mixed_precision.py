@@ -17,14 +17,15 @@ import pytest
 from mxnet import nd
 from mxnet.gluon import nn
 
-import train
 from embedding_learning import MarginNet, load_model
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.cli import train
 from embedding_learning.distributed.synchronous import GradientSum
 from embedding_learning.distributed.worker_group import Job
+from embedding_learning.errors import TrainingError, UsageError
 from embedding_learning.evaluation.metrics import recall_at_k
 from embedding_learning.model.net import ImageNormalization
 from embedding_learning.model.weights.params_file import read_parameters, save_parameters
+from embedding_learning.runtime.devices import find_devices
 from embedding_learning.training import (
     build,
     learner,
@@ -34,7 +35,6 @@ from embedding_learning.training import (
     mixed_precision,
     resume,
 )
-from embedding_learning.training.health import TrainingFault
 from embedding_learning.training.learner import Learner
 from embedding_learning.training.mixed_precision import LossScale
 from tests.end_to_end.test_interrupted_runs import (
@@ -85,7 +85,7 @@ def new_learner(*flags: str, dtype: str = "float16", count: int = 1, seed: int =
     """In float32 too its weights begin as float16 can hold them."""
     own = f"--cpu-contexts={count}", f"--total-batch-size={8 * count}", "--batch-k=2", "--lr=0.01"
     opt = options(*own, f"--dtype={dtype}", *flags)
-    devices = build.find_devices(opt)
+    devices = find_devices(opt)
     net = network(devices, seed)
     net.cast("float16")
     net.cast(dtype)
@@ -315,7 +315,7 @@ def test_gpus_compute_in_float16(model: str) -> None:
         flags = f"--model={model}", "--crop-size=64", "--gpus=0", f"--dtype={dtype}"
         opt = options(*flags, "--batch-size=8", "--batch-k=2")
         build.check_names(opt)
-        devices = build.find_devices(opt)
+        devices = find_devices(opt)
         mx.random.seed(1)
         learning = build.build(opt, each_class(5), build.build_network(opt, devices), devices)
         before = values_of(learning)["dense.weight on 0"]
@@ -605,7 +605,7 @@ def test_weights_beyond_float16_are_not_gathered(float16_works: None) -> None:
     learning = new_learner("--optimizer=sgd", "--lr=1e9")
     learning.loss_scale.value = 64.0
     step_of(learning, 0)
-    with pytest.raises(TrainingFault, match=r"^network/\S+ is not finite any more"):
+    with pytest.raises(TrainingError, match=r"^network/\S+ is not finite any more"):
         learner_state.gather(learning)
 
 

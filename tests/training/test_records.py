@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_learning.data.datasets import DataError
+from embedding_learning.errors import DataError
 from embedding_learning.training import records
 from embedding_learning.training.checkpoint_file import RECORDS
 from embedding_learning.training.records import Recorder

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding_learning.cli.parser import UsageError
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.data import build
+from embedding_learning.errors import UsageError
 from embedding_learning.training import resume
 from embedding_learning.training.checkpoint_file import FORMAT, Checkpoint
 from embedding_learning.training.resume import Progress

@@ -9,8 +9,8 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from embedding_learning.cli.parser import UsageError
 from embedding_learning.cli.train_flags import parse
+from embedding_learning.errors import UsageError
 from embedding_learning.model.weights import model_zoo
 from embedding_learning.training import build, learner, schedule
 from tests.helpers.saved_models import save_model

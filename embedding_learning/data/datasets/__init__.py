@@ -6,12 +6,14 @@ A file per data set; no pixels, no MXNet.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from embedding_learning.data.datasets import glyphs, registry
 from embedding_learning.data.datasets.registry import NAMES
 from embedding_learning.data.datasets.splits import by_class_order, every_class, hold_out
-from embedding_learning.data.image_set import DataError, ImageSet, Split
+from embedding_learning.data.image_set import ImageSet, Split
+from embedding_learning.errors import DataError
 
 __all__ = ["NAMES", "TESTS", "DataError", "ImageSet", "Split", "hold_out", "load"]
 
@@ -65,6 +67,8 @@ def load(
             path = Path(data_path)
             layout = registry.of_name(name) if name else registry.recognize(path)
         found = layout.read(path, use_boxes)
+        if isinstance(found, Split):
+            found = replace(found, recall_at=layout.recall_at)
     except OSError as error:
         # Readers name a list that is missing; this is a folder closed to us, or an impossible name.
         raise DataError(

@@ -23,7 +23,8 @@ from embedding_learning.data.datasets.text_files import (
     check_plain,
     to_box,
 )
-from embedding_learning.data.image_set import DataError, ImageSet
+from embedding_learning.data.image_set import ImageSet
+from embedding_learning.errors import DataError
 
 ANNOTATIONS = "cars_annos.mat"
 _FIELDS = ("relative_im_path", "class", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")

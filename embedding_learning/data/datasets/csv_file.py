@@ -15,7 +15,8 @@ from pathlib import Path
 
 from embedding_learning.data.datasets.splits import PARTS, Entry, by_lists
 from embedding_learning.data.datasets.text_files import check_plain, to_box
-from embedding_learning.data.image_set import DataError, Split
+from embedding_learning.data.image_set import Split
+from embedding_learning.errors import DataError
 
 COLUMNS = ("path", "label", "split")
 BOX_COLUMNS = ("x", "y", "width", "height")

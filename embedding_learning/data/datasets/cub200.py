@@ -20,7 +20,8 @@ from embedding_learning.data.datasets.text_files import (
     to_box,
     to_class,
 )
-from embedding_learning.data.image_set import DataError, ImageSet
+from embedding_learning.data.image_set import ImageSet
+from embedding_learning.errors import DataError
 
 IMAGES, LABELS, BOXES = "images.txt", "image_class_labels.txt", "bounding_boxes.txt"
 _LAYOUT = (

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embedding_learning.data.image_set import DataError
+from embedding_learning.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

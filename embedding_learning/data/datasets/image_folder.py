@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from embedding_learning.data.datasets.text_files import check_folder
-from embedding_learning.data.image_set import DataError, ImageSet
+from embedding_learning.data.image_set import ImageSet
+from embedding_learning.errors import DataError
 
 # In any case, such as .JPG.
 EXTENSIONS = (

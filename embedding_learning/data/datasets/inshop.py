@@ -16,7 +16,8 @@ from pathlib import Path
 
 from embedding_learning.data.datasets.splits import Entry, by_lists
 from embedding_learning.data.datasets.text_files import check_folder, read_table, to_box
-from embedding_learning.data.image_set import DataError, Split
+from embedding_learning.data.image_set import Split
+from embedding_learning.errors import DataError
 
 NAME = "In-Shop Clothes Retrieval"
 PARTITION, BOXES = "list_eval_partition.txt", "list_bbox_inshop.txt"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from embedding_learning.config import COMMON_RECALL_RANKS
 from embedding_learning.data.datasets import (
     cars196,
     csv_file,
@@ -18,7 +19,8 @@ from embedding_learning.data.datasets import (
     train_val,
 )
 from embedding_learning.data.datasets.text_files import check_folder
-from embedding_learning.data.image_set import DataError, ImageSet, Split
+from embedding_learning.data.image_set import ImageSet, Split
+from embedding_learning.errors import DataError
 
 
 class Layout(NamedTuple):
@@ -33,6 +35,7 @@ class Layout(NamedTuple):
     traces: tuple[str, ...]
     read: Callable[[Path, bool], ImageSet | Split]
     title: str | None = None  # where the reader does not know it; else the folder's name
+    recall_at: tuple[int, ...] = COMMON_RECALL_RANKS  # the ranks that papers report
 
 
 CSV = Layout("csv", (), csv_file.read)
@@ -41,8 +44,18 @@ GLYPHS = Layout(glyphs.NAME, (), cub200.read, glyphs.NAME)
 LAYOUTS = (
     Layout("cub200", (cub200.IMAGES, cub200.LABELS, cub200.BOXES), cub200.read, "CUB-200-2011"),
     Layout("cars196", (cars196.ANNOTATIONS,), cars196.read, "Cars196"),
-    Layout("sop", (sop.TRAIN, sop.TEST), lambda folder, _: sop.read(folder)),
-    Layout("inshop", (inshop.PARTITION, f"Eval/{inshop.PARTITION}"), inshop.read),
+    Layout(
+        "sop",
+        (sop.TRAIN, sop.TEST),
+        lambda folder, _: sop.read(folder),
+        recall_at=(1, 10, 100, 1000),
+    ),
+    Layout(
+        "inshop",
+        (inshop.PARTITION, f"Eval/{inshop.PARTITION}"),
+        inshop.read,
+        recall_at=(1, 10, 20, 30, 40, 50),
+    ),
     Layout("train-val", ("train/+val/", "train/+test/"), lambda folder, _: train_val.read(folder)),
     FOLDERS,
     CSV,

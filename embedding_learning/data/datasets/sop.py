@@ -12,7 +12,8 @@ from pathlib import Path
 
 from embedding_learning.data.datasets.splits import Entry, by_lists
 from embedding_learning.data.datasets.text_files import check_folder, read_table, to_class
-from embedding_learning.data.image_set import DataError, Split
+from embedding_learning.data.image_set import Split
+from embedding_learning.errors import DataError
 
 NAME = "Stanford Online Products"
 TRAIN, TEST = "Ebay_train.txt", "Ebay_test.txt"

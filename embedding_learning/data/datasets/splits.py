@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from embedding_learning.data.datasets.text_files import check_each_once
-from embedding_learning.data.image_set import DataError, ImageSet, Split
+from embedding_learning.data.image_set import ImageSet, Split
+from embedding_learning.errors import DataError
 
 PARTS = ("train", "test", "query", "gallery")
 
@@ -83,6 +84,7 @@ def hold_out(split: Split, share: float) -> Split:
         split.train.of_classes(0, trained),
         split.train.of_classes(trained, classes),
         is_held_out=True,
+        recall_at=split.recall_at,
     )
 
 

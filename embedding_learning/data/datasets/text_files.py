@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from embedding_learning.data.image_set import DataError
+from embedding_learning.errors import DataError
 
 # Far above any list and any photograph; below what would fill the memory.
 _MOST_BYTES = 2**29

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from embedding_learning.data.datasets import image_folder
 from embedding_learning.data.datasets.text_files import check_folder
-from embedding_learning.data.image_set import DataError, Split
+from embedding_learning.data.image_set import Split
+from embedding_learning.errors import DataError
 
 TRAIN, TESTS = "train", ("val", "test")
 

@@ -13,7 +13,8 @@ from embedding_learning.data.datasets.image_folder import (
     warn_of_passed_over,
 )
 from embedding_learning.data.datasets.text_files import read_lines
-from embedding_learning.data.image_set import DataError, ImageSet, number_classes
+from embedding_learning.data.image_set import ImageSet, number_classes
+from embedding_learning.errors import DataError
 
 # The name of the class of an image whose class is not known.
 UNLABELLED = ""

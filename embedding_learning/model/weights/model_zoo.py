@@ -12,7 +12,7 @@ from typing import BinaryIO
 import requests
 from mxnet.gluon.utils import check_sha1
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.model.weights.catalog import ARCHITECTURES, torchvision_file
 from embedding_learning.runtime.atomic_files import replaced_whole
 from embedding_learning.runtime.user_folders import zoo_folder

@@ -33,7 +33,7 @@ from typing import Any, BinaryIO, NamedTuple
 import mxnet as mx
 import numpy as np
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.runtime.atomic_files import replaced_whole
 
 _START = struct.pack("<QQ", 0x112, 0)

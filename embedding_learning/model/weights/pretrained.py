@@ -20,7 +20,7 @@ import mxnet as mx
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.model.weights.catalog import DEVIATION, MEAN
 from embedding_learning.model.weights.params_file import open_file, read_parameters, set_parameters
 from embedding_learning.model.weights.torch_file import (

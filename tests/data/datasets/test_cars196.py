@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from embedding_learning.data.datasets import DataError, cars196, load
+from embedding_learning.data.datasets import cars196, load
+from embedding_learning.errors import DataError
 
 FIELDS = ("relative_im_path", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "test")
 # In no order; nobody drives the third class.

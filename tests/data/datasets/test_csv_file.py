@@ -7,12 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_learning.data.datasets import (
-    DataError,
-    Split,
-    csv_file,
-    load,
-)
+from embedding_learning.data.datasets import Split, csv_file, load
+from embedding_learning.errors import DataError
 
 
 def read(folder: Path, text: str | bytes, use_boxes: bool = True) -> Split:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_learning.data.datasets import DataError, cub200, text_files
+from embedding_learning.data.datasets import cub200, text_files
+from embedding_learning.errors import DataError
 
 # Three classes whose numbers have gaps and are not in order, names with spaces, fractional boxes.
 FILES = {

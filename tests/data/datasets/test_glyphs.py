@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedding_learning.data.datasets import DataError, glyphs
+from embedding_learning.data.datasets import glyphs
+from embedding_learning.errors import DataError
 from tests.helpers.paths import ROOT
 
 # The SHA-256 of the pixels of `whole`.

@@ -8,12 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_learning.data.datasets import (
-    DataError,
-    image_folder,
-    load,
-    train_val,
-)
+from embedding_learning.data.datasets import image_folder, load, train_val
+from embedding_learning.errors import DataError
 
 
 def touch(folder: Path, *names: str) -> Path:

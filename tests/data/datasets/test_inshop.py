@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from embedding_learning.data.datasets import DataError, inshop, load
+from embedding_learning.data.datasets import inshop, load
+from embedding_learning.errors import DataError
 
 HEADER = "image_name item_id evaluation_status"
 BOX_HEADER = "image_name clothes_type pose_type x_1 y_1 x_2 y_2"

@@ -12,16 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_learning.data.datasets import (
-    NAMES,
-    DataError,
-    ImageSet,
-    Split,
-    cub200,
-    glyphs,
-    hold_out,
-    load,
-)
+from embedding_learning.data.datasets import NAMES, ImageSet, Split, cub200, glyphs, hold_out, load
+from embedding_learning.errors import DataError
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_learning.data.datasets import DataError, load, sop
+from embedding_learning.data.datasets import load, sop
+from embedding_learning.errors import DataError
 
 HEADER = "image_id class_id super_class_id path"
 TRAIN = [

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_learning.data.datasets import DataError, unlabeled
+from embedding_learning.data.datasets import unlabeled
+from embedding_learning.errors import DataError
 
 
 def touch(folder: Path, *names: str) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from mxnet.gluon.model_zoo import model_store, vision
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.model import backbones
 from embedding_learning.model.weights import model_zoo
 from embedding_learning.model.weights.catalog import ARCHITECTURES

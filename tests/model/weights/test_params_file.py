@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from mxnet.gluon import Block, nn
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.model.net import MarginNet
 from embedding_learning.model.weights import params_file
 from embedding_learning.model.weights.params_file import (

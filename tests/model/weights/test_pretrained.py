@@ -17,7 +17,7 @@ import pytest
 from mxnet.gluon import nn
 from safetensors.numpy import save_file
 
-from embedding_learning.cli.parser import UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.model import backbones
 from embedding_learning.model.weights.catalog import DEVIATION, MEAN
 from embedding_learning.model.weights.pretrained import (

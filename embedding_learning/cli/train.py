@@ -1,0 +1,41 @@
+"""The command that trains: `train.py`, or `python -m embedding_learning train`."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+from embedding_learning.cli.exit_codes import exit_status
+from embedding_learning.cli.train_flags import parse, unused_earlier_flags
+from embedding_learning.distributed import dmlc_environment, heartbeat
+from embedding_learning.runtime.progress import log_to_terminal
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Trains as the flags say, by default those of the command line; returns the exit status."""
+    flags = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        status = exit_status("train.py", lambda: _train(flags))
+    except Exception:
+        # Left to Python, the process would wait for the others of its job, and they for it.
+        traceback.print_exc()
+        status = 1
+    heartbeat.leave(status)
+    return status
+
+
+def _train(flags: list[str]) -> int:
+    options = parse(flags)
+    member = heartbeat.join("train.py")
+    if dmlc_environment.is_helper():
+        with dmlc_environment.hidden_role():
+            from embedding_learning.distributed import server
+        server.serve()
+    assert not isinstance(member, heartbeat.Roll)  # that is the scheduler, which served above
+    # Only now, since MXNet takes seconds to import and --help needs none of it.
+    from embedding_learning.training import run
+
+    with log_to_terminal():
+        run.run(options, flags, member, unused_earlier_flags(flags, options))
+    return 0

@@ -1,0 +1,28 @@
+"""Progress bars, and log lines that do not break them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+T = TypeVar("T")
+
+
+def progress_bar(items: Iterable[T], description: str, unit: str = "batch") -> Iterator[T]:
+    """The items, with a bar if the error output is a terminal and this process is to speak."""
+    hidden = not sys.stderr.isatty() or not logging.getLogger().isEnabledFor(logging.WARNING)
+    yield from tqdm(items, description, leave=False, disable=hidden, unit=unit)
+
+
+@contextmanager
+def log_to_terminal() -> Iterator[None]:
+    """Log lines go to the error output, above a progress bar where one is shown."""
+    logging.basicConfig(level=logging.INFO)
+    with logging_redirect_tqdm():
+        yield
