@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from embedding_learning import mxnet_runtime
 from embedding_learning.datasets import DataError
 from embedding_learning.entry import exit_status
 from embedding_learning.flags import UsageError
@@ -37,7 +38,8 @@ def test_what_ends_well_has_its_own_status(capsys: pytest.CaptureFixture[str]) -
         (
             ModuleNotFoundError("No module named 'mxnet'", name="mxnet"),
             2,
-            "prog: error: The Python package mxnet is missing: run pip install -r requirements.txt",
+            "prog: error: The Python package mxnet is missing: run "
+            + mxnet_runtime.how_to_install("requirements.txt"),
         ),
         (TrainingFault("the disk is full"), 3, "prog: stopped: the disk is full"),
         (Interrupted(signal.SIGINT), 130, "prog: interrupted"),
