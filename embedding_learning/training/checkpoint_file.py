@@ -90,10 +90,12 @@ def read(path: Path) -> Checkpoint:
             text = metadata.get("state", "")
             _check_sizes(names, text)
             arrays = {name: file.get_tensor(name) for name in names}
-    # An AttributeError is a type of numbers that numpy lacks.
+        digest = _digest(arrays, text)
+    # An AttributeError is a type of numbers that numpy lacks; if a package has added it, such as
+    # ml_dtypes, the digest cannot be computed.
     except (SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError("it is cut off, damaged or no checkpoint") from error
-    if metadata.get("sha256") != _digest(arrays, text):
+    if metadata.get("sha256") != digest:
         raise DamagedError("its checksum does not fit its content")
     try:
         state = json.loads(text)

@@ -10,6 +10,7 @@ import pytest
 
 from embedding_learning.cli.exit_codes import exit_status
 from embedding_learning.errors import DataError, Interrupted, TrainingError, UsageError
+from embedding_learning.runtime import mxnet_compat
 
 
 def status_of(error: BaseException | None) -> int:
@@ -34,7 +35,8 @@ def test_what_ends_well_has_its_own_status(capsys: pytest.CaptureFixture[str]) -
         (
             ModuleNotFoundError("No module named 'mxnet'", name="mxnet"),
             2,
-            "prog: error: The Python package mxnet is missing: run pip install -r requirements.txt",
+            "prog: error: The Python package mxnet is missing: run "
+            + mxnet_compat.how_to_install("requirements.txt"),
         ),
         (TrainingError("the disk is full"), 3, "prog: stopped: the disk is full"),
         (Interrupted(signal.SIGINT), 130, "prog: interrupted"),

@@ -113,7 +113,8 @@ def pairs_of(parser: argparse.ArgumentParser) -> list[str]:
 
 
 TRAIN = pairs_of(train_flags._parser())
-COMMANDS = [(verb, pair) for verb in VERBS for pair in pairs_of(parser_of(verb))]
+# The flags of `train` are those above.
+COMMANDS = [(v, pair) for v in VERBS if v != "train" for pair in pairs_of(parser_of(v))]
 
 
 def accepted_by_train() -> list[str]:

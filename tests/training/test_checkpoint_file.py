@@ -201,6 +201,14 @@ def test_a_header_with_absurd_numbers_is_damaged(tmp_path: Path, content: bytes)
         checkpoint_file.read(tmp_path / "c")
 
 
+def test_numbers_of_a_type_that_another_package_has_added_are_damaged(tmp_path: Path) -> None:
+    pytest.importorskip("ml_dtypes", reason="onnx brings it from Python 3.14 on")
+    header = b'{"a": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}'
+    (tmp_path / "c").write_bytes(len(header).to_bytes(8, "little") + header + b"12")
+    with pytest.raises(DamagedError):
+        checkpoints.read(tmp_path / "c")
+
+
 def test_a_huge_file_of_nothing_is_damaged(tmp_path: Path) -> None:
     with open(tmp_path / "c", "wb") as file:
         file.truncate(2**36)

@@ -20,13 +20,18 @@ _WIDTH_AND_HEIGHT, _CORNERS = "x, y, width and height", "x_1, y_1, x_2 and y_2"
 
 
 def check_folder(folder: Path) -> None:
-    """Raises DataError if there is no such folder."""
-    if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "no such folder"
-        raise DataError(
-            f"{folder}: {what}; run ./get_cub200_data.sh, or name the folder of the images, "
-            "or a .csv file, with --data-path (--data-path=glyphs needs no download)"
-        )
+    """Raises DataError if there is no such folder, OSError if it cannot be looked at."""
+    try:
+        # From Python 3.14 on, is_dir() says False to every OSError.
+        if stat.S_ISDIR(folder.stat().st_mode):
+            return
+        what = "is not a folder"
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte
+        what = "no such folder"
+    raise DataError(
+        f"{folder}: {what}; run ./get_cub200_data.sh, or name the folder of the images, "
+        "or a .csv file, with --data-path (--data-path=glyphs needs no download)"
+    )
 
 
 def check_plain(file: str | Path) -> None:

@@ -293,10 +293,10 @@ def test_a_path_that_cannot_be_looked_at_is_told_in_one_line(tmp_path: Path) -> 
 def test_a_folder_closed_to_us_is_told_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def closed(path: Path) -> bool:
+    def closed(path: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "is_dir", closed)
+    monkeypatch.setattr(Path, "stat", closed)
     with pytest.raises(DataError, match=r"birds: cannot be read: Permission denied"):
         load(str(tmp_path / "birds"), str(tmp_path))
 
