@@ -45,8 +45,9 @@ export CHECK_PYTHON
 demo: $(WORKS)
 	.venv/bin/python train.py --data-path=glyphs $(DEMO_FLAGS)
 
+# Each process computes with one thread; more would only wait for each other.
 test: $(WORKS) $(TOOLS)
-	.venv/bin/python -m pytest -q
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto --maxprocesses 8
 
 lint: $(TOOLS)
 	.venv/bin/python -m ruff check

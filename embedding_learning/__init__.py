@@ -22,6 +22,8 @@ mxnet_compat.install()
 # file of some KB could take 3 GB in each thread that decodes.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**27))
 
+__version__ = "0.2.0"
+
 # Imported when first used: MXNet takes seconds to import, and --help needs none of it.
 _HOME_OF = {
     "ContrastiveLoss": "model.losses",

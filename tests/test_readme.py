@@ -70,7 +70,7 @@ def test_the_methods_in_the_readme_do_what_they_say(monkeypatch: pytest.MonkeyPa
     for table in ("LOSSES", "SAMPLINGS"):
         monkeypatch.setattr(methods, table, dict(getattr(methods, table)))
     modules = {"losses.py": losses, "sampling.py": sampling, "methods.py": methods}
-    assert [file for file, _ in PASTED] == [f"embedding_learning/{name}" for name in modules]
+    assert [file for file, _ in PASTED] == [f"embedding_learning/model/{name}" for name in modules]
     for (_, code), module in zip(PASTED, modules.values()):
         made = dict(vars(module))
         exec(compile(code, "README.md", "exec"), made)

@@ -9,19 +9,9 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-from embedding_learning.errors import UsageError
+from embedding_learning.errors import DataError, Interrupted, TrainingError, UsageError
 from embedding_learning.runtime import mxnet_compat
-
-try:
-    from embedding_learning.errors import DataError, Interrupted, TrainingError
-    from embedding_learning.runtime.signals import interrupted_by_signals
-except ImportError as error:
-    # Without numpy, exit_status cannot even be defined.
-    explanation = mxnet_compat.explain_import_error(error)
-    if explanation is None:
-        raise
-    print(f"error: {explanation}", file=sys.stderr)
-    sys.exit(2)
+from embedding_learning.runtime.signals import interrupted_by_signals
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

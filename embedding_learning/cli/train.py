@@ -7,9 +7,7 @@ import traceback
 from collections.abc import Sequence
 
 from embedding_learning.cli.exit_codes import exit_status
-from embedding_learning.cli.train_flags import parse, unused_earlier_flags
 from embedding_learning.distributed import dmlc_environment, heartbeat
-from embedding_learning.runtime.progress import log_to_terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,6 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(flags: list[str]) -> int:
+    # Within `exit_status`, which explains a package that is missing.
+    from embedding_learning.cli.train_flags import parse, unused_earlier_flags
+    from embedding_learning.runtime.progress import log_to_terminal
+
     options = parse(flags)
     member = heartbeat.join("train.py")
     if dmlc_environment.is_helper():

@@ -16,7 +16,7 @@ from embedding_learning.config import device_count
 from embedding_learning.data import datasets
 from embedding_learning.data.batches import BalancedBatches, SequentialBatches
 from embedding_learning.data.datasets import ImageSet, Split
-from embedding_learning.data.datasets.splits import unmeasurable
+from embedding_learning.data.datasets.splits import log_split
 from embedding_learning.data.pixel_cache import open_store
 from embedding_learning.data.preprocessing import (
     Decoder,
@@ -272,18 +272,3 @@ class _Rows:
 
     def __getitem__(self, row: int) -> np.ndarray:
         return self._pixels[self._rows[row]]
-
-
-def log_split(split: Split) -> None:
-    """What the recalls of the run are about, and warnings of what they cannot show."""
-    logging.info(
-        "%s: %d images of %d classes train, %d of %d test%s.",
-        split.title,
-        len(split.train),
-        len(split.train.class_names),
-        len(split.test),
-        len(np.unique(split.test.labels)),
-        f" against a gallery of {len(split.gallery)}" if split.gallery else "",
-    )
-    for line in unmeasurable(split):
-        logging.warning(line)

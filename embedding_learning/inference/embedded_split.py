@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from embedding_learning.data import datasets
-from embedding_learning.data.build import log_split
 from embedding_learning.data.datasets import ImageSet, Split
+from embedding_learning.data.datasets.splits import log_split
 from embedding_learning.data.preprocessing import (
     ORIGINAL,
     Decoder,

@@ -129,7 +129,7 @@ def _run(options: Namespace, program: str, settings: Path) -> Run:
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
     }
-    with processes.process("freely", settings, **pipes) as process:
+    with processes.process("whole_run", settings, **pipes) as process:
         assert process.stdout and process.stderr
         for line in process.stderr:
             lines.append(line)

@@ -187,7 +187,7 @@ def compare(options: Namespace, path: Path, steps: int, with_control: bool) -> I
                 "stdout": subprocess.PIPE,
                 "stderr": errors,
             }
-            process = processes.process("stepwise", settings, environment, **pipes)
+            process = processes.process("step_server", settings, environment, **pipes)
             return _Original(name, own, stack.enter_context(process))
 
         original = start("the original", {})

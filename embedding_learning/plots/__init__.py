@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from embedding_learning.plots.canvas import Thumbnail, check_path
 from embedding_learning.plots.comparison import spreads
-from embedding_learning.plots.curves import curves
-from embedding_learning.plots.distances import distances
-from embedding_learning.plots.gallery import gallery, search_results
+from embedding_learning.plots.distance_histograms import distances
 from embedding_learning.plots.queries import average_precision, choose_queries
+from embedding_learning.plots.query_gallery import gallery, search_results
+from embedding_learning.plots.run_curves import curves
 from embedding_learning.plots.tsne import tsne_photographs, tsne_points
 
 __all__ = [

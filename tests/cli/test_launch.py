@@ -176,8 +176,8 @@ def asked(tmp_path, monkeypatch):
         asked.append(message)
         return len(asked) > 1
 
-    monkeypatch.setattr(launcher.roll_call, "ask_to_stop", ask)
-    monkeypatch.setattr(launcher.roll_call, "give_up", ask)
+    monkeypatch.setattr(launcher.heartbeat, "ask_to_stop", ask)
+    monkeypatch.setattr(launcher.heartbeat, "give_up", ask)
     return asked
 
 

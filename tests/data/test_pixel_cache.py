@@ -216,7 +216,7 @@ def test_bad_images_can_be_skipped_and_are_remembered_until_they_change(
 BUILD = """
 import sys, time
 from pathlib import Path
-from embedding_learning import image_store
+from embedding_learning.data import pixel_cache
 from embedding_learning.data.datasets import cub200
 from embedding_learning.data.preprocessing import Decoder
 
@@ -225,9 +225,9 @@ class Slow(Decoder):
         time.sleep(0.01)
         return super().__getitem__(row)
 
-image_store.Decoder, image_store._IMAGES_PER_SYNC = Slow, 3
+pixel_cache.Decoder, pixel_cache._IMAGES_PER_SYNC = Slow, 3
 print("ready", flush=True)
-image_store.open_store(cub200.read(Path(sys.argv[1]), True), 24, Path(sys.argv[2]), 2)
+pixel_cache.open_store(cub200.read(Path(sys.argv[1]), True), 24, Path(sys.argv[2]), 2)
 """
 
 

@@ -24,16 +24,16 @@ from tests.helpers.paths import ROOT
 # Joins the roll as train.py does, then follows the lines of its input. The times are in seconds.
 SCRIPT = """
 import sys, time
-from embedding_learning import roll_call
+from embedding_learning.distributed import heartbeat
 from embedding_learning.cli.exit_codes import exit_status
 
-roll_call._BEAT, roll_call._SILENCE, roll_call._GATHERING, roll_call._GRACE = map(
+heartbeat._BEAT, heartbeat._SILENCE, heartbeat._GATHERING, heartbeat._GRACE = map(
     float, sys.argv[1:]
 )
-roll_call._LATE = 2.0
+heartbeat._LATE = 2.0
 
 def follow():
-    member = roll_call.join("train.py")
+    member = heartbeat.join("train.py")
     print("joined", flush=True)
     for line in sys.stdin:
         command, number = line.split()
@@ -50,7 +50,7 @@ def follow():
     return 0
 
 status = exit_status("train.py", follow)
-roll_call.leave(status)
+heartbeat.leave(status)
 sys.exit(status)
 """
 BEAT, SILENCE, GATHERING, GRACE = 0.1, 1.0, 20.0, 0.5

@@ -347,8 +347,8 @@ def test_an_output_that_cannot_be_is_told_before_anything_is_written(
 def test_a_kill_of_the_process_is_gone_on_from(tmp_path: Path) -> None:
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[2])\n"
-        "from tests import test_unfinished as t\n"
-        "t.unfinished._SECONDS_BETWEEN_SAVES = -1\n"
+        "from tests.inference import test_resumable_output as t\n"
+        "t.resumable_output._SECONDS_BETWEEN_SAVES = -1\n"
         "kill = lambda row: os.kill(os.getpid(), 9) if row == 12 else None\n"
         "t.embed(t.Path(sys.argv[1]), kill)\n"
     )

@@ -165,7 +165,7 @@ def test_without_onednn_nothing_is_fused():
     """In a process of its own: MXNet would crash."""
     code = (
         "import embedding_learning\n"
-        "from tests import test_fused_graph as t\n"
+        "from tests.model import test_cpu_fusion as t\n"
         "assert not t.train_a_step(t.plain_backbone())"
     )
     result = subprocess.run(

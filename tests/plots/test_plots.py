@@ -20,13 +20,10 @@ from matplotlib import font_manager
 
 from embedding_learning import plots
 from embedding_learning.errors import DataError, UsageError
-from embedding_learning.plots import (
-    canvas,
-    curves,
-    distances,
-    gallery,
-    tsne,
-)
+from embedding_learning.plots import canvas, tsne
+from embedding_learning.plots import distance_histograms as distances
+from embedding_learning.plots import query_gallery as gallery
+from embedding_learning.plots import run_curves as curves
 
 NASTY = ["a" * 4000, "日本語 🐦", "$\\frac{$", "--><b>&", "line\nbreak", "\ud800", "", "\x00"]
 

@@ -104,7 +104,7 @@ def ask(libraries: Path, numbers: str, what: str = "'fine'", **variables: str) -
     """What is wrong with these GPUs, or else the value of an expression."""
     code = f"""
 import os, sys
-from embedding_learning import gpus
+from embedding_learning.runtime import gpus
 from embedding_learning.cli.parser import UsageError
 try:
     gpus.check([{numbers}])

@@ -206,7 +206,7 @@ def test_numbers_of_a_type_that_another_package_has_added_are_damaged(tmp_path: 
     header = b'{"a": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}'
     (tmp_path / "c").write_bytes(len(header).to_bytes(8, "little") + header + b"12")
     with pytest.raises(DamagedError):
-        checkpoints.read(tmp_path / "c")
+        checkpoint_file.read(tmp_path / "c")
 
 
 def test_a_huge_file_of_nothing_is_damaged(tmp_path: Path) -> None:

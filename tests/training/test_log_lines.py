@@ -10,19 +10,19 @@ import sys
 import numpy as np
 import pytest
 
-from embedding_learning.data.build import log_split
 from embedding_learning.data.datasets import ImageSet, Split
+from embedding_learning.data.datasets.splits import log_split
 from embedding_learning.runtime.progress import progress_bar
 from embedding_learning.training import log_lines
 from tests.helpers.paths import ROOT
 
 LOG = """
-reporting.log_learning_rates(3, [0.0001, 0.1])
-reporting.log_learning_rates(4, [0.00005])
-reporting.log_interval_loss(3, 20, 7.25)
-reporting.log_epoch_loss(3, 70.125, 12.3456789)
-reporting.log_metrics(3, {"recall@1": 0.5, "recall@16": 2 / 3})
-reporting.log_saving("runs/margin_loss_model")
+log_lines.log_learning_rates(3, [0.0001, 0.1])
+log_lines.log_learning_rates(4, [0.00005])
+log_lines.log_interval_loss(3, 20, 7.25)
+log_lines.log_epoch_loss(3, 70.125, 12.3456789)
+log_lines.log_metrics(3, {"recall@1": 0.5, "recall@16": 2 / 3})
+log_lines.log_saving("runs/margin_loss_model")
 """
 LOGGED = """\
 INFO:root:Epoch 3 learning rate=0.000100
@@ -43,8 +43,12 @@ class Terminal(io.StringIO):
 
 
 def test_log_lines_are_those_of_the_original() -> None:
-    code = f"from embedding_learning import reporting\nwith reporting.log_to_terminal():\n{LOG}"
-    code = code.replace("\nreporting.log", "\n    reporting.log")
+    code = (
+        "from embedding_learning.runtime.progress import log_to_terminal\n"
+        "from embedding_learning.training import log_lines\n"
+        f"with log_to_terminal():\n{LOG}"
+    )
+    code = code.replace("\nlog_lines.log", "\n    log_lines.log")
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

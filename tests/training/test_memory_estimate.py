@@ -66,15 +66,15 @@ def test_each_copy_of_the_weights_is_counted() -> None:
 def test_the_estimate_is_near_what_a_step_takes(model: str) -> None:
     code = f"""
 import embedding_learning, mxnet as mx, numpy as np, re
-from embedding_learning import building, device_memory
+from embedding_learning.training import build, memory_estimate
 from embedding_learning.cli.train_flags import parse
 
 def megabytes(name):
     return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 
 options = parse(["--model={model}", "--crop-size=112", "--batch-size=20"])
-net = building.build_network(options, [mx.cpu()])
-system = building.build(options, np.arange(4)[:, None], net, [mx.cpu()])
+net = build.build_network(options, [mx.cpu()])
+system = build.build(options, np.arange(4)[:, None], net, [mx.cpu()])
 batch = mx.io.DataBatch([mx.nd.zeros((20, 3, 112, 112), dtype=np.uint8)], [mx.nd.arange(20)])
 mx.nd.waitall()
 # Starts the peak anew.
@@ -84,9 +84,9 @@ for _ in range(2):
     system.step(batch)
     mx.nd.waitall()
 # Weights and their gradients were there before.
-weights, _ = device_memory._sizes(net, (20, 3, 112, 112))
+weights, _ = memory_estimate._sizes(net, (20, 3, 112, 112))
 print(megabytes("VmHWM") - before + 2 * sum(weights) / 2**20)
-print(device_memory.bytes_of_step(options, 20) / 2**20)
+print(memory_estimate.bytes_of_step(options, 20) / 2**20)
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code]

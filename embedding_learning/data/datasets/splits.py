@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -189,3 +190,18 @@ def _image_set(entries: list[Entry], labels: Sequence[int | str]) -> ImageSet:
         class_names=[str(label) for label in labels],
         boxes=None if not boxes or None in boxes else np.array(boxes, np.int32),
     )
+
+
+def log_split(split: Split) -> None:
+    """What the recalls of the run are about, and warnings of what they cannot show."""
+    logging.info(
+        "%s: %d images of %d classes train, %d of %d test%s.",
+        split.title,
+        len(split.train),
+        len(split.train.class_names),
+        len(split.test),
+        len(np.unique(split.test.labels)),
+        f" against a gallery of {len(split.gallery)}" if split.gallery else "",
+    )
+    for line in unmeasurable(split):
+        logging.warning(line)
