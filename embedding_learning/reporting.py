@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -15,6 +16,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from embedding_learning.datasets import Split
 
 T = TypeVar("T")
+
+# tqdm's own lock is shared with other processes, which no process here needs. From Python 3.14 on it
+# starts a helper process, which complains on the error output after a run that is ended at once.
+tqdm.set_lock(threading.RLock())
 
 
 @contextmanager

@@ -6,13 +6,21 @@ import io
 import logging
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from tqdm import tqdm
 
 from embedding_learning import reporting
 from embedding_learning.datasets import ImageSet, Split
+
+
+def test_the_bar_starts_no_helper_process() -> None:
+    """A lock between processes would, from Python 3.14 on."""
+    assert type(tqdm.get_lock()) is type(threading.RLock())
+
 
 LOG = """
 reporting.log_learning_rates(3, [0.0001, 0.1])
