@@ -17,7 +17,7 @@ from embedding_learning.datasets import Split
 
 T = TypeVar("T")
 
-# tqdm's own lock is shared with other processes, which no process here needs. From Python 3.14 on it
+# tqdm's own lock is shared with other processes, which is not needed here. From Python 3.14 on it
 # starts a helper process, which complains on the error output after a run that is ended at once.
 tqdm.set_lock(threading.RLock())
 

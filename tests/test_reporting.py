@@ -17,11 +17,6 @@ from embedding_learning import reporting
 from embedding_learning.datasets import ImageSet, Split
 
 
-def test_the_bar_starts_no_helper_process() -> None:
-    """A lock between processes would, from Python 3.14 on."""
-    assert type(tqdm.get_lock()) is type(threading.RLock())
-
-
 LOG = """
 reporting.log_learning_rates(3, [0.0001, 0.1])
 reporting.log_learning_rates(4, [0.00005])
@@ -131,3 +126,8 @@ def test_progress_counts_in_its_unit(
     monkeypatch.setattr(sys, "stderr", terminal)
     assert list(reporting.progress(range(3), "Decoding images", **settings)) == [0, 1, 2]
     assert f"{unit}/s" in terminal.getvalue()
+
+
+def test_the_bar_starts_no_helper_process() -> None:
+    """A lock between processes would, from Python 3.14 on."""
+    assert type(tqdm.get_lock()) is type(threading.RLock())
