@@ -16,7 +16,6 @@ from tqdm import tqdm
 from embedding_learning import reporting
 from embedding_learning.datasets import ImageSet, Split
 
-
 LOG = """
 reporting.log_learning_rates(3, [0.0001, 0.1])
 reporting.log_learning_rates(4, [0.00005])
