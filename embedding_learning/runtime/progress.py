@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -12,6 +13,10 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 T = TypeVar("T")
+
+# tqdm's own lock is shared with other processes, which is not needed here. From Python 3.14 on it
+# starts a helper process, which complains on the error output after a run that is ended at once.
+tqdm.set_lock(threading.RLock())
 
 
 def progress_bar(items: Iterable[T], description: str, unit: str = "batch") -> Iterator[T]:

@@ -54,7 +54,10 @@ FLAGS = [
     *("--workers=1", "--steps=1", "--kvstore=dist_sync"),
 ]
 # What a worker of a test runs: a function of this file.
-CALL = "import sys, embedding_learning; from tests.distributed import test_synchronous as t; sys.exit(t.{}())"
+CALL = (
+    "import sys, embedding_learning; from tests.distributed import test_synchronous as t; "
+    "sys.exit(t.{}())"
+)
 
 
 class Process:

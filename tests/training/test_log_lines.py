@@ -6,9 +6,11 @@ import io
 import logging
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from embedding_learning.data.datasets import ImageSet, Split
 from embedding_learning.data.datasets.splits import log_split
@@ -149,3 +151,8 @@ def test_progress_counts_in_its_unit(
     monkeypatch.setattr(sys, "stderr", terminal)
     assert list(progress_bar(range(3), "Decoding images", **settings)) == [0, 1, 2]
     assert f"{unit}/s" in terminal.getvalue()
+
+
+def test_the_bar_starts_no_helper_process() -> None:
+    """A lock between processes would, from Python 3.14 on."""
+    assert type(tqdm.get_lock()) is type(threading.RLock())
