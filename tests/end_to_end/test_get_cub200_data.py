@@ -268,7 +268,7 @@ def test_corrupted_download(checkout, server):
 
 
 @pytest.mark.parametrize("status", [404, 503])
-@pytest.mark.parametrize("kept", [b"", ARCHIVE[:HALF]])
+@pytest.mark.parametrize("kept", [b"", ARCHIVE[:HALF]], ids=["nothing", "half"])
 def test_http_error(checkout, server, status, kept):
     if kept:
         checkout.put_part(kept)
