@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from embedding_learning.cli.exit_codes import exit_status
 from embedding_learning.distributed import dmlc_environment, heartbeat
@@ -29,12 +30,13 @@ def _train(flags: list[str]) -> int:
     from embedding_learning.runtime.progress import log_to_terminal
 
     options = parse(flags)
-    member = heartbeat.join("train.py")
+    member: Any = heartbeat.join("train.py")
     if dmlc_environment.is_helper():
         with dmlc_environment.hidden_role():
             from embedding_learning.distributed import server
+        # It returns in the scheduler alone, if the workers ended before they met; the mistake that
+        # ended them then ends the scheduler too, below.
         server.serve()
-    assert not isinstance(member, heartbeat.Roll)  # that is the scheduler, which served above
     # Only now, since MXNet takes seconds to import and --help needs none of it.
     from embedding_learning.training import run
 
