@@ -313,7 +313,7 @@ def add_cache_dir(group: argparse._ActionsContainer, text: str) -> None:
 
 
 def add_preprocessing_flags(group: argparse._ActionsContainer) -> None:
-    """How files become squares: the attributes of `images.Preprocessing`."""
+    """How files become squares: the attributes of `preprocessing.Preprocessing`."""
     add_orientation_flag(group)
     text = "how images are resized; area: the mean of all pixels where they shrink"
     add_choice(group, "--resize", RESIZES, text)

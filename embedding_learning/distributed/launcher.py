@@ -1,7 +1,8 @@
 """Starts the processes of a distributed job, on this machine or over ssh, and waits for its end.
 
 Each process is train.py with the ``DMLC_*`` variables that give it its place in the job (see
-`dmlc`). Whether all of them are still there is watched by the job itself (see `roll_call`).
+`dmlc_environment`). Whether all of them are still there is watched by the job itself (see
+`heartbeat`).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Process(NamedTuple):
     Attributes
     ----------
     role : str
-        One of `dmlc.ROLES`.
+        One of `dmlc_environment.ROLES`.
     host : str, optional
         The machine that ssh starts it on; None is this one.
     command : list of str

@@ -11,7 +11,7 @@ from mxnet.kvstore import KVStoreBase
 
 
 class Job:
-    """A process that trains alone. `parameter_server.ParameterServerJob` is one of several.
+    """A process that trains alone. `synchronous.ParameterServerJob` is one of several.
 
     All processes call the methods that exchange something in the same order.
 

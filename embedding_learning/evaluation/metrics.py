@@ -173,7 +173,7 @@ def recall_at_k(
     With a gallery the neighbours are its images, and no image is left out. Else the images are
     searched among each other.
 
-    Nearest by Euclidean distance, as in `neighbours.nearest`. The image itself is left out by its
+    Nearest by Euclidean distance, as in `neighbors.nearest`. The image itself is left out by its
     index, so a duplicate of it counts as a neighbour. Of equally distant neighbours the lower index
     is the nearer; equal embeddings are equally distant to the last bit. An image whose class has no
     other image can only miss, as in the original; MAP@R and R-precision leave it out.

@@ -46,7 +46,7 @@ class Comparison:
     options : Namespace
         The same, parsed.
     select_on : str
-        One of `comparison.SELECTIONS`.
+        One of `results.SELECTIONS`.
     typed : str
         The flags as the caption shows them.
     parallel : int

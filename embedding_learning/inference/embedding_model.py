@@ -153,7 +153,7 @@ class EmbeddingModel:
     ----------
     net : MarginNet
     description : dict
-        The values that `descriptions.describe` names; None where the file does not tell.
+        The values that `description.describe` names; None where the file does not tell.
     dimension : int
         Of the embeddings.
     devices : list of Context
