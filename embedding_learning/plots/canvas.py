@@ -22,6 +22,9 @@ from matplotlib.font_manager import FontProperties
 from embedding_learning.errors import UsageError
 from embedding_learning.runtime.atomic_files import replaced_whole
 
+# From 3.11 on matplotlib says that a typeface has no bold; it draws the regular one instead.
+logging.getLogger(font_manager.__name__).setLevel(logging.ERROR)
+
 # From an image's row to its pixels: RGB, uint8, (height, width, 3), of any size.
 Thumbnail = Callable[[int], np.ndarray]
 
