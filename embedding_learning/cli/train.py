@@ -34,8 +34,8 @@ def _train(flags: list[str]) -> int:
     if dmlc_environment.is_helper():
         with dmlc_environment.hidden_role():
             from embedding_learning.distributed import server
-        # It returns in the scheduler alone, if the workers ended before they met; the mistake that
-        # ended them then ends the scheduler too, below.
+        # It returns in a scheduler whose workers ended before they met. The mistake that ended
+        # them, in the data for example, then ends the scheduler too, below.
         server.serve()
     # Only now, since MXNet takes seconds to import and --help needs none of it.
     from embedding_learning.training import run
