@@ -6,12 +6,12 @@ After Micikevicius et al., Mixed Precision Training (ICLR 2018), section 3.
 from __future__ import annotations
 
 import logging
-from argparse import Namespace
 from typing import Any
 
 import mxnet as mx
 from mxnet.gluon import nn
 
+from embedding_learning.config import TrainConfig
 from embedding_learning.errors import UsageError
 
 # The start, the growth and the most are those of MXNet's own scaler, mxnet.contrib.amp; PyTorch's
@@ -83,21 +83,21 @@ class LossScale:
         self.value, self.good_steps = state["value"], state["good_steps"]
 
 
-def check(options: Namespace) -> None:
+def check(config: TrainConfig) -> None:
     """Raises UsageError if the flags ask for float16 where it does not work."""
-    if options.dtype != "float16":
+    if config.model.dtype != "float16":
         return
-    if options.optimizer in _WITHOUT_MASTER_WEIGHTS:
+    if config.optimizer.name in _WITHOUT_MASTER_WEIGHTS:
         raise UsageError(
-            f"--dtype float16: not with --optimizer {options.optimizer}, which reads float16 "
+            f"--dtype float16: not with --optimizer {config.optimizer.name}, which reads float16 "
             "gradients; use another, such as sgd or adam"
         )
-    if options.kvstore == "dist_async":
+    if config.devices.kvstore == "dist_async":
         raise UsageError(
             "--dtype float16: not with --kvstore dist_async, where servers update and no process "
             "sees the sum of the gradients first; use dist_sync"
         )
-    if not options.gpus and not _cpu_convolves():
+    if not config.devices.gpus and not _cpu_convolves():
         raise UsageError(
             "--dtype float16: MXNet has no convolution in float16 for CPUs; train on GPUs with "
             "--gpus, or leave --dtype out"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from argparse import Namespace
 
 import mxnet as mx
 from mxnet.gluon import Block, nn
 
+from embedding_learning.config import TrainConfig
 from embedding_learning.errors import UsageError
 from embedding_learning.inference.run_files import find_network
 from embedding_learning.model.backbones import PRETRAINED_CONVOLUTION_LR_MULT
@@ -17,15 +17,15 @@ from embedding_learning.model.weights.params_file import read_parameters, set_pa
 _WITHOUT_WEIGHT_DECAY = ("_gamma", "_beta", "_bias")
 
 
-def prepare(options: Namespace, net: MarginNet) -> None:
+def prepare(config: TrainConfig, net: MarginNet) -> None:
     """Fixes the backbone's statistics, sets its rates and lifts weight decay, as the flags say."""
     # Servers that update are told the rates before the first epoch.
-    set_backbone_rates(options, net, options.start_epoch)
-    if options.freeze_bn and not _freeze_batch_norm(net.base_net):
+    set_backbone_rates(config, net, config.run.start_epoch)
+    if config.model.freeze_bn and not _freeze_batch_norm(net.base_net):
         raise UsageError(
-            f"--freeze-bn: has no effect: --model {options.model} has no batch norm; leave it out"
+            f"--freeze-bn: has no effect: --model {config.model.backbone} has no batch norm; leave it out"
         )
-    if options.wd_exclude_bn_bias:
+    if config.optimizer.wd_exclude_bn_bias:
         for name, parameter in net.collect_params().items():
             if name.endswith(_WITHOUT_WEIGHT_DECAY):
                 parameter.wd_mult = 0.0
@@ -45,18 +45,18 @@ def _freeze_batch_norm(block: Block) -> int:
     return count
 
 
-def set_backbone_rates(options: Namespace, net: MarginNet, epoch: int) -> None:
+def set_backbone_rates(config: TrainConfig, net: MarginNet, epoch: int) -> None:
     """What the learning rate of each of the backbone's parameters is multiplied by in an epoch."""
-    if options.lr_mult_backbone is None and not options.warm_up_epochs:
+    optimizer = config.optimizer
+    if optimizer.lr_mult_backbone is None and not optimizer.warm_up_epochs:
         return  # as the backbone was made
-    is_pretrained = options.use_pretrained or options.pretrained_params
     for parameter in net.base_net.collect_params().values():
         usual = 1.0
-        if options.lr_mult_backbone is not None:
-            usual = options.lr_mult_backbone
-        elif is_pretrained and "conv" in parameter.name:
+        if optimizer.lr_mult_backbone is not None:
+            usual = optimizer.lr_mult_backbone
+        elif config.model.has_pretrained_backbone and "conv" in parameter.name:
             usual = PRETRAINED_CONVOLUTION_LR_MULT
-        parameter.lr_mult = 0.0 if epoch < options.warm_up_epochs else usual
+        parameter.lr_mult = 0.0 if epoch < optimizer.warm_up_epochs else usual
 
 
 def start_from(path: str, net: MarginNet, devices: list[mx.Context]) -> None:
