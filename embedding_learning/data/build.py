@@ -17,12 +17,12 @@ from embedding_learning.data import datasets
 from embedding_learning.data.batches import BalancedBatches, SequentialBatches
 from embedding_learning.data.datasets import ImageSet, Split
 from embedding_learning.data.datasets.splits import log_split
-from embedding_learning.data.pixel_cache import open_store
+from embedding_learning.data.pixel_cache import open_pixel_cache
 from embedding_learning.data.preprocessing import (
-    Decoder,
     Pixels,
+    PixelsFromFiles,
     Preprocessing,
-    decodable,
+    find_decodable,
 )
 from embedding_learning.errors import DataError, UsageError
 
@@ -87,7 +87,7 @@ def fit_to_training(split: Split, options: Namespace) -> Split:
             "and one to test: list images as train, add classes, or name other data with "
             "--data-path"
         )
-    split = datasets.hold_out(split, options.held_out)
+    split = datasets.hold_out_validation_classes(split, options.held_out)
     train, _ = fit_to_batches(split.train, options)
     classes = len(train.class_names)
     if options.classes not in (None, classes):
@@ -157,7 +157,7 @@ def fit_to_batches(images: ImageSet, options: Namespace) -> tuple[ImageSet, np.n
     Classes of fewer than batch_k images are what --small-classes says. Raises UsageError or
     DataError if the rest cannot fill a batch.
     """
-    rows_by_class = images.rows_by_class()
+    rows_by_class = images.group_rows_by_class()
     least = 1 if options.small_classes == "repeat" else options.batch_k
     kept = [label for label, rows in enumerate(rows_by_class) if len(rows) >= least]
     if options.small_classes == "error" and len(kept) < len(rows_by_class):
@@ -227,17 +227,17 @@ def _beta_terms(images: ImageSet, beta_per: str) -> np.ndarray:
 def _decoded(images: ImageSet, options: Namespace) -> tuple[Pixels, np.ndarray]:
     """The images' pixels, from the store unless that is off, and which can be decoded, (n,)."""
     size, workers, skip_bad = options.image_size, options.workers, options.skip_bad_images
-    preprocessing = Preprocessing.of(vars(options))
+    preprocessing = Preprocessing.from_settings(vars(options))
     if options.cache != "none":
         folder = Path(options.cache_dir) / "pixels"
-        store = open_store(images, size, folder, workers, skip_bad, preprocessing)
+        store = open_pixel_cache(images, size, folder, workers, skip_bad, preprocessing)
         if store is not None:
             return store
-    images.file_stats(missing_ok=skip_bad)  # names a file that is missing
+    images.read_file_stats(missing_ok=skip_bad)  # names a file that is missing
     good = np.ones(len(images), bool)
     if skip_bad:
-        good = decodable(images, size, workers, preprocessing)
-    return Decoder(images, size, preprocessing), good
+        good = find_decodable(images, size, workers, preprocessing)
+    return PixelsFromFiles(images, size, preprocessing), good
 
 
 def _joined(parts: list[ImageSet]) -> ImageSet:
