@@ -9,8 +9,8 @@ import numpy as np
 from embedding_learning.cli.parser import Parser
 from embedding_learning.cli.train_flags import add_some, parse
 from embedding_learning.data import datasets
-from embedding_learning.data.datasets.splits import unmeasurable
-from embedding_learning.data.preprocessing import Preprocessing, find_faults
+from embedding_learning.data.datasets.splits import list_recall_warnings
+from embedding_learning.data.preprocessing import Preprocessing, find_decoding_errors
 from embedding_learning.errors import DataError, UsageError
 from embedding_learning.runtime.progress import log_to_terminal
 
@@ -47,11 +47,11 @@ def main(arguments: list[str]) -> int:
         faults = [
             fault
             for part in split.parts
-            for fault in find_faults(part, _SIZE, options.workers, preprocessing).values()
+            for fault in find_decoding_errors(part, _SIZE, options.workers, preprocessing).values()
         ]
     for fault in faults:
         print(fault)
-    for line in unmeasurable(split):
+    for line in list_recall_warnings(split):
         print(line)
     sizes = np.bincount(split.train.labels)
     of_sizes = f", of {sizes.min()} to {sizes.max()} images" if len(sizes) else ""

@@ -20,7 +20,7 @@ from embedding_learning.cli.train_flags import add_cache_dir
 from embedding_learning.config import BATCH_SIZE, WORKERS
 from embedding_learning.data import datasets
 from embedding_learning.data.datasets import ImageSet, unlabeled
-from embedding_learning.data.preprocessing import Decoder, Pixels
+from embedding_learning.data.preprocessing import Pixels, PixelsFromFiles
 from embedding_learning.errors import DataError, Interrupted, UsageError
 from embedding_learning.inference.resumable_output import Unfinished, check_output
 from embedding_learning.runtime.progress import log_to_terminal, progress_bar
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
         except DataError as error:
             raise DataError(f"{error}{_kept(options.output)}") from None
     left_out = f" {len(images) - count} left out." if count < len(images) else ""
-    classes = set(images.class_names) - {unlabeled.UNLABELLED}
+    classes = set(images.class_names) - {unlabeled.UNLABELED}
     of_classes = f" of {len(classes)} classes" if classes else ""
     print(f"{options.output}: {count} images{of_classes}, {model.dimension} dimensions.{left_out}")
     return 0
@@ -154,7 +154,7 @@ def _embed_rest(
     unfinished: Unfinished,
 ) -> None:
     """Appends what is not done yet, in batches of that size."""
-    pixels: Pixels = Decoder(images, model.description["image_size"], model.preprocessing)
+    pixels: Pixels = PixelsFromFiles(images, model.description["image_size"], model.preprocessing)
     faults: dict[int, str] = {}
     if skip_bad:
         pixels = _Lenient(pixels, faults)

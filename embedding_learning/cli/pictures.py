@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from embedding_learning import plots
-from embedding_learning.data.datasets.unlabeled import UNLABELLED
+from embedding_learning.data.datasets.unlabeled import UNLABELED
 from embedding_learning.data.image_set import number_classes
-from embedding_learning.data.preprocessing import read_image
+from embedding_learning.data.preprocessing import read_square
 from embedding_learning.errors import DataError, UsageError
 from embedding_learning.evaluation.neighbors import nearest
 from embedding_learning.inference.embedded_split import THUMBNAIL, EmbeddedTestSet, thumbnails
@@ -56,7 +56,7 @@ def draw_photographs_of_file(found: Embeddings, name: str, path: str) -> None:
             )
 
     def thumbnail(row: int) -> np.ndarray:
-        return read_image(str(found.path(row)), None, THUMBNAIL)
+        return read_square(str(found.path(row)), None, THUMBNAIL)
 
     _photographs(found.vectors, labels, thumbnail, (name, "images"), path)
 
@@ -64,8 +64,8 @@ def draw_photographs_of_file(found: Embeddings, name: str, path: str) -> None:
 def draw_points_of_file(found: Embeddings, name: str, path: str) -> None:
     """t-SNE of the vectors of the file of that name, coloured by class as far as it is known."""
     labels, class_names = number_classes(found.labels)
-    if UNLABELLED in class_names:
-        labels[labels == class_names.index(UNLABELLED)] = -1
+    if UNLABELED in class_names:
+        labels[labels == class_names.index(UNLABELED)] = -1
     _points(found.vectors, labels, class_names, (name, "images"), path)
 
 

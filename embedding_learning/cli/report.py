@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     measured, state = records.read(folder), _state(options.prefix, run.epochs)
     options.model_file, options.model = f"{options.prefix}.params", None
     # Else the page would compare values of other images with those of the epochs.
-    options.test = datasets.TESTS[0]
+    options.test = datasets.TEST_CHOICES[0]
     for name in (
         *("data_path", "dataset", "train_classes", "held_out", "cache_dir", "bbox"),
         "skip_bad_images",

@@ -17,7 +17,7 @@ from embedding_learning.cli import model_flags
 from embedding_learning.cli.parser import Parser
 from embedding_learning.config import BATCH_SIZE, WORKERS
 from embedding_learning.data.datasets import unlabeled
-from embedding_learning.data.preprocessing import Decoder, read_whole
+from embedding_learning.data.preprocessing import PixelsFromFiles, read_full_image
 from embedding_learning.errors import UsageError
 from embedding_learning.evaluation import neighbors
 from embedding_learning.inference import embedding_file
@@ -217,7 +217,7 @@ def _embedded(
         else:
             new.append(row)
     rest = images.take(np.array(new, int))
-    pixels = Decoder(rest, model.description["image_size"], model.preprocessing)
+    pixels = PixelsFromFiles(rest, model.description["image_size"], model.preprocessing)
     size = model.batch_size(len(new), batch_size)
     remaining = iter(progress_bar(new, "Embedding", "image"))
     for part in model.embed_batches(pixels, size, workers):
@@ -282,7 +282,7 @@ def _photograph(images: Embeddings, row: int, exif_orientation: bool) -> np.ndar
         raise UsageError(
             f"--picture: no .csv file tells the image of row {row}; embed the images again"
         )
-    return cv2.cvtColor(read_whole(path, exif_orientation), cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(read_full_image(path, exif_orientation), cv2.COLOR_BGR2RGB)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -16,7 +16,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(parser, "--data-path", DATA_PATH, "as for train.py")
     add_data_flags(parser)
     text = "which classes test: those that do not train, or all of them, searched among each other"
-    add_choice(parser, "--test", datasets.TESTS, text)
+    add_choice(parser, "--test", datasets.TEST_CHOICES, text)
     text = "leave out images that cannot be decoded"
     parser.add_argument("--skip-bad-images", action="store_true", help=text)
     parser.set_defaults(bbox=None, held_out=0)

@@ -16,12 +16,12 @@ from embedding_learning.data import datasets
 from embedding_learning.data.batches import BalancedBatches, SequentialBatches
 from embedding_learning.data.datasets import ImageSet, Split
 from embedding_learning.data.datasets.splits import log_split
-from embedding_learning.data.pixel_cache import open_store
+from embedding_learning.data.pixel_cache import open_pixel_cache
 from embedding_learning.data.preprocessing import (
-    Decoder,
     Pixels,
+    PixelsFromFiles,
     Preprocessing,
-    decodable,
+    find_decodable,
 )
 from embedding_learning.errors import DataError, UsageError
 
@@ -88,7 +88,7 @@ def fit_to_training(split: Split, config: TrainConfig) -> Split:
             "and one to test: list images as train, add classes, or name other data with "
             "--data-path"
         )
-    split = datasets.hold_out(split, data.held_out)
+    split = datasets.hold_out_validation_classes(split, data.held_out)
     train, _ = fit_to_batches(split.train, config)
     classes = len(train.class_names)
     if data.classes not in (None, classes):
@@ -159,7 +159,7 @@ def fit_to_batches(images: ImageSet, config: TrainConfig) -> tuple[ImageSet, np.
     Classes of fewer than batch_k images are what --small-classes says. Raises UsageError or
     DataError if the rest cannot fill a batch.
     """
-    rows_by_class = images.rows_by_class()
+    rows_by_class = images.group_rows_by_class()
     batch, devices = config.batch, config.devices.count
     least = 1 if config.data.small_classes == "repeat" else batch.batch_k
     kept = [label for label, rows in enumerate(rows_by_class) if len(rows) >= least]
@@ -232,14 +232,14 @@ def _decoded(images: ImageSet, data: DataConfig) -> tuple[Pixels, np.ndarray]:
     preprocessing = Preprocessing(data.exif_orientation, data.resize)
     if data.cache != "none":
         folder = Path(data.cache_dir) / "pixels"
-        store = open_store(images, size, folder, workers, skip_bad, preprocessing)
+        store = open_pixel_cache(images, size, folder, workers, skip_bad, preprocessing)
         if store is not None:
             return store
-    images.file_stats(missing_ok=skip_bad)  # names a file that is missing
+    images.read_file_stats(missing_ok=skip_bad)  # names a file that is missing
     good = np.ones(len(images), bool)
     if skip_bad:
-        good = decodable(images, size, workers, preprocessing)
-    return Decoder(images, size, preprocessing), good
+        good = find_decodable(images, size, workers, preprocessing)
+    return PixelsFromFiles(images, size, preprocessing), good
 
 
 def _joined(parts: list[ImageSet]) -> ImageSet:

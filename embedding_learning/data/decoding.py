@@ -28,11 +28,11 @@ from embedding_learning.data.image_formats import (
     JPEG,
     PNG,
     PNM,
-    READ,
+    READABLE,
     TIFF,
     WEBP,
-    describe,
-    identify,
+    describe_unreadable,
+    identify_format,
 )
 from embedding_learning.errors import DataError
 from embedding_learning.runtime import library_messages
@@ -73,7 +73,7 @@ _PNM_MAXIMA = (255, 65535)
 _NOT_WHOLE = "is not a whole image that can be decoded; replace the file"
 
 
-def decode(path: str, content: bytes, flags: int) -> np.ndarray:
+def decode_image(path: str, content: bytes, flags: int) -> np.ndarray:
     """The pixels as OpenCV decodes them, of a file that is known to be sound as far as can be told.
 
     Parameters
@@ -94,9 +94,9 @@ def decode(path: str, content: bytes, flags: int) -> np.ndarray:
     DataError
         If the format is not read, the file is cut off or damaged, or the image is too large.
     """
-    name = identify(content)
-    if name not in READ:
-        raise DataError(f"{path}: {describe(content)}")
+    name = identify_format(content)
+    if name not in READABLE:
+        raise DataError(f"{path}: {describe_unreadable(content)}")
     if name == PNG:
         content = _still_png(path, content)
     elif name == PNM:

@@ -13,11 +13,11 @@ from embedding_learning.data import datasets
 from embedding_learning.data.datasets import ImageSet, Split
 from embedding_learning.data.datasets.splits import log_split
 from embedding_learning.data.preprocessing import (
-    ORIGINAL,
-    Decoder,
+    ORIGINAL_PREPROCESSING,
+    PixelsFromFiles,
     Preprocessing,
-    decodable,
-    read_image,
+    find_decodable,
+    read_square,
 )
 from embedding_learning.runtime.progress import progress_bar
 
@@ -45,7 +45,7 @@ class EmbeddedTestSet(NamedTuple):
     split: Split
     queries: np.ndarray
     gallery: np.ndarray | None
-    preprocessing: Preprocessing = ORIGINAL
+    preprocessing: Preprocessing = ORIGINAL_PREPROCESSING
 
 
 def embed(model: EmbeddingModel, options: argparse.Namespace) -> EmbeddedTestSet:
@@ -57,15 +57,15 @@ def embed(model: EmbeddingModel, options: argparse.Namespace) -> EmbeddedTestSet
         options.dataset,
         model.description["bbox"] if options.bbox is None else options.bbox,
         options.test,
-        usual_train_classes=model.description["train_classes"],
+        default_train_classes=model.description["train_classes"],
     )
-    split = datasets.hold_out(split, options.held_out)
+    split = datasets.hold_out_validation_classes(split, options.held_out)
     if options.skip_bad_images:
         split = _without_bad_images(split, options.workers, model.preprocessing)
     log_split(split)
 
     def embedded(part: ImageSet) -> np.ndarray:
-        pixels = Decoder(part, model.description["image_size"], model.preprocessing)
+        pixels = PixelsFromFiles(part, model.description["image_size"], model.preprocessing)
         size = model.batch_size(len(part), options.batch_size)
         batches = model.embed_batches(pixels, size, options.workers)
         return np.concatenate(list(progress_bar(batches, "Embedding")))
@@ -78,7 +78,7 @@ def _without_bad_images(split: Split, workers: int, preprocessing: Preprocessing
     """Names and leaves out what cannot be decoded of the images that test."""
 
     def good(part: ImageSet) -> ImageSet:
-        return part.take(np.flatnonzero(decodable(part, THUMBNAIL, workers, preprocessing)))
+        return part.take(np.flatnonzero(find_decodable(part, THUMBNAIL, workers, preprocessing)))
 
     gallery = None if split.gallery is None else good(split.gallery)
     return replace(split, test=good(split.test), gallery=gallery)
@@ -89,6 +89,6 @@ def thumbnails(part: ImageSet, preprocessing: Preprocessing) -> Callable[[int], 
 
     def thumbnail(row: int) -> np.ndarray:
         box = None if part.boxes is None else part.boxes[row]
-        return read_image(part.paths[row], box, THUMBNAIL, preprocessing)
+        return read_square(part.paths[row], box, THUMBNAIL, preprocessing)
 
     return thumbnail

@@ -18,7 +18,7 @@ from typing import IO, NamedTuple, Optional
 
 import numpy as np
 
-from embedding_learning.data.datasets.text_files import check_plain
+from embedding_learning.data.datasets.text_files import check_regular_file
 from embedding_learning.errors import UsageError
 from embedding_learning.runtime.atomic_files import replaced_whole
 
@@ -207,7 +207,7 @@ def _read_model(path: str) -> str | None:
     if not os.path.lexists(path):
         return None
     try:
-        check_plain(path)
+        check_regular_file(path)
         digest = json.loads(Path(path).read_text(encoding="utf-8"))["model"]
         if not isinstance(digest, str):
             raise ValueError("no text")
@@ -224,7 +224,7 @@ def _csv_rows(path: str) -> Iterator[tuple[str, str]]:
     number = 0
     known: dict[str, str] = {}  # one string for each label, not for each image
     try:
-        check_plain(path)
+        check_regular_file(path)
         with _opened(path, "r") as file:
             lines = csv.reader(file, strict=True)
             if next(lines, None) != COLUMNS:

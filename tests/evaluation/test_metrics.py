@@ -531,7 +531,7 @@ def test_one_search_serves_all_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_metrics_that_papers_report() -> None:
     assert recall_metrics() == [f"recall@{k}" for k in (1, 2, 4, 8, 16)]
-    ranks = {layout.name: layout.recall_at for layout in registry.LAYOUTS}
+    ranks = {layout.name: layout.recall_at for layout in registry.FORMATS}
     assert ranks.pop("sop") == (1, 10, 100, 1000)
     assert ranks.pop("inshop") == (1, 10, 20, 30, 40, 50)
     assert set(ranks.values()) == {(1, 2, 4, 8, 16)}
