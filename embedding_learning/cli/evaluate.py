@@ -10,7 +10,7 @@ from embedding_learning.cli import model_flags, split_flags
 from embedding_learning.cli.parser import Parser
 from embedding_learning.config import METRICS
 from embedding_learning.errors import UsageError
-from embedding_learning.evaluation.metrics import common_metrics, measure, parse_metrics
+from embedding_learning.evaluation.metrics import common_metrics, compute_metrics, parse_metrics
 from embedding_learning.inference import embedded_split
 from embedding_learning.runtime.progress import log_to_terminal
 
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
         model = model_flags.load(options)
         found = embedded_split.embed(model, options)
     split, gallery = found.split, found.split.gallery
-    measured = measure(
+    measured = compute_metrics(
         found.queries,
         split.test.labels,
         options.metrics or common_metrics(split.recall_at),

@@ -10,12 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from embedding_learning.cli import model_flags, pictures
+from embedding_learning.cli import model_flags
 from embedding_learning.cli import train_flags as flags
 from embedding_learning.cli.parser import Parser
+from embedding_learning.cli.plot import draw_gallery, draw_tsne_photographs, draw_tsne_points
 from embedding_learning.data import datasets
 from embedding_learning.errors import DataError, UsageError
-from embedding_learning.evaluation.metrics import common_metrics, measure, parse_metrics
+from embedding_learning.evaluation.metrics import common_metrics, compute_metrics, parse_metrics
 from embedding_learning.inference import embedded_split
 from embedding_learning.inference.run_files import find_run, prefix_of
 from embedding_learning.runtime.progress import log_to_terminal
@@ -28,11 +29,11 @@ def main(arguments: list[str]) -> int:
     # Only now, since these import matplotlib.
     from embedding_learning import plots
     from embedding_learning.plots import html_report
-    from embedding_learning.plots.html_report import Picture
+    from embedding_learning.plots.html_report import ReportFigure
     from embedding_learning.training import records
 
     output = options.output or f"{options.prefix}.run/report.html"
-    html_report.check_path(output)
+    html_report.check_report_path(output)
     folder = Path(f"{options.prefix}.run")
     typed, title, made_with = records.read_description(folder)
     if not Path(f"{options.prefix}.params").exists():
@@ -54,7 +55,7 @@ def main(arguments: list[str]) -> int:
         model = model_flags.load(options)
         found = embedded_split.embed(model, options)
     test, gallery = found.split.test, found.split.gallery
-    measurement = measure(
+    measurement = compute_metrics(
         found.queries,
         test.labels,
         list(dict.fromkeys([*common_metrics(found.split.recall_at), *parse_metrics(run.metrics)])),
@@ -75,24 +76,25 @@ def main(arguments: list[str]) -> int:
     ]
     with TemporaryDirectory() as name:
         drawn = [
-            Picture("Queries and their nearest neighbours", f"{name}/gallery.png"),
-            Picture("t-SNE: photographs", f"{name}/photographs.png"),
-            Picture("t-SNE: classes", f"{name}/points.png"),
+            ReportFigure("Queries and their nearest neighbors", f"{name}/gallery.png"),
+            ReportFigure("t-SNE: photographs", f"{name}/photographs.png"),
+            ReportFigure("t-SNE: classes", f"{name}/points.png"),
         ]
-        pictures.draw_photographs(found, drawn[1].path)
-        pictures.draw_points(found, drawn[2].path)
+        draw_tsne_photographs(found, drawn[1].path)
+        draw_tsne_points(found, drawn[2].path)
         try:
-            pictures.draw_gallery(found, drawn[0].path)
+            draw_gallery(found, drawn[0].path)
         except DataError as error:
             logging.warning("The page has no gallery: %s.", error)
             del drawn[0]
-        of_run: list[Picture] = []
-        for heading, draw in (("Curves", plots.curves), ("Distances of pairs", plots.distances)):
-            picture = Picture(heading, f"{name}/{len(of_run)}.png")
+        of_run: list[ReportFigure] = []
+        draw_run = {"Curves": plots.plot_run_curves, "Distances of pairs": plots.plot_distances}
+        for heading, draw in draw_run.items():
+            picture = ReportFigure(heading, f"{name}/{len(of_run)}.png")
             with suppress(DataError):  # Nothing of the kind is recorded yet.
                 draw(measured, picture.path, title)
                 of_run.append(picture)
-        html_report.write(
+        html_report.write_report(
             output,
             f"{Path(options.prefix).name}: {title}",
             shlex.join(["python3", "train.py", *typed]),

@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
     if options.picture is not None:
         from embedding_learning import plots
 
-        plots.check_path(options.picture)
+        plots.check_plot_path(options.picture)
     with log_to_terminal():
         model = model_flags.load(options)
         found = search(
@@ -121,7 +121,7 @@ def search(
     k = min(k, len(searched.vectors) - surplus)
     if k < 1:
         raise UsageError(f"{gallery}: holds no image but the query's own; name another gallery")
-    distances, rows = neighbors.nearest(asked.vectors, k + surplus, searched.vectors)
+    distances, rows = neighbors.find_nearest(asked.vectors, k + surplus, searched.vectors)
     for query in np.flatnonzero([len(some) for some in own]):
         others = np.flatnonzero(np.isin(rows[query], own[query], invert=True))[:k]
         distances[query, :k], rows[query, :k] = distances[query, others], rows[query, others]
@@ -141,7 +141,7 @@ def draw(found: Found, path: str) -> None:
     right = np.array(
         [[found.is_right(q, p) for p in range(found.rows.shape[1])] for q in range(len(found.rows))]
     )
-    plots.search_results(
+    plots.plot_search_results(
         [_title(found.queries, query) for query in range(len(found.rows))],
         lambda query: _photograph(found.queries, query, found.exif_orientation),
         place.reshape(found.rows.shape),

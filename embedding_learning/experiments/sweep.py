@@ -145,7 +145,7 @@ class Comparison:
             }
             for title, kind in zip(tables.TITLES[self._select_on], ("reported", "other"))
         }
-        plots.spreads(panels, str(self._folder / "comparison.png"), self._caption())
+        plots.plot_comparison(panels, str(self._folder / "comparison.png"), self._caption())
         return tables.text(*shown)
 
     def _epochs_of(self, run: Run, is_final: bool) -> int:

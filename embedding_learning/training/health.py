@@ -67,7 +67,7 @@ class Monitor:
 
     def see_embeddings(self, embeddings: np.ndarray) -> None:
         """The embeddings (n, d) of a device's batch."""
-        farthest = pair_distances.all_distances(embeddings).max()
+        farthest = pair_distances.pairwise_distances(embeddings).max()
         if farthest < _COLLAPSED:
             self._warn(
                 "collapse",
@@ -79,11 +79,11 @@ class Monitor:
     def see_beta(self, beta: np.ndarray | float) -> None:
         """All boundaries, or the constant."""
         values = np.atleast_1d(beta)
-        outside = np.sum((values <= 0) | (values >= pair_distances.FARTHEST))
+        outside = np.sum((values <= 0) | (values >= pair_distances.MAX_DISTANCE))
         if outside:
             self._warn(
                 "beta",
-                f"Beta has left (0, {pair_distances.FARTHEST:g}), the range of distances, for "
+                f"Beta has left (0, {pair_distances.MAX_DISTANCE:g}), the range of distances, for "
                 f"{outside} of {len(values)} boundaries: they part nothing any "
                 "more. Most often --lr-beta is too high, or --nu or --beta unfit.",
             )

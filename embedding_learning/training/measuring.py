@@ -17,7 +17,7 @@ def pairs_of(
 
     `embeddings` are the step's, of each device (n, d).
     """
-    shares = [pair_distances.negative_distances(share, batch_k) for share in embeddings]
+    shares = [pair_distances.negative_pair_distances(share, batch_k) for share in embeddings]
     return {**learner.measure(step), "all_negative_distances": np.concatenate(shares)}
 
 

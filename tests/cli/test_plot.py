@@ -104,7 +104,7 @@ def test_photographs_of_a_file_of_vectors_are_drawn(
         assert points.shape == (32, 2)
         shown.update({row: thumbnail(row) for row in range(len(points))})
 
-    monkeypatch.setattr(plots, "tsne_photographs", draw)
+    monkeypatch.setattr(plots, "plot_tsne_photographs", draw)
     file = write_vectors(tmp_path, tiny_cub)
     assert plot.main(["tsne", file, f"{tmp_path}/tsne.png"]) == 0
     for row, path in enumerate(sorted(tiny_cub.rglob("*.jpg"))):

@@ -360,7 +360,9 @@ def test_what_is_drawn(
         "query_names", "query_thumbnail", "neighbours", "distances", "names", "thumbnail", "path",
         "right",
     )  # fmt: skip
-    monkeypatch.setattr(plots, "search_results", lambda *values: drawn.update(zip(names, values)))
+    monkeypatch.setattr(
+        plots, "plot_search_results", lambda *values: drawn.update(zip(names, values))
+    )
     shutil.copy(birds.paths[3], "new-one.jpg")
     queries = [birds.paths[11], "new-one.jpg"]
     found = embedding_learning.search(model, "birds.npy", queries, 7)

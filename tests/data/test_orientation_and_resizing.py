@@ -13,7 +13,7 @@ from PIL import Image
 
 from embedding_learning import load_model, plots
 from embedding_learning.__main__ import main
-from embedding_learning.cli import model_flags, pictures, search
+from embedding_learning.cli import model_flags, plot, search
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.data.build import open_data, read_split
 from embedding_learning.data.datasets import TEST_CHOICES, ImageSet, Split
@@ -28,6 +28,7 @@ from embedding_learning.data.preprocessing import (
 from embedding_learning.errors import DataError
 from embedding_learning.inference import embedded_split
 from embedding_learning.inference.embedding_model import EmbeddingModel
+from embedding_learning.plots import projection
 from embedding_learning.training.tensorboard import TensorBoard
 from tests.helpers.saved_models import FLAGS, save_model
 
@@ -307,7 +308,7 @@ def test_the_picture_of_a_search_shows_what_the_model_sees(
     shown: dict[str, Any] = {}
     monkeypatch.setattr(
         plots,
-        "search_results",
+        "plot_search_results",
         lambda names, query, rows, distances, titles, thumbnail, *rest: shown.update(
             query=query, thumbnail=thumbnail
         ),
@@ -337,11 +338,13 @@ def test_other_pictures_show_what_the_model_sees(
     found = embedded_split.embed(upright_model, options)
     np.testing.assert_allclose(found.queries, upright_model.embed(images.paths), atol=1e-5)
     shown: dict[str, Any] = {}
-    monkeypatch.setattr(plots, "tsne_photographs", lambda points, row, *_: shown.update(tsne=row))
-    monkeypatch.setattr(pictures.projection, "tsne", lambda *_: np.zeros((12, 2)))
-    monkeypatch.setattr(plots, "gallery", lambda *values: shown.update(gallery=values[5]))
-    pictures.draw_photographs(found, "a.png")
-    pictures.draw_gallery(found, "a.png")
+    monkeypatch.setattr(
+        plots, "plot_tsne_photographs", lambda points, row, *_: shown.update(tsne=row)
+    )
+    monkeypatch.setattr(projection, "tsne", lambda *_: np.zeros((12, 2)))
+    monkeypatch.setattr(plots, "plot_gallery", lambda *values: shown.update(gallery=values[5]))
+    plot.draw_tsne_photographs(found, "a.png")
+    plot.draw_gallery(found, "a.png")
     for picture in ("tsne", "gallery"):
         for row, path in enumerate(images.paths):
             expected = read_square(path, None, 224, UPRIGHT)
