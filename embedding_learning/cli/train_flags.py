@@ -328,7 +328,7 @@ def add_orientation_flag(group: argparse._ActionsContainer) -> None:
 
 def set_sizes(options: argparse.Namespace) -> None:
     """Fills in the sizes that were not given: those that the backbone was designed for."""
-    image_size, crop_size = catalog.sizes(options.model)
+    image_size, crop_size = catalog.default_sizes(options.model)
     if options.crop_size is None:
         options.crop_size = crop_size
     if options.image_size is None:

@@ -19,7 +19,7 @@ from embedding_learning.distributed.worker_group import Job
 from embedding_learning.errors import UsageError
 from embedding_learning.model import backbones, losses, methods
 from embedding_learning.model import sampling as samplings
-from embedding_learning.model.cpu_fusion import trains_fused
+from embedding_learning.model.cpu_fusion import can_train_fused
 from embedding_learning.model.net import ImageNormalization, MarginNet
 from embedding_learning.model.weights.params_file import read_parameters, set_parameters
 from embedding_learning.runtime import gpus
@@ -51,7 +51,7 @@ def build(
     loss = build_loss(options)
     beta = build_beta(options, beta_terms.max() + 1, devices)
     if devices[0].device_type == "cpu":
-        net.fuses_batch_norm = trains_fused(net.base_net, options.crop_size)
+        net.should_fuse_batch_norm = can_train_fused(net.base_net, options.crop_size)
     for block in (net, loss):
         block.hybridize(static_alloc=True, static_shape=True)
     trainers = build_trainers(options, net, beta, job)
@@ -138,7 +138,8 @@ def join(options: Namespace, backbone: HybridBlock) -> MarginNet:
 
 def find_sampling(options: Namespace) -> Callable[[int], HybridBlock]:
     """What makes the sampling of that name for a number of images per class."""
-    kind: Callable[..., HybridBlock] = getattr(samplings, methods.SAMPLINGS[options.sampling])
+    row = methods.SAMPLINGS[options.sampling]
+    kind: Callable[..., HybridBlock] = getattr(samplings, row.class_name)
     return partial(kind, normalize_weights=True) if options.normalize_weights else kind
 
 
@@ -205,7 +206,7 @@ def optimizers() -> list[str]:
 def check_names(options: Namespace) -> None:
     """Raises UsageError if there is no such backbone or optimizer, or no NCCL or float16 here."""
     backbones.check_name(options.model)
-    backbones.check_training(options.model, on_cpu=not options.gpus)
+    backbones.check_trainable(options.model, on_cpu=not options.gpus)
     if options.optimizer in _DIVIDES_BY_ZERO:
         raise UsageError(
             f"--optimizer {options.optimizer}: MXNet's divides 0 by 0 where a weight and its "
