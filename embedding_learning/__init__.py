@@ -24,37 +24,37 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**27))
 
 __version__ = "0.2.0"
 
-# Imported when first used: MXNet takes seconds to import, and --help needs none of it.
+# The public names and their modules. Imported when first used: MXNet takes seconds to import, and
+# --help needs none of it.
 _HOME_OF = {
+    "BalancedBatches": "data.batches",
     "ContrastiveLoss": "model.losses",
+    "DataError": "errors",
     "DistanceWeightedSampling": "model.sampling",
+    "EmbeddingModel": "inference.embedding_model",
     "EuclideanTripletLoss": "model.losses",
     "HardSampling": "model.sampling",
+    "ImageSet": "data.image_set",
     "MarginLoss": "model.losses",
     "MarginNet": "model.net",
     "RandomSampling": "model.sampling",
+    "Sampling": "model.sampling",
     "SemiHardSampling": "model.sampling",
+    "Split": "data.image_set",
+    "TrainingError": "errors",
     "TripletLoss": "model.losses",
+    "TripletLossBase": "model.losses",
+    "UsageError": "errors",
     "embed": "cli.embed",
+    "evaluate": "evaluation.metrics",
     "load_model": "inference.embedding_model",
+    "map_at_r": "evaluation.metrics",
+    "nearest": "evaluation.neighbors",
+    "r_precision": "evaluation.metrics",
     "recall_at_k": "evaluation.metrics",
     "search": "cli.search",
 }
-__all__ = [
-    "ContrastiveLoss",
-    "DistanceWeightedSampling",
-    "EuclideanTripletLoss",
-    "HardSampling",
-    "MarginLoss",
-    "MarginNet",
-    "RandomSampling",
-    "SemiHardSampling",
-    "TripletLoss",
-    "embed",
-    "load_model",
-    "recall_at_k",
-    "search",
-]
+__all__ = list(_HOME_OF)
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,8 @@ from tests.helpers.paths import ROOT
 NAMES = {
     *("ContrastiveLoss", "DistanceWeightedSampling", "EuclideanTripletLoss", "HardSampling"),
     *("MarginLoss", "MarginNet", "RandomSampling", "SemiHardSampling", "TripletLoss"),
+    *("Sampling", "TripletLossBase", "BalancedBatches", "ImageSet", "Split", "EmbeddingModel"),
+    *("evaluate", "map_at_r", "nearest", "r_precision", "DataError", "TrainingError", "UsageError"),
     *("embed", "load_model", "recall_at_k", "search"),
 }
 

@@ -14,7 +14,7 @@ from embedding_learning.cli.parser import Parser, add, as_flag, check_range
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.errors import UsageError
 from embedding_learning.experiments.tables import csv_text, write
-from embedding_learning.model.weights.catalog import GLUON_NAMES, find
+from embedding_learning.model.weights.catalog import GLUON_NAMES, resolve_name
 from embedding_learning.original import source
 from embedding_learning.runtime.progress import log_to_terminal
 
@@ -111,7 +111,7 @@ def _train_options(flags: Sequence[str]) -> argparse.Namespace:
             )
     if options.kvstore.startswith("dist_"):
         raise UsageError(f"--kvstore {options.kvstore}: one process each is compared; leave it out")
-    if find(options.model) not in (None, *GLUON_NAMES):
+    if resolve_name(options.model) not in (None, *GLUON_NAMES):
         raise UsageError(
             f"--model {options.model}: the original knows only MXNet's model zoo; choose of "
             f"{', '.join(GLUON_NAMES)}"

@@ -196,5 +196,5 @@ class _ListModels(argparse.Action):
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=default, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        print(catalog.table())
+        print(catalog.format_table())
         parser.exit()

@@ -142,7 +142,7 @@ def _presumed(model: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, An
     """
     if len(shapes.get("dense.weight", ())) != 2:
         raise UsageError("holds no embedding layer (dense.weight): it is no network of train.py")
-    image_size, crop_size = catalog.sizes(model)
+    image_size, crop_size = catalog.default_sizes(model)
     return _description(
         model=model,
         embed_dim=shapes["dense.weight"][0],
@@ -181,7 +181,7 @@ def _check(description: Mapping[str, Any]) -> None:
 
 
 def _is_backbone(value: Any) -> bool:
-    return isinstance(value, str) and catalog.find(value) is not None
+    return isinstance(value, str) and catalog.resolve_name(value) is not None
 
 
 def _is_count(value: Any, most: int = _LARGEST) -> bool:

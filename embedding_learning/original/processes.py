@@ -17,7 +17,7 @@ import numpy as np
 
 from embedding_learning.data.datasets import ImageSet, Split
 from embedding_learning.errors import TrainingError
-from embedding_learning.model.weights.catalog import find
+from embedding_learning.model.weights.catalog import resolve_name
 from embedding_learning.original.source import Numbers
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +82,7 @@ def flags(options: Namespace, folder: Path, prefix: Path) -> list[str]:
         "steps": ",".join(map(str, options.steps)),
         "wd": options.wd,
         "seed": options.seed,
-        "model": find(options.model),
+        "model": resolve_name(options.model),
         "save-model-prefix": prefix,
         "kvstore": options.kvstore,
         "log-interval": options.log_interval,

@@ -160,8 +160,8 @@ def compare(options: Namespace, path: Path, steps: int, with_control: bool) -> I
         assert net.preprocess
         save_parameters(net, str(folder / "first.params"))
         count = options.total_batch_size // len(devices) * (options.batch_k - 1)
-        net.sampled = GivenNegatives(options.batch_k, count)
-        net.sampled.given.initialize(ctx=devices)
+        net.sampling = GivenNegatives(options.batch_k, count)
+        net.sampling.given.initialize(ctx=devices)
         data = open_data(split, options)
         stack.callback(data.close)
         # What is queued still reads the batches' memory.
@@ -202,7 +202,7 @@ def compare(options: Namespace, path: Path, steps: int, with_control: bool) -> I
             )
             theirs, negatives = original.step(number, *given, np.empty((0, 0), np.int64))
             again = second.step(number, *given, negatives)[0] if second else None
-            net.sampled.give(negatives.ravel())
+            net.sampling.give(negatives.ravel())
             mx.random.seed(seed)
             ours = _step(learner, batch)
             control = apart(theirs, again) if again else None
@@ -230,7 +230,7 @@ def _step(learner: Learner, batch: mx.io.DataBatch) -> State:
     mx.nd.waitall()
     parameters = learner.net._collect_params_with_prefix()
     # The negatives are no weights.
-    del parameters["sampled.given"]
+    del parameters["sampling.given"]
     learned = isinstance(learner.beta, gluon.Parameter)
     return State(
         step.loss,

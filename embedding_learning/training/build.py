@@ -18,7 +18,7 @@ from embedding_learning.distributed.worker_group import Job
 from embedding_learning.errors import UsageError
 from embedding_learning.model import backbones, losses, methods
 from embedding_learning.model import sampling as samplings
-from embedding_learning.model.cpu_fusion import trains_fused
+from embedding_learning.model.cpu_fusion import can_train_fused
 from embedding_learning.model.net import ImageNormalization, MarginNet
 from embedding_learning.model.weights.params_file import read_parameters, set_parameters
 from embedding_learning.runtime import gpus
@@ -50,7 +50,7 @@ def build(
     loss = build_loss(config.method)
     beta = build_beta(config.method, beta_terms.max() + 1, devices)
     if devices[0].device_type == "cpu":
-        net.fuses_batch_norm = trains_fused(net.base_net, config.data.crop_size)
+        net.should_fuse_batch_norm = can_train_fused(net.base_net, config.data.crop_size)
     for block in (net, loss):
         block.hybridize(static_alloc=True, static_shape=True)
     trainers = build_trainers(config, net, beta, job)
@@ -138,7 +138,8 @@ def join(config: TrainConfig, backbone: HybridBlock) -> MarginNet:
 
 def find_sampling(method: MethodConfig) -> Callable[[int], HybridBlock]:
     """What makes the sampling of that name for a number of images per class."""
-    kind: Callable[..., HybridBlock] = getattr(samplings, methods.SAMPLINGS[method.sampling])
+    row = methods.SAMPLINGS[method.sampling]
+    kind: Callable[..., HybridBlock] = getattr(samplings, row.class_name)
     return partial(kind, normalize_weights=True) if method.normalize_weights else kind
 
 
@@ -207,7 +208,7 @@ def check(config: TrainConfig) -> None:
     """Raises UsageError if there is no such backbone or optimizer, or no NCCL or float16 here."""
     optimizer, name = config.optimizer, config.optimizer.name
     backbones.check_name(config.model.backbone)
-    backbones.check_training(config.model.backbone, on_cpu=not config.devices.gpus)
+    backbones.check_trainable(config.model.backbone, on_cpu=not config.devices.gpus)
     if name in _DIVIDES_BY_ZERO:
         raise UsageError(
             f"--optimizer {name}: MXNet's divides 0 by 0 where a weight and its "

@@ -13,7 +13,7 @@ from mxnet import autograd, gluon
 from mxnet.gluon import HybridBlock
 
 from embedding_learning.distributed.worker_group import Job
-from embedding_learning.model.losses import distances
+from embedding_learning.model.losses import rowwise_distance
 from embedding_learning.model.net import MarginNet
 from embedding_learning.training.mixed_precision import LossScale, finiteness
 
@@ -174,8 +174,8 @@ class Learner:
         positive, negative, active = [], [], []
         for triple in step.triples:
             anchors, positives, negatives = triple[:3]
-            positive.append(distances(mx.nd, anchors, positives).asnumpy())
-            negative.append(distances(mx.nd, anchors, negatives).asnumpy())
+            positive.append(rowwise_distance(mx.nd, anchors, positives).asnumpy())
+            negative.append(rowwise_distance(mx.nd, anchors, negatives).asnumpy())
             active += [term.asnumpy() > 0 for term in self.loss.terms(*triple)]
         return {
             "positive_distances": np.concatenate(positive),

@@ -256,7 +256,7 @@ class Loop:
             **measuring.values_of(learner, pairs, boundaries),
         }
         # Samplings that know no cutoffs have none to record.
-        cutoffs = getattr(learner.net.sampled, "cutoffs", ())
+        cutoffs = getattr(learner.net.sampling, "cutoffs", ())
         dimension = embeddings[0].shape[1]
         with disk_faults(self.folder.path):
             self._recorder.interval(

@@ -174,7 +174,7 @@ def complete_sizes(model: str, image_size: int | None, crop_size: int | None) ->
 
     Raises UsageError if the crop is larger than the image.
     """
-    usual_image_size, usual_crop_size = catalog.sizes(model)
+    usual_image_size, usual_crop_size = catalog.default_sizes(model)
     image_size = usual_image_size if image_size is None else image_size
     crop_size = usual_crop_size if crop_size is None else crop_size
     if crop_size > image_size:
@@ -187,10 +187,9 @@ def complete_sizes(model: str, image_size: int | None, crop_size: int | None) ->
 
 def _check_methods(config: TrainConfig) -> None:
     method = config.method
-    if method.normalize_weights and method.sampling != "distance-weighted":
+    if method.normalize_weights and not SAMPLINGS[method.sampling].takes_normalize_weights:
         raise UsageError(
-            f"--normalize-weights: is for distance weighted sampling; --sampling "
-            f"{method.sampling} has no weights"
+            f"--normalize-weights: --sampling {method.sampling} has no weights; leave it out"
         )
     if method.beta_per == "image" and LOSSES[method.loss].has_beta and method.lr_beta <= 0:
         raise UsageError(

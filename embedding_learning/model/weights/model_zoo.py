@@ -35,7 +35,7 @@ _FILES = {
 }
 
 
-def weights(name: str) -> str:
+def fetch_weights(name: str) -> str:
     """The file of a network's weights, by Gluon's or gluoncv's name of it.
 
     Taken from the zoo's cache if it is there and whole, else downloaded into it.
