@@ -29,7 +29,7 @@ def _train(flags: list[str]) -> int:
     from embedding_learning.cli.train_flags import parse, unused_earlier_flags
     from embedding_learning.runtime.progress import log_to_terminal
 
-    options = parse(flags)
+    config = parse(flags)
     member: Any = heartbeat.join("train.py")
     if dmlc_environment.is_helper():
         with dmlc_environment.hidden_role():
@@ -41,5 +41,5 @@ def _train(flags: list[str]) -> int:
     from embedding_learning.training import run
 
     with log_to_terminal():
-        run.run(options, flags, member, unused_earlier_flags(flags, options))
+        run.run(config, flags, member, unused_earlier_flags(flags, config))
     return 0

@@ -6,14 +6,15 @@ import logging
 import os
 import sys
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from embedding_learning.config import FLAGS, MAY_CHANGE, SAME, RunConfig, TrainConfig, as_flag
+from embedding_learning.config import FLAGS, MAY_CHANGE, SAME, TrainConfig, as_flag
 from embedding_learning.errors import UsageError
 from embedding_learning.model.methods import LOSSES
 from embedding_learning.training.checkpoint_file import FORMAT, Checkpoint
+from embedding_learning.training.progress import Progress
 from embedding_learning.training.settings import LOWER_CASE
 
 # What the state was made with; with another value it would not fit, or not be the same run.
@@ -26,66 +27,6 @@ _PACKAGES = ("mxnet", "mxnet-cu112", "numpy", "opencv-python", "gluoncv")
 _LARGEST = 2**31
 _LARGEST_NUMBER = sys.float_info.max
 _LONGEST_SHOWN = 500  # characters
-
-
-@dataclass
-class Progress:
-    """How far a run has come; what the log lines to come depend on.
-
-    Attributes
-    ----------
-    epoch : int
-        The one in hand, counted from 0.
-    batch : int
-        Batches of it that are done.
-    interval_loss : float
-        Sum of the losses since the last log interval.
-    epoch_loss : float
-        Sum of the losses of the epoch's log intervals.
-    seconds : float
-        Spent on the epoch's batches.
-    best : float
-        The best Recall@1.
-    best_epoch : int, optional
-        The epoch whose network is saved; None if none is so far.
-    before : float, optional
-        Recall@1 before training, where that was asked for.
-    run_seconds : float
-        Spent on all epochs, evaluation included.
-    records_bytes : int
-        Size of the run's records.
-    to_beat : float, optional
-        Recall@1 of the network that is saved or was resumed; the best so far has a higher one.
-        None if there is no such network: the next one is saved whatever its recall.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    interval_loss: float = 0.0
-    epoch_loss: float = 0.0
-    seconds: float = 0.0
-    best: float = 0.0
-    best_epoch: int | None = None
-    before: float | None = None
-    run_seconds: float = 0.0
-    records_bytes: int = 0
-    to_beat: float | None = None
-
-    def has_work_left(self, run: RunConfig) -> bool:
-        """Whether an epoch is to be trained, or a network to be saved."""
-        return self.epoch < run.epochs or self.lacks_network(run)
-
-    def lacks_network(self, run: RunConfig) -> bool:
-        """Whether the network after the last epoch is the one to save, but was not saved.
-
-        This happens when a finished run is resumed with `--saved-epoch last`, or was made by a
-        version that saved no network with a Recall@1 of 0.
-        """
-        if self.epoch <= run.start_epoch or self.batch > 0:
-            return False
-        if run.saved_epoch == "last":
-            return self.best_epoch != self.epoch - 1
-        return self.to_beat is None
 
 
 def describe(config: TrainConfig, data_digest: str, progress: Progress) -> dict[str, Any]:
