@@ -24,40 +24,46 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**27))
 
 __version__ = "0.2.0"
 
-# Imported when first used: MXNet takes seconds to import, and --help needs none of it.
-_HOME_OF = {
-    "ContrastiveLoss": "model.losses",
-    "DistanceWeightedSampling": "model.sampling",
-    "EuclideanTripletLoss": "model.losses",
-    "HardSampling": "model.sampling",
-    "MarginLoss": "model.losses",
+# Each public name and the module that defines it. A module is imported when a name of it is first
+# used: MXNet takes seconds to import, and --help needs none of it.
+_MODULE_OF = {
+    # Network
     "MarginNet": "model.net",
+    # Sampling
+    "Sampling": "model.sampling",
+    "DistanceWeightedSampling": "model.sampling",
     "RandomSampling": "model.sampling",
     "SemiHardSampling": "model.sampling",
+    "HardSampling": "model.sampling",
+    # Losses
+    "MarginLoss": "model.losses",
+    "ContrastiveLoss": "model.losses",
     "TripletLoss": "model.losses",
-    "embed": "cli.embed",
-    "load_model": "inference.embedding_model",
+    "EuclideanTripletLoss": "model.losses",
+    # Evaluation
+    "evaluate": "evaluation.metrics",
     "recall_at_k": "evaluation.metrics",
-    "search": "cli.search",
+    "map_at_r": "evaluation.metrics",
+    "r_precision": "evaluation.metrics",
+    "nearest": "evaluation.neighbors",
+    # Data
+    "ImageSet": "data.image_set",
+    "Split": "data.image_set",
+    "BalancedBatches": "data.batches",
+    # Use of a trained network
+    "load_model": "inference.embedding_model",
+    "EmbeddingModel": "inference.embedding_model",
+    "embed": "inference.embed",
+    "search": "inference.search",
+    # Errors
+    "UsageError": "errors",
+    "DataError": "errors",
+    "TrainingError": "errors",
 }
-__all__ = [
-    "ContrastiveLoss",
-    "DistanceWeightedSampling",
-    "EuclideanTripletLoss",
-    "HardSampling",
-    "MarginLoss",
-    "MarginNet",
-    "RandomSampling",
-    "SemiHardSampling",
-    "TripletLoss",
-    "embed",
-    "load_model",
-    "recall_at_k",
-    "search",
-]
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

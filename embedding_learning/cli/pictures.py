@@ -13,7 +13,7 @@ from embedding_learning.data.image_set import number_classes
 from embedding_learning.data.preprocessing import read_image
 from embedding_learning.errors import DataError, UsageError
 from embedding_learning.evaluation.neighbors import nearest
-from embedding_learning.inference.embedded_split import THUMBNAIL, EmbeddedTestSet, thumbnails
+from embedding_learning.inference.embedded_split import THUMBNAIL, EmbeddedSplit, thumbnail_reader
 from embedding_learning.inference.embedding_file import Embeddings
 from embedding_learning.plots import projection
 
@@ -23,14 +23,14 @@ _QUERIES, _NEIGHBOURS = 5, 8
 _SEED = 0
 
 
-def draw_photographs(found: EmbeddedTestSet, path: str) -> None:
+def draw_photographs(found: EmbeddedSplit, path: str) -> None:
     """t-SNE with photographs. Of very many images some are chosen."""
     test = found.split.test
-    photograph = thumbnails(test, found.preprocessing)
+    photograph = thumbnail_reader(test, found.preprocessing)
     _photographs(found.queries, test.labels, photograph, _test_images(found), path)
 
 
-def draw_points(found: EmbeddedTestSet, path: str) -> None:
+def draw_points(found: EmbeddedSplit, path: str) -> None:
     """t-SNE with coloured points. Of very many images some are chosen."""
     test = found.split.test
     _points(found.queries, test.labels, test.class_names, _test_images(found), path)
@@ -69,7 +69,7 @@ def draw_points_of_file(found: Embeddings, name: str, path: str) -> None:
     _points(found.vectors, labels, class_names, (name, "images"), path)
 
 
-def draw_gallery(found: EmbeddedTestSet, path: str) -> None:
+def draw_gallery(found: EmbeddedSplit, path: str) -> None:
     """The queries with the best and the worst average precision, and some at random.
 
     Raises DataError if no query has an image of its class to be found.
@@ -92,12 +92,12 @@ def draw_gallery(found: EmbeddedTestSet, path: str) -> None:
         distances,
         test.labels,
         test.class_names,
-        thumbnails(test, found.preprocessing),
+        thumbnail_reader(test, found.preprocessing),
         path,
         found.split.title,
         None
         if found.gallery is None
-        else (searched.labels, thumbnails(searched, found.preprocessing)),
+        else (searched.labels, thumbnail_reader(searched, found.preprocessing)),
     )
 
 
@@ -133,5 +133,5 @@ def _in_the_plane(
     return rows, projection.tsne(vectors[rows], _SEED), heading
 
 
-def _test_images(found: EmbeddedTestSet) -> tuple[str, str]:
+def _test_images(found: EmbeddedSplit) -> tuple[str, str]:
     return found.split.title, "test images"

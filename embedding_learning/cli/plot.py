@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
             draw_run = {"curves": plots.curves, "distances": plots.distances}[options.kind]
             draw_run(records.read(Path(folder)), options.output, os.path.basename(folder))
         elif _names_vectors(options):
-            vectors = embedding_file.read(options.model_file, None)
+            vectors = embedding_file.read_embeddings(options.model_file, None)
             draw_vectors = {
                 "tsne": pictures.draw_photographs_of_file,
                 "points": pictures.draw_points_of_file,
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
                 "points": pictures.draw_points,
                 "gallery": pictures.draw_gallery,
             }
-            found = embedded_split.embed(model_flags.load(options), options)
+            found = embedded_split.embed_split(model_flags.load(options), options)
             draw[options.kind](found, options.output)
     print(options.output)
     return 0
