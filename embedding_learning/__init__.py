@@ -24,40 +24,48 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**27))
 
 __version__ = "0.2.0"
 
-# The public names and their modules. Imported when first used: MXNet takes seconds to import, and
-# --help needs none of it.
-_HOME_OF = {
-    "BalancedBatches": "data.batches",
-    "ContrastiveLoss": "model.losses",
-    "DataError": "errors",
-    "DistanceWeightedSampling": "model.sampling",
-    "EmbeddingModel": "inference.embedding_model",
-    "EuclideanTripletLoss": "model.losses",
-    "HardSampling": "model.sampling",
-    "ImageSet": "data.image_set",
-    "MarginLoss": "model.losses",
+# Each public name and the module that defines it. A module is imported when a name of it is first
+# used: MXNet takes seconds to import, and --help needs none of it.
+_MODULE_OF = {
+    # Network
     "MarginNet": "model.net",
+    # Sampling
+    "Sampling": "model.sampling",
+    "DistanceWeightedSampling": "model.sampling",
     "RandomSampling": "model.sampling",
     "Sampling": "model.sampling",
     "SemiHardSampling": "model.sampling",
-    "Split": "data.image_set",
-    "TrainingError": "errors",
-    "TripletLoss": "model.losses",
+    "HardSampling": "model.sampling",
+    # Losses
     "TripletLossBase": "model.losses",
-    "UsageError": "errors",
-    "embed": "cli.embed",
+    "MarginLoss": "model.losses",
+    "ContrastiveLoss": "model.losses",
+    "TripletLoss": "model.losses",
+    "EuclideanTripletLoss": "model.losses",
+    # Evaluation
     "evaluate": "evaluation.metrics",
-    "load_model": "inference.embedding_model",
-    "map_at_r": "evaluation.metrics",
-    "nearest": "evaluation.neighbors",
-    "r_precision": "evaluation.metrics",
     "recall_at_k": "evaluation.metrics",
-    "search": "cli.search",
+    "map_at_r": "evaluation.metrics",
+    "r_precision": "evaluation.metrics",
+    "nearest": "evaluation.neighbors",
+    # Data
+    "ImageSet": "data.image_set",
+    "Split": "data.image_set",
+    "BalancedBatches": "data.batches",
+    # Use of a trained network
+    "load_model": "inference.embedding_model",
+    "EmbeddingModel": "inference.embedding_model",
+    "embed": "inference.embed",
+    "search": "inference.search",
+    # Errors
+    "UsageError": "errors",
+    "DataError": "errors",
+    "TrainingError": "errors",
 }
-__all__ = list(_HOME_OF)
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

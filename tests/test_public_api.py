@@ -9,11 +9,11 @@ from embedding_learning.__main__ import VERBS
 from tests.helpers.paths import ROOT
 
 NAMES = {
-    *("ContrastiveLoss", "DistanceWeightedSampling", "EuclideanTripletLoss", "HardSampling"),
-    *("MarginLoss", "MarginNet", "RandomSampling", "SemiHardSampling", "TripletLoss"),
-    *("Sampling", "TripletLossBase", "BalancedBatches", "ImageSet", "Split", "EmbeddingModel"),
-    *("evaluate", "map_at_r", "nearest", "r_precision", "DataError", "TrainingError", "UsageError"),
-    *("embed", "load_model", "recall_at_k", "search"),
+    *("MarginNet", "Sampling", "DistanceWeightedSampling", "RandomSampling", "SemiHardSampling"),
+    *("HardSampling", "TripletLossBase", "MarginLoss", "ContrastiveLoss", "TripletLoss", "EuclideanTripletLoss"),
+    *("evaluate", "recall_at_k", "map_at_r", "r_precision", "nearest"),
+    *("ImageSet", "Split", "BalancedBatches", "load_model", "EmbeddingModel", "embed", "search"),
+    *("UsageError", "DataError", "TrainingError"),
 }
 
 

@@ -28,7 +28,7 @@ from embedding_learning.experiments.results import (
     HELD_OUT,
     SELECTIONS,
     TEST,
-    Run,
+    Trial,
 )
 from embedding_learning.model import methods
 from embedding_learning.runtime import mxnet_compat
@@ -63,19 +63,19 @@ def main(arguments: list[str]) -> int:
 
     seeds = range(1, chosen.seeds + 1)
     # All pairs with one seed come first: the table is whole early, and only its spread grows.
-    runs = [Run(loss, sampling, seed) for seed in seeds for loss, sampling in chosen.pairs]
+    runs = [Trial(loss, sampling, seed) for seed in seeds for loss, sampling in chosen.pairs]
     folder = Path(chosen.output)
     with log_to_terminal(), _held(folder):
         # What is wrong with the data would be wrong in each run.
         read_split(parsed)
-        results.claim(folder, _in_common(parsed, chosen.select_on))
+        results.claim_folder(folder, _in_common(parsed, chosen.select_on))
         work = sweep.Comparison(
             *(folder, runs, flags, parsed, chosen.select_on, shlex.join(typed), len(slots))
         )
         finished = len(work.outcomes())
         if finished:
             logging.info("%d of %d runs are finished already.", finished, len(runs))
-        jobs = [partial(work.job, run) for run in runs]
+        jobs = [partial(work.run_trial, run) for run in runs]
         with stop_on_signals() as stop:
             process_pool.run_all(jobs, slots, _threads(len(slots)), stop)
         print(work.write_tables())

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from embedding_learning.cli.parser import Parser, add, as_flag, check_range
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.errors import UsageError
-from embedding_learning.experiments.tables import csv_text, write
-from embedding_learning.model.weights.catalog import GLUON_NAMES, resolve_name
+from embedding_learning.experiments.tables import format_csv, write_file
+from embedding_learning.model.weights.catalog import GLUON_NAMES, find
 from embedding_learning.original import source
 from embedding_learning.runtime.progress import log_to_terminal
 
@@ -132,7 +132,7 @@ def _compare_steps(told: argparse.Namespace, options: argparse.Namespace) -> Non
         _print_largest("the original twice", [step.control for step in made if step.control])
     if told.output:
         columns = _STEP_COLUMNS + (_CONTROL_COLUMNS if told.control else ())
-        write(told.output / "steps.csv", csv_text([columns, *map(_step_row, made)]))
+        write_file(told.output / "steps.csv", format_csv([columns, *map(_step_row, made)]))
 
 
 def _print_heads(with_control: bool) -> None:
@@ -222,7 +222,7 @@ def _compare_runs(
     if told.output:
         recalls = [f"recall@{k}" for k in free_runs.RECALL_AT]
         spread = [f"{name}{kind}" for name in recalls for kind in ("", "_deviation")]
-        write(told.output / "recalls.csv", csv_text([["epoch", "program", *spread], *means]))
+        write_file(told.output / "recalls.csv", format_csv([["epoch", "program", *spread], *means]))
 
 
 def _mean_cell(mean: float, deviation: float) -> str:
@@ -242,7 +242,7 @@ def _write_runs(path: Path, runs: Sequence[Run]) -> None:
         for epoch, row in enumerate(run.recalls)
     )
     columns = ["program", "seed", "epoch", *recalls, "images_per_second", "peak_megabytes"]
-    write(path, csv_text([columns, *rows]))
+    write_file(path, format_csv([columns, *rows]))
 
 
 def _mean_rows(runs: Sequence[Run]) -> Iterable[list[Any]]:

@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
                 records.read(Path(folder)), options.output, os.path.basename(folder)
             )
         elif _names_vectors(options):
-            vectors = embedding_file.read(options.model_file, None)
+            vectors = embedding_file.read_embeddings(options.model_file, None)
             draw_vectors = {
                 "tsne": draw_tsne_photographs_of_file,
                 "points": draw_tsne_points_of_file,
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
                 "points": draw_tsne_points,
                 "gallery": draw_gallery,
             }
-            found = embedded_split.embed(model_flags.load(options), options)
+            found = embedded_split.embed_split(model_flags.load(options), options)
             draw[options.kind](found, options.output)
     print(options.output)
     return 0

@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
         setattr(options, name, getattr(run, name))
     with log_to_terminal():
         model = model_flags.load(options)
-        found = embedded_split.embed(model, options)
+        found = embedded_split.embed_split(model, options)
     test, gallery = found.split.test, found.split.gallery
     measurement = compute_metrics(
         found.queries,

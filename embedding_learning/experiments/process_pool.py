@@ -19,26 +19,26 @@ _TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 _PAUSE = 0.1
 
 # Runs train.py with these flags, adds what it prints to the log, and returns its exit status.
-Train = Callable[[Sequence[str], Path], int]
+TrainFunction = Callable[[Sequence[str], Path], int]
 # Calls the function it is given once or several times, one call after the other.
-Job = Callable[[Train], None]
+Task = Callable[[TrainFunction], None]
 
 
 class _Stopped(Exception):
-    """Ends a job whose process was stopped, or would have to be."""
+    """Ends a task whose process was stopped, or would have to be."""
 
 
 def run_all(
-    jobs: Sequence[Job], slots: Sequence[Sequence[str]], threads: int | None, stop: StopRequest
+    tasks: Sequence[Task], slots: Sequence[Sequence[str]], threads: int | None, stop: StopRequest
 ) -> None:
-    """Runs the jobs in their order, one thread a slot, until all end or `stop` is asked.
+    """Runs the tasks in their order, one thread a slot, until all end or `stop` is asked.
 
-    Once it is asked, or when a job raises an exception, the processes are asked to save their
-    state, their jobs end where they are, and no other begins. Then the exception is raised.
+    Once it is asked, or when a task raises an exception, the processes are asked to save their
+    state, their tasks end where they are, and no other begins. Then the exception is raised.
 
     Parameters
     ----------
-    jobs : sequence of Job
+    tasks : sequence of Task
     slots : sequence of sequence of str
         Flags for each process in that slot, such as its GPU.
     threads : int, optional
@@ -72,10 +72,10 @@ def run_all(
         finally:
             free.put(slot)
 
-    def work(job: Job) -> None:
+    def work(task: Task) -> None:
         try:
             if not is_stopping:
-                job(train)
+                task(train)
         except _Stopped:
             pass
         except BaseException:
@@ -90,7 +90,7 @@ def run_all(
                 process.terminate()
 
     with ThreadPoolExecutor(len(slots)) as pool:
-        futures = [pool.submit(work, job) for job in jobs]
+        futures = [pool.submit(work, task) for task in tasks]
         try:
             while stop.number is None and wait(futures, _PAUSE).not_done:
                 pass

@@ -43,7 +43,7 @@ def _without(flags: Sequence[str], flag: str) -> list[str]:
     return kept
 
 
-class Run(NamedTuple):
+class Trial(NamedTuple):
     """A loss, a sampling and a seed; trained once, or with held-out classes and then finally."""
 
     loss: str
@@ -79,7 +79,7 @@ class Outcome(NamedTuple):
 
     Attributes
     ----------
-    run : Run
+    trial : Trial
     epoch : int
         The one selected: of several that are equally good, the first.
     reported : dict of str to float
@@ -92,7 +92,7 @@ class Outcome(NamedTuple):
         Of training and evaluating, all in all.
     """
 
-    run: Run
+    trial: Trial
     epoch: int
     reported: dict[str, float]
     other: dict[str, float]
@@ -118,12 +118,12 @@ class Row(NamedTuple):
     seconds: Spread
 
 
-def prefix(folder: Path, run: Run, is_final: bool = False) -> Path:
+def trial_prefix(folder: Path, run: Trial, is_final: bool = False) -> Path:
     """A run's --save-model-prefix; final is its training on all classes after a selection."""
     return folder / "runs" / f"{run.name}{'_final' if is_final else ''}"
 
 
-def evaluations(run_prefix: Path) -> list[Evaluation]:
+def read_evaluations(run_prefix: Path) -> list[Evaluation]:
     """What a run has recorded so far, by epoch; nothing if it has not begun.
 
     Raises DataError if its records are damaged.
@@ -151,7 +151,7 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def best(of: Sequence[Evaluation]) -> Evaluation:
+def best_evaluation(of: Sequence[Evaluation]) -> Evaluation:
     """The epoch that train.py saves as the best."""
     return max(of, key=lambda evaluation: (evaluation.metrics[CRITERION], -evaluation.epoch))
 
@@ -161,43 +161,43 @@ def is_finished(of: Sequence[Evaluation], epochs: int) -> bool:
     return bool(of) and of[-1].epoch >= epochs - 1
 
 
-def outcome(folder: Path, run: Run, epochs: int, select_on: str) -> Outcome | None:
+def read_outcome(folder: Path, run: Trial, epochs: int, select_on: str) -> Outcome | None:
     """What the run comes to; None as long as it is not finished.
 
     `epochs` is the number that it trains; if selected on held-out classes, with these kept out.
     """
-    first = evaluations(prefix(folder, run))
+    first = read_evaluations(trial_prefix(folder, run))
     if not is_finished(first, epochs):
         return None
-    chosen = best(first)
+    chosen = best_evaluation(first)
     if select_on == TEST:
         return Outcome(run, chosen.epoch, chosen.metrics, first[-1].metrics, first[-1].seconds)
-    final = evaluations(prefix(folder, run, is_final=True))
+    final = read_evaluations(trial_prefix(folder, run, is_final=True))
     if not is_finished(final, chosen.epoch + 1):
         return None
     last, seconds = final[-1], first[-1].seconds + final[-1].seconds
     return Outcome(run, chosen.epoch, last.metrics, chosen.metrics, seconds)
 
 
-def spread(values: Sequence[float]) -> Spread:
+def compute_spread(values: Sequence[float]) -> Spread:
     """Over seeds."""
     mean = statistics.fmean(values) if values else None
     return Spread(len(values), mean, statistics.stdev(values) if len(values) > 1 else None)
 
 
-def summarise(pairs: Sequence[tuple[str, str]], outcomes: Sequence[Outcome]) -> list[Row]:
+def summarize(pairs: Sequence[tuple[str, str]], outcomes: Sequence[Outcome]) -> list[Row]:
     """A row for each pair of loss and sampling, in their order, also if none of it is finished."""
     names = metric_names([metrics for o in outcomes for metrics in (o.reported, o.other)])
     rows = []
     for pair in pairs:
-        some = [found for found in outcomes if (found.run.loss, found.run.sampling) == pair]
+        some = [found for found in outcomes if (found.trial.loss, found.trial.sampling) == pair]
         rows.append(
             Row(
                 *pair,
                 _spreads(names, [found.reported for found in some]),
                 _spreads(names, [found.other for found in some]),
-                spread([found.epoch for found in some]),
-                spread([found.seconds for found in some]),
+                compute_spread([found.epoch for found in some]),
+                compute_spread([found.seconds for found in some]),
             )
         )
     return rows
@@ -209,10 +209,10 @@ def metric_names(of: Sequence[Mapping[str, float]]) -> list[str]:
 
 
 def _spreads(names: Sequence[str], metrics: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
-    return {name: spread([m[name] for m in metrics if name in m]) for name in names}
+    return {name: compute_spread([m[name] for m in metrics if name in m]) for name in names}
 
 
-def claim(folder: Path, plan: Mapping[str, Any]) -> None:
+def claim_folder(folder: Path, plan: Mapping[str, Any]) -> None:
     """Writes down what the folder's runs have in common, or compares it with what stands there.
 
     Raises UsageError that names all that differs.

@@ -13,14 +13,14 @@ from threading import Lock
 from embedding_learning import plots
 from embedding_learning.errors import DataError
 from embedding_learning.experiments import results, tables
-from embedding_learning.experiments.process_pool import Train
+from embedding_learning.experiments.process_pool import TrainFunction
 from embedding_learning.experiments.results import (
     CRITERION,
     HELD_OUT,
     TEST,
     Outcome,
-    Run,
-    prefix,
+    Trial,
+    trial_prefix,
 )
 from embedding_learning.training import records
 
@@ -39,7 +39,7 @@ class Comparison:
     Parameters
     ----------
     folder : Path
-    runs : sequence of Run
+    runs : sequence of Trial
         In the order in which they are to be run.
     flags : list of str
         Of train.py, in common to all runs.
@@ -54,14 +54,14 @@ class Comparison:
 
     Attributes
     ----------
-    failed : list of Run
+    failed : list of Trial
         In the order in which they failed.
     """
 
     def __init__(
         self,
         folder: Path,
-        runs: Sequence[Run],
+        runs: Sequence[Trial],
         flags: list[str],
         options: Namespace,
         select_on: str,
@@ -75,28 +75,28 @@ class Comparison:
         self._select_on = select_on
         self._typed = typed
         self._parallel = parallel
-        self.failed: list[Run] = []
+        self.failed: list[Trial] = []
         # Held while records are read and tables written, not while a run trains.
         self._lock = Lock()
         # What was trained since the start, and the time for it with all that is around.
         self._epochs = 0
         self._seconds = 0.0
 
-    def job(self, run: Run, train: Train) -> None:
+    def run_trial(self, run: Trial, train: TrainFunction) -> None:
         """Trains a run and logs what becomes of it; called by several threads at a time."""
         for is_final in (False,) if self._select_on == TEST else (False, True):
             with self._lock:
                 epochs = self._epochs_of(run, is_final)
                 if self._left(run, is_final) == 0:
                     continue
-                place = prefix(self._folder, run, is_final)
-                done = len(results.evaluations(place))
+                place = trial_prefix(self._folder, run, is_final)
+                done = len(results.read_evaluations(place))
                 logging.info("%s %s.", place.name, "goes on" if done else "starts")
             started = time.monotonic()
             log = Path(f"{place}.log")
             status = train(self._flags_of(run, is_final, epochs), log)
             with self._lock:
-                found = results.evaluations(place)
+                found = results.read_evaluations(place)
                 self._seconds += time.monotonic() - started
                 self._epochs += max(0, len(found) - done)
                 if status != 0 or not results.is_finished(found, epochs):
@@ -106,7 +106,7 @@ class Comparison:
                         place.name, status, log, _last_line(log),
                     )  # fmt: skip
                     return
-                chosen = found[-1] if is_final else results.best(found)
+                chosen = found[-1] if is_final else results.best_evaluation(found)
                 logging.info(
                     "%s ends: Recall@1 %.4f of epoch %d; %s.",
                     place.name, chosen.metrics[CRITERION], chosen.epoch, self._time_left(),
@@ -116,7 +116,7 @@ class Comparison:
     def outcomes(self) -> list[Outcome]:
         """Of the runs that are finished."""
         found = [
-            results.outcome(self._folder, run, self._options.epochs, self._select_on)
+            results.read_outcome(self._folder, run, self._options.epochs, self._select_on)
             for run in self._runs
         ]
         return [outcome for outcome in found if outcome]
@@ -126,42 +126,47 @@ class Comparison:
         outcomes = self.outcomes()
         pairs = list(dict.fromkeys((run.loss, run.sampling) for run in self._runs))
         seeds = len({run.seed for run in self._runs})
-        rows = results.summarise(pairs, outcomes)
+        rows = results.summarize(pairs, outcomes)
         shown = rows, seeds, self._select_on, self._caption()
         for name, content in {
-            "runs.csv": tables.epochs_csv(self._folder, self._runs, self._select_on),
-            "comparison.csv": tables.rows_csv(rows, self._select_on),
-            "comparison.md": tables.markdown(*shown) + "\n",
+            "runs.csv": tables.format_epochs(self._folder, self._runs, self._select_on),
+            "comparison.csv": tables.format_rows(rows, self._select_on),
+            "comparison.md": tables.format_markdown(*shown) + "\n",
         }.items():
-            tables.write(self._folder / name, content)
+            tables.write_file(self._folder / name, content)
         panels = {
             title: {
                 pair: [
                     getattr(outcome, kind)[CRITERION]
                     for outcome in outcomes
-                    if (outcome.run.loss, outcome.run.sampling) == pair
+                    if (outcome.trial.loss, outcome.trial.sampling) == pair
                 ]
                 for pair in pairs
             }
             for title, kind in zip(tables.TITLES[self._select_on], ("reported", "other"))
         }
         plots.plot_comparison(panels, str(self._folder / "comparison.png"), self._caption())
-        return tables.text(*shown)
+        return tables.format_text(*shown)
 
-    def _epochs_of(self, run: Run, is_final: bool) -> int:
+    def _epochs_of(self, run: Trial, is_final: bool) -> int:
         """How many a run has; the final one's are the selected, or at most all of them."""
         if is_final and self._left(run, False) == 0:
-            return results.best(results.evaluations(prefix(self._folder, run))).epoch + 1
+            return (
+                results.best_evaluation(
+                    results.read_evaluations(trial_prefix(self._folder, run))
+                ).epoch
+                + 1
+            )
         return int(self._options.epochs)
 
-    def _left(self, run: Run, is_final: bool) -> int:
+    def _left(self, run: Trial, is_final: bool) -> int:
         """Epochs of it that are still to be trained."""
-        found = results.evaluations(prefix(self._folder, run, is_final))
+        found = results.read_evaluations(trial_prefix(self._folder, run, is_final))
         next_epoch = found[-1].epoch + 1 if found else self._options.start_epoch
         return max(0, self._epochs_of(run, is_final) - next_epoch)
 
-    def _flags_of(self, run: Run, is_final: bool, epochs: int) -> list[str]:
-        place = prefix(self._folder, run, is_final)
+    def _flags_of(self, run: Trial, is_final: bool, epochs: int) -> list[str]:
+        place = trial_prefix(self._folder, run, is_final)
         return [
             *results.flags_for(run.loss, self._flags),
             *(f"--sampling={run.sampling}", f"--seed={run.seed}"),
@@ -200,7 +205,7 @@ class Comparison:
     def _title(self) -> str:
         """The data as the runs name it, once one does."""
         for run in self._runs:
-            place = prefix(self._folder, run, self._select_on == HELD_OUT)
+            place = trial_prefix(self._folder, run, self._select_on == HELD_OUT)
             with suppress(DataError):
                 return records.read_description(Path(f"{place}.run"))[1]
         return str(self._options.data_path)

@@ -13,11 +13,11 @@ from embedding_learning.experiments.results import (
     HELD_OUT,
     TEST,
     Row,
-    Run,
     Spread,
-    evaluations,
+    Trial,
     metric_names,
-    prefix,
+    read_evaluations,
+    trial_prefix,
 )
 from embedding_learning.runtime.atomic_files import replaced_whole
 
@@ -33,7 +33,7 @@ TITLES = {
 _NONE = "-"
 
 
-def text(rows: Sequence[Row], seeds: int, select_on: str, caption: str) -> str:
+def format_text(rows: Sequence[Row], seeds: int, select_on: str, caption: str) -> str:
     """The table for a terminal, its columns aligned; the caption's lines above it."""
     lines = [_titles(select_on), *_cells(rows, seeds)]
     widths = [max(map(len, column)) for column in zip(*lines)]
@@ -43,7 +43,7 @@ def text(rows: Sequence[Row], seeds: int, select_on: str, caption: str) -> str:
     return "\n".join([caption, "", *table])
 
 
-def markdown(rows: Sequence[Row], seeds: int, select_on: str, caption: str) -> str:
+def format_markdown(rows: Sequence[Row], seeds: int, select_on: str, caption: str) -> str:
     """The table in Markdown; the best mean of the reported Recall@1 is bold."""
     means = [row.reported[CRITERION].mean for row in rows]
     highest = max((mean for mean in means if mean is not None), default=None)
@@ -89,7 +89,7 @@ def _shown(values: Spread, digits: int) -> str:
     return f"{values.mean:.{digits}f} ± {deviation}"
 
 
-def rows_csv(rows: Sequence[Row], select_on: str) -> str:
+def format_rows(rows: Sequence[Row], select_on: str) -> str:
     """A line for each loss with a sampling: mean and deviation of all metrics and the like."""
     reported, other, epoch = LABELS[select_on]
     names = list(rows[0].reported) if rows else []
@@ -102,16 +102,16 @@ def rows_csv(rows: Sequence[Row], select_on: str) -> str:
         spreads = [*row.reported.values(), *row.other.values(), row.epoch, row.seconds]
         numbers = [value for found in spreads for value in (found.mean, found.deviation)]
         lines.append([row.loss, row.sampling, row.epoch.size, *numbers])
-    return csv_text(lines)
+    return format_csv(lines)
 
 
-def epochs_csv(folder: Path, runs: Sequence[Run], select_on: str) -> str:
+def format_epochs(folder: Path, runs: Sequence[Trial], select_on: str) -> str:
     """A line for each run and epoch that was evaluated so far, with every metric."""
     found = [
         (run, TEST if is_final else select_on, evaluation)
         for run in runs
         for is_final in ((False,) if select_on == TEST else (False, True))
-        for evaluation in evaluations(prefix(folder, run, is_final))
+        for evaluation in read_evaluations(trial_prefix(folder, run, is_final))
     ]
     names = metric_names([evaluation.metrics for *_, evaluation in found])
     lines: list[list[object]] = [
@@ -120,17 +120,17 @@ def epochs_csv(folder: Path, runs: Sequence[Run], select_on: str) -> str:
     for run, tested_on, evaluation in found:
         metrics = [evaluation.metrics.get(name) for name in names]
         lines.append([*run, tested_on, evaluation.epoch, evaluation.seconds, *metrics])
-    return csv_text(lines)
+    return format_csv(lines)
 
 
-def csv_text(lines: Sequence[Sequence[object]]) -> str:
+def format_csv(lines: Sequence[Sequence[object]]) -> str:
     """The lines as CSV, the first of them the titles."""
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows(lines)
     return file.getvalue()
 
 
-def write(path: Path, content: str) -> None:
+def write_file(path: Path, content: str) -> None:
     """Writes a file whole or not at all. Raises UsageError."""
     try:
         with replaced_whole(path) as partial, open(partial, "w", encoding="utf-8") as file:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 THUMBNAIL = 224
 
 
-class EmbeddedTestSet(NamedTuple):
+class EmbeddedSplit(NamedTuple):
     """Embedded test images.
 
     Attributes
@@ -48,7 +48,7 @@ class EmbeddedTestSet(NamedTuple):
     preprocessing: Preprocessing = ORIGINAL_PREPROCESSING
 
 
-def embed(model: EmbeddingModel, options: argparse.Namespace) -> EmbeddedTestSet:
+def embed_split(model: EmbeddingModel, options: argparse.Namespace) -> EmbeddedSplit:
     """Raises DataError if an image is missing or cannot be decoded."""
     split = datasets.load(
         options.data_path,
@@ -65,13 +65,13 @@ def embed(model: EmbeddingModel, options: argparse.Namespace) -> EmbeddedTestSet
     log_split(split)
 
     def embedded(part: ImageSet) -> np.ndarray:
-        pixels = PixelsFromFiles(part, model.description["image_size"], model.preprocessing)
-        size = model.batch_size(len(part), options.batch_size)
+        pixels = Decoder(part, model.description["image_size"], model.preprocessing)
+        size = model.choose_batch_size(len(part), options.batch_size)
         batches = model.embed_batches(pixels, size, options.workers)
         return np.concatenate(list(progress_bar(batches, "Embedding")))
 
     gallery = None if split.gallery is None else embedded(split.gallery)
-    return EmbeddedTestSet(split, embedded(split.test), gallery, model.preprocessing)
+    return EmbeddedSplit(split, embedded(split.test), gallery, model.preprocessing)
 
 
 def _without_bad_images(split: Split, workers: int, preprocessing: Preprocessing) -> Split:
@@ -84,7 +84,7 @@ def _without_bad_images(split: Split, workers: int, preprocessing: Preprocessing
     return replace(split, test=good(split.test), gallery=gallery)
 
 
-def thumbnails(part: ImageSet, preprocessing: Preprocessing) -> Callable[[int], np.ndarray]:
+def thumbnail_reader(part: ImageSet, preprocessing: Preprocessing) -> Callable[[int], np.ndarray]:
     """A function from a row to its photograph as the model sees it, square and in its box."""
 
     def thumbnail(row: int) -> np.ndarray:

@@ -67,7 +67,7 @@ class Embeddings(NamedTuple):
         """The class of an image, if it is known."""
         return self.labels[row] or None
 
-    def rows_of(self, paths: Iterable[str | None]) -> list[list[int]]:
+    def find_rows(self, paths: Iterable[str | None]) -> list[list[int]]:
         """The rows that each of these files has, named from the current folder."""
         places: dict[str, list[list[int]]] = {}
         found: list[list[int]] = []
@@ -87,12 +87,12 @@ def csv_path(path: str) -> str:
     return os.path.splitext(path)[0] + ".csv"
 
 
-def model_path(path: str) -> str:
+def digest_path(path: str) -> str:
     """The file that holds the digest of the model of FILE.npy."""
     return f"{path}.json"
 
 
-def read(path: str, dimension: int | None) -> Embeddings:
+def read_embeddings(path: str, dimension: int | None) -> Embeddings:
     """The vectors, mapped into memory, and what FILE.csv tells of them if it is there.
 
     The dimension is the one that is expected; None: any.
@@ -142,10 +142,10 @@ def read(path: str, dimension: int | None) -> Embeddings:
         )
     paths, labels = map(list, zip(*rows))
     folder = os.path.realpath(os.path.dirname(path))
-    return Embeddings(vectors, paths, labels, folder, _read_model(model_path(path)))
+    return Embeddings(vectors, paths, labels, folder, _read_model(digest_path(path)))
 
 
-def first_not_unit(vectors: np.ndarray) -> int | None:
+def find_non_unit_row(vectors: np.ndarray) -> int | None:
     """The first row whose length is not 1, within a thousandth; None if there is none."""
     for start, some in _parts(vectors):
         is_unit = np.abs(np.linalg.norm(some, axis=1) - 1) < _UNIT_TOLERANCE
@@ -154,9 +154,9 @@ def first_not_unit(vectors: np.ndarray) -> int | None:
     return None
 
 
-def write_model(path: str, digest: str) -> None:
+def write_digest(path: str, digest: str) -> None:
     """Writes FILE.npy.json, whole or not at all. Raises OSError."""
-    with replaced_whole(model_path(path)) as partial:
+    with replaced_whole(digest_path(path)) as partial:
         Path(partial).write_text(json.dumps({"model": digest}) + "\n", encoding="utf-8")
 
 
@@ -183,7 +183,7 @@ def check_csv(path: str) -> None:
         next(_csv_rows(path), None)
 
 
-def header(shape: tuple[int, int]) -> bytes:
+def npy_header(shape: tuple[int, int]) -> bytes:
     """What an .npy file of float32 values begins with, HEADER_BYTES."""
     text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
     length = HEADER_BYTES - 10

@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from functools import cached_property
 from typing import Any, Union
 
 import mxnet as mx
 import numpy as np
-from mxnet import gluon
 from mxnet.gluon import HybridBlock
 
 from embedding_learning.config import BATCH_SIZE, RESIZES, WORKERS
@@ -24,62 +22,18 @@ from embedding_learning.data.preprocessing import (
     resize_to_square,
 )
 from embedding_learning.errors import DataError, UsageError
+from embedding_learning.inference.batched import embed_each_batch
 from embedding_learning.inference.run_files import find_network
 from embedding_learning.model import backbones
 from embedding_learning.model.description import read as read_description
 from embedding_learning.model.net import ImageNormalization, MarginNet
 from embedding_learning.model.weights.params_file import read_parameters, set_parameters
-from embedding_learning.runtime.progress import progress_bar
 
 # A file, or RGB pixels, uint8 (height, width, 3).
 Image = Union[str, "os.PathLike[str]", np.ndarray]
 
 # What the vectors depend on besides the weights, by its name in the description.
 _SEEN = ("model", "pool", "image_size", "crop_size", "exif_orientation", "resize")
-# Batches queued beyond the one that is computed.
-_BATCHES_QUEUED = 2
-
-
-def embed_all(
-    net: MarginNet,
-    devices: list[mx.Context],
-    batches: SequentialBatches,
-    after_batch: Callable[[], None],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (n, d) and labels (n,) of all images of the batches."""
-    batches.reset()
-    parts = []
-    for part in progress_bar(_embedded(net.embed, devices, batches), "Validation"):
-        parts.append(part)
-        after_batch()
-    embeddings, labels = (np.concatenate(arrays) for arrays in zip(*parts))
-    return embeddings, labels
-
-
-def _embedded(
-    embed: Callable[[mx.nd.NDArray], mx.nd.NDArray],
-    devices: list[mx.Context],
-    batches: SequentialBatches,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Embeddings (b, d) and labels (b,), batch by batch, from the next batch to the last.
-
-    `embed` takes uint8 images (b, 3, crop, crop) on a device and gives their embeddings there.
-    Two batches at most are queued beyond the one that is computed, so that memory is bounded.
-    """
-    queued: deque[tuple[list[mx.nd.NDArray], np.ndarray]] = deque()
-    for batch in batches:
-        images = gluon.utils.split_and_load(batch.data[0], devices)
-        labels = batch.label[0].asnumpy()[: batches.batch_size - batch.pad]
-        queued.append(([embed(x) for x in images], labels))
-        if len(queued) > _BATCHES_QUEUED:
-            yield _arrived(*queued.popleft())
-    while queued:
-        yield _arrived(*queued.popleft())
-
-
-def _arrived(parts: list[mx.nd.NDArray], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Waits for the devices' parts of a batch; without what filled it up."""
-    return np.concatenate([part.asnumpy() for part in parts])[: len(labels)], labels
 
 
 def load_model(
@@ -215,11 +169,11 @@ class EmbeddingModel:
             If an array is no image, or there is not a box for each image.
         """
         pixels = _Images(images, boxes, self.description["image_size"], self.preprocessing)
-        size = self.batch_size(len(images), batch_size)
+        size = self.choose_batch_size(len(images), batch_size)
         parts = list(self.embed_batches(pixels, size, workers))
         return np.concatenate([np.empty((0, self.dimension), np.float32), *parts])
 
-    def batch_size(self, count: int, most: int) -> int:
+    def choose_batch_size(self, count: int, most: int) -> int:
         """Images in a batch, for that many images, so that also the last batch is nearly full.
 
         A multiple of the number of devices.
@@ -253,7 +207,7 @@ class EmbeddingModel:
         batches = SequentialBatches(pixels, labels, batch_size, crop_size, workers)
         batches.seek(first)
         try:
-            for embeddings, _ in _embedded(self._graph, self.devices, batches):
+            for embeddings, _ in embed_each_batch(self._graph, self.devices, batches):
                 if not np.isfinite(embeddings).all():
                     raise UsageError(
                         "MODEL: its embeddings are not finite; its training had diverged"

@@ -23,9 +23,9 @@ from embedding_learning.inference.embedding_file import (
     HEADER_BYTES,
     check_csv,
     csv_path,
-    header,
+    npy_header,
     write_csv,
-    write_model,
+    write_digest,
 )
 from embedding_learning.runtime.atomic_files import replaced_whole
 
@@ -54,7 +54,7 @@ def check_output(path: str) -> None:
         ) from error
 
 
-class Unfinished:
+class ResumableOutput:
     """The unfinished file of some embeddings, held by one process at a time.
 
     Use it in a `with` statement. What was appended is kept, whatever ends the block; if that is
@@ -96,7 +96,7 @@ class Unfinished:
         self.left_out: list[int] = []
         self._is_finished = False
 
-    def __enter__(self) -> Unfinished:
+    def __enter__(self) -> ResumableOutput:
         self._file = self._locked()
         try:
             self._resume()
@@ -133,7 +133,7 @@ class Unfinished:
         if time.monotonic() - self._saved > _SECONDS_BETWEEN_SAVES:
             self._save()
 
-    def forget(self) -> None:
+    def discard(self) -> None:
         """What was appended is of no use."""
         self.done, self.left_out = 0, []
 
@@ -147,14 +147,14 @@ class Unfinished:
         rows = np.delete(np.arange(self.done), self.left_out)
         self._file.truncate(self._bytes())
         self._file.seek(0)
-        self._file.write(header((len(rows), self._dimension)))
+        self._file.write(npy_header((len(rows), self._dimension)))
         self._file.flush()
         os.fsync(self._file.fileno())
         # At no time does one file stand beside an older one that it does not fit.
         with suppress(FileNotFoundError):
             os.remove(self._output)
         write_csv(csv_path(self._output), ((paths[row], labels[row]) for row in rows))
-        write_model(self._output, model)
+        write_digest(self._output, model)
         os.replace(self._path, self._output)
         self._is_finished = True
         os.remove(self._state_path)

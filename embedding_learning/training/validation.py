@@ -11,7 +11,7 @@ from embedding_learning.data.batches import SequentialBatches
 from embedding_learning.data.build import Data
 from embedding_learning.errors import TrainingError
 from embedding_learning.evaluation.metrics import evaluate
-from embedding_learning.inference.embedding_model import embed_all
+from embedding_learning.inference.batched import embed_all
 from embedding_learning.training.learner import Learner
 
 

@@ -55,7 +55,7 @@ def main() -> None:
             save_model(Path(params), f"--model={args.model}", *flags)
         model = load_model(params)
     paths = unlabeled.read([args.folder]).paths[: args.images]
-    size = model.batch_size(len(paths), args.batch_size)
+    size = model.choose_batch_size(len(paths), args.batch_size)
     batches = -(-len(paths) // size)
     print(f"{len(paths)} images, {batches} batches of {size}, {model.description['model']}")
     seconds = interleaved(

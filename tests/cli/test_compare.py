@@ -21,7 +21,7 @@ from embedding_learning.cli import compare
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.errors import DataError, Interrupted, UsageError
 from embedding_learning.experiments import process_pool, results, sweep
-from embedding_learning.experiments.results import Run
+from embedding_learning.experiments.results import Trial
 from embedding_learning.model.weights.params_file import read_description
 from tests.helpers.fake_trials import write_run
 from tests.helpers.paths import ROOT
@@ -386,7 +386,7 @@ def test_two_comparisons_cannot_write_to_one_folder(here: Path) -> None:
 def test_damaged_records_are_told_with_their_file(here: Path) -> None:
     arguments = ["--losses=margin", "--samplings=hard", "--seeds=1", "--", *FLAGS]
     assert compare.main(arguments) == 0
-    place = results.prefix(Path("comparison"), Run("margin", "hard", 1))
+    place = results.trial_prefix(Path("comparison"), Trial("margin", "hard", 1))
     Path(f"{place}.run/metrics.jsonl").write_text('"?"\n{}\n')
     with pytest.raises(DataError, match=r"margin_hard_1\.run/metrics\.jsonl:1"):
         compare.main(arguments)
@@ -412,7 +412,7 @@ def test_the_time_left_is_told_after_each_run(here: Path, caplog: pytest.LogCapt
 def test_the_time_left_is_of_the_epochs_left_at_the_pace_so_far(
     tmp_path: Path, parallel: int, told: str
 ) -> None:
-    runs = [Run("margin", "hard", seed) for seed in range(1, 8)]
+    runs = [Trial("margin", "hard", seed) for seed in range(1, 8)]
     write_run(tmp_path, runs[0], [0.5, 0.5, 0.5])
     write_run(tmp_path, runs[1], [0.5, 0.5])
     options = parse(["--epochs=3"])

@@ -141,7 +141,7 @@ def test_any_file_name_will_do(here: Path, file: Path) -> None:
     for name in names:
         shutil.copy(birds().paths[0], f"odd/{name}")
     assert program(["embed", str(file), "odd", "--output=e.npy"]) == 0
-    found = embedding_learning.inference.embedding_file.read("e.npy", DIMENSION)
+    found = embedding_learning.inference.embedding_file.read_embeddings("e.npy", DIMENSION)
     assert {found.path(row) for row in range(4)} == {f"odd/{name}" for name in names}
 
 
@@ -185,7 +185,7 @@ def test_a_bad_image_is_named(here: Path, file: Path, capsys: pytest.CaptureFixt
     error = capsys.readouterr().err
     told = re.escape(paths[13])
     assert re.fullmatch(rf"program: error: {told}: is a text file; .*\n", error)
-    assert "; e.npy.partial holds what is done, and the same command goes on with it\n" in error
+    assert "; e.npy.partial holds what is done, and the same command resumes it\n" in error
     # Repaired, it goes on.
     for number in (13, 20):
         shutil.copy(paths[0], paths[number])
@@ -254,7 +254,7 @@ class Stopping:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.after = 10**6
-        append = resumable_output.Unfinished.append
+        append = resumable_output.ResumableOutput.append
 
         def counted(*arguments: Any) -> None:
             self.after -= 1
@@ -262,7 +262,7 @@ class Stopping:
                 raise Interrupted(signal.SIGTERM)
             append(*arguments)
 
-        monkeypatch.setattr(resumable_output.Unfinished, "append", counted)
+        monkeypatch.setattr(resumable_output.ResumableOutput, "append", counted)
 
 
 @pytest.mark.parametrize("flags", [[], ["--skip-bad-images"]])
@@ -287,13 +287,13 @@ def test_the_same_command_goes_on_to_the_same_bytes(
         stopping.after = done
         assert exit_status("program", lambda: program(command)) == 143
         told = capsys.readouterr().err
-        goes_on = "e.npy.partial holds what is done, and the same command goes on with it" in told
-        assert goes_on == (done > 0)
+        is_resumable = "e.npy.partial holds what is done, and the same command resumes it" in told
+        assert is_resumable == (done > 0)
         assert "e.npy" not in left(here)
     stopping.after = 10**6
     caplog.clear()
     assert program(command) == 0
-    assert "Going on after 30 of 32 images." in caplog.messages
+    assert "Resuming after 30 of 32 images." in caplog.messages
     assert (Path("e.npy").read_bytes(), Path("e.csv").read_bytes()) == expected
     assert left(here) == WHOLE
 
@@ -305,7 +305,7 @@ def test_what_was_all_but_finished_is_finished(
         raise Interrupted(signal.SIGINT)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(resumable_output.Unfinished, "finish", stop)
+        patch.setattr(resumable_output.ResumableOutput, "finish", stop)
         embedding_learning.embed(model, ["data/images"], "e.npy", batch_size=5)
     assert embedding_learning.embed(model, ["data/images"], "e.npy", batch_size=5) == 32
     expected = model.embed(sorted(birds().paths), batch_size=5)
@@ -378,7 +378,7 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(
 def test_a_full_disk_is_told_in_one_line(
     here: Path, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    append = resumable_output.Unfinished.append
+    append = resumable_output.ResumableOutput.append
     calls: list[int] = []
 
     def full(*arguments: Any) -> None:
@@ -389,9 +389,9 @@ def test_a_full_disk_is_told_in_one_line(
 
     command = ["embed", str(file), "data/images", "--output=e.npy", "--batch-size=4"]
     with monkeypatch.context() as patched:
-        patched.setattr(resumable_output.Unfinished, "append", full)
+        patched.setattr(resumable_output.ResumableOutput, "append", full)
         assert exit_status("program", lambda: program(command)) == 2
-    told = "--output e.npy: cannot be written: No space left on device; .* same command goes on"
+    told = "--output e.npy: cannot be written: No space left on device; .* same command resumes"
     assert re.fullmatch(rf"program: error: {told}\n", capsys.readouterr().err)
     assert program(command) == 0
 

@@ -16,11 +16,11 @@ import pytest
 import embedding_learning
 from embedding_learning import plots
 from embedding_learning.__main__ import main as program
-from embedding_learning.cli import search as command
 from embedding_learning.cli.exit_codes import exit_status
 from embedding_learning.data.datasets import ImageSet, cub200
 from embedding_learning.errors import UsageError
 from embedding_learning.inference.embedding_model import EmbeddingModel, load_model
+from embedding_learning.inference.search import draw_result
 from tests.helpers.saved_models import DIMENSION, save_model
 
 CLOSE = 1e-5
@@ -366,7 +366,7 @@ def test_what_is_drawn(
     shutil.copy(birds.paths[3], "new-one.jpg")
     queries = [birds.paths[11], "new-one.jpg"]
     found = embedding_learning.search(model, "birds.npy", queries, 7)
-    command.draw(found, "x.png")
+    draw_result(found, "x.png")
     assert drawn["query_names"] == [class_of(birds, 11)[4:].replace("_", " "), "new-one.jpg"]
     assert drawn["right"][1].tolist() == [None] * 7
     np.testing.assert_array_equal(drawn["distances"], found.distances)
@@ -425,7 +425,7 @@ def test_a_picture_is_drawn_beside_the_table(
         ("MODEL birds.npy QUERY --workers=-2", "--workers -2: must be at least 0"),
         ("missing.params birds.npy QUERY --picture=x.gif", "x.gif: pictures are PNG or SVG"),
         ("MODEL birds.npy QUERY --picture=nowhere/x.png", "nowhere/x.png: cannot be written"),
-        ("MODEL bare.npy QUERY --picture=x.png", "--picture: no .csv file tells the image of row"),
+        ("MODEL bare.npy QUERY --picture=x.png", "--picture: no .csv file names the image of row"),
         ("MODEL gone.npy QUERY --picture=x.png", r"gone/\d+\.jpg: cannot be read: No such file"),
     ],
 )

@@ -335,7 +335,7 @@ def test_other_pictures_show_what_the_model_sees(
         data_path="", cache_dir="", train_classes=None, dataset=None, bbox=None, held_out=0,
         skip_bad_images=False, workers=0, batch_size=12, test=TEST_CHOICES[0],
     )  # fmt: skip
-    found = embedded_split.embed(upright_model, options)
+    found = embedded_split.embed_split(upright_model, options)
     np.testing.assert_allclose(found.queries, upright_model.embed(images.paths), atol=1e-5)
     shown: dict[str, Any] = {}
     monkeypatch.setattr(

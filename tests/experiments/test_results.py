@@ -13,7 +13,7 @@ from embedding_learning.experiments.results import (
     HELD_OUT,
     TEST,
     Outcome,
-    Run,
+    Trial,
 )
 from tests.helpers.fake_trials import write_run
 
@@ -24,34 +24,34 @@ def test_a_loss_without_beta_is_trained_without_the_flag_that_only_beta_has() ->
     assert results.flags_for("triplet", typed) == ["--lr=1", "--nu=0.1", "--loss=triplet"]
 
 
-RUN = Run("margin", "hard", 4)
+RUN = Trial("margin", "hard", 4)
 
 
 def test_a_run_is_named_after_what_it_is() -> None:
     folder = Path("x")
-    assert str(results.prefix(folder, RUN)) == "x/runs/margin_hard_4"
-    assert str(results.prefix(folder, RUN, is_final=True)) == "x/runs/margin_hard_4_final"
+    assert str(results.trial_prefix(folder, RUN)) == "x/runs/margin_hard_4"
+    assert str(results.trial_prefix(folder, RUN, is_final=True)) == "x/runs/margin_hard_4_final"
 
 
 def test_evaluations_are_those_recorded_and_nothing_else(tmp_path: Path) -> None:
     write_run(tmp_path, RUN, [0.25, 0.5])
-    first, second = results.evaluations(results.prefix(tmp_path, RUN))
+    first, second = results.read_evaluations(results.trial_prefix(tmp_path, RUN))
     assert first == (0, 2.5, {"recall@1": 0.25, "recall@2": 0.625})
     assert second == (1, 5.0, {"recall@1": 0.5, "recall@2": 0.75})
-    assert results.evaluations(tmp_path / "runs" / "nothing") == []
+    assert results.read_evaluations(tmp_path / "runs" / "nothing") == []
 
 
 def test_the_evaluation_before_training_is_of_no_epoch(tmp_path: Path) -> None:
     file = write_run(tmp_path, RUN, [0.25])
     before = '{"kind": "evaluation", "epoch": null, "batch": 0, "seconds": 0.0, "recall@1": 0.9}'
     file.write_text(f"{before}\n{file.read_text()}")
-    assert [e.epoch for e in results.evaluations(results.prefix(tmp_path, RUN))] == [0]
+    assert [e.epoch for e in results.read_evaluations(results.trial_prefix(tmp_path, RUN))] == [0]
 
 
 def test_the_line_that_a_killed_run_was_writing_does_not_count(tmp_path: Path) -> None:
     file = write_run(tmp_path, RUN, [0.25, 0.5])
     file.write_bytes(file.read_bytes()[:-9])
-    assert [e.epoch for e in results.evaluations(results.prefix(tmp_path, RUN))] == [0]
+    assert [e.epoch for e in results.read_evaluations(results.trial_prefix(tmp_path, RUN))] == [0]
 
 
 @pytest.mark.parametrize(
@@ -68,12 +68,12 @@ def test_records_that_were_changed_are_told_with_their_file(tmp_path: Path, line
     file = write_run(tmp_path, RUN, [0.25])
     file.write_text(line)
     with pytest.raises(DataError, match=r"margin_hard_4\.run/metrics\.jsonl"):
-        results.evaluations(results.prefix(tmp_path, RUN))
+        results.read_evaluations(results.trial_prefix(tmp_path, RUN))
 
 
 def test_of_equally_good_epochs_the_first_is_the_best_as_in_training(tmp_path: Path) -> None:
     write_run(tmp_path, RUN, [0.1, 0.7, 0.7, 0.3])
-    found = results.outcome(tmp_path, RUN, 4, TEST)
+    found = results.read_outcome(tmp_path, RUN, 4, TEST)
     assert found
     assert (found.epoch, found.reported["recall@1"], found.other["recall@1"]) == (1, 0.7, 0.3)
     assert found.seconds == 10.0
@@ -81,7 +81,7 @@ def test_of_equally_good_epochs_the_first_is_the_best_as_in_training(tmp_path: P
 
 def test_a_run_that_recalls_nothing_has_a_best_epoch_too(tmp_path: Path) -> None:
     write_run(tmp_path, RUN, [0.0, 0.0])
-    found = results.outcome(tmp_path, RUN, 2, TEST)
+    found = results.read_outcome(tmp_path, RUN, 2, TEST)
     assert found and found.epoch == 0
 
 
@@ -90,21 +90,21 @@ def test_a_run_counts_once_its_last_epoch_is_evaluated(
     tmp_path: Path, done: int, finished: bool
 ) -> None:
     write_run(tmp_path, RUN, [0.5] * done)
-    assert (results.outcome(tmp_path, RUN, 2, TEST) is not None) == finished
+    assert (results.read_outcome(tmp_path, RUN, 2, TEST) is not None) == finished
 
 
 def test_with_held_out_classes_the_final_run_s_last_epoch_is_reported(tmp_path: Path) -> None:
     """Though an earlier one was better on the test classes, which must not be looked at."""
     write_run(tmp_path, RUN, [0.2, 0.9, 0.4])
-    assert results.outcome(tmp_path, RUN, 3, HELD_OUT) is None
+    assert results.read_outcome(tmp_path, RUN, 3, HELD_OUT) is None
     file = write_run(tmp_path, RUN, [0.8, 0.6], is_final=True)
-    found = results.outcome(tmp_path, RUN, 3, HELD_OUT)
+    found = results.read_outcome(tmp_path, RUN, 3, HELD_OUT)
     assert found
     assert (found.epoch, found.reported["recall@1"], found.other["recall@1"]) == (1, 0.6, 0.9)
     assert found.seconds == 3 * 2.5 + 2 * 2.5
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:2]))
-    assert results.outcome(tmp_path, RUN, 3, HELD_OUT) is None
+    assert results.read_outcome(tmp_path, RUN, 3, HELD_OUT) is None
 
 
 def test_rows_hold_mean_and_sample_deviation_over_the_seeds() -> None:
@@ -114,11 +114,11 @@ def test_rows_hold_mean_and_sample_deviation_over_the_seeds() -> None:
     for pair, seeds in zip(pairs, (4, 1, 0)):
         values[pair] = rng.random((seeds, 4))
         outcomes += [
-            Outcome(Run(*pair, seed), int(9 * a), {"recall@1": b, "nmi": c}, {"recall@1": c}, d)
+            Outcome(Trial(*pair, seed), int(9 * a), {"recall@1": b, "nmi": c}, {"recall@1": c}, d)
             for seed, (a, b, c, d) in enumerate(values[pair], 1)
         ]
     rng.shuffle(outcomes)  # type: ignore[arg-type]
-    rows = results.summarise(pairs, outcomes)
+    rows = results.summarize(pairs, outcomes)
     assert [(row.loss, row.sampling) for row in rows] == pairs
     for row, pair in zip(rows, pairs):
         epoch, reported, other, seconds = values[pair].T
@@ -144,12 +144,12 @@ def test_rows_hold_mean_and_sample_deviation_over_the_seeds() -> None:
 
 def test_a_folder_with_runs_is_for_the_flags_of_these_runs_alone(tmp_path: Path) -> None:
     plan = {"--lr": 0.1, "--steps": [1, 2], "--use-pretrained": False, "--model": "a"}
-    results.claim(tmp_path, plan)
-    results.claim(tmp_path, {**plan, "--lr": 0.2})  # nothing was run yet
+    results.claim_folder(tmp_path, plan)
+    results.claim_folder(tmp_path, {**plan, "--lr": 0.2})  # nothing was run yet
     write_run(tmp_path, RUN, [0.5])
-    results.claim(tmp_path, {**plan, "--lr": 0.2, "--new-flag": 3})
+    results.claim_folder(tmp_path, {**plan, "--lr": 0.2, "--new-flag": 3})
     with pytest.raises(UsageError) as told:
-        results.claim(tmp_path, {**plan, "--steps": [3], "--use-pretrained": True})
+        results.claim_folder(tmp_path, {**plan, "--steps": [3], "--use-pretrained": True})
     assert "made with --lr 0.2, --steps 1,2, no --use-pretrained; give these" in str(told.value)
 
 
@@ -158,4 +158,4 @@ def test_a_damaged_plan_is_told(tmp_path: Path, content: str) -> None:
     write_run(tmp_path, RUN, [0.5])
     (tmp_path / "comparison.json").write_text(content, encoding="latin-1")
     with pytest.raises(UsageError, match=r"comparison\.json is damaged"):
-        results.claim(tmp_path, {})
+        results.claim_folder(tmp_path, {})

@@ -16,12 +16,12 @@ from embedding_learning.experiments.results import (
     SELECTIONS,
     TEST,
     Row,
-    Run,
+    Trial,
 )
 from tests.helpers.fake_trials import write_run
 
 PAIRS = [("margin", "hard"), ("triplet", "hard"), ("triplet", "random")]
-RUNS = [Run(*pair, seed) for seed in (1, 2) for pair in PAIRS]
+RUNS = [Trial(*pair, seed) for seed in (1, 2) for pair in PAIRS]
 
 
 def rows_of(folder: Path, select_on: str = TEST) -> list[Row]:
@@ -31,12 +31,12 @@ def rows_of(folder: Path, select_on: str = TEST) -> list[Row]:
         if select_on == HELD_OUT and len(recalls) == 2:
             epochs = recalls.index(max(recalls)) + 1
             write_run(folder, run, [recall / 2 for recall in recalls[:epochs]], is_final=True)
-    outcomes = [results.outcome(folder, run, 2, select_on) for run in RUNS]
-    return results.summarise(PAIRS, [outcome for outcome in outcomes if outcome])
+    outcomes = [results.read_outcome(folder, run, 2, select_on) for run in RUNS]
+    return results.summarize(PAIRS, [outcome for outcome in outcomes if outcome])
 
 
 def test_the_text_has_a_line_for_each_pair_and_dashes_for_gaps(tmp_path: Path) -> None:
-    shown = tables.text(rows_of(tmp_path), 2, TEST, "A caption.")
+    shown = tables.format_text(rows_of(tmp_path), 2, TEST, "A caption.")
     assert [re.split("  +", line) for line in shown.splitlines()] == [
         ["A caption."],
         [""],
@@ -57,8 +57,8 @@ def test_the_text_has_a_line_for_each_pair_and_dashes_for_gaps(tmp_path: Path) -
 
 def test_markdown_has_the_same_cells_and_the_best_in_bold(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, HELD_OUT)
-    text = tables.text(rows, 2, HELD_OUT, "").splitlines()[2:]
-    shown = tables.markdown(rows, 2, HELD_OUT, "data_1; --x='*|`'\nSecond.")
+    text = tables.format_text(rows, 2, HELD_OUT, "").splitlines()[2:]
+    shown = tables.format_markdown(rows, 2, HELD_OUT, "data_1; --x='*|`'\nSecond.")
     caption, second, empty, titles, rule, *lines = shown.splitlines()
     assert (caption, second, empty) == (r"data\_1; --x='\*\|\`'  ", "Second.  ", "")
     assert rule == "|" + " --- |" * 7
@@ -75,7 +75,7 @@ def test_markdown_has_the_same_cells_and_the_best_in_bold(tmp_path: Path) -> Non
 
 def test_the_csv_holds_every_metric_unrounded(tmp_path: Path) -> None:
     rows = rows_of(tmp_path)
-    first, second, third = csv.DictReader(io.StringIO(tables.rows_csv(rows, TEST)))
+    first, second, third = csv.DictReader(io.StringIO(tables.format_rows(rows, TEST)))
     assert (first["loss"], first["sampling"], first["runs"]) == ("margin", "hard", "2")
     assert float(first["best_recall@1_mean"]) == 0.625
     assert float(first["best_recall@1_sd"]) == pytest.approx(0.125 * 2**0.5, rel=1e-15)
@@ -90,7 +90,7 @@ def test_the_csv_holds_every_metric_unrounded(tmp_path: Path) -> None:
 def test_the_csv_of_epochs_holds_all_that_was_evaluated(tmp_path: Path, select_on: str) -> None:
     """Of runs that are not finished too, and told apart by what they were tested on."""
     rows_of(tmp_path, select_on)
-    lines = list(csv.DictReader(io.StringIO(tables.epochs_csv(tmp_path, RUNS, select_on))))
+    lines = list(csv.DictReader(io.StringIO(tables.format_epochs(tmp_path, RUNS, select_on))))
     of_runs = [line for line in lines if line["tested_on"] == select_on]
     assert [(line["loss"], line["seed"], line["epoch"]) for line in of_runs] == [
         *(("margin", "1", "0"), ("margin", "1", "1"), ("triplet", "1", "0"), ("triplet", "1", "1")),
@@ -106,4 +106,4 @@ def test_the_csv_of_epochs_holds_all_that_was_evaluated(tmp_path: Path, select_o
 
 def test_a_table_that_cannot_be_written_is_told_and_the_former_stays(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nowhere/x\.csv: cannot be written"):
-        tables.write(tmp_path / "nowhere" / "x.csv", "")
+        tables.write_file(tmp_path / "nowhere" / "x.csv", "")

@@ -18,11 +18,11 @@ from embedding_learning.inference.embedding_file import (
     Embeddings,
     check_csv,
     csv_path,
-    first_not_unit,
-    header,
-    read,
+    find_non_unit_row,
+    npy_header,
+    read_embeddings,
     write_csv,
-    write_model,
+    write_digest,
 )
 
 VECTORS = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
@@ -48,7 +48,7 @@ def write(folder: Path, vectors: Any = VECTORS, images: Any = None, name: str = 
 
 def fault(path: str, dimension: int = 3) -> str:
     with pytest.raises(UsageError) as caught:
-        read(path, dimension)
+        read_embeddings(path, dimension)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -57,7 +57,7 @@ def fault(path: str, dimension: int = 3) -> str:
     "shape", [(1, 1), (5, 3), (3569, 128), (10**12, 4096), (10**17, 99999), (0, 7)]
 )
 def test_numpy_reads_the_header(tmp_path: Path, shape: tuple[int, int]) -> None:
-    written = header(shape)
+    written = npy_header(shape)
     assert len(written) == HEADER_BYTES
     (tmp_path / "e.npy").write_bytes(written)
     with open(tmp_path / "e.npy", "rb") as file:
@@ -69,7 +69,7 @@ def test_numpy_reads_the_header(tmp_path: Path, shape: tuple[int, int]) -> None:
 
 def test_vectors_are_mapped_and_named(tmp_path: Path) -> None:
     images = [(f"{tmp_path}/{row}.jpg", "ab"[row % 2]) for row in range(5)]
-    found = read(write(tmp_path, VECTORS, images), 3)
+    found = read_embeddings(write(tmp_path, VECTORS, images), 3)
     np.testing.assert_array_equal(found.vectors, VECTORS)
     assert not found.vectors.flags.owndata
     assert not found.vectors.flags.writeable
@@ -79,17 +79,17 @@ def test_vectors_are_mapped_and_named(tmp_path: Path) -> None:
 
 
 def test_without_a_list_nothing_is_known_of_the_images(tmp_path: Path) -> None:
-    found = read(write(tmp_path), 3)
+    found = read_embeddings(write(tmp_path), 3)
     assert [found.path(row) for row in range(5)] == [None] * 5
     assert [found.label(row) for row in range(5)] == [None] * 5
-    assert found.rows_of([None, f"{tmp_path}/0.jpg"]) == [[], []]
+    assert found.find_rows([None, f"{tmp_path}/0.jpg"]) == [[], []]
 
 
 @pytest.mark.parametrize("dtype", ["<f8", "<f4"])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_other_layouts_of_numpy_are_read(tmp_path: Path, dtype: str, order: Any) -> None:
     vectors = np.asarray(VECTORS, dtype, order=order)
-    found = read(write(tmp_path, vectors), 3).vectors
+    found = read_embeddings(write(tmp_path, vectors), 3).vectors
     assert found.dtype == dtype
     np.testing.assert_array_equal(found, vectors)
 
@@ -99,7 +99,7 @@ def test_any_name_survives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     vectors = np.zeros((len(ODD_NAMES), 3), np.float32)
     labels = [name.encode(errors="replace").decode() for name in reversed(ODD_NAMES)]
     path = write(tmp_path, vectors, zip(ODD_NAMES, labels))
-    found = read(path, 3)
+    found = read_embeddings(path, 3)
     assert [found.path(row) for row in range(len(ODD_NAMES))] == ODD_NAMES
     assert found.labels == labels
     with open(tmp_path / "e.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -114,13 +114,13 @@ def test_lines_end_in_line_feeds_and_are_read_with_either_end(tmp_path: Path) ->
     content = (tmp_path / "e.csv").read_bytes()
     assert content == b'row,path,label\n0,/a.jpg,wren\n"1","/re\rturn.jpg","two\nlines"\n'
     (tmp_path / "e.csv").write_bytes(b"row,path,label\r\n0,/a.jpg,wren\r\n1,/b.jpg,\r\n")
-    assert read(path, 3).paths == ["/a.jpg", "/b.jpg"]
+    assert read_embeddings(path, 3).paths == ["/a.jpg", "/b.jpg"]
 
 
 def test_any_dimension_can_be_read(tmp_path: Path) -> None:
-    assert read(write(tmp_path), None).vectors.shape == (5, 3)
+    assert read_embeddings(write(tmp_path), None).vectors.shape == (5, 3)
     with pytest.raises(UsageError, match=r"holds an array \(5, 0\); vectors \(n, d\) are expected"):
-        read(write(tmp_path, VECTORS[:, :0]), None)
+        read_embeddings(write(tmp_path, VECTORS[:, :0]), None)
 
 
 # The model
@@ -128,9 +128,9 @@ def test_any_dimension_can_be_read(tmp_path: Path) -> None:
 
 def test_the_model_is_known_where_it_was_written_down(tmp_path: Path) -> None:
     path = write(tmp_path)
-    assert read(path, 3).model is None
-    write_model(path, "abc")
-    assert read(path, 3).model == "abc"
+    assert read_embeddings(path, 3).model is None
+    write_digest(path, "abc")
+    assert read_embeddings(path, 3).model == "abc"
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{}", '{"model": 3}', "[" * 5000, "\udce4"])
@@ -152,7 +152,7 @@ def test_the_first_row_that_is_not_of_unit_length_is_found(
     vectors = vectors.astype(np.float16).astype(np.float32)  # rounding is no fault
     if row is not None:
         vectors[row:] *= 1.01
-    assert first_not_unit(vectors) == row
+    assert find_non_unit_row(vectors) == row
 
 
 def test_relative_paths_lead_there_from_any_folder(
@@ -169,7 +169,7 @@ def test_relative_paths_lead_there_from_any_folder(
         write_csv(csv_path(path), [("photos/a.jpg", ""), (str(tmp_path / "photos/a.jpg"), "")])
         for here in (".", "elsewhere", "real/deep"):
             monkeypatch.chdir(tmp_path / here)
-            found = read(os.path.relpath(tmp_path / path), 3)
+            found = read_embeddings(os.path.relpath(tmp_path / path), 3)
             for row in (0, 1):
                 name = found.path(row)
                 assert name is not None
@@ -177,7 +177,7 @@ def test_relative_paths_lead_there_from_any_folder(
             assert os.path.isabs(str(found.path(1)))
             assert not os.path.isabs(str(found.path(0)))
             for query in (os.path.relpath(tmp_path / "photos/a.jpg"), f"{tmp_path}/photos/a.jpg"):
-                assert found.rows_of([query, None, "b.jpg"]) == [[0, 1], [], []]
+                assert found.find_rows([query, None, "b.jpg"]) == [[0, 1], [], []]
             monkeypatch.chdir(tmp_path)
 
 
@@ -190,12 +190,12 @@ def test_files_that_moved_together_find_each_other(
     write(tmp_path / "a", VECTORS[:1], [("photos/x.jpg", "")])
     monkeypatch.chdir(tmp_path)
     os.rename("a", "b")
-    assert Path(str(read("b/e.npy", 3).path(0))).read_text() == "x"
+    assert Path(str(read_embeddings("b/e.npy", 3).path(0))).read_text() == "x"
 
 
 def test_a_query_that_is_named_twice_gets_its_rows_twice() -> None:
     gallery = Embeddings(VECTORS, ["/x/a", "/x/b", "/x/a", "c", ""], [""] * 5, "/y")
-    found = gallery.rows_of(["/x/a", "/y/c", "/x/a", None, "/x/c"])
+    found = gallery.find_rows(["/x/a", "/y/c", "/x/a", None, "/x/c"])
     assert found == [[0, 2], [3], [0, 2], [], []]
 
 

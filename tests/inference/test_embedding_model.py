@@ -19,7 +19,7 @@ from embedding_learning.data.batches import SequentialBatches
 from embedding_learning.data.datasets import cub200
 from embedding_learning.data.preprocessing import read_square
 from embedding_learning.errors import DataError, UsageError
-from embedding_learning.inference import embedding_model
+from embedding_learning.inference import batched
 from embedding_learning.inference.embedding_model import EmbeddingModel, load_model
 from embedding_learning.model.description import describe
 from embedding_learning.model.net import MarginNet
@@ -143,7 +143,7 @@ def test_batches_are_no_larger_than_asked_and_nearly_full(devices: int) -> None:
     model.devices = [mx.cpu(i) for i in range(devices)]
     for most in (1, 2, 6, 64):
         for count in [*range(20), 63, 64, 65, 127, 128, 129, 1000]:
-            size = model.batch_size(count, most)
+            size = model.choose_batch_size(count, most)
             assert size % devices == 0
             assert 1 <= size < most + devices
             batches = -(-count // most)
@@ -260,9 +260,7 @@ def test_embed_all_gives_rows_and_labels_in_order_and_reports_each_batch(
     next(batches)
     seen: list[int] = []
     devices = [mx.cpu()]
-    embeddings, labels = embedding_model.embed_all(
-        model.net, devices, batches, lambda: seen.append(1)
-    )
+    embeddings, labels = batched.embed_all(model.net, devices, batches, lambda: seen.append(1))
     np.testing.assert_array_equal(labels, birds.labels)
     np.testing.assert_allclose(embeddings, model.embed(birds.paths), atol=CLOSE)
     assert len(seen) == 6

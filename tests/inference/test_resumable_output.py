@@ -16,7 +16,7 @@ import pytest
 
 from embedding_learning.errors import UsageError
 from embedding_learning.inference import resumable_output
-from embedding_learning.inference.resumable_output import Unfinished, check_output
+from embedding_learning.inference.resumable_output import ResumableOutput, check_output
 from tests.helpers.paths import ROOT
 
 IMAGES, DIMENSION, AT_ONCE = 23, 3, 4
@@ -40,7 +40,7 @@ def embed(
     labels: list[str] = LABELS,
 ) -> int:
     """All that is not done yet, in batches; the number of images that were not."""
-    with Unfinished(str(output), identity, DIMENSION, overwrite) as file:
+    with ResumableOutput(str(output), identity, DIMENSION, overwrite) as file:
         started = file.done
         for row in range(started, IMAGES, AT_ONCE):
             before_batch(row)
@@ -179,7 +179,7 @@ def test_what_was_not_saved_is_computed_again(
     """A kill between two saves, with values in the file that its state does not speak of."""
     monkeypatch.setattr(resumable_output, "_SECONDS_BETWEEN_SAVES", 1000)
     output, partial = tmp_path / "e.npy", tmp_path / "e.npy.partial"
-    file = Unfinished(str(output), "one", DIMENSION, False).__enter__()
+    file = ResumableOutput(str(output), "one", DIMENSION, False).__enter__()
     file.append(VECTORS[4:8], 8, BAD[:4])
     file._save()
     file.append(VECTORS[[8, 10]], 3, [9])
@@ -194,7 +194,7 @@ def test_it_is_saved_from_time_to_time(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(resumable_output, "_SECONDS_BETWEEN_SAVES", 10)
     monkeypatch.setattr(resumable_output.time, "monotonic", lambda: now[0])
     state = tmp_path / "e.npy.partial.json"
-    with Unfinished(str(tmp_path / "e.npy"), "one", DIMENSION, False) as file:
+    with ResumableOutput(str(tmp_path / "e.npy"), "one", DIMENSION, False) as file:
         done = []
         for seconds in (9, 11, 12, 20, 22):
             now[0] = seconds
@@ -316,9 +316,9 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
 
 
 def test_all_images_may_be_left_out_so_far(tmp_path: Path) -> None:
-    with Unfinished(str(tmp_path / "e.npy"), "one", DIMENSION, False) as file:
+    with ResumableOutput(str(tmp_path / "e.npy"), "one", DIMENSION, False) as file:
         file.append(VECTORS[:0], 4, [0, 1, 2, 3])
-    with Unfinished(str(tmp_path / "e.npy"), "one", DIMENSION, False) as file:
+    with ResumableOutput(str(tmp_path / "e.npy"), "one", DIMENSION, False) as file:
         assert (file.done, file.left_out) == (4, [0, 1, 2, 3])
 
 
