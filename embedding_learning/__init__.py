@@ -33,7 +33,6 @@ _MODULE_OF = {
     "Sampling": "model.sampling",
     "DistanceWeightedSampling": "model.sampling",
     "RandomSampling": "model.sampling",
-    "Sampling": "model.sampling",
     "SemiHardSampling": "model.sampling",
     "HardSampling": "model.sampling",
     # Losses
@@ -47,7 +46,7 @@ _MODULE_OF = {
     "recall_at_k": "evaluation.metrics",
     "map_at_r": "evaluation.metrics",
     "r_precision": "evaluation.metrics",
-    "nearest": "evaluation.neighbors",
+    "find_nearest": "evaluation.neighbors",
     # Data
     "ImageSet": "data.image_set",
     "Split": "data.image_set",

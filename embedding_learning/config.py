@@ -1,8 +1,8 @@
 """The settings of a training run, by topic. Each field of a section is one flag of train.py.
 
-The flags, their ranges, `--help` and docs/flags.md come from this table. `training.settings` makes a
-checked configuration. Functions take the section that they need, such as `DataConfig`. Imports no
-MXNet.
+The flags, their ranges, `--help` and docs/flags.md come from this table. `training.settings` makes
+a checked configuration of it. Functions take the section that they need, such as `DataConfig`.
+Imports no MXNet.
 """
 
 from __future__ import annotations
@@ -145,9 +145,7 @@ class DataConfig:
         0.0, "part of the training classes that does not train, and tests in place of the test "
         "classes", below=1,
     )  # fmt: skip
-    small_classes: str = _choice(
-        SMALL_CLASSES, "training classes with fewer images than --batch-k"
-    )
+    small_classes: str = _choice(SMALL_CLASSES, "training classes with fewer images than --batch-k")
     skip_bad_images: bool = _switch("leave out images that cannot be decoded")
     image_size: int = _count(
         "pixels of the square that each image is resized to (default: by model, mostly 256)",
@@ -190,9 +188,7 @@ class ModelConfig:
     pretrained_params: str | None = _path(
         "take the ImageNet weights from a .params, .safetensors or .pth file", metavar="FILE"
     )
-    pool: str = _choice(
-        POOLS, "pooling of the last feature map", on_resume=SAME, before=POOLS[0]
-    )
+    pool: str = _choice(POOLS, "pooling of the last feature map", on_resume=SAME, before=POOLS[0])
     init_from: str | None = _path(
         "start from a trained network, its .params or its prefix, as far as its layers fit",
         metavar="FILE",
@@ -227,13 +223,11 @@ class MethodConfig:
     margin: float = _flag(0.2, "margin of the margin-based loss", on_resume=MAY_CHANGE)
     beta: float = _flag(1.2, "initial value of beta")
     beta_per: str = _choice(
-        BETA_PER, "what a learned beta is: one per class, or the sum of a common one, one per class "
-        "and one per image", on_resume=SAME, before=BETA_PER[0],
+        BETA_PER, "a learned beta is one per class, or the sum of a common one, one per class and one "
+        "per image", on_resume=SAME, before=BETA_PER[0],
     )  # fmt: skip
     nu: float = _number(0.0, "regularization parameter for beta", on_resume=MAY_CHANGE)
-    lr_beta: float = _flag(
-        0.1, "learning rate for beta; 0: beta is constant", on_resume=MAY_CHANGE
-    )
+    lr_beta: float = _flag(0.1, "learning rate for beta; 0: beta is constant", on_resume=MAY_CHANGE)
     normalize_weights: bool = _switch(
         "scale the log weights of the sampling to [0, 1]", on_resume=SAME
     )
@@ -283,9 +277,7 @@ class BatchConfig:
     """How many images a training step has."""
 
     # `training.settings` refuses sizes that are not whole classes on each device.
-    per_device: int = _number(
-        70, "training batch size per device (CPU/GPU)", 1, key="batch_size"
-    )
+    per_device: int = _number(70, "training batch size per device (CPU/GPU)", 1, key="batch_size")
     batch_k: int = _number(5, "number of images per class in a batch", 2, on_resume=SAME)
     batch_num: int = _number(200, "number of batches in an epoch", 1, on_resume=SAME)
     total: int = _count(
@@ -297,9 +289,7 @@ class BatchConfig:
 class DeviceConfig:
     """Where training steps are computed, and by how many worker processes."""
 
-    gpus: tuple[int, ...] = _flag(
-        (), "list of gpus to use, e.g. 0 or 0,2,5; empty means using cpu"
-    )
+    gpus: tuple[int, ...] = _flag((), "list of gpus to use, e.g. 0 or 0,2,5; empty means using cpu")
     kvstore: str = _flag(
         KVSTORES[0], "how devices exchange gradients", choices=KVSTORES, on_resume=MAY_CHANGE
     )
@@ -342,9 +332,7 @@ class RunConfig:
         metavar="WHAT",
     )
     log_interval: int = _number(20, "number of batches between log lines", 1)
-    preset: str | None = _flag(
-        None, "other defaults, which flags replace", str, metavar="NAME"
-    )
+    preset: str | None = _flag(None, "other defaults, which flags replace", str, metavar="NAME")
     checkpoint_interval: int | None = _count(
         "save the state every N batches too, not only after each epoch"
     )

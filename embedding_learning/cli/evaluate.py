@@ -20,7 +20,9 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     with log_to_terminal():
         model = model_flags.load(options)
-        found = embedded_split.embed_split(model, options)
+        found = embedded_split.embed_split(
+            model, split_flags.test_images(options), options.batch_size, options.workers
+        )
     split, gallery = found.split, found.split.gallery
     measured = compute_metrics(
         found.queries,

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 from embedding_learning.cli import train_flags
-from embedding_learning.cli.parser import Parser, add, check_range
+from embedding_learning.cli.parser import Parser, add
 from embedding_learning.distributed import dmlc_environment, launcher
 from embedding_learning.errors import UsageError
 from embedding_learning.runtime import mxnet_compat
+from embedding_learning.runtime.flag_values import check_range
 
 _TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 _MOST_PROCESSES = 4096

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from embedding_learning.cli.parser import add
 from embedding_learning.cli.train_flags import add_flags as add_train_flags
 from embedding_learning.config import BATCH_SIZE, MOST_WORKERS, WORKERS
-
 from embedding_learning.runtime.flag_values import check_range, device_numbers
 
 if TYPE_CHECKING:

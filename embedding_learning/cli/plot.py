@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from embedding_learning.cli import model_flags, split_flags
-from embedding_learning.cli.parser import Parser, as_flag
+from embedding_learning.cli.parser import Parser
+from embedding_learning.config import as_flag
 from embedding_learning.data.datasets.unlabeled import UNLABELED
 from embedding_learning.data.image_set import number_classes
 from embedding_learning.data.preprocessing import read_square
 from embedding_learning.errors import DataError, UsageError
 from embedding_learning.inference import embedded_split, embedding_file
-from embedding_learning.inference.embedded_split import THUMBNAIL, EmbeddedTestSet, thumbnails
+from embedding_learning.inference.embedded_split import THUMBNAIL, EmbeddedSplit, thumbnail_reader
 from embedding_learning.inference.embedding_file import Embeddings
 from embedding_learning.inference.run_files import find_run
 from embedding_learning.runtime.progress import log_to_terminal
@@ -72,7 +73,12 @@ def main(arguments: list[str]) -> int:
                 "points": draw_tsne_points,
                 "gallery": draw_gallery,
             }
-            found = embedded_split.embed_split(model_flags.load(options), options)
+            found = embedded_split.embed_split(
+                model_flags.load(options),
+                split_flags.test_images(options),
+                options.batch_size,
+                options.workers,
+            )
             draw[options.kind](found, options.output)
     print(options.output)
     return 0
@@ -128,14 +134,14 @@ def _check_vectors(options: argparse.Namespace, parser: argparse.ArgumentParser)
             )
 
 
-def draw_tsne_photographs(found: EmbeddedTestSet, path: str) -> None:
+def draw_tsne_photographs(found: EmbeddedSplit, path: str) -> None:
     """t-SNE with photographs. Of very many images some are chosen."""
     test = found.split.test
-    photograph = thumbnails(test, found.preprocessing)
+    photograph = thumbnail_reader(test, found.preprocessing)
     _photographs(found.queries, test.labels, photograph, _test_images(found), path)
 
 
-def draw_tsne_points(found: EmbeddedTestSet, path: str) -> None:
+def draw_tsne_points(found: EmbeddedSplit, path: str) -> None:
     """t-SNE with colored points. Of very many images some are chosen."""
     test = found.split.test
     _points(found.queries, test.labels, test.class_names, _test_images(found), path)
@@ -176,7 +182,7 @@ def draw_tsne_points_of_file(found: Embeddings, name: str, path: str) -> None:
     _points(found.vectors, labels, class_names, (name, "images"), path)
 
 
-def draw_gallery(found: EmbeddedTestSet, path: str) -> None:
+def draw_gallery(found: EmbeddedSplit, path: str) -> None:
     """The queries with the best and the worst average precision, and some at random.
 
     Raises DataError if no query has an image of its class to be found.
@@ -202,12 +208,12 @@ def draw_gallery(found: EmbeddedTestSet, path: str) -> None:
         distances,
         test.labels,
         test.class_names,
-        thumbnails(test, found.preprocessing),
+        thumbnail_reader(test, found.preprocessing),
         path,
         found.split.title,
         None
         if found.gallery is None
-        else (searched.labels, thumbnails(searched, found.preprocessing)),
+        else (searched.labels, thumbnail_reader(searched, found.preprocessing)),
     )
 
 
@@ -249,5 +255,5 @@ def _in_the_plane(
     return rows, projection.tsne(vectors[rows], _SEED), heading
 
 
-def _test_images(found: EmbeddedTestSet) -> tuple[str, str]:
+def _test_images(found: EmbeddedSplit) -> tuple[str, str]:
     return found.split.title, "test images"

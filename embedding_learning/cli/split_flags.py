@@ -24,7 +24,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raises UsageError if the flags that split the data are out of range or contradict each other."""
+    """Raises UsageError if flags that split the data are out of range or contradict another."""
     if options.train_classes is not None and options.train_classes < 1:
         raise UsageError(
             f"--train-classes {options.train_classes}: must be at least 1; --test all tests every "

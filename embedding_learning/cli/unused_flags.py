@@ -60,7 +60,8 @@ _CASES = (
     _Case(
         "lr_mult_backbone",
         # With 0 it asks for what the optimizer cannot do, which is refused elsewhere.
-        lambda config, given: _has_no_rate(config, given) and config.optimizer.lr_mult_backbone != 0,
+        lambda config, given: _has_no_rate(config, given)
+        and config.optimizer.lr_mult_backbone != 0,
         "--optimizer {optimizer} has no learning rate",
     ),
     _Case(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from embedding_learning.config import TestImages
 from embedding_learning.data import datasets
 from embedding_learning.data.datasets import ImageSet, Split
 from embedding_learning.data.datasets.splits import log_split
@@ -48,26 +48,31 @@ class EmbeddedSplit(NamedTuple):
     preprocessing: Preprocessing = ORIGINAL_PREPROCESSING
 
 
-def embed_split(model: EmbeddingModel, options: argparse.Namespace) -> EmbeddedSplit:
-    """Raises DataError if an image is missing or cannot be decoded."""
+def embed_split(
+    model: EmbeddingModel, images: TestImages, batch_size: int, workers: int
+) -> EmbeddedSplit:
+    """Embeds the test images of a data set. Blocks until all are embedded.
+
+    Raises UsageError or DataError if an image is missing or cannot be decoded.
+    """
     split = datasets.load(
-        options.data_path,
-        options.cache_dir,
-        options.train_classes,
-        options.dataset,
-        model.description["bbox"] if options.bbox is None else options.bbox,
-        options.test,
+        images.data_path,
+        images.cache_dir,
+        images.train_classes,
+        images.dataset,
+        model.description["bbox"] if images.bbox is None else images.bbox,
+        images.classes,
         default_train_classes=model.description["train_classes"],
     )
-    split = datasets.hold_out_validation_classes(split, options.held_out)
-    if options.skip_bad_images:
-        split = _without_bad_images(split, options.workers, model.preprocessing)
+    split = datasets.hold_out_validation_classes(split, images.held_out)
+    if images.skip_bad_images:
+        split = _without_bad_images(split, workers, model.preprocessing)
     log_split(split)
 
     def embedded(part: ImageSet) -> np.ndarray:
-        pixels = Decoder(part, model.description["image_size"], model.preprocessing)
-        size = model.choose_batch_size(len(part), options.batch_size)
-        batches = model.embed_batches(pixels, size, options.workers)
+        pixels = PixelsFromFiles(part, model.description["image_size"], model.preprocessing)
+        size = model.choose_batch_size(len(part), batch_size)
+        batches = model.embed_batches(pixels, size, workers)
         return np.concatenate(list(progress_bar(batches, "Embedding")))
 
     gallery = None if split.gallery is None else embedded(split.gallery)

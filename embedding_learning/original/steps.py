@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +14,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
+from embedding_learning.config import TrainConfig
 from embedding_learning.data.build import open_data, read_split
 from embedding_learning.model.sampling import DistanceWeightedSampling
 from embedding_learning.model.weights.params_file import save_parameters
@@ -30,7 +30,7 @@ from embedding_learning.original.step_server import ANSWER, BATCH
 from embedding_learning.runtime.devices import find_devices
 from embedding_learning.training.build import build, build_network
 from embedding_learning.training.learner import Learner
-from embedding_learning.training.loop import set_learning_rates
+from embedding_learning.training.schedule import set_learning_rates
 
 
 class State(NamedTuple):
@@ -136,7 +136,7 @@ class _Original:
         return state, arrays["negatives"]
 
 
-def compare(options: Namespace, path: Path, steps: int, with_control: bool) -> Iterator[Step]:
+def compare(config: TrainConfig, path: Path, steps: int, with_control: bool) -> Iterator[Step]:
     """Each step of both programs, as it is made.
 
     The network's first weights are this program's. The batches are this program's too: the
@@ -153,22 +153,22 @@ def compare(options: Namespace, path: Path, steps: int, with_control: bool) -> I
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="compare-original-")))
-        devices = find_devices(options)
-        split = read_split(options)
-        mx.random.seed(options.seed)
-        net = build_network(options, devices)
+        devices = find_devices(config.devices.gpus, config.devices.cpu_contexts)
+        split = read_split(config)
+        mx.random.seed(config.run.seed)
+        net = build_network(config, devices)
         assert net.preprocess
         save_parameters(net, str(folder / "first.params"))
-        count = options.total_batch_size // len(devices) * (options.batch_k - 1)
-        net.sampling = GivenNegatives(options.batch_k, count)
+        count = config.batch.total // len(devices) * (config.batch.batch_k - 1)
+        net.sampling = GivenNegatives(config.batch.batch_k, count)
         net.sampling.given.initialize(ctx=devices)
-        data = open_data(split, options)
+        data = open_data(split, config)
         stack.callback(data.close)
         # What is queued still reads the batches' memory.
         stack.callback(mx.nd.waitall)
-        learner = build(options, data.beta_terms, net, devices)
+        learner = build(config, data.beta_terms, net, devices)
         learner.start()
-        set_learning_rates(options, learner.trainers, 0)
+        set_learning_rates(config, learner, 0)
 
         def start(name: str, environment: Mapping[str, str]) -> _Original:
             own = folder / name.replace(" ", "_")
@@ -176,9 +176,9 @@ def compare(options: Namespace, path: Path, steps: int, with_control: bool) -> I
             settings = processes.write_settings(
                 own / "settings.json",
                 original=str(path),
-                flags=processes.flags(options, own, own / "model"),
+                flags=processes.flags(config, own, own / "model"),
                 # One more than there are: so its first epoch does not end.
-                numbers=processes.numbers(options, len(data.beta_terms), steps + 1),
+                numbers=processes.numbers(config.data, len(data.beta_terms), steps + 1),
                 parameters=str(folder / "first.params"),
             )
             errors = stack.enter_context(open(own / "errors", "w", encoding="utf-8"))
@@ -194,7 +194,7 @@ def compare(options: Namespace, path: Path, steps: int, with_control: bool) -> I
         second = start("the original again", _other_threads()) if with_control else None
         for number in range(1, steps + 1):
             batch = data.train.next()
-            seed = step_seed(options.seed, number)
+            seed = step_seed(config.run.seed, number)
             given = (
                 net.preprocess(batch.data[0].as_in_context(devices[0])).asnumpy(),
                 batch.label[0].asnumpy(),

@@ -29,7 +29,7 @@ def device_numbers(flag: str, text: str) -> list[int]:
 
 
 def check_range(key: str, value: float, least: float, most: float = LARGEST_COUNT) -> None:
-    """Raises UsageError unless the value of a flag is in the range. `key` is as in `config.FLAGS`."""
+    """Raises UsageError unless a flag's value is in the range. `key` is as in `config.FLAGS`."""
     if value < least:
         raise UsageError(f"{as_flag(key)} {value}: must be at least {least}")
     if value > most:

@@ -215,12 +215,8 @@ def check(config: TrainConfig) -> None:
             "gradient are 0, as many are at the start; choose another, such as adam or nadam"
         )
     if name not in optimizers():
-        raise UsageError(
-            f"--optimizer {name}: unknown; choose of {', '.join(optimizers())}"
-        )
-    if name in _NEVER_AT_REST and (
-        optimizer.warm_up_epochs or optimizer.lr_mult_backbone == 0
-    ):
+        raise UsageError(f"--optimizer {name}: unknown; choose of {', '.join(optimizers())}")
+    if name in _NEVER_AT_REST and (optimizer.warm_up_epochs or optimizer.lr_mult_backbone == 0):
         raise UsageError(
             f"--optimizer {name}: leaves no layer alone, as --warm-up-epochs and "
             "--lr-mult-backbone 0 ask for; choose another, such as adam"

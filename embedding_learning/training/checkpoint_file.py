@@ -15,8 +15,8 @@ import logging
 import os
 import re
 import shutil
-from contextlib import contextmanager, suppress
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -294,7 +294,7 @@ class RunFolder:
         return [int(match[1]) for match in matches if match]
 
     def recreate_if_removed(self) -> bool:
-        """Creates the folder again if it was removed while the run trains; returns whether it was."""
+        """Creates the folder again if it was removed meanwhile; returns whether it was."""
         if self.path.exists() and os.path.samestat(os.fstat(self._lock), self.path.stat()):
             return False
         logging.warning("%s was removed while the run trains; it is created again.", self.path)

@@ -159,7 +159,7 @@ class Learner:
         return step
 
     def _beta_arguments(self, labels: mx.nd.NDArray, anchor_rows: mx.nd.NDArray) -> tuple[Any, ...]:
-        """The loss's arguments after the triplets: beta, and the anchors' labels if it is learned."""
+        """The loss's last arguments: beta, and the anchors' labels if it is learned."""
         if self.beta is None:
             return ()
         is_learned = isinstance(self.beta, gluon.Parameter)
@@ -266,7 +266,7 @@ class Learner:
 
 
 def initialize_kvstore(trainer: gluon.Trainer) -> None:
-    """Gives all devices the parameters of the first one now; a trainer does so at its first step."""
+    """Gives all devices the first one's parameters now, not only at the trainer's first step."""
     if not trainer._kv_initialized:
         trainer._init_kvstore()
     if trainer._params_to_init:

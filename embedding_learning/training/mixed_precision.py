@@ -48,9 +48,9 @@ class LossScale:
         return [mx.nd.full((1,), self.value, device) for device in devices]
 
     def update(self, is_finite: bool) -> bool:
-        """Adapts the scale after a backward pass; returns whether the step's update must be skipped.
+        """Adapts the scale after a backward pass; returns whether to skip the step's update.
 
-        It must if the scale was too high. At the least scale something else is wrong with a step
+        It is skipped if the scale was too high. At the least scale something else is wrong with a step
         that is not finite.
         """
         if is_finite:

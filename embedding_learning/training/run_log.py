@@ -133,7 +133,7 @@ def _pairs(
     `embeddings` are those of the step, of each device (n, d).
     """
     distances = [
-        pair_distances.negative_distances(of_device, batch_k) for of_device in embeddings
+        pair_distances.negative_pair_distances(of_device, batch_k) for of_device in embeddings
     ]
     return {**learner.measure(step), "all_negative_distances": np.concatenate(distances)}
 

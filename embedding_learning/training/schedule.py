@@ -25,7 +25,8 @@ def prepare(config: TrainConfig, net: MarginNet) -> None:
     set_backbone_rates(config, net, config.run.start_epoch)
     if config.model.freeze_bn and not _freeze_batch_norm(net.base_net):
         raise UsageError(
-            f"--freeze-bn: has no effect: --model {config.model.backbone} has no batch norm; leave it out"
+            f"--freeze-bn: has no effect: --model {config.model.backbone} has no batch norm; leave "
+            "it out"
         )
     if config.optimizer.wd_exclude_bn_bias:
         for name, parameter in net.collect_params().items():

@@ -11,8 +11,14 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from embedding_learning.config import FLAGS, LARGEST_COUNT, LARGEST_NUMBER, Flag, TrainConfig
-from embedding_learning.config import as_flag
+from embedding_learning.config import (
+    FLAGS,
+    LARGEST_COUNT,
+    LARGEST_NUMBER,
+    Flag,
+    TrainConfig,
+    as_flag,
+)
 from embedding_learning.data.datasets import NAMES
 from embedding_learning.distributed import dmlc_environment
 from embedding_learning.errors import UsageError
@@ -78,7 +84,7 @@ def make_config(values: Mapping[str, Any], saves: bool = True) -> TrainConfig:
     """
     settings = {key: _read(key, value) for key, value in values.items()}
     loss = settings.get("loss", FLAGS["loss"].default)
-    defaults = {"margin": LOSSES[loss].margin, **PRESETS.get(settings.get("preset"), {})}
+    defaults = {"margin": LOSSES[loss].margin, **PRESETS.get(settings.get("preset") or "", {})}
     for key, flag in FLAGS.items():
         if key not in settings:
             settings[key] = _read(key, defaults.get(key, flag.default))
@@ -108,7 +114,7 @@ def _read(key: str, value: Any) -> Any:
     if type(value) is not flag.type:
         raise UsageError(f"{flag.name} {value!r}: must be of type {flag.type.__name__}")
     if key in LOWER_CASE:
-        value = value.lower()
+        value = str(value).lower()
     choices = CHOICES.get(key, flag.choices)
     if choices and value not in choices:
         raise UsageError(f"{flag.name} {value}: unknown; choose one of {', '.join(choices)}")
@@ -143,8 +149,9 @@ def _check_number(flag: Flag, value: float) -> None:
                 f"{flag.name} {value}: must be at least {flag.at_least} and below {flag.below}"
             )
     elif flag.at_least is not None:
-        largest = LARGEST_NUMBER if flag.type is float else LARGEST_COUNT
-        check_range(flag.key, value, flag.at_least, flag.at_most or largest)
+        largest: float = LARGEST_NUMBER if flag.type is float else LARGEST_COUNT
+        most = largest if flag.at_most is None else flag.at_most
+        check_range(flag.key, value, flag.at_least, most)
     if flag.above is not None and value <= flag.above:
         raise UsageError(f"{flag.name} {value}: must be above {flag.above}")
 
@@ -165,8 +172,9 @@ def _complete(settings: dict[str, Any]) -> None:
     settings["processes"] = environment.workers if environment else 1
     if settings["total_batch_size"] is None:
         devices = (len(settings["gpus"]) or settings["cpu_contexts"]) * settings["processes"]
-        settings["total_batch_size"] = settings["batch_size"] * devices
-        check_range("total_batch_size", settings["total_batch_size"], 1)
+        total = settings["batch_size"] * devices
+        check_range("total_batch_size", total, 1)
+        settings["total_batch_size"] = total
 
 
 def complete_sizes(model: str, image_size: int | None, crop_size: int | None) -> tuple[int, int]:
