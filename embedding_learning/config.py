@@ -223,8 +223,8 @@ class MethodConfig:
     margin: float = _flag(0.2, "margin of the margin-based loss", on_resume=MAY_CHANGE)
     beta: float = _flag(1.2, "initial value of beta")
     beta_per: str = _choice(
-        BETA_PER, "a learned beta is one per class, or the sum of a common one, one per class and one "
-        "per image", on_resume=SAME, before=BETA_PER[0],
+        BETA_PER, "a learned beta is one per class, or the sum of a common one, one per class "
+        "and one per image", on_resume=SAME, before=BETA_PER[0],
     )  # fmt: skip
     nu: float = _number(0.0, "regularization parameter for beta", on_resume=MAY_CHANGE)
     lr_beta: float = _flag(0.1, "learning rate for beta; 0: beta is constant", on_resume=MAY_CHANGE)

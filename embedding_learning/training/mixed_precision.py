@@ -50,8 +50,8 @@ class LossScale:
     def update(self, is_finite: bool) -> bool:
         """Adapts the scale after a backward pass; returns whether to skip the step's update.
 
-        It is skipped if the scale was too high. At the least scale something else is wrong with a step
-        that is not finite.
+        It is skipped if the scale was too high. At the least scale something else is wrong with a
+        step that is not finite.
         """
         if is_finite:
             self.good_steps += 1
