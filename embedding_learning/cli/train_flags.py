@@ -306,7 +306,7 @@ def add_cache_dir(group: argparse._ActionsContainer, text: str) -> None:
     # A shell leaves the "~" of --cache-dir=~/folder as it is; a folder named "~" would be made.
     group.add_argument(
         "--cache-dir",
-        default=user_folders.cache_folder(),
+        default=user_folders.find_cache_folder(),
         type=os.path.expanduser,
         help=f"{text} (default: %(default)s)",
     )

@@ -15,7 +15,7 @@ from mxnet import gluon
 from mxnet.gluon import HybridBlock
 
 from embedding_learning.config import decay, resumes_network
-from embedding_learning.distributed.worker_group import Job
+from embedding_learning.distributed.worker_group import WorkerGroup
 from embedding_learning.errors import UsageError
 from embedding_learning.model import backbones, losses, methods
 from embedding_learning.model import sampling as samplings
@@ -41,23 +41,23 @@ def build(
     beta_terms: np.ndarray,
     net: MarginNet,
     devices: list[mx.Context],
-    job: Job | None = None,
+    group: WorkerGroup | None = None,
 ) -> Learner:
     """Beta, loss and optimizers for a network and the boundaries of its training images.
 
     `beta_terms` (boundaries, j): the entries of beta that add up to each boundary.
     """
-    job = job or Job()
+    group = group or WorkerGroup()
     loss = build_loss(options)
     beta = build_beta(options, beta_terms.max() + 1, devices)
     if devices[0].device_type == "cpu":
         net.fuses_batch_norm = trains_fused(net.base_net, options.crop_size)
     for block in (net, loss):
         block.hybridize(static_alloc=True, static_shape=True)
-    trainers = build_trainers(options, net, beta, job)
+    trainers = build_trainers(options, net, beta, group)
     loss_scale = LossScale() if options.dtype == "float16" else None
     skip = options.on_nonfinite == "skip"
-    return Learner(net, beta, loss, trainers, devices, skip, job, loss_scale, beta_terms)
+    return Learner(net, beta, loss, trainers, devices, skip, group, loss_scale, beta_terms)
 
 
 def build_network(
@@ -167,10 +167,10 @@ def build_beta(options: Namespace, entries: int, devices: list[mx.Context]) -> B
 
 
 def build_trainers(
-    options: Namespace, net: MarginNet, beta: Beta, job: Job | None = None
+    options: Namespace, net: MarginNet, beta: Beta, group: WorkerGroup | None = None
 ) -> list[gluon.Trainer]:
     """The network's trainer and, where beta is learned, beta's."""
-    job = job or Job()
+    group = group or WorkerGroup()
     settings = {"learning_rate": options.lr, "wd": options.wd}
     if options.optimizer == "sgd":
         settings["momentum"] = options.momentum
@@ -183,16 +183,16 @@ def build_trainers(
         settings["multi_precision"] = True
         # The gradients have to be looked at between their sum and the update.
         at["update_on_kvstore"] = False
-    kvstore = job.kvstore(options.kvstore, trainer=0)
+    kvstore = group.create_kvstore(options.kvstore, trainer=0)
     parameters = net.collect_params()
     trainers = [gluon.Trainer(parameters, options.optimizer, settings, kvstore=kvstore, **at)]
     if isinstance(beta, gluon.Parameter):
         settings = {"learning_rate": options.lr_beta, "momentum": 0.9}
-        kvstore = job.kvstore(options.kvstore, trainer=1)
+        kvstore = group.create_kvstore(options.kvstore, trainer=1)
         trainers.append(gluon.Trainer([beta], "sgd", settings, kvstore=kvstore, **at))
     for trainer in trainers:
         # Servers that update are told it when they first hear of the optimizer.
-        batch = options.total_batch_size // options.processes * job.size
+        batch = options.total_batch_size // options.processes * group.size
         trainer.optimizer.rescale_grad = 1 / batch
     return trainers
 

@@ -12,7 +12,7 @@ import numpy as np
 from mxnet import autograd, gluon
 from mxnet.gluon import HybridBlock
 
-from embedding_learning.distributed.worker_group import Job
+from embedding_learning.distributed.worker_group import WorkerGroup
 from embedding_learning.model.losses import distances
 from embedding_learning.model.net import MarginNet
 from embedding_learning.training.mixed_precision import LossScale, finiteness
@@ -81,7 +81,7 @@ class Learner:
         Of this process.
     skip_nonfinite : bool
         Do without the updates of batches whose loss, embeddings or gradients are not finite.
-    job : Job
+    group : WorkerGroup
         The processes that learn together.
     loss_scale : LossScale, optional
         Of a network in float16. All processes have the same.
@@ -95,19 +95,19 @@ class Learner:
     trainers: list[gluon.Trainer]
     devices: list[mx.Context]
     skip_nonfinite: bool = False
-    job: Job = field(default_factory=Job)
+    group: WorkerGroup = field(default_factory=WorkerGroup)
     loss_scale: LossScale | None = None
     beta_terms: np.ndarray | None = None
 
     @property
     def shares(self) -> int:
         """Devices of all processes; each has one share of a batch."""
-        return len(self.devices) * self.job.size
+        return len(self.devices) * self.group.size
 
     @property
     def first_share(self) -> int:
         """The number of the first device here among them."""
-        return len(self.devices) * self.job.rank if self.job.size > 1 else 0
+        return len(self.devices) * self.group.rank if self.group.size > 1 else 0
 
     def step(self, batch: mx.io.DataBatch, is_to_stop: bool = False) -> Step:
         """One update from this process's part of a batch, queued without waiting for any device.
@@ -138,7 +138,7 @@ class Learner:
         signals = [
             self._signals(*parts, is_to_stop) for parts in zip(self.devices, losses, embeddings)
         ]
-        step = Step(self.job.queue_total(signals), embeddings, triples)
+        step = Step(self.group.queue_sum(signals), embeddings, triples)
         if self.loss_scale:
             step.overflowed = self.loss_scale.see(step.is_finite())
         if step.overflowed or (self.skip_nonfinite and not step.is_finite()):
@@ -147,7 +147,7 @@ class Learner:
             return step
         for trainer in self.trainers:
             update = trainer.update if self.loss_scale else trainer.step
-            update(batch.data[0].shape[0] * self.job.size * scale)
+            update(batch.data[0].shape[0] * self.group.size * scale)
         return step
 
     def _boundary(self, labels: mx.nd.NDArray, anchor_rows: mx.nd.NDArray) -> tuple[Any, ...]:
@@ -200,7 +200,7 @@ class Learner:
         mx.nd.waitall()
         # What batch norm has counted may differ: a run may go on from within an epoch.
         weights = (data.asnumpy().tobytes() for p in self._learned() for data in p.list_data())
-        self.job.check_equal("the first weights", weights)
+        self.group.check_equal("the first weights", weights)
 
     def _signals(
         self, device: mx.Context, loss: mx.nd.NDArray, embeddings: mx.nd.NDArray, is_to_stop: bool
@@ -233,7 +233,7 @@ class Learner:
         if not counted:
             return
         own = [sum(data.asnumpy() for data in arrays).ravel() for arrays in counted]
-        mean = self.job.total(np.concatenate(own)) / np.float32(self.shares)
+        mean = self.group.sum(np.concatenate(own)) / np.float32(self.shares)
         ends = np.cumsum([part.size for part in own])
         for arrays, values in zip(counted, np.split(mean, ends[:-1])):
             for data in arrays:

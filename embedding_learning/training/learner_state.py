@@ -83,7 +83,7 @@ def _statistics(learner: Learner) -> dict[str, np.ndarray]:
     devices = len(learner.devices)
     rows = np.concatenate([values.reshape(devices, -1) for values in counted.values()], axis=1)
     ends = np.cumsum([values[0].size for values in counted.values()])
-    parts = np.split(learner.job.gather(rows), ends[:-1], axis=1)
+    parts = np.split(learner.group.gather(rows), ends[:-1], axis=1)
     return {
         f"statistics/{number}/{name}": part[number].reshape(values.shape[1:])
         for (name, values), part in zip(counted.items(), parts)

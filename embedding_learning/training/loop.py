@@ -88,7 +88,7 @@ class Loop:
         if progress.has_work_left(self.options):
             with stop_on_signals() as self._stop:
                 self._train()
-        if self.learner.job.rank == 0:
+        if self.learner.group.rank == 0:
             is_trained = progress.epoch > self.options.start_epoch
             log_lines.print_best(self.data.title, progress.best, progress.before, is_trained)
 
@@ -136,7 +136,7 @@ class Loop:
         set_learning_rates(options, learner.trainers, epoch)
         set_backbone_rates(options, learner.net, epoch)
         rates = [trainer.learning_rate for trainer in learner.trainers]
-        learner.job.tell_rates(rates)
+        learner.group.send_learning_rates(rates)
         if progress.batch == 0:
             log_lines.log_learning_rates(epoch, rates)
         started = time.time() - progress.seconds
@@ -145,11 +145,11 @@ class Loop:
             with self._recorder.waiting():
                 batch = self.data.train.next()
             number = epoch * options.batch_num + i
-            seed_step(options.seed, number, learner.job.rank)
+            seed_step(options.seed, number, learner.group.rank)
             self._unread.append(learner.step(batch, is_to_stop=self._asked is not None))
             progress.batch = i + 1
             progress.seconds = time.time() - started
-            is_to_stop = learner.job.size == 1 and self._asked is not None
+            is_to_stop = learner.group.size == 1 and self._asked is not None
             if len(self._unread) > _BATCHES_QUEUED:
                 done = self._unread[-1 - _BATCHES_QUEUED]
                 done.signals[0].wait_to_read()
@@ -183,7 +183,7 @@ class Loop:
         self._save_state()
         if progress.epoch < options.epochs:
             asked = np.array([self._asked is not None], np.float32)
-            if learner.job.total(asked).any():
+            if learner.group.sum(asked).any():
                 self._stop_run()
 
     def _keep_evaluation(
@@ -294,7 +294,7 @@ class Loop:
             self.progress.records_bytes = self._recorder.flush()
         self.progress.run_seconds = self._recorder.seconds
         arrays, learner = learner_state.gather(self.learner)
-        if self.learner.job.rank > 0:
+        if self.learner.group.rank > 0:
             return
         state = resume.describe(self.options, self.data.digest, self.progress)
         with disk_faults(self.folder.path):
@@ -313,11 +313,11 @@ class Loop:
     @property
     def _asked(self) -> int | None:
         """The signal by which this process was asked to stop."""
-        return self._stop.number or self.learner.job.stop
+        return self._stop.number or self.learner.group.stop_signal
 
     def _stop_within_evaluation(self) -> None:
         """The processes of a job all have to come to its end."""
-        if self.learner.job.size == 1 and self._asked is not None:
+        if self.learner.group.size == 1 and self._asked is not None:
             self._stop_run()
 
     @contextmanager
@@ -326,7 +326,7 @@ class Loop:
         try:
             yield
         except DataError as error:
-            if self.learner.job.size == 1:
+            if self.learner.group.size == 1:
                 self._save_state()
                 start = "the saved state"
             else:
@@ -340,11 +340,11 @@ class Loop:
         """Saves the state and raises Interrupted."""
         self._save_state()
         # The first one saves; the end of another would soon end it too.
-        self.learner.job.total(np.zeros(1, np.float32))
+        self.learner.group.sum(np.zeros(1, np.float32))
         # Another process of the job may be the one that was asked.
         number = self._asked or signal.SIGTERM
         text = f"stopped by {signal.Signals(number).name}"
-        if self.learner.job.rank == 0:
+        if self.learner.group.rank == 0:
             text += f"; the state is in {self.folder.path}, and --resume auto goes on with it"
         raise Interrupted(number, text)
 

@@ -45,7 +45,7 @@ def memory_faults(options: Namespace) -> Iterator[None]:
 
 
 def _advice(options: Namespace) -> str:
-    memory = min(gpus.total_memory(number) for number in options.gpus)
+    memory = min(gpus.read_total_memory(number) for number in options.gpus)
     devices, batch_k = len(options.gpus) * options.processes, options.batch_k
     share = options.total_batch_size // devices
     flag = "--batch-size" if share == options.batch_size else "--total-batch-size"

@@ -15,7 +15,7 @@ import numpy as np
 
 from embedding_learning.errors import DataError
 from embedding_learning.evaluation import pair_distances
-from embedding_learning.runtime.atomic_files import replaced_whole
+from embedding_learning.runtime.atomic_files import atomic_write
 from embedding_learning.training.checkpoint_file import RECORDS
 from embedding_learning.training.tensorboard import TensorBoard
 
@@ -166,7 +166,7 @@ def describe(
 ) -> None:
     """Writes down what the run is: its flags as typed, its data and what it is made with."""
     told = {"arguments": list(arguments), "data": title, "made_with": dict(made_with)}
-    with replaced_whole(folder / _RUN) as partial, open(partial, "w", encoding="utf-8") as file:
+    with atomic_write(folder / _RUN) as partial, open(partial, "w", encoding="utf-8") as file:
         json.dump(told, file, indent=1)
 
 

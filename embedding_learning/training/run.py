@@ -13,10 +13,10 @@ import mxnet as mx
 
 from embedding_learning.config import resumes_network
 from embedding_learning.data.build import digest, open_data, read_split
-from embedding_learning.distributed.asynchronous import AsynchronousJob
-from embedding_learning.distributed.heartbeat import Member
-from embedding_learning.distributed.synchronous import ParameterServerJob
-from embedding_learning.distributed.worker_group import Job
+from embedding_learning.distributed.asynchronous import AsynchronousGroup
+from embedding_learning.distributed.heartbeat import HeartbeatClient
+from embedding_learning.distributed.synchronous import SynchronousGroup
+from embedding_learning.distributed.worker_group import WorkerGroup
 from embedding_learning.errors import UsageError
 from embedding_learning.evaluation.metrics import parse_metrics
 from embedding_learning.runtime.devices import find_devices
@@ -39,12 +39,12 @@ from embedding_learning.training.tensorboard import TensorBoard
 def run(
     options: Namespace,
     arguments: Sequence[str],
-    member: Member | None = None,
+    client: HeartbeatClient | None = None,
     warnings: Sequence[str] = (),
 ) -> None:
     """Everything that train.py does once its flags are read.
 
-    `arguments` are the flags as they were typed; the run's folder keeps them. `member` is this
+    `arguments` are the flags as they were typed; the run's folder keeps them. `client` is this
     process's place on the roll if it is one of several that train together: the first logs and
     saves. `warnings` are lines about the flags, which are logged once nothing refuses them.
 
@@ -61,10 +61,10 @@ def run(
     check_names(options)
     options.metrics = _metrics(options)
     devices = find_devices(options)
-    job = _job(options, member)
-    with _folder(options, job) as folder, memory_faults(options):
+    group = _worker_group(options, client)
+    with _folder(options, group) as folder, memory_faults(options):
         logging.info(options)
-        checkpoint, progress = _find_start(options, job, folder.path)
+        checkpoint, progress = _find_start(options, group, folder.path)
         split = read_split(options)
         for line in warnings:
             logging.warning(line)
@@ -77,19 +77,19 @@ def run(
                 progress.epoch, options.epochs,
             )  # fmt: skip
             if not progress.lacks_network(options):
-                if job.rank == 0:
+                if group.rank == 0:
                     log_lines.print_best(split.title, progress.best, progress.before)
                 return
         board = None
-        if options.tensorboard and job.rank == 0:
+        if options.tensorboard and group.rank == 0:
             step = progress.epoch * options.batch_num + progress.batch
             board = TensorBoard(options.tensorboard, step)
         mx.random.seed(options.seed)
         net = build_network(options, devices, is_resumed=checkpoint is not None)
-        data = open_data(split, options, job.rank, job.size)
+        data = open_data(split, options, group.rank, group.size)
         try:
-            job.check_equal("the data", [data.digest.encode()])
-            learner = build(options, data.beta_terms, net, devices, job)
+            group.check_equal("the data", [data.digest.encode()])
+            learner = build(options, data.beta_terms, net, devices, group)
             if checkpoint:
                 resume.check_data(checkpoint, data.digest, options)
                 _restore(learner, checkpoint)
@@ -118,18 +118,18 @@ def _metrics(options: Namespace) -> list[str]:
     return list(dict.fromkeys(["recall@1", *names]))
 
 
-def _job(options: Namespace, member: Member | None) -> Job:
+def _worker_group(options: Namespace, client: HeartbeatClient | None) -> WorkerGroup:
     """The processes that train together; waits for all of them."""
-    if member is None:
-        return Job()
-    kind = AsynchronousJob if options.kvstore == "dist_async" else ParameterServerJob
-    return kind(options.kvstore, member)
+    if client is None:
+        return WorkerGroup()
+    kind = AsynchronousGroup if options.kvstore == "dist_async" else SynchronousGroup
+    return kind(options.kvstore, client)
 
 
 @contextmanager
-def _folder(options: Namespace, job: Job) -> Iterator[RunFolder]:
+def _folder(options: Namespace, group: WorkerGroup) -> Iterator[RunFolder]:
     """The run's folder; a process that does not save works in one that is thrown away."""
-    if job.rank == 0:
+    if group.rank == 0:
         with RunFolder(options.save_model_prefix, options.keep) as folder:
             yield folder
         return
@@ -139,7 +139,9 @@ def _folder(options: Namespace, job: Job) -> Iterator[RunFolder]:
         yield folder
 
 
-def _find_start(options: Namespace, job: Job, folder: Path) -> tuple[Checkpoint | None, Progress]:
+def _find_start(
+    options: Namespace, group: WorkerGroup, folder: Path
+) -> tuple[Checkpoint | None, Progress]:
     """The checkpoint to go on from, its flags checked, and how far its run had come.
 
     Only the first process looks for it; the others need not share its disk.
@@ -148,11 +150,11 @@ def _find_start(options: Namespace, job: Job, folder: Path) -> tuple[Checkpoint 
     if not options.resume or resumes_network(options):
         return None, start
     checkpoint, content = None, None
-    if job.rank == 0:
+    if group.rank == 0:
         checkpoint = checkpoint_file.find(options.resume, options.save_model_prefix)
     if options.processes > 1:
-        content = job.from_first(checkpoint.path.read_bytes() if checkpoint else None)
-    if job.rank > 0 and content is not None:
+        content = group.broadcast(checkpoint.path.read_bytes() if checkpoint else None)
+    if group.rank > 0 and content is not None:
         received = folder / "received"
         received.write_bytes(content)
         checkpoint = checkpoint_file.read(received)

@@ -28,7 +28,7 @@ def evaluate_test(
 
     def embedded(batches: SequentialBatches) -> tuple[np.ndarray, np.ndarray]:
         parts = embed_all(learner.net, learner.devices, batches, after_batch)
-        embeddings, labels = (learner.job.gather(part) for part in parts)
+        embeddings, labels = (learner.group.gather(part) for part in parts)
         if not np.isfinite(embeddings).all():
             raise TrainingError(
                 "the embeddings of the test images are not finite: training diverged; try a lower "
@@ -36,10 +36,10 @@ def evaluate_test(
             )
         return embeddings, labels
 
-    if learner.job.rank > 0 and learner.job.size == 1:
+    if learner.group.rank > 0 and learner.group.size == 1:
         return {}, np.empty((0, 0))
     queries, labels = embedded(data.test)
     gallery = embedded(data.gallery) if data.gallery else ()
-    if learner.job.rank > 0:
+    if learner.group.rank > 0:
         return {}, queries
     return evaluate(queries, labels, metrics, *gallery), queries
