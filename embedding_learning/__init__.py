@@ -8,7 +8,7 @@ if sys.argv[:1] == ["-m"]:
     # Python is about to run a module of this package as a program, and the imports take a while.
     from embedding_learning.runtime import startup
 
-    startup.begin("embedding_learning")
+    startup.prepare_process("embedding_learning")
 
 import importlib
 import os

@@ -187,6 +187,6 @@ def _held(folder: Path) -> Iterator[None]:
 
 def _threads(runs: int) -> int | None:
     """Parts the cores among the runs, unless the user has set the threads."""
-    if not mxnet_compat.chose_threads:
+    if not mxnet_compat.has_chosen_threads:
         return None
     return max(1, int(os.environ["OMP_NUM_THREADS"]) // runs)

@@ -22,7 +22,7 @@ from embedding_learning.runtime.progress import log_to_terminal
 
 if TYPE_CHECKING:
     from embedding_learning.original.free_runs import Run
-    from embedding_learning.original.steps import Apart, Step
+    from embedding_learning.original.steps import Difference, Step
 
 # The flags of train.py that both programs can follow; the others would make a run of another kind.
 _OF_BOTH = {
@@ -133,7 +133,7 @@ def _compare_steps(chosen: argparse.Namespace, config: TrainConfig) -> None:
     for step in steps.compare(config, chosen.path, chosen.steps, chosen.control):
         made.append(step)
         _print_step(step)
-    _print_largest("the original and here", [step.apart for step in made])
+    _print_largest("the original and here", [step.difference for step in made])
     if chosen.control:
         _print_largest("the original twice", [step.control for step in made if step.control])
     if chosen.output:
@@ -154,7 +154,7 @@ def _print_heads(with_control: bool) -> None:
 
 
 def _print_step(step: Step) -> None:
-    theirs, ours, apart = step.original, step.here, step.apart
+    theirs, ours, apart = step.original, step.here, step.difference
     control = ""
     if step.control:
         control = f"  {step.control.loss:9.1e} {step.control.network.value:10.1e}"
@@ -166,7 +166,7 @@ def _print_step(step: Step) -> None:
     )
 
 
-def _print_largest(title: str, aparts: Sequence[Apart]) -> None:
+def _print_largest(title: str, aparts: Sequence[Difference]) -> None:
     """A line for each of what was compared."""
     for name, values in (
         ("loss", [apart.loss for apart in aparts]),
@@ -183,7 +183,7 @@ def _print_largest(title: str, aparts: Sequence[Apart]) -> None:
 
 
 def _step_row(step: Step) -> list[Any]:
-    theirs, ours, apart = step.original, step.here, step.apart
+    theirs, ours, apart = step.original, step.here, step.difference
     row = [
         step.number, theirs.loss, ours.loss, apart.loss, theirs.gradient_norm, ours.gradient_norm,
         apart.gradient_norm, *apart.network, apart.beta,
@@ -255,7 +255,7 @@ def _mean_rows(runs: Sequence[Run]) -> Iterable[list[Any]]:
     """Epoch, program, then mean and deviation of each recall."""
     from embedding_learning.original import free_runs
 
-    spreads = {name: free_runs.mean_and_spread(runs, name) for name in free_runs.PROGRAMS}
+    spreads = {name: free_runs.compute_mean_and_spread(runs, name) for name in free_runs.PROGRAMS}
     for epoch in range(len(runs[0].recalls)):
         for program, (mean, deviation) in spreads.items():
             pairs = zip(mean[epoch], deviation[epoch])

@@ -20,7 +20,7 @@ import numpy as np
 
 from embedding_learning.data.datasets.text_files import check_regular_file
 from embedding_learning.errors import UsageError
-from embedding_learning.runtime.atomic_files import replaced_whole
+from embedding_learning.runtime.atomic_files import atomic_write
 
 COLUMNS = ["row", "path", "label"]
 # Format 1.0 of numpy: 10 bytes, and then text up to a multiple of 64. Always as long, so that
@@ -156,7 +156,7 @@ def find_non_unit_row(vectors: np.ndarray) -> int | None:
 
 def write_digest(path: str, digest: str) -> None:
     """Writes FILE.npy.json, whole or not at all. Raises OSError."""
-    with replaced_whole(digest_path(path)) as partial:
+    with atomic_write(digest_path(path)) as partial:
         Path(partial).write_text(json.dumps({"model": digest}) + "\n", encoding="utf-8")
 
 
@@ -166,7 +166,7 @@ def write_csv(path: str, images: Iterable[tuple[str, str]]) -> None:
     Raises OSError.
     """
     folder = os.path.realpath(os.path.dirname(path))
-    with replaced_whole(path) as partial, _opened(partial, "w") as file:
+    with atomic_write(path) as partial, _opened(partial, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         # Before Python 3.13 a writer of such lines leaves a carriage return without quotes.
         quoting_writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)

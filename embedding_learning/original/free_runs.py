@@ -100,7 +100,7 @@ def train(
                 yield _run(of_seed, program, settings)
 
 
-def mean_and_spread(runs: Sequence[Run], program: str) -> tuple[np.ndarray, np.ndarray]:
+def compute_mean_and_spread(runs: Sequence[Run], program: str) -> tuple[np.ndarray, np.ndarray]:
     """Of a program's recalls over the seeds: means and standard deviations, (epochs, 5) each.
 
     The deviation of a sample; NaN for a single seed.
@@ -131,7 +131,7 @@ def _run(config: TrainConfig, program: str, settings: Path) -> Run:
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
     }
-    with processes.process("whole_run", settings, **pipes) as process:
+    with processes.start_process("whole_run", settings, **pipes) as process:
         assert process.stdout and process.stderr
         for line in process.stderr:
             lines.append(line)
@@ -139,7 +139,7 @@ def _run(config: TrainConfig, program: str, settings: Path) -> Run:
                 print(f"{title}: {line[line.index('[') :].rstrip()}", file=sys.stderr, flush=True)
         printed = process.stdout.read().split()
         if process.wait():
-            raise processes.fault(title, "in its free run", "".join(lines))
+            raise processes.create_error(title, "in its free run", "".join(lines))
     recalls, seconds = read_log("".join(lines), config.run.epochs)
     images = config.batch.batch_num * config.batch.total * config.run.epochs
     return Run(program, config.run.seed, recalls, images / seconds, int(printed[-1]) / 1e6)

@@ -26,7 +26,7 @@ _WHOLE_IMAGE = (0, 0, 10**6, 10**6)
 
 
 @contextmanager
-def process(
+def start_process(
     module: str, settings: Path, environment: Mapping[str, str] = MappingProxyType({}), **pipes: Any
 ) -> Iterator[subprocess.Popen[str]]:
     """A module of this package as a program; ended when the context is left."""
@@ -57,7 +57,7 @@ def write_settings(file: Path, **settings: Any) -> Path:
     return file
 
 
-def fault(program: str, when: str, output: str) -> TrainingError:
+def create_error(program: str, when: str, output: str) -> TrainingError:
     """What to raise for a process that ended too early, from its error output."""
     lines = [line for line in output.splitlines() if line.strip()]
     return TrainingError(f"{program} failed {when}: {lines[-1] if lines else 'without a word'}")

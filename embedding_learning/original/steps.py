@@ -20,11 +20,11 @@ from embedding_learning.model.sampling import DistanceWeightedSampling
 from embedding_learning.model.weights.params_file import save_parameters
 from embedding_learning.original import processes
 from embedding_learning.original.compare_arrays import (
-    Difference,
+    ArrayDifference,
+    find_largest_difference,
     gradient_norm,
-    largest_difference,
-    relative,
-    values,
+    read_values,
+    relative_difference,
 )
 from embedding_learning.original.step_server import ANSWER, BATCH
 from embedding_learning.runtime.devices import find_devices
@@ -54,12 +54,12 @@ class State(NamedTuple):
     beta: Mapping[str, np.ndarray]
 
 
-class Apart(NamedTuple):
+class Difference(NamedTuple):
     """How far a second program is from a first after a step; all are relative to the first."""
 
     loss: float
     gradient_norm: float
-    network: Difference
+    network: ArrayDifference
     beta: float
 
 
@@ -69,8 +69,8 @@ class Step(NamedTuple):
     number: int
     original: State
     here: State
-    apart: Apart
-    control: Apart | None
+    difference: Difference
+    control: Difference | None
 
 
 class GivenNegatives(DistanceWeightedSampling):
@@ -126,7 +126,7 @@ class _Original:
         if not answered:
             self._process.wait()
             output = (self._folder / "errors").read_text(encoding="utf-8", errors="replace")
-            raise processes.fault(self._name, f"at step {number}", output)
+            raise processes.create_error(self._name, f"at step {number}", output)
         with np.load(self._folder / ANSWER, allow_pickle=False) as answer:
             arrays = dict(answer)
         network = {name[8:]: a for name, a in arrays.items() if name.startswith("network/")}
@@ -187,7 +187,7 @@ def compare(config: TrainConfig, path: Path, steps: int, with_control: bool) -> 
                 "stdout": subprocess.PIPE,
                 "stderr": errors,
             }
-            process = processes.process("step_server", settings, environment, **pipes)
+            process = processes.start_process("step_server", settings, environment, **pipes)
             return _Original(name, own, stack.enter_context(process))
 
         original = start("the original", {})
@@ -205,8 +205,8 @@ def compare(config: TrainConfig, path: Path, steps: int, with_control: bool) -> 
             net.sampling.give(negatives.ravel())
             mx.random.seed(seed)
             ours = _step(learner, batch)
-            control = apart(theirs, again) if again else None
-            yield Step(number, theirs, ours, apart(theirs, ours), control)
+            control = compute_difference(theirs, again) if again else None
+            yield Step(number, theirs, ours, compute_difference(theirs, ours), control)
 
 
 def step_seed(seed: int, number: int) -> int:
@@ -214,13 +214,13 @@ def step_seed(seed: int, number: int) -> int:
     return int(np.random.SeedSequence((seed, number)).generate_state(1)[0] >> 1)
 
 
-def apart(first: State, second: State) -> Apart:
+def compute_difference(first: State, second: State) -> Difference:
     """How far the second state is from the first."""
-    return Apart(
-        relative(first.loss, second.loss),
-        relative(first.gradient_norm, second.gradient_norm),
-        largest_difference(first.network, second.network),
-        largest_difference(first.beta, second.beta).value if first.beta else 0.0,
+    return Difference(
+        relative_difference(first.loss, second.loss),
+        relative_difference(first.gradient_norm, second.gradient_norm),
+        find_largest_difference(first.network, second.network),
+        find_largest_difference(first.beta, second.beta).value if first.beta else 0.0,
     )
 
 
@@ -235,8 +235,8 @@ def _step(learner: Learner, batch: mx.io.DataBatch) -> State:
     return State(
         step.loss,
         gradient_norm(parameters.values()),
-        values(parameters),
-        values({"beta": learner.beta}) if learned else {},
+        read_values(parameters),
+        read_values({"beta": learner.beta}) if learned else {},
     )
 
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
 from embedding_learning.errors import UsageError
-from embedding_learning.runtime.atomic_files import replaced_whole
+from embedding_learning.runtime.atomic_files import atomic_write
 
 # From 3.11 on matplotlib says that a typeface has no bold; it draws the regular one instead.
 logging.getLogger(font_manager.__name__).setLevel(logging.ERROR)
@@ -70,7 +70,7 @@ def save(figure: Figure, path: str) -> None:
         {"svg.hashsalt": "embedding_learning", "svg.fonttype": "path"}
     )
     try:
-        with replaced_whole(path) as partial, repeatable:
+        with atomic_write(path) as partial, repeatable:
             figure.savefig(partial, format=kind, metadata={"Date": None} if kind == "svg" else {})
     except OSError as error:
         raise UsageError(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import cv2
 
 from embedding_learning.errors import UsageError
-from embedding_learning.runtime.atomic_files import replaced_whole
+from embedding_learning.runtime.atomic_files import atomic_write
 
 # Bytes of a picture's file from which it is stored as JPEG: photographs, not curves.
 _LARGE = 1_000_000
@@ -214,7 +214,7 @@ def _as_jpeg(path: str) -> bytes:
 
 def _write_whole(path: str, content: bytes) -> None:
     try:
-        with replaced_whole(path) as partial, open(partial, "wb") as file:
+        with atomic_write(path) as partial, open(partial, "wb") as file:
             file.write(content)
     except OSError as error:
         raise UsageError(

@@ -8,7 +8,7 @@ import mxnet as mx
 
 from embedding_learning.errors import UsageError
 from embedding_learning.runtime import gpus
-from embedding_learning.runtime.mxnet_compat import how_to_install
+from embedding_learning.runtime.mxnet_compat import format_install_command
 
 
 def find_devices(numbers: Sequence[int] = (), cpu_contexts: int = 1) -> list[mx.Context]:
@@ -21,8 +21,8 @@ def find_devices(numbers: Sequence[int] = (), cpu_contexts: int = 1) -> list[mx.
     if not mx.runtime.Features().is_enabled("CUDA"):
         raise UsageError(
             f"--gpus {','.join(map(str, numbers))}: this machine shows MXNet no GPU; install "
-            f"MXNet's GPU build, {how_to_install('requirements-gpu.txt')}, or leave --gpus out to "
-            "train on the CPU"
+            f"MXNet's GPU build, {format_install_command('requirements-gpu.txt')}, or leave --gpus "
+            "out to train on the CPU"
         )
     gpus.check(list(numbers))
     return [mx.gpu(number) for number in numbers]

@@ -14,7 +14,7 @@ from mxnet import gluon
 from mxnet.gluon import HybridBlock
 
 from embedding_learning.config import MethodConfig, TrainConfig
-from embedding_learning.distributed.worker_group import Job
+from embedding_learning.distributed.worker_group import WorkerGroup
 from embedding_learning.errors import UsageError
 from embedding_learning.model import backbones, losses, methods
 from embedding_learning.model import sampling as samplings
@@ -40,23 +40,23 @@ def build(
     beta_terms: np.ndarray,
     net: MarginNet,
     devices: list[mx.Context],
-    job: Job | None = None,
+    group: WorkerGroup | None = None,
 ) -> Learner:
     """Beta, loss and optimizers for a network and the boundaries of its training images.
 
     `beta_terms` (boundaries, j): the entries of beta that add up to each boundary.
     """
-    job = job or Job()
+    group = group or WorkerGroup()
     loss = build_loss(config.method)
     beta = build_beta(config.method, beta_terms.max() + 1, devices)
     if devices[0].device_type == "cpu":
         net.should_fuse_batch_norm = can_train_fused(net.base_net, config.data.crop_size)
     for block in (net, loss):
         block.hybridize(static_alloc=True, static_shape=True)
-    trainers = build_trainers(config, net, beta, job)
+    trainers = build_trainers(config, net, beta, group)
     loss_scale = LossScale() if config.model.dtype == "float16" else None
     skip = config.run.on_nonfinite == "skip"
-    return Learner(net, beta, loss, trainers, devices, skip, job, loss_scale, beta_terms)
+    return Learner(net, beta, loss, trainers, devices, skip, group, loss_scale, beta_terms)
 
 
 def build_network(
@@ -168,10 +168,10 @@ def build_beta(method: MethodConfig, entries: int, devices: list[mx.Context]) ->
 
 
 def build_trainers(
-    config: TrainConfig, net: MarginNet, beta: Beta, job: Job | None = None
+    config: TrainConfig, net: MarginNet, beta: Beta, group: WorkerGroup | None = None
 ) -> list[gluon.Trainer]:
     """The network's trainer and, where beta is learned, beta's."""
-    job = job or Job()
+    group = group or WorkerGroup()
     optimizer, name = config.optimizer, config.devices.kvstore
     settings = {"learning_rate": optimizer.lr, "wd": optimizer.wd}
     if optimizer.name == "sgd":
@@ -185,16 +185,16 @@ def build_trainers(
         settings["multi_precision"] = True
         # The gradients have to be looked at between their sum and the update.
         at["update_on_kvstore"] = False
-    kvstore = job.kvstore(name, trainer=0)
+    kvstore = group.create_kvstore(name, trainer=0)
     parameters = net.collect_params()
     trainers = [gluon.Trainer(parameters, optimizer.name, settings, kvstore=kvstore, **at)]
     if isinstance(beta, gluon.Parameter):
         settings = {"learning_rate": config.method.lr_beta, "momentum": 0.9}
-        kvstore = job.kvstore(name, trainer=1)
+        kvstore = group.create_kvstore(name, trainer=1)
         trainers.append(gluon.Trainer([beta], "sgd", settings, kvstore=kvstore, **at))
     for trainer in trainers:
         # Servers that update are told it when they first hear of the optimizer.
-        batch = config.batch.total // config.devices.processes * job.size
+        batch = config.batch.total // config.devices.processes * group.size
         trainer.optimizer.rescale_grad = 1 / batch
     return trainers
 

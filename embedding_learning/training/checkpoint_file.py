@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from embedding_learning.errors import TrainingError, UsageError
-from embedding_learning.runtime.atomic_files import replaced_whole
+from embedding_learning.runtime.atomic_files import atomic_write
 
 # Goes up when an older program could not go on from what is written.
 FORMAT = 2
@@ -69,7 +69,7 @@ def write(path: Path, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> N
     """Writes a checkpoint; raises OSError if it cannot, and leaves the former content then."""
     text = json.dumps(state)
     metadata = {"state": text, "sha256": _digest(arrays, text)}
-    with replaced_whole(path) as partial:
+    with atomic_write(path) as partial:
         try:
             save_file(arrays, partial, metadata=metadata)
         except SafetensorError as error:
@@ -232,7 +232,7 @@ class RunFolder:
     def _take(self, file: Path) -> bool:
         """Copies a file into the folder, unless it is there; whether there is one."""
         if file.exists() and not file.parent.samefile(self.path):
-            with replaced_whole(self.path / file.name) as partial:
+            with atomic_write(self.path / file.name) as partial:
                 shutil.copyfile(file, partial)
         return file.exists()
 
@@ -267,7 +267,7 @@ class RunFolder:
     def _write_network(self, path: Path) -> None:
         assert self._network
         self._network.seek(0)
-        with replaced_whole(path) as partial, open(partial, "wb") as file:
+        with atomic_write(path) as partial, open(partial, "wb") as file:
             shutil.copyfileobj(self._network, file)
 
     def save(

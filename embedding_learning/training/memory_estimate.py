@@ -45,7 +45,7 @@ def memory_faults(config: TrainConfig) -> Iterator[None]:
 
 
 def _advice(config: TrainConfig) -> str:
-    memory = min(gpus.total_memory(number) for number in config.devices.gpus)
+    memory = min(gpus.read_total_memory(number) for number in config.devices.gpus)
     devices, batch_k = config.devices.count, config.batch.batch_k
     share = config.batch.total // devices
     flag = "--batch-size" if share == config.batch.per_device else "--total-batch-size"

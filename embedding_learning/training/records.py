@@ -16,7 +16,7 @@ import numpy as np
 
 from embedding_learning.errors import DataError
 from embedding_learning.evaluation import pair_distances
-from embedding_learning.runtime.atomic_files import replaced_whole
+from embedding_learning.runtime.atomic_files import atomic_write
 from embedding_learning.training.checkpoint_file import RECORDS
 from embedding_learning.training.tensorboard import TensorBoard
 
@@ -187,7 +187,7 @@ class RunInfo:
     def write(self, folder: Path) -> None:
         """Writes the file atomically; raises OSError if it cannot."""
         content = {"arguments": self.arguments, "data": self.title, "made_with": self.made_with}
-        with replaced_whole(folder / _RUN) as partial, open(partial, "w", encoding="utf-8") as file:
+        with atomic_write(folder / _RUN) as partial, open(partial, "w", encoding="utf-8") as file:
             json.dump(content, file, indent=1)
 
     @classmethod

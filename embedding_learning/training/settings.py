@@ -162,7 +162,7 @@ def _complete(settings: dict[str, Any]) -> None:
         settings["model"], settings["image_size"], settings["crop_size"]
     )
     if settings["cache_dir"] is None:
-        settings["cache_dir"] = user_folders.cache_folder()
+        settings["cache_dir"] = user_folders.find_cache_folder()
     # To the original a rate below 0 too says that beta is constant.
     settings["lr_beta"] = max(settings["lr_beta"], 0.0)
     try:

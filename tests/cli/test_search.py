@@ -16,7 +16,7 @@ import pytest
 import embedding_learning
 from embedding_learning import plots
 from embedding_learning.__main__ import main as program
-from embedding_learning.cli.exit_codes import exit_status
+from embedding_learning.cli.exit_codes import run_command
 from embedding_learning.data.datasets import ImageSet, cub200
 from embedding_learning.errors import UsageError
 from embedding_learning.inference.embedding_model import EmbeddingModel, load_model
@@ -439,7 +439,7 @@ def test_a_mistake_is_told_in_one_line(
     lines = [f"{row},gone/{row}.jpg," for row in range(32)]
     Path("gone.csv").write_text("\n".join(["row,path,label", *lines]))
     words = arguments.replace("MODEL", str(file)).replace("QUERY", birds.paths[0]).split()
-    assert exit_status("program", lambda: program(["search", *words])) == 2
+    assert run_command("program", lambda: program(["search", *words])) == 2
     err = capsys.readouterr().err
     assert re.fullmatch(rf"program: error: {told}.*\n", err), err
     assert not Path("x.png").exists()
