@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import threading
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 
 from embedding_learning.cli.train_flags import parse
+from embedding_learning.config import TrainConfig
 from embedding_learning.data import preprocessing
 from embedding_learning.data.batches import SequentialBatches
 from embedding_learning.data.build import Data, open_data, read_split
@@ -55,10 +55,10 @@ def photos(folder: Path, lines: Sequence[tuple[str, str]]) -> Path:
 
 
 @pytest.fixture
-def flags(tmp_path: Path) -> Callable[..., Namespace]:
+def flags(tmp_path: Path) -> Callable[..., TrainConfig]:
     """A function that reads flags, with small images and a cache of the test's own."""
 
-    def read(data: Path, *further: str) -> Namespace:
+    def read(data: Path, *further: str) -> TrainConfig:
         return parse([
             f"--data-path={data}", f"--cache-dir={tmp_path / 'cache'}", "--workers=2",
             "--image-size=8", "--crop-size=6", "--batch-size=6", "--batch-k=3", *further,
@@ -68,7 +68,7 @@ def flags(tmp_path: Path) -> Callable[..., Namespace]:
 
 
 @contextmanager
-def opened(options: Namespace) -> Iterator[tuple[Split, Data]]:
+def opened(options: TrainConfig) -> Iterator[tuple[Split, Data]]:
     """What is read and the batches made of it, closed in the end."""
     split = read_split(options)
     data = open_data(split, options)
@@ -129,7 +129,7 @@ def break_file(data: Path, number: int) -> None:
 
 
 def test_a_small_class_is_refused_by_default_and_named(
-    tmp_path: Path, flags: Callable[..., Namespace]
+    tmp_path: Path, flags: Callable[..., TrainConfig]
 ) -> None:
     data = photos(tmp_path / "data", UNEVEN)
     for further in ([], ["--small-classes=error"]):
@@ -142,7 +142,7 @@ def test_a_small_class_is_refused_by_default_and_named(
 
 @pytest.mark.parametrize("choice", ["error", "drop", "repeat"])
 def test_classes_that_are_large_enough_are_left_as_they_are(
-    tmp_path: Path, flags: Callable[..., Namespace], choice: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], choice: str
 ) -> None:
     data = photos(tmp_path / "data", [*EVEN, ("x", "test")])
     split = read_split(flags(data, f"--small-classes={choice}", "--batch-k=2"))
@@ -153,7 +153,7 @@ def test_classes_that_are_large_enough_are_left_as_they_are(
 
 @CACHES
 def test_dropped_classes_are_in_no_batch_and_the_others_numbered_from_0(
-    tmp_path: Path, flags: Callable[..., Namespace], cache: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], cache: str
 ) -> None:
     data = photos(tmp_path / "data", UNEVEN)
     with opened(flags(data, "--small-classes=drop", f"--cache={cache}")) as (split, batches):
@@ -166,7 +166,7 @@ def test_dropped_classes_are_in_no_batch_and_the_others_numbered_from_0(
 
 @CACHES
 def test_a_class_of_two_fills_its_place_in_a_batch_with_each_of_them(
-    tmp_path: Path, flags: Callable[..., Namespace], cache: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], cache: str
 ) -> None:
     data = photos(tmp_path / "data", UNEVEN)
     options = flags(data, "--small-classes=repeat", "--batch-size=12", f"--cache={cache}")
@@ -186,7 +186,7 @@ def test_a_class_of_two_fills_its_place_in_a_batch_with_each_of_them(
 
 @pytest.mark.parametrize("choice", ["drop", "repeat"])
 def test_small_classes_test_all_the_same(
-    tmp_path: Path, flags: Callable[..., Namespace], choice: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], choice: str
 ) -> None:
     data = photos(tmp_path / "data", UNEVEN)
     with opened(flags(data, f"--small-classes={choice}")) as (split, batches):
@@ -196,7 +196,7 @@ def test_small_classes_test_all_the_same(
 
 @pytest.mark.parametrize("choice, classes", [("drop", 2), ("repeat", 4)])
 def test_the_number_of_classes_is_checked_without_those_that_are_dropped(
-    tmp_path: Path, flags: Callable[..., Namespace], choice: str, classes: int
+    tmp_path: Path, flags: Callable[..., TrainConfig], choice: str, classes: int
 ) -> None:
     data = photos(tmp_path / "data", UNEVEN)
     read_split(flags(data, f"--small-classes={choice}", f"--classes={classes}"))
@@ -206,7 +206,7 @@ def test_the_number_of_classes_is_checked_without_those_that_are_dropped(
 
 @pytest.mark.parametrize("batch_k, left", [(5, 1), (6, 0)])
 def test_too_few_classes_left_to_fill_a_batch_are_refused(
-    tmp_path: Path, flags: Callable[..., Namespace], batch_k: int, left: int
+    tmp_path: Path, flags: Callable[..., TrainConfig], batch_k: int, left: int
 ) -> None:
     data = photos(tmp_path / "data", UNEVEN)
     options = flags(
@@ -217,7 +217,7 @@ def test_too_few_classes_left_to_fill_a_batch_are_refused(
 
 
 def test_what_trains_is_told_without_the_classes_that_are_dropped(
-    tmp_path: Path, flags: Callable[..., Namespace], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, flags: Callable[..., TrainConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     read_split(flags(photos(tmp_path / "data", UNEVEN), "--small-classes=drop"))
@@ -228,7 +228,7 @@ def test_what_trains_is_told_without_the_classes_that_are_dropped(
 
 
 def test_classes_that_are_too_small_are_counted_and_the_ways_out_are_ways_out(
-    tmp_path: Path, flags: Callable[..., Namespace]
+    tmp_path: Path, flags: Callable[..., TrainConfig]
 ) -> None:
     lines = [line for line in UNEVEN if line[0] != "d"]  # the smallest class has two images
     data = photos(tmp_path / "data", lines)
@@ -239,7 +239,7 @@ def test_classes_that_are_too_small_are_counted_and_the_ways_out_are_ways_out(
 
 
 def test_no_batch_k_is_proposed_that_none_can_have(
-    tmp_path: Path, flags: Callable[..., Namespace]
+    tmp_path: Path, flags: Callable[..., TrainConfig]
 ) -> None:
     """One image in a class; --batch-k 1 would be refused."""
     data = photos(tmp_path / "data", UNEVEN)
@@ -256,7 +256,7 @@ def test_no_batch_k_is_proposed_that_none_can_have(
 @pytest.mark.parametrize("is_total", [False, True])
 def test_the_largest_batch_proposed_is_taken(
     tmp_path: Path,
-    flags: Callable[..., Namespace],
+    flags: Callable[..., TrainConfig],
     devices: int,
     batch_k: int,
     size: int,
@@ -278,7 +278,7 @@ def test_the_largest_batch_proposed_is_taken(
 
 
 def test_one_training_class_is_told_that_two_are_needed_whatever_the_batch(
-    tmp_path: Path, flags: Callable[..., Namespace]
+    tmp_path: Path, flags: Callable[..., TrainConfig]
 ) -> None:
     data = photos(tmp_path / "data", [*[("a", "train")] * 6, ("x", "test")])
     for size in (6, 9, 300):
@@ -298,7 +298,11 @@ def test_one_training_class_is_told_that_two_are_needed_whatever_the_batch(
     ],
 )
 def test_each_way_to_more_training_classes_is_one(
-    tmp_path: Path, flags: Callable[..., Namespace], given: list[str], way: str, instead: list[str]
+    tmp_path: Path,
+    flags: Callable[..., TrainConfig],
+    given: list[str],
+    way: str,
+    instead: list[str],
 ) -> None:
     """Three classes of four images."""
     data = photos(tmp_path / "data", [*EVEN, ("x", "test")])
@@ -309,7 +313,7 @@ def test_each_way_to_more_training_classes_is_one(
 
 
 def test_of_three_class_folders_two_can_train(
-    tmp_path: Path, flags: Callable[..., Namespace]
+    tmp_path: Path, flags: Callable[..., TrainConfig]
 ) -> None:
     folder = tmp_path / "data"
     for label in "abc":
@@ -322,7 +326,7 @@ def test_of_three_class_folders_two_can_train(
 
 
 def test_data_in_which_nothing_trains_is_refused(
-    tmp_path: Path, flags: Callable[..., Namespace]
+    tmp_path: Path, flags: Callable[..., TrainConfig]
 ) -> None:
     data = photos(tmp_path / "data", [("x", "test"), ("x", "test"), ("y", "test")])
     with pytest.raises(DataError) as caught:
@@ -337,7 +341,7 @@ def test_data_in_which_nothing_trains_is_refused(
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_hold_good_images_only_with_their_own_labels(
     tmp_path: Path,
-    flags: Callable[..., Namespace],
+    flags: Callable[..., TrainConfig],
     caplog: pytest.LogCaptureFixture,
     cache: str,
     workers: int,
@@ -368,7 +372,7 @@ def test_batches_hold_good_images_only_with_their_own_labels(
 
 @CACHES
 def test_without_bad_images_none_are_said_to_be_left_out(
-    tmp_path: Path, flags: Callable[..., Namespace], caplog: pytest.LogCaptureFixture, cache: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], caplog: pytest.LogCaptureFixture, cache: str
 ) -> None:
     data = photos(tmp_path / "data", EVEN + GALLERY)
     with opened(flags(data, "--skip-bad-images", f"--cache={cache}")) as (split, batches):
@@ -379,7 +383,7 @@ def test_without_bad_images_none_are_said_to_be_left_out(
 
 @CACHES
 def test_a_class_that_bad_images_leave_too_small_is_refused_by_default(
-    tmp_path: Path, flags: Callable[..., Namespace], cache: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], cache: str
 ) -> None:
     data = photos(tmp_path / "data", [*EVEN, ("x", "test")])
     for number in (1, 4):
@@ -391,7 +395,7 @@ def test_a_class_that_bad_images_leave_too_small_is_refused_by_default(
 
 @CACHES
 def test_a_class_that_bad_images_leave_too_small_is_dropped(
-    tmp_path: Path, flags: Callable[..., Namespace], cache: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], cache: str
 ) -> None:
     data = photos(tmp_path / "data", [*EVEN, ("x", "test")])
     for number in (0, 3):
@@ -406,7 +410,7 @@ def test_a_class_that_bad_images_leave_too_small_is_dropped(
 
 @CACHES
 def test_a_class_that_bad_images_leave_too_small_is_repeated_and_an_empty_one_dropped(
-    tmp_path: Path, flags: Callable[..., Namespace], cache: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], cache: str
 ) -> None:
     data = photos(tmp_path / "data", [*EVEN, ("x", "test")])
     for number in (0, 3, 6, 9, 1, 4, 7):  # all of a, all but one of b
@@ -421,7 +425,7 @@ def test_a_class_that_bad_images_leave_too_small_is_repeated_and_an_empty_one_dr
 
 @CACHES
 def test_bad_images_that_leave_too_few_classes_are_refused(
-    tmp_path: Path, flags: Callable[..., Namespace], cache: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], cache: str
 ) -> None:
     data = photos(tmp_path / "data", [*EVEN, ("x", "test")])
     for number in (0, 3, 1, 4):
@@ -434,7 +438,7 @@ def test_bad_images_that_leave_too_few_classes_are_refused(
 @CACHES
 @pytest.mark.parametrize("part", ["train", "query", "gallery"])
 def test_a_part_with_nothing_but_bad_images_is_refused(
-    tmp_path: Path, flags: Callable[..., Namespace], cache: str, part: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], cache: str, part: str
 ) -> None:
     lines = EVEN + GALLERY
     data = photos(tmp_path / "data", lines)
@@ -447,7 +451,7 @@ def test_a_part_with_nothing_but_bad_images_is_refused(
 
 
 def test_a_bad_image_is_named_when_the_store_is_built(
-    tmp_path: Path, flags: Callable[..., Namespace]
+    tmp_path: Path, flags: Callable[..., TrainConfig]
 ) -> None:
     data = photos(tmp_path / "data", EVEN + GALLERY)
     break_file(data, 13)
@@ -458,7 +462,7 @@ def test_a_bad_image_is_named_when_the_store_is_built(
 
 
 def test_without_the_store_a_bad_image_is_named_by_the_batch_that_needs_it(
-    tmp_path: Path, flags: Callable[..., Namespace]
+    tmp_path: Path, flags: Callable[..., TrainConfig]
 ) -> None:
     data = photos(tmp_path / "data", EVEN + GALLERY)
     break_file(data, 13)
@@ -471,7 +475,7 @@ def test_without_the_store_a_bad_image_is_named_by_the_batch_that_needs_it(
 
 @CACHES
 def test_a_missing_image_is_named_before_any_is_decoded(
-    tmp_path: Path, flags: Callable[..., Namespace], monkeypatch: pytest.MonkeyPatch, cache: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, cache: str
 ) -> None:
     data = photos(tmp_path / "data", EVEN + GALLERY)
     (data.parent / "16.png").unlink()
@@ -486,7 +490,7 @@ def test_a_missing_image_is_named_before_any_is_decoded(
 # Where pixels come from
 
 
-def all_batches(options: Namespace) -> list[tuple[np.ndarray, np.ndarray, int]]:
+def all_batches(options: TrainConfig) -> list[tuple[np.ndarray, np.ndarray, int]]:
     """Some training batches and all test batches: pixels, labels and the images that fill up."""
     with opened(options) as (_, data):
         batches = [data.train.next() for _ in range(10)]
@@ -496,10 +500,10 @@ def all_batches(options: Namespace) -> list[tuple[np.ndarray, np.ndarray, int]]:
 
 
 @pytest.fixture
-def birds_options(tiny_cub: Path, flags: Callable[..., Namespace]) -> Callable[..., Namespace]:
+def birds_options(tiny_cub: Path, flags: Callable[..., TrainConfig]) -> Callable[..., TrainConfig]:
     """A function that reads flags for photographs, cut out of a somewhat larger square."""
 
-    def read(*further: str) -> Namespace:
+    def read(*further: str) -> TrainConfig:
         return flags(tiny_cub, "--image-size=32", "--crop-size=24", *further)
 
     return read
@@ -507,7 +511,7 @@ def birds_options(tiny_cub: Path, flags: Callable[..., Namespace]) -> Callable[.
 
 @pytest.mark.parametrize("box", ["--bbox", "--no-bbox"])
 def test_batches_are_the_same_with_and_without_the_store(
-    birds_options: Callable[..., Namespace], tmp_path: Path, box: str
+    birds_options: Callable[..., TrainConfig], tmp_path: Path, box: str
 ) -> None:
     expected = all_batches(birds_options(box, "--cache=none"))
     assert not (tmp_path / "cache").exists()
@@ -530,7 +534,7 @@ def assert_same(
 
 
 def test_batches_are_the_same_where_the_store_has_no_room(
-    birds_options: Callable[..., Namespace],
+    birds_options: Callable[..., TrainConfig],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -545,7 +549,7 @@ def test_batches_are_the_same_where_the_store_has_no_room(
 
 
 def test_only_what_a_run_lacks_is_decoded_for_it(
-    birds_options: Callable[..., Namespace], caplog: pytest.LogCaptureFixture
+    birds_options: Callable[..., TrainConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
 
@@ -565,7 +569,7 @@ def test_only_what_a_run_lacks_is_decoded_for_it(
 @CACHES
 @pytest.mark.parametrize("boxed", [True, False])
 def test_images_are_cut_to_their_boxes_unless_they_are_left_whole(
-    birds_options: Callable[..., Namespace], tiny_cub: Path, cache: str, boxed: bool
+    birds_options: Callable[..., TrainConfig], tiny_cub: Path, cache: str, boxed: bool
 ) -> None:
     options = birds_options("--bbox" if boxed else "--no-bbox", f"--cache={cache}")
     birds = cub200.read(tiny_cub)
@@ -580,7 +584,7 @@ def test_images_are_cut_to_their_boxes_unless_they_are_left_whole(
         np.testing.assert_array_equal(found[row], centre.transpose(2, 0, 1))
 
 
-def test_close_ends_all_workers(tmp_path: Path, flags: Callable[..., Namespace]) -> None:
+def test_close_ends_all_workers(tmp_path: Path, flags: Callable[..., TrainConfig]) -> None:
     threads = threading.active_count()
     options = flags(photos(tmp_path / "data", EVEN + GALLERY))
     with opened(options) as (_, data):
@@ -639,7 +643,7 @@ def recalls_by_hand(queries: ImageSet, gallery: ImageSet | None) -> dict[int, fl
 @CACHES
 @pytest.mark.parametrize("devices", [1, 2])
 def test_queries_are_searched_in_the_gallery(
-    tmp_path: Path, flags: Callable[..., Namespace], cache: str, devices: int
+    tmp_path: Path, flags: Callable[..., TrainConfig], cache: str, devices: int
 ) -> None:
     everything = noisy_photos(tmp_path / "data", [12, 21, 33], 4)
     parts = np.split(np.arange(len(everything)), [12, 33])
@@ -659,7 +663,7 @@ def test_queries_are_searched_in_the_gallery(
 
 @CACHES
 def test_without_a_gallery_test_images_are_searched_among_each_other(
-    tmp_path: Path, flags: Callable[..., Namespace], cache: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], cache: str
 ) -> None:
     everything = noisy_photos(tmp_path / "data", [12, 21], 4)
     parts = np.split(np.arange(len(everything)), [12])
@@ -675,7 +679,7 @@ def test_without_a_gallery_test_images_are_searched_among_each_other(
 
 
 def test_a_gallery_of_a_list_is_read_and_told(
-    tmp_path: Path, flags: Callable[..., Namespace], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, flags: Callable[..., TrainConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     lines = EVEN + GALLERY
@@ -694,7 +698,7 @@ def test_a_gallery_of_a_list_is_read_and_told(
 
 
 def test_test_images_of_a_list_are_told_without_a_gallery(
-    tmp_path: Path, flags: Callable[..., Namespace], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, flags: Callable[..., TrainConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     lines = [*EVEN, ("y", "test"), ("x", "test"), ("y", "test")]
@@ -706,7 +710,7 @@ def test_test_images_of_a_list_are_told_without_a_gallery(
 
 
 def test_held_out_classes_are_read_in_place_of_the_test_classes(
-    tmp_path: Path, flags: Callable[..., Namespace], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, flags: Callable[..., TrainConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Not an image of the test classes is opened, and the log says what is tested."""
     caplog.set_level("INFO")

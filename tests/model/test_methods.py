@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from argparse import Namespace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from mxnet import nd
 
 from embedding_learning.cli.train_flags import parse
+from embedding_learning.config import TrainConfig
 from embedding_learning.data.build import open_data, read_split
 from embedding_learning.errors import UsageError
 from embedding_learning.model.methods import LOSSES, SAMPLINGS
@@ -30,9 +30,9 @@ CPU = [mx.cpu()]
 
 
 def learner_of(*flags: str, boundaries: np.ndarray | None = None) -> Learner:
-    opt = parse(["--batch-size=20", "--batch-k=2", "--lr=0.01", *flags])
-    net = small_net(CPU, sampling=build.find_sampling(opt))
-    return build.build(opt, each_class(5) if boundaries is None else boundaries, net, CPU)
+    config = parse(["--batch-size=20", "--batch-k=2", "--lr=0.01", *flags])
+    net = small_net(CPU, sampling=build.find_sampling(config.method))
+    return build.build(config, each_class(5) if boundaries is None else boundaries, net, CPU)
 
 
 @pytest.mark.parametrize("loss, sampling", [*product(LOSSES, SAMPLINGS)])
@@ -80,7 +80,7 @@ def test_steps_are_repeated_to_the_byte(loss: str, sampling: str) -> None:
 def test_only_the_margin_based_loss_has_a_beta(loss: str) -> None:
     learning = learner_of(f"--loss={loss}")
     assert learning.beta is None
-    assert learning.boundaries() is None
+    assert learning.beta_values() is None
     assert len(learning.trainers) == 1
 
 
@@ -101,7 +101,7 @@ def test_beta_belongs_to_the_class_and_not_to_the_place_in_the_batch() -> None:
         # Semi-hard negatives do not depend on the order of the batch.
         learning = learner_of("--sampling=semi-hard", "--lr-beta=10", "--margin=0.5")
         learning.step(mx.io.DataBatch(data=[data], label=[label]))
-        return learning.boundaries()
+        return learning.beta_values()
 
     found, reordered = betas_after([0, 1, 2, 3]), betas_after([2, 0, 3, 1])
     np.testing.assert_allclose(found, reordered, atol=1e-6)
@@ -115,7 +115,7 @@ IMAGES = np.array([[0, 1, 4], [0, 1, 5], [0, 2, 6], [0, 2, 7], [0, 3, 8], [0, 3,
 
 def test_a_beta_per_image_is_a_sum_of_three_and_each_learns_from_its_own() -> None:
     learning = learner_of("--beta-per=image", "--lr-beta=1", "--nu=0.1", boundaries=IMAGES)
-    np.testing.assert_allclose(learning.boundaries(), 1.2, rtol=1e-6)
+    np.testing.assert_allclose(learning.beta_values(), 1.2, rtol=1e-6)
     assert learning.beta.shape == (10,)
     data = nd.array(np.random.default_rng(1).normal(size=(4, 3, 8, 8)))
     batch = mx.io.DataBatch(data=[data], label=[nd.array(IMAGES[:4])])
@@ -126,7 +126,7 @@ def test_a_beta_per_image_is_a_sum_of_three_and_each_learns_from_its_own() -> No
     np.testing.assert_allclose(gradient[0], gradient[1:3].sum(), rtol=1e-4)
     np.testing.assert_allclose(gradient[1:3], gradient[4:8].reshape(2, 2).sum(axis=1), rtol=1e-4)
     values = learning.beta.data().asnumpy()
-    np.testing.assert_allclose(learning.boundaries(), values[IMAGES].sum(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(learning.beta_values(), values[IMAGES].sum(axis=1), rtol=1e-6)
 
 
 def test_batches_name_the_entries_of_beta_of_their_images(tiny_cub: Path, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_batches_name_the_entries_of_beta_of_their_images(tiny_cub: Path, tmp_pa
         data.close()
 
 
-def _data_options(data: Path, folder: Path, *flags: str) -> Namespace:
+def _data_options(data: Path, folder: Path, *flags: str) -> TrainConfig:
     options = parse(
         [
             *(f"--data-path={data}", f"--cache-dir={folder}", "--batch-size=6", "--batch-k=3"),

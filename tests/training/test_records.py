@@ -74,7 +74,7 @@ def test_records_that_were_removed_are_written_anew(tmp_path: Path) -> None:
     recorder.evaluation(0, 1, 1, {"nmi": 0.5})
     recorder.flush()
     (tmp_path / RECORDS).unlink()
-    recorder.write_anew()
+    recorder.write_again()
     recorder.evaluation(1, 1, 2, {"nmi": 0.75})
     recorder.close()
     assert [record["nmi"] for record in records.read(tmp_path)] == [0.5, 0.75]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,11 +13,12 @@ import numpy as np
 import pytest
 
 from embedding_learning.cli.train_flags import parse
+from embedding_learning.config import TrainConfig
 from embedding_learning.data import build
 from embedding_learning.errors import UsageError
 from embedding_learning.training import resume
 from embedding_learning.training.checkpoint_file import FORMAT, Checkpoint
-from embedding_learning.training.resume import Progress
+from embedding_learning.training.progress import Progress
 
 PATH = Path("p.run/checkpoint-0003-000007.safetensors")
 START = f"--resume {PATH}: "
@@ -70,7 +70,7 @@ def checkpoint_of(*flags: str, progress: Progress = PROGRESS, **changes: Any) ->
     return Checkpoint(PATH, {}, json.loads(json.dumps(state)))
 
 
-def refusal(checkpoint: Checkpoint, options: Namespace) -> str:
+def refusal(checkpoint: Checkpoint, options: TrainConfig) -> str:
     with pytest.raises(UsageError) as error:
         resume.check_flags(checkpoint, options)
     line = str(error.value)

@@ -328,8 +328,8 @@ def test_gradients_cannot_be_cut_to_nothing(value: str) -> None:
 @pytest.mark.parametrize("optimizer", ["adadelta", "ftml", "ftrl", "sgld"])
 def test_optimizers_that_move_weights_at_a_rate_of_0_are_refused(optimizer: str, flag: str) -> None:
     with pytest.raises(UsageError, match=f"^--optimizer {optimizer}: leaves no layer alone"):
-        build.check_names(parse([f"--optimizer={optimizer}", flag]))
-    build.check_names(parse([f"--optimizer={optimizer}"]))
+        build.check(parse([f"--optimizer={optimizer}", flag]))
+    build.check(parse([f"--optimizer={optimizer}"]))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "nag", "rmsprop", "lars"])
