@@ -18,10 +18,11 @@ from mxnet.gluon import nn
 
 from embedding_learning.__main__ import VERBS
 from embedding_learning.cli import parser, train_flags
-from embedding_learning.cli.parser import LARGEST_NUMBER, LEAST_NUMBER, Parser
+from embedding_learning.cli.parser import Parser
+from embedding_learning.config import LARGEST_NUMBER, LEAST_NUMBER
 from embedding_learning.errors import DataError, TrainingError, UsageError
 from embedding_learning.model import backbones
-from embedding_learning.training import build, run
+from embedding_learning.training import build, run, schedule
 from tests.helpers.tiny_networks import batch_of, each_class, small_net
 
 # What a user is told in one line.

@@ -54,7 +54,7 @@ def test_any_loss_goes_with_any_sampling_and_waits_for_nothing(
     loop.seed_step(1, 1)
     step = learning.step(batch)
     monkeypatch.undo()
-    assert step.is_finite()
+    assert step.is_finite
     assert step.loss > 0
     assert all((x != y).any() for x, y in zip(before, parameters_of(learning.net)))
     pairs = learning.measure(step)
@@ -121,7 +121,7 @@ def test_a_beta_per_image_is_a_sum_of_three_and_each_learns_from_its_own() -> No
     batch = mx.io.DataBatch(data=[data], label=[nd.array(IMAGES[:4])])
     step = learning.step(batch)
     gradient = learning.beta.grad().asnumpy()
-    assert step.is_finite()
+    assert step.is_finite
     assert (gradient[[3, 8, 9]] == 0).all()  # nothing of the third class is in the batch
     np.testing.assert_allclose(gradient[0], gradient[1:3].sum(), rtol=1e-4)
     np.testing.assert_allclose(gradient[1:3], gradient[4:8].reshape(2, 2).sum(axis=1), rtol=1e-4)

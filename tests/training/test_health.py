@@ -155,11 +155,11 @@ def test_a_beta_among_the_distances_is_right(
 @pytest.mark.parametrize(
     "beta, told",
     [
-        (0.0, "1 of 1 boundaries"),
-        (2.0, "1 of 1 boundaries"),
-        (-0.5, "1 of 1 boundaries"),
-        (np.float32([1, 2.5, 1]), "1 of 3 boundaries"),
-        (np.float32([-1, 2, 1, 0]), "3 of 4 boundaries"),
+        (0.0, "1 of 1 values"),
+        (2.0, "1 of 1 values"),
+        (-0.5, "1 of 1 values"),
+        (np.float32([1, 2.5, 1]), "1 of 3 values"),
+        (np.float32([-1, 2, 1, 0]), "3 of 4 values"),
     ],
 )
 def test_a_beta_beyond_the_distances_is_told_once(

@@ -64,9 +64,9 @@ def test_the_logged_loss_is_the_sum_over_devices_and_batches(monkeypatch, tmp_pa
     values = iter(range(1, 100))
 
     def step(*_, **__):
-        signals = [nd.array([next(values), 1, 0]), nd.array([next(values), 1, 0])]
+        packed = [nd.array([next(values), 1, 0]), nd.array([next(values), 1, 0])]
         x = nd.array([[0, 1], [1, 0]])
-        return Step(signals, [x] * 2, [(x, x, x, nd.array([0, 1]))] * 2)
+        return Step(packed, [x] * 2, [(x, x, x, nd.array([0, 1]))] * 2)
 
     monkeypatch.setattr(learner.Learner, "step", step)
     config = config_of("--epochs=1", "--batch-num=5", "--log-interval=2", "--cpu-contexts=2",
@@ -86,8 +86,10 @@ def test_the_logged_loss_is_the_sum_over_devices_and_batches(monkeypatch, tmp_pa
 def test_the_distances_of_each_intervals_last_batch_are_recorded(monkeypatch, tmp_path, devices):
     """Counted pair by pair, of each device's part by itself."""
     monkeypatch.chdir(tmp_path)
-    config = config_of("--epochs=2", "--batch-num=5", "--log-interval=2", f"--cpu-contexts={devices}",
-                  "--batch-size=8", "--batch-k=2")  # fmt: skip
+    config = config_of(
+        "--epochs=2", "--batch-num=5", "--log-interval=2", f"--cpu-contexts={devices}",
+        "--batch-size=8", "--batch-k=2",
+    )  # fmt: skip
     steps, own_step = [], learner.Learner.step
 
     def step(*arguments, **named):
@@ -144,9 +146,9 @@ def test_a_resumed_network_is_replaced_by_a_better_one_only(monkeypatch, tmp_pat
     saved = []
     monkeypatch.setattr(RunFolder, "publish", lambda *_: saved.append(1))
     values = iter([0.5, 0.4, 0.5, 0.6, 0.55])
-    monkeypatch.setattr(loop, "evaluate_test", lambda *_: ({"recall@1": next(values)}, None))
+    set_recalls(monkeypatch, values)
     config = config_of("--epochs=4", "--batch-num=1", "--batch-size=8", "--batch-k=2")
-    config.resume = "former.params"
+    config = replace(config, run=replace(config.run, resume="former.params"))
     batches = Recorded([batch_of(8)], 8)
     train(config, small_net([mx.cpu()]), [mx.cpu()], batches)
     assert len(saved) == 1
@@ -169,8 +171,10 @@ def test_each_step_is_seeded_with_its_number_in_the_run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     seeded = []
     monkeypatch.setattr(loop, "seed_step", lambda *key: seeded.append(key))
-    config = config_of("--epochs=3", "--start-epoch=1", "--batch-num=2", "--seed=9", "--batch-size=8",
-                  "--batch-k=2")  # fmt: skip
+    config = config_of(
+        "--epochs=3", "--start-epoch=1", "--batch-num=2", "--seed=9", "--batch-size=8",
+        "--batch-k=2",
+    )  # fmt: skip
     net, batches = small_net([mx.cpu()]), Recorded([batch_of(8)], 8)
     train(config, net, [mx.cpu()], batches)
     assert seeded == [(9, 2, 0), (9, 3, 0), (9, 4, 0), (9, 5, 0)]
@@ -226,11 +230,17 @@ def test_a_run_that_saved_its_last_epoch_goes_on_from_the_network_that_it_has(
     assert (progress.best, progress.best_epoch, progress.to_beat) == (0.6, 4, 0.55)
 
 
+def set_recalls(monkeypatch, values):
+    """Evaluations give these values of Recall@1."""
+    for module in (loop, run):
+        monkeypatch.setattr(module, "evaluate_test", lambda *_: ({"recall@1": next(values)}, None))
+
+
 def saved_epochs(monkeypatch, recalls, *flags, before=None, start=None):
     """The epochs whose networks are saved by a run with these recalls after its epochs."""
     saved, start = [], start or Progress()
     values = iter([*([] if before is None else [before]), *recalls])
-    monkeypatch.setattr(loop, "evaluate_test", lambda *_: ({"recall@1": next(values)}, None))
+    set_recalls(monkeypatch, values)
     monkeypatch.setattr(RunFolder, "publish", lambda _, epoch: saved.append(epoch))
     config = config_of(f"--epochs={start.epoch + len(recalls)}", "--batch-num=1", "--batch-size=8",
                   "--batch-k=2", *flags)  # fmt: skip

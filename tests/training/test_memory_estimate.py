@@ -48,7 +48,8 @@ def test_sizes_by_hand() -> None:
 )
 def test_the_optimizers_arrays_are_counted(optimizer: str, arrays: int) -> None:
     name, *flags = optimizer.split()
-    assert memory_estimate._optimizer_arrays(config_of(f"--optimizer={name}", *flags)) == arrays
+    config = config_of(f"--optimizer={name}", *flags)
+    assert memory_estimate._optimizer_arrays(config.optimizer) == arrays
 
 
 def test_each_copy_of_the_weights_is_counted() -> None:

@@ -64,9 +64,9 @@ OTHERS = {
 
 def checkpoint_of(*flags: str, progress: Progress = PROGRESS, **changes: Any) -> Checkpoint:
     """What a run with these flags has written, as it is read."""
-    options = parse([*flags])
-    devices = {"devices": len(options.gpus) or options.cpu_contexts}
-    state = {**resume.describe(options, "digest", progress), "learner": devices, **changes}
+    config = parse([*flags])
+    devices = {"devices": config.devices.count}
+    state = {**resume.describe(config, "digest", progress), "learner": devices, **changes}
     return Checkpoint(PATH, {}, json.loads(json.dumps(state)))
 
 
@@ -172,9 +172,9 @@ def test_what_a_network_has_to_beat_in_a_checkpoint_of_format_1(
 def test_a_finished_run_may_lack_the_network_to_save(
     progress: Progress, flags: list[str], is_left: bool, is_lacking: bool
 ) -> None:
-    options = parse(flags)
-    assert progress.has_work_left(options) == is_left
-    assert progress.lacks_network(options) == is_lacking
+    run = parse(flags).run
+    assert progress.has_work_left(run) == is_left
+    assert progress.lacks_network(run) == is_lacking
 
 
 def test_an_epoch_has_no_more_batches_than_it_has() -> None:
