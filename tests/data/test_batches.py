@@ -272,7 +272,9 @@ def test_the_centre_is_cut_out_unmirrored(birds: ImageSet) -> None:
 
 
 @WORKERS
-def test_reset_begins_anew_in_the_middle_and_at_the_end(told_apart: ImageSet, workers: int) -> None:
+def test_reset_starts_again_in_the_middle_and_at_the_end(
+    told_apart: ImageSet, workers: int
+) -> None:
     with sequential(told_apart, workers=workers) as batches:
         batches.next()
         batches.reset()
@@ -425,11 +427,11 @@ def test_the_batches_made_ahead_do_not_grow_with_the_workers(workers: int, most:
     try:
         for taken in range(1, 4):
             batches.next()
-            for batch in batches._planned:
-                wait(batch.parts)
+            for batch in batches._pending:
+                wait(batch.tasks)
             # `most` counts the one that was just taken.
             assert pixels.asked == 6 * (taken - 1 + most)
-            assert len(batches._planned) == most - 1
+            assert len(batches._pending) == most - 1
     finally:
         batches.close()
 

@@ -347,7 +347,7 @@ def test_batches_hold_good_images_only_with_their_own_labels(
     for number in (0, 13, 15):
         break_file(data, number)
     options = flags(data, "--skip-bad-images", f"--cache={cache}", f"--workers={workers}")
-    for again in (False, True):  # the store, where there is one, remembers
+    for again in (False, True):  # a pixel cache remembers them
         caplog.clear()
         with opened(options) as (_, batches):
             named = sorted(line for line in caplog.messages if line.startswith("Skipped: "))
@@ -446,7 +446,7 @@ def test_a_part_with_nothing_but_bad_images_is_refused(
         open_data(read_split(options), options)
 
 
-def test_a_bad_image_is_named_when_the_store_is_built(
+def test_a_bad_image_is_named_when_the_cache_is_built(
     tmp_path: Path, flags: Callable[..., Namespace]
 ) -> None:
     data = photos(tmp_path / "data", EVEN + GALLERY)
@@ -457,7 +457,7 @@ def test_a_bad_image_is_named_when_the_store_is_built(
         open_data(split, options)
 
 
-def test_without_the_store_a_bad_image_is_named_by_the_batch_that_needs_it(
+def test_without_a_cache_a_bad_image_is_named_by_the_batch_that_needs_it(
     tmp_path: Path, flags: Callable[..., Namespace]
 ) -> None:
     data = photos(tmp_path / "data", EVEN + GALLERY)
@@ -506,7 +506,7 @@ def birds_options(tiny_cub: Path, flags: Callable[..., Namespace]) -> Callable[.
 
 
 @pytest.mark.parametrize("box", ["--bbox", "--no-bbox"])
-def test_batches_are_the_same_with_and_without_the_store(
+def test_batches_are_the_same_with_and_without_a_cache(
     birds_options: Callable[..., Namespace], tmp_path: Path, box: str
 ) -> None:
     expected = all_batches(birds_options(box, "--cache=none"))
@@ -529,7 +529,7 @@ def assert_same(
         assert pad == expected_pad
 
 
-def test_batches_are_the_same_where_the_store_has_no_room(
+def test_batches_are_the_same_where_the_cache_has_no_room(
     birds_options: Callable[..., Namespace],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -555,7 +555,7 @@ def test_only_what_a_run_lacks_is_decoded_for_it(
         return [line.split(" into ")[0] for line in caplog.messages if "Decoding" in line]
 
     assert decoding() == ["Decoding 32 of 32 images"]
-    # Neither the seed nor the crop nor where the split lies is part of what is stored.
+    # Neither the seed nor the crop nor the split's location is part of the pixel cache.
     for further in ([], ["--seed=3"], ["--crop-size=20"], ["--train-classes=3"]):
         assert decoding(*further) == []
     assert decoding("--image-size=30") == ["Decoding 32 of 32 images"]

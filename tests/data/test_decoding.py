@@ -1,4 +1,4 @@
-"""Whatever the file, pixels of 8 bits, or one line: damage, rare kinds of numbers, limits."""
+"""Every file gives pixels of 8 bits or a one-line error: damage, rare number types, limits."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_pnm_file_that_would_be_dark_is_refused(white: int, is_read: bool) -> 
     if is_read:
         assert decoded(content).dtype == np.uint8
     else:
-        assert f"is a PNM file whose white is {white}" in refused(content)
+        assert f"is a PNM file with the maximum value {white};" in refused(content)
 
 
 def test_a_pnm_file_of_text_may_end_with_its_last_number() -> None:
@@ -264,8 +264,8 @@ except DataError as error:
 
     variable = "OPENCV_IO_MAX_IMAGE_PIXELS"
     assert told(**{variable: "119999"}) == (
-        f"{file}: has 400x300 pixels; the limit of pixels is 119999; shrink it, or raise the limit "
-        f"by setting {variable}=120000 in the environment"
+        f"{file}: has 400x300 pixels; the limit of pixels is 119999; make the image smaller, "
+        f"or raise the limit: set {variable}=120000 in the environment"
     )
     assert told(**{variable: "120000"}) == "(8, 8, 3)"
     assert "the limit of width is 399" in told(OPENCV_IO_MAX_IMAGE_WIDTH="399")
