@@ -117,7 +117,7 @@ def describe_unreadable(content: bytes) -> str:
 
 
 def _find_text_type(beginning: bytes) -> str | None:
-    """Returns "CSV" if the first two lines have as many commas each, else "text"; None if binary."""
+    """Returns "CSV" for two lines of equally many commas, "text" for other text, else None."""
     if beginning.startswith((b"\xff\xfe", b"\xfe\xff")):  # UTF-16
         return "text"
     for cut in range(4):  # the last character may be incomplete

@@ -479,7 +479,7 @@ def test_a_missing_image_is_named_before_any_is_decoded(
         preprocessing, "read_square", lambda *_: pytest.fail("an image was decoded")
     )
     options = flags(data, f"--cache={cache}")
-    with pytest.raises(DataError, match=r"16\.png: listed but not there"):
+    with pytest.raises(DataError, match=r"16\.png: listed, but missing"):
         open_data(read_split(options), options)
 
 

@@ -267,7 +267,7 @@ def test_a_missing_file_is_skipped_as_a_bad_one_until_it_is_back(
 ) -> None:
     content = Path(images.paths[2]).read_bytes()
     Path(images.paths[2]).unlink()
-    with pytest.raises(DataError, match=r"listed but not there"):
+    with pytest.raises(DataError, match=r"listed, but missing"):
         open_pixel_cache(images, SIZE, tmp_path / "cache", 2)
     _, good = open_pixel_cache(images, SIZE, tmp_path / "cache", 2, skip_bad=True)
     assert np.flatnonzero(~good).tolist() == [2]

@@ -227,7 +227,7 @@ def test_what_is_no_plain_file_or_too_large_is_not_read(
 ) -> None:
     """As a link to /dev/zero would be, which never ends; /dev/null ends at once."""
     (tmp_path / "link.jpg").symlink_to("/dev/null")
-    with pytest.raises(DataError, match=r"link\.jpg: cannot be read: it is no plain file"):
+    with pytest.raises(DataError, match=r"link\.jpg: cannot be read: it is not a regular file"):
         read_square(str(tmp_path / "link.jpg"), None, SIDE)
     save_plain(tmp_path / "image.png")
     monkeypatch.setattr(text_files, "_MOST_BYTES", (tmp_path / "image.png").stat().st_size)

@@ -80,10 +80,10 @@ def test_links_are_followed_but_not_in_a_circle(tmp_path: Path) -> None:
     (data / "a" / "3.jpg").symlink_to(tmp_path / "gone.jpg")
     found = image_folder.read(data)
     assert below(data, found.paths) == ["a/2.jpg", "a/3.jpg", "b/1.jpg"]
-    with pytest.raises(DataError, match=r"a/3\.jpg: listed but not there"):
+    with pytest.raises(DataError, match=r"a/3\.jpg: listed, but missing"):
         found.read_file_stats()
     (data / "a" / "up").symlink_to(data)
-    assert fault(data).startswith(f"{data}/a/up: links to a folder that holds it")
+    assert fault(data).startswith(f"{data}/a/up: links to a folder that contains it")
 
 
 def test_links_that_multiply_the_paths_are_refused(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_pictures_of_other_formats_are_counted_by_ending(
     touch(tmp_path, "a/1.jpg", "a/2.HEIC", "a/x/3.heic", "b/4.gif", "b/5.png", "b/notes.txt", "b/6")
     assert len(image_folder.read(tmp_path)) == 2
     assert caplog.messages == [
-        f"{tmp_path}: 3 files were passed over: 2 .heic, 1 .gif; convert them to JPEG or PNG."
+        f"{tmp_path}: 3 files were skipped: 2 .heic, 1 .gif; convert them to JPEG or PNG."
     ]
 
 

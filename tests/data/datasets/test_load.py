@@ -147,12 +147,12 @@ def test_the_first_image_that_is_not_there_is_named(tiny_cub: Path, tmp_path: Pa
         return str(caught.value)
 
     Path(images.paths[30]).unlink()
-    assert told().startswith(f"{images.paths[30]}: listed but not there")
+    assert told().startswith(f"{images.paths[30]}: listed, but missing")
     Path(images.paths[5]).unlink()
     Path(images.paths[5]).mkdir()
-    assert told().startswith(f"{images.paths[5]} and 1 more: listed but not there")
+    assert told().startswith(f"{images.paths[5]} and 1 more: listed, but missing")
     images.paths[3] += "\0"
-    assert told().startswith(f"{images.paths[3][:-1]}\\x00 and 2 more: listed but not there")
+    assert told().startswith(f"{images.paths[3][:-1]}\\x00 and 2 more: listed, but missing")
 
 
 def test_glyphs_are_read_from_the_cache(
@@ -184,7 +184,7 @@ TRACES = [
     ("cub200", ["images.txt"], "images: no such folder"),
     ("cub200", ["image_class_labels.txt"], "images: no such folder"),
     ("cub200", ["bounding_boxes.txt", "images/"], "images.txt: no such file"),
-    ("cars196", ["cars_annos.mat"], "cars_annos.mat: is damaged or another file"),
+    ("cars196", ["cars_annos.mat"], "cars_annos.mat: is damaged or not the right file"),
     ("sop", ["Ebay_train.txt"], "Ebay_train.txt: is empty"),
     ("sop", ["Ebay_test.txt", "chair_final/1.JPG"], "Ebay_train.txt: no such file"),
     ("inshop", ["list_eval_partition.txt"], "list_eval_partition.txt: is empty"),
@@ -222,8 +222,8 @@ def test_a_folder_that_could_be_two_data_sets_is_refused_until_one_is_named(
     folder = shutil.copytree(tiny_cub, tmp_path / "both")
     lay_out(folder, ["train/a/1.jpg", "val/b/1.jpg", "Ebay_test.txt"])
     message = refusal(folder)
-    told = "cub200 (images.txt) or sop (Ebay_test.txt) or train-val (train/+val/)"
-    assert message == f"{folder}: could be {told}; say which with --dataset"
+    told = "cub200 (images.txt) or sop (Ebay_test.txt) or train-val (train/ and val/)"
+    assert message == f"{folder}: could be {told}; choose one with --dataset"
     assert load(str(folder), "nowhere", name="cub200").train.class_names[0] == "001.Bird_1"
     assert load(str(folder), "nowhere", name="train-val").train.class_names == ["a"]
     images = folder / "images"
@@ -249,7 +249,7 @@ def test_paths_that_are_no_folder_and_names_that_are_no_data_set_are_refused(
         message = refusal(tmp_path / "cars.zip", name=name)
         assert message.startswith(f"{tmp_path}/cars.zip: is not a folder")
     message = refusal(tmp_path, name="imagenet")
-    assert message == f"--dataset imagenet: unknown; choose of {', '.join(NAMES)}"
+    assert message == f"--dataset imagenet: unknown; choose one of {', '.join(NAMES)}"
 
 
 def test_a_csv_file_is_told_by_its_name_or_else_by_the_flag(tmp_path: Path) -> None:
