@@ -136,7 +136,7 @@ def _decode_and_check(
 
 
 def _remove_png_animation(path: str, content: bytes) -> bytes:
-    """Returns the PNG file without its animation. OpenCV decodes animations to 16 bits.
+    """Returns the PNG file without its animation, which OpenCV may decode to 16 bits.
 
     Raises DataError if a chunk ends after the end of the file: OpenCV allocates its memory, up to
     4 GB, before it looks for the bytes.

@@ -65,7 +65,7 @@ def split_by_class_order(
 
 
 def hold_out_validation_classes(split: Split, fraction: float) -> Split:
-    """Makes the last `fraction` of the training classes the test classes; the others train.
+    """Uses the last `fraction` of the training classes as test classes; the others train.
 
     The number is rounded to whole classes, at least two. The result does not contain the data
     set's own test images. A fraction of 0 changes nothing. Raises DataError if no class is left to

@@ -93,7 +93,7 @@ def test_of_196_classes_98_train(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "car, told",
+    "car, message",
     [
         (("", 1, 1, 2, 2, 1, 0), "expected relative_im_path"),
         ((7, 1, 1, 2, 2, 1, 0), "expected relative_im_path, but found 7"),
@@ -106,9 +106,9 @@ def test_of_196_classes_98_train(tmp_path: Path) -> None:
         (("car_ims/000002.jpg", 1, 1, 2, 2, 1, 0), "car_ims/000002.jpg is listed a second time"),
     ],
 )
-def test_a_wrong_annotation_is_named(tmp_path: Path, car: tuple[Any, ...], told: str) -> None:
+def test_a_wrong_annotation_is_named(tmp_path: Path, car: tuple[Any, ...], message: str) -> None:
     write(tmp_path, [*CARS[:2], car])
-    assert fault(tmp_path).split(": ", 1)[1].startswith(f"annotations(3): {told}")
+    assert fault(tmp_path).split(": ", 1)[1].startswith(f"annotations(3): {message}")
 
 
 def test_the_annotations_of_the_classification_task_are_refused(tmp_path: Path) -> None:

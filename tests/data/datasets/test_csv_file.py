@@ -81,7 +81,7 @@ def test_boxes_are_read_where_there_are_any(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "old, new, told",
+    "old, new, message",
     [
         ("split\n", "part\n", "1: expected a header with path,label,split"),
         ("path,label,split\n", "", "1: expected a header with path,label,split"),
@@ -107,20 +107,20 @@ def test_boxes_are_read_where_there_are_any(tmp_path: Path) -> None:
         ("/far", '"/far', "4: is not CSV"),
     ],
 )
-def test_a_fault_is_named_with_its_line(tmp_path: Path, old: str, new: str, told: str) -> None:
-    assert fault(tmp_path, ROWS.replace(old, new)).startswith(told.format(folder=tmp_path))
+def test_a_fault_is_named_with_its_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert fault(tmp_path, ROWS.replace(old, new)).startswith(message.format(folder=tmp_path))
 
 
 @pytest.mark.parametrize(
-    "old, new, told",
+    "old, new, message",
     [
         ("height", "h", "1: expected all of x,y,width,height, or none of them"),
         ("5,6,7,8", "5,6,,8", "3: expected x, y, width and height, but found '5 6  8'; correct it"),
         ("5,6,7,8", "5,6,0,8", "3: the box is empty: '5 6 0 8'; correct it"),
     ],
 )
-def test_a_wrong_box_is_named(tmp_path: Path, old: str, new: str, told: str) -> None:
-    assert fault(tmp_path, BOXED.replace(old, new)).startswith(told)
+def test_a_wrong_box_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert fault(tmp_path, BOXED.replace(old, new)).startswith(message)
 
 
 def test_a_file_that_is_empty_or_no_text_or_missing_is_named(tmp_path: Path) -> None:
@@ -133,6 +133,6 @@ def test_a_file_that_is_empty_or_no_text_or_missing_is_named(tmp_path: Path) -> 
         load(str(tmp_path / "link.csv"), "nowhere")
 
 
-def test_a_path_with_a_line_end_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_path_with_a_line_end_is_named_in_one_line(tmp_path: Path) -> None:
     rows = ROWS + '"two\nlines.jpg",9,test\n"two\nlines.jpg",9,test\n'
     assert f"{tmp_path}/two\\nlines.jpg is listed a second time" in fault(tmp_path, rows)

@@ -128,7 +128,7 @@ def test_lines_belong_together_by_their_ids(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, line, text, told",
+    "name, line, text, message",
     [
         ("images.txt", 2, "2", "expected an id and a value, but found '2'"),
         ("images.txt", 2, "two b.jpg", "expected an id and a value, but found 'two b.jpg'"),
@@ -172,14 +172,14 @@ def test_lines_belong_together_by_their_ids(folder: Path) -> None:
 )
 @pytest.mark.parametrize("blank_lines", [0, 2])
 def test_a_wrong_line_is_named(
-    folder: Path, name: str, line: int, text: str, told: str, blank_lines: int
+    folder: Path, name: str, line: int, text: str, message: str, blank_lines: int
 ) -> None:
     lines = list(FILES[name])
     lines[line - 1] = text
-    if "is not listed" in told:  # next to the lines that belong there
+    if "is not listed" in message:  # next to the lines that belong there
         lines.append(FILES[name][line - 1])
     write(folder, name, [""] * blank_lines + lines)
-    assert fault(folder).startswith(f"{folder / name}:{line + blank_lines}: {told}")
+    assert fault(folder).startswith(f"{folder / name}:{line + blank_lines}: {message}")
 
 
 @pytest.mark.parametrize("name", ["image_class_labels.txt", "bounding_boxes.txt"])

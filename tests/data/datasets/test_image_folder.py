@@ -63,7 +63,7 @@ def test_images_come_in_the_order_of_imagefolder(tmp_path: Path) -> None:
     assert image_folder.read(tmp_path).paths == expected
 
 
-def test_images_are_told_by_their_extension_in_any_case(tmp_path: Path) -> None:
+def test_images_are_recognized_by_their_extension_in_any_case(tmp_path: Path) -> None:
     images = [f"a/{n}.{end}" for n, end in enumerate(["jpg", "JPG", "jpeg", "Png", "bmp", "tif"])]
     images += ["a/6.TIFF", "a/7.webp", "a/8.ppm", "a/9.pgm"]
     touch(tmp_path, *images, "a/notes.txt", "a/jpg", "a/b.jpg.part", "a/._1.jpg", "a/.b/1.jpg")
@@ -176,7 +176,7 @@ def test_nothing_is_said_where_nothing_is_passed_over(
     assert caplog.messages == []
 
 
-def test_a_class_of_other_pictures_alone_is_told(tmp_path: Path) -> None:
+def test_a_class_of_only_unsupported_images_is_named(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.avif", "a/2.avif", "b/3.jpg")
     assert "holds no image (.jpg" in fault(tmp_path)
     assert " but 2 .avif; " in fault(tmp_path)

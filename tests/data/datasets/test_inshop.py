@@ -85,17 +85,17 @@ def test_boxes_are_found_by_the_names_of_the_images(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line, told",
+    "line, message",
     [
         ("img/a.jpg id_9", f"expected the columns '{HEADER}', but found 'img/a.jpg id_9'"),
         ("img/a.jpg id_9 val", "expected one of train, query, gallery, but found 'val'"),
         ("img/a.jpg id_9 train x", "expected one of train, query, gallery, but found 'train x'"),
     ],
 )
-def test_a_wrong_line_is_named(folder: Path, line: str, told: str) -> None:
+def test_a_wrong_line_is_named(folder: Path, line: str, message: str) -> None:
     file = folder / "list_eval_partition.txt"
     write(file, [LINES[0], line, *LINES[1:]])
-    assert fault(folder).startswith(f"{file}:4: {told}")
+    assert fault(folder).startswith(f"{file}:4: {message}")
 
 
 def test_an_image_that_is_listed_twice_is_named(folder: Path) -> None:

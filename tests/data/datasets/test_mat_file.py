@@ -78,7 +78,7 @@ def written(folder: Path, body: bytes) -> Path:
 
 
 def test_a_cell_array_does_not_read_past_its_end(tmp_path: Path) -> None:
-    """If it did, a row of these would be read anew by each before it: the last some 2**40 times."""
+    """If it did, a row of these would be read by each before it: the last some 2**40 times."""
     flags = element(6, struct.pack("<II", 1, 0)) + element(5, struct.pack("<ii", 1, 2))
     cell, empty = element(14, flags + element(1, b"")), element(14, b"")
     file = written(tmp_path, cell * 60 + empty * 60)

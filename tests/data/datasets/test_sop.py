@@ -62,7 +62,7 @@ def test_a_class_may_stand_on_both_sides(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["Ebay_train.txt", "Ebay_test.txt"])
 @pytest.mark.parametrize(
-    "line, told",
+    "line, message",
     [
         (
             "7 8 9",
@@ -74,9 +74,9 @@ def test_a_class_may_stand_on_both_sides(folder: Path) -> None:
         (f"7 {'8' * 5000} 9 c.JPG", "expected a class number, but found '8888"),
     ],
 )
-def test_a_wrong_line_is_named(folder: Path, name: str, line: str, told: str) -> None:
+def test_a_wrong_line_is_named(folder: Path, name: str, line: str, message: str) -> None:
     write(folder, name, ["", TRAIN[0], line])
-    assert fault(folder).startswith(f"{folder / name}:4: {told}")
+    assert fault(folder).startswith(f"{folder / name}:4: {message}")
 
 
 def test_an_image_that_is_listed_twice_is_named(folder: Path) -> None:
