@@ -100,7 +100,7 @@ def joined(batches: Iterable[mx.io.DataBatch]) -> Batch:
     return whole
 
 
-def drawn(data: Data, count: int = 30) -> Batch:
+def collect(data: Data, count: int = 30) -> Batch:
     """All images of some training batches."""
     return joined(data.train.next() for _ in range(count))
 
@@ -159,7 +159,7 @@ def test_dropped_classes_are_in_no_batch_and_the_others_numbered_from_0(
     with opened(flags(data, "--small-classes=drop", f"--cache={cache}")) as (split, batches):
         assert split.train.class_names == ["a", "c"]
         assert len(batches.beta_terms) == 2
-        found = drawn(batches)
+        found = collect(batches)
         assert_labels(UNEVEN, found, ["a", "c"])
         assert set(found.numbers) == numbers_of(UNEVEN, "a") | numbers_of(UNEVEN, "c")
 
@@ -216,7 +216,7 @@ def test_too_few_classes_left_to_fill_a_batch_are_refused(
         read_split(options)
 
 
-def test_what_trains_is_told_without_the_classes_that_are_dropped(
+def test_the_log_counts_training_images_without_the_classes_that_are_dropped(
     tmp_path: Path, flags: Callable[..., TrainConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -277,7 +277,7 @@ def test_the_largest_batch_proposed_is_taken(
         read_split(flags(data, *given, f"{flag}={more}"))
 
 
-def test_one_training_class_is_told_that_two_are_needed_whatever_the_batch(
+def test_one_training_class_is_refused_whatever_the_batch(
     tmp_path: Path, flags: Callable[..., TrainConfig]
 ) -> None:
     data = photos(tmp_path / "data", [*[("a", "train")] * 6, ("x", "test")])
@@ -351,16 +351,16 @@ def test_batches_hold_good_images_only_with_their_own_labels(
     for number in (0, 13, 15):
         break_file(data, number)
     options = flags(data, "--skip-bad-images", f"--cache={cache}", f"--workers={workers}")
-    for again in (False, True):  # the store, where there is one, remembers
+    for again in (False, True):  # a pixel cache remembers them
         caplog.clear()
         with opened(options) as (_, batches):
             named = sorted(line for line in caplog.messages if line.startswith("Skipped: "))
             if not again:
                 files = [data.parent / f"{number}.png" for number in (0, 13, 15)]
                 assert [line.split(": ")[1] for line in named] == list(map(str, files))
-            told = [line for line in caplog.messages if "left out" in line]
-            assert told == ["3 images that cannot be decoded are left out."]
-            found = drawn(batches)
+            expected = [line for line in caplog.messages if "left out" in line]
+            assert expected == ["3 images that cannot be decoded are left out."]
+            found = collect(batches)
             assert set(found.numbers) == set(range(1, 12))
             assert_labels(lines, found, "abc")
             assert len(batches.beta_terms) == 3
@@ -377,7 +377,7 @@ def test_without_bad_images_none_are_said_to_be_left_out(
     data = photos(tmp_path / "data", EVEN + GALLERY)
     with opened(flags(data, "--skip-bad-images", f"--cache={cache}")) as (split, batches):
         assert "left out" not in caplog.text
-        assert set(drawn(batches).numbers) == set(range(12))
+        assert set(collect(batches).numbers) == set(range(12))
         assert len(searched(batches.test).numbers) == len(split.test)
 
 
@@ -402,7 +402,7 @@ def test_a_class_that_bad_images_leave_too_small_is_dropped(
         break_file(data, number)
     options = flags(data, "--skip-bad-images", "--small-classes=drop", f"--cache={cache}")
     with opened(options) as (_, batches):
-        found = drawn(batches)
+        found = collect(batches)
         assert len(batches.beta_terms) == 2
         assert_labels(EVEN, found, "bc")
         assert set(found.numbers) == numbers_of(EVEN, "b") | numbers_of(EVEN, "c")
@@ -417,7 +417,7 @@ def test_a_class_that_bad_images_leave_too_small_is_repeated_and_an_empty_one_dr
         break_file(data, number)
     options = flags(data, "--skip-bad-images", "--small-classes=repeat", f"--cache={cache}")
     with opened(options) as (_, batches):
-        found = drawn(batches)
+        found = collect(batches)
         assert len(batches.beta_terms) == 2
         assert_labels(EVEN, found, "bc")
         assert set(found.numbers) == {10} | numbers_of(EVEN, "c")
@@ -450,7 +450,7 @@ def test_a_part_with_nothing_but_bad_images_is_refused(
         open_data(read_split(options), options)
 
 
-def test_a_bad_image_is_named_when_the_store_is_built(
+def test_a_bad_image_is_named_when_the_cache_is_built(
     tmp_path: Path, flags: Callable[..., TrainConfig]
 ) -> None:
     data = photos(tmp_path / "data", EVEN + GALLERY)
@@ -461,13 +461,13 @@ def test_a_bad_image_is_named_when_the_store_is_built(
         open_data(split, options)
 
 
-def test_without_the_store_a_bad_image_is_named_by_the_batch_that_needs_it(
+def test_without_a_cache_a_bad_image_is_named_by_the_batch_that_needs_it(
     tmp_path: Path, flags: Callable[..., TrainConfig]
 ) -> None:
     data = photos(tmp_path / "data", EVEN + GALLERY)
     break_file(data, 13)
     with opened(flags(data, "--cache=none")) as (_, batches):
-        drawn(batches, 5)
+        collect(batches, 5)
         searched(batches.test)
         with pytest.raises(DataError, match=r"13\.png: is a text file"):
             searched(batches.gallery)
@@ -483,7 +483,7 @@ def test_a_missing_image_is_named_before_any_is_decoded(
         preprocessing, "read_square", lambda *_: pytest.fail("an image was decoded")
     )
     options = flags(data, f"--cache={cache}")
-    with pytest.raises(DataError, match=r"16\.png: listed but not there"):
+    with pytest.raises(DataError, match=r"16\.png: listed, but missing"):
         open_data(read_split(options), options)
 
 
@@ -510,7 +510,7 @@ def birds_options(tiny_cub: Path, flags: Callable[..., TrainConfig]) -> Callable
 
 
 @pytest.mark.parametrize("box", ["--bbox", "--no-bbox"])
-def test_batches_are_the_same_with_and_without_the_store(
+def test_batches_are_the_same_with_and_without_a_cache(
     birds_options: Callable[..., TrainConfig], tmp_path: Path, box: str
 ) -> None:
     expected = all_batches(birds_options(box, "--cache=none"))
@@ -533,7 +533,7 @@ def assert_same(
         assert pad == expected_pad
 
 
-def test_batches_are_the_same_where_the_store_has_no_room(
+def test_batches_are_the_same_where_the_cache_has_no_room(
     birds_options: Callable[..., TrainConfig],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -559,7 +559,7 @@ def test_only_what_a_run_lacks_is_decoded_for_it(
         return [line.split(" into ")[0] for line in caplog.messages if "Decoding" in line]
 
     assert decoding() == ["Decoding 32 of 32 images"]
-    # Neither the seed nor the crop nor where the split lies is part of what is stored.
+    # Neither the seed nor the crop nor the split's location is part of the pixel cache.
     for further in ([], ["--seed=3"], ["--crop-size=20"], ["--train-classes=3"]):
         assert decoding(*further) == []
     assert decoding("--image-size=30") == ["Decoding 32 of 32 images"]
@@ -580,8 +580,8 @@ def test_images_are_cut_to_their_boxes_unless_they_are_left_whole(
         found = np.concatenate([batch.data[0].asnumpy() for batch in data.test])
     for row in range(16):
         box = birds.boxes[16 + row] if boxed else None
-        centre = read_square(birds.paths[16 + row], box, 32)[4:28, 4:28]
-        np.testing.assert_array_equal(found[row], centre.transpose(2, 0, 1))
+        center = read_square(birds.paths[16 + row], box, 32)[4:28, 4:28]
+        np.testing.assert_array_equal(found[row], center.transpose(2, 0, 1))
 
 
 def test_close_ends_all_workers(tmp_path: Path, flags: Callable[..., TrainConfig]) -> None:
@@ -607,32 +607,32 @@ class MeanColour:
 
 
 def noisy_photos(folder: Path, counts: Sequence[int], classes: int) -> ImageSet:
-    """Images in shades of their class's colour, so alike that some are nearer to another class."""
+    """Images in shades of their class's color, so alike that some are nearer to another class."""
     rng = np.random.default_rng(5)
     folder.mkdir()
     labels = np.concatenate([rng.permutation(np.arange(count) % classes) for count in counts])
-    colours = rng.integers(60, 200, (classes, 3))
+    colors = rng.integers(60, 200, (classes, 3))
     paths = []
     for number, label in enumerate(labels):
-        pixels = colours[label] + rng.normal(0, 30, 3) + rng.normal(0, 20, (14, 12, 3))
+        pixels = colors[label] + rng.normal(0, 30, 3) + rng.normal(0, 20, (14, 12, 3))
         paths.append(str(folder / f"{number}.png"))
         cv2.imwrite(paths[-1], np.clip(pixels, 0, 255).astype(np.uint8))
     names = [f"class {label}" for label in range(classes)]
     return ImageSet(paths, labels.astype(np.int32), names)
 
 
-def mean_colours(some: ImageSet) -> np.ndarray:
-    """Of the centre of each image, (n, 3)."""
+def mean_colors(some: ImageSet) -> np.ndarray:
+    """Of the center of each image, (n, 3)."""
     decoded = [read_square(path, None, 8)[1:7, 1:7] for path in some.paths]
     return np.stack([pixels.astype(np.float64).mean(axis=(0, 1)) for pixels in decoded])
 
 
 def recalls_by_hand(queries: ImageSet, gallery: ImageSet | None) -> dict[int, float]:
     where = queries if gallery is None else gallery
-    colours = mean_colours(where)
+    colors = mean_colors(where)
     ranks = []
-    for row, (colour, label) in enumerate(zip(mean_colours(queries), queries.labels)):
-        order = np.argsort(((colours - colour) ** 2).sum(axis=1), kind="stable")
+    for row, (color, label) in enumerate(zip(mean_colors(queries), queries.labels)):
+        order = np.argsort(((colors - color) ** 2).sum(axis=1), kind="stable")
         if gallery is None:
             order = order[order != row]
         hits = np.flatnonzero(where.labels[order] == label)
@@ -678,18 +678,18 @@ def test_without_a_gallery_test_images_are_searched_among_each_other(
         data.close()
 
 
-def test_a_gallery_of_a_list_is_read_and_told(
+def test_a_gallery_of_a_list_is_read_and_logged(
     tmp_path: Path, flags: Callable[..., TrainConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     lines = EVEN + GALLERY
     options = flags(photos(tmp_path / "data", lines))
     with opened(options) as (split, data):
-        told = (
+        expected = (
             "photos.csv, whole images: 12 images of 3 classes train, 3 of 2 test against a gallery "
             "of 5."
         )
-        assert caplog.messages[0] == told
+        assert caplog.messages[0] == expected
         assert split.test.class_names == ["x", "y", "z"]
         assert searched(data.test).numbers == [12, 15, 18]
         assert searched(data.gallery).numbers == [13, 14, 16, 17, 19]
@@ -697,14 +697,14 @@ def test_a_gallery_of_a_list_is_read_and_told(
             assert_labels(lines, searched(part), "xyz")
 
 
-def test_test_images_of_a_list_are_told_without_a_gallery(
+def test_test_images_of_a_list_are_logged_without_a_gallery(
     tmp_path: Path, flags: Callable[..., TrainConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     lines = [*EVEN, ("y", "test"), ("x", "test"), ("y", "test")]
     with opened(flags(photos(tmp_path / "data", lines))) as (_, data):
-        told = "photos.csv, whole images: 12 images of 3 classes train, 3 of 2 test."
-        assert caplog.messages[0] == told
+        expected = "photos.csv, whole images: 12 images of 3 classes train, 3 of 2 test."
+        assert caplog.messages[0] == expected
         assert data.gallery is None
         assert searched(data.test) == ([12, 13, 14], [1, 0, 1])
 
@@ -724,8 +724,8 @@ def test_held_out_classes_are_read_in_place_of_the_test_classes(
     assert opened.gallery is None and len(opened.train.labels) == 8
     assert sorted(opened.test.labels.tolist()) == [0] * 4 + [1] * 4
     opened.close()
-    told = "tested on held-out training classes: 8 images of 2 classes train, 8 of 2 test."
-    assert told in caplog.text
+    expected = "tested on held-out training classes: 8 images of 2 classes train, 8 of 2 test."
+    assert expected in caplog.text
     options = flags(data, "--held-out=0.5", "--batch-k=2", "--batch-size=4", "--classes=4")
     with pytest.raises(UsageError, match="--classes 4: the data has 2 classes to train"):
         read_split(options)

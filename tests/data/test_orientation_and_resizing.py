@@ -210,16 +210,16 @@ def flags_of(preprocessing: Preprocessing) -> list[str]:
     return [*flags, f"--resize={preprocessing.resize}"]
 
 
-def test_each_has_a_store_of_its_own(images: ImageSet, tmp_path: Path) -> None:
+def test_each_has_its_own_pixel_cache(images: ImageSet, tmp_path: Path) -> None:
     for number, preprocessing in enumerate(PREPROCESSINGS, 1):
         decoder = PixelsFromFiles(images, 24, preprocessing)
         for _ in range(2):
             opened = open_pixel_cache(
-                images, 24, tmp_path / "store", 2, preprocessing=preprocessing
+                images, 24, tmp_path / "cache", 2, preprocessing=preprocessing
             )
             assert opened is not None
             np.testing.assert_array_equal(opened[0], [decoder[row] for row in range(12)])
-        assert len(list((tmp_path / "store").iterdir())) == number
+        assert len(list((tmp_path / "cache").iterdir())) == number
 
 
 @pytest.mark.parametrize("cache", ["pixels", "none"])
