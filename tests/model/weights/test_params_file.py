@@ -718,13 +718,13 @@ def test_a_file_that_is_cut_while_it_is_read_is_refused(
 ) -> None:
     file = tmp_path / "net.params"
     file.write_bytes(packed([packed_array((30_000,))], [b"a"]))
-    checked = params_file._description
+    checked = params_file._read_description
 
     def cut(*arguments: Any) -> Any:
         os.truncate(file, 20_000)
         return checked(*arguments)
 
-    monkeypatch.setattr(params_file, "_description", cut)
+    monkeypatch.setattr(params_file, "_read_description", cut)
     with pytest.raises(UsageError, match="is damaged"):
         read_parameters(str(file), "--resume")
 

@@ -16,7 +16,7 @@ import pytest
 from embedding_learning.model.weights.torch_file import (
     LEGACY_START,
     read_state_dictionary,
-    read_values,
+    read_tensor,
 )
 from tests.helpers.torch_writer import (
     MAGIC,
@@ -48,7 +48,7 @@ WRITERS = pytest.mark.parametrize("write", [write_pth, write_old_pth])
 def read(path: Path) -> dict[str, np.ndarray]:
     with open(path, "rb") as file:
         state = read_state_dictionary(file)
-        return {name: read_values(file, state, name) for name in state.tensors}
+        return {name: read_tensor(file, state, name) for name in state.tensors}
 
 
 def refusal(path: Path) -> str:
