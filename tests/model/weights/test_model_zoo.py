@@ -147,8 +147,9 @@ def test_what_is_not_the_zoos_file_is_not_kept(
     if fault in served:
         zoo.served[address] = served[fault]
     told = refusal()
-    assert told.startswith(f"--use-pretrained: the weights of {NAME} are not in {file.parent}, nor")
-    assert f"nor could {os.environ['MXNET_GLUON_REPO']}gluon/models/{file.stem}.zip be had" in told
+    assert told.startswith(f"--use-pretrained: the weights of {NAME} are not in {file.parent}, and")
+    url = f"{os.environ['MXNET_GLUON_REPO']}gluon/models/{file.stem}.zip"
+    assert f"and the download of {url} failed (" in told
     assert f"unpack {file.name} into that folder, or get https://download.pytorch.org/" in told
     assert "squeezenet1_1-b8a52dc0.pth and give it with --pretrained-params" in told
     assert ("(HTTPError)" in told) == (fault == "missing")
@@ -159,13 +160,13 @@ def test_what_is_not_the_zoos_file_is_not_kept(
 def test_a_side_that_does_not_answer_is_waited_for_ten_seconds_at_most(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_zoo, "_PATIENCE", 1)
+    monkeypatch.setattr(model_zoo, "_TIMEOUT", 1)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setenv("MXNET_GLUON_REPO", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert "be had (OSError)" in refusal()
+        assert "failed (OSError)" in refusal()
 
 
 def test_a_search_for_an_address_that_never_ends_is_given_up(
@@ -173,10 +174,10 @@ def test_a_search_for_an_address_that_never_ends_is_given_up(
 ) -> None:
     given_up = threading.Event()
     searched: list[bool] = []
-    monkeypatch.setattr(model_zoo, "_PATIENCE", 0.5)
+    monkeypatch.setattr(model_zoo, "_TIMEOUT", 0.5)
     search = lambda *_, **__: searched.append(given_up.wait(60))  # noqa: E731
     monkeypatch.setattr(model_zoo.requests, "get", search)
-    assert "be had (OSError)" in refusal()
+    assert "failed (OSError)" in refusal()
     assert searched == []
     given_up.set()
 
@@ -194,7 +195,7 @@ def test_a_network_of_no_zoo_is_told_with_what_there_is() -> None:
         "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth and give it with "
         "--pretrained-params"
     )
-    assert refusal("xception71").endswith("; --list-models tells of which networks there are any")
+    assert refusal("xception71").endswith("; --list-models shows which networks have weights")
 
 
 @needs_gluoncv
