@@ -154,7 +154,7 @@ def test_features_have_their_shape(name: str, shape: tuple[int, ...]) -> None:
 
 @needs_gluoncv
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_table_tells_parameters_and_features_of_each_network(name: str) -> None:
+def test_the_table_has_parameters_and_features_of_each_network(name: str) -> None:
     """Nothing is computed: only shapes are."""
     backbone = backbones.build_uninitialized(name)
     expected = ARCHITECTURES[name]
@@ -219,7 +219,7 @@ def test_nothing_is_dropped_at_random_that_would_be_in_evaluation() -> None:
     np.testing.assert_array_equal(one, other)
 
 
-def test_a_network_that_onednn_cannot_train_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_onednn_cannot_train_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MXNET_MKLDNN_ENABLED", raising=False)
     with pytest.raises(UsageError, match=r"^--model NASNet_4_1056: the oneDNN in MXNet fails"):
         backbones.check_trainable("NASNet_4_1056", on_cpu=True)
@@ -267,8 +267,8 @@ def test_the_last_map_is_pooled_as_asked_for(name: str, map_shape: tuple[int, ..
 )
 @pytest.mark.parametrize("pool", ["avg", "max", "none"])
 def test_features_that_are_no_map_are_not_pooled(name: str, pool: str) -> None:
-    told = f"--pool {pool}: {name} does not end in a feature map; leave it out"
-    assert refusal(name, pool=pool) == told
+    message = f"--pool {pool}: {name} does not end in a feature map; leave it out"
+    assert refusal(name, pool=pool) == message
 
 
 def test_the_pooling_keeps_the_names_of_parameters() -> None:
@@ -448,10 +448,10 @@ def test_the_weights_trained_on_imagenet_are_taken(shared: Path) -> None:
     np.testing.assert_array_equal(features(images()).asnumpy(), features_of(classifier, images()))
 
 
-def test_an_environment_that_gluoncv_refuses_is_told_in_one_line(
+def test_an_environment_that_gluoncv_refuses_is_refused_in_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As it does beside a PyTorch that is younger than itself."""
+    """As it does next to a PyTorch that is newer than itself."""
     (tmp_path / "gluoncv").mkdir()
     code = 'raise RuntimeError("Legacy torch==2.0 detected\\nand more")'
     (tmp_path / "gluoncv" / "__init__.py").write_text(code)
@@ -478,6 +478,6 @@ def test_a_family_is_a_module_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None
     features = backbones.create("Tiny", CPU, pool="max")
     features.initialize()
     assert features(images()).shape == (2, 4)
-    test_the_table_tells_parameters_and_features_of_each_network("tiny")
+    test_the_table_has_parameters_and_features_of_each_network("tiny")
     assert "tiny" in catalog.format_table()
     assert refusal("tiny", use_pretrained=True).startswith("--use-pretrained: no model zoo has")

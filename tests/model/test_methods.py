@@ -183,11 +183,11 @@ def test_a_loss_brings_its_margin_unless_one_is_given() -> None:
 
 
 def test_the_original_is_what_runs_without_flags() -> None:
-    told = vars(parse(["--preset=original"]))
-    assert told.pop("preset") == "original"
+    preset = vars(parse(["--preset=original"]))
+    assert preset.pop("preset") == "original"
     plain = vars(parse([]))
     assert plain.pop("preset") is None
-    assert told == plain
+    assert preset == plain
     assert (plain["loss"], plain["sampling"], plain["beta_per"]) == (
         "margin",
         "distance-weighted",
@@ -214,6 +214,6 @@ def test_what_is_typed_replaces_what_a_preset_says() -> None:
         (["--beta-per=image", "--lr-beta=0"], "--beta-per image: is for a beta that is learned"),
     ],
 )
-def test_what_does_not_fit_is_told(flags: list[str], line: str) -> None:
+def test_what_does_not_fit_is_named(flags: list[str], line: str) -> None:
     with pytest.raises(UsageError, match=f"^{re.escape(line)}"):
         parse(flags)

@@ -149,7 +149,7 @@ def test_pretrained_convolutions_learn_slowly_and_reach_every_device(
 
 
 @WRITERS
-def test_half_precision_becomes_single_and_is_told(
+def test_half_precision_becomes_single_and_is_logged(
     tmp_path: Path,
     squeezenet: Arrays,
     write: Callable[[Path, Arrays], None],
@@ -163,11 +163,11 @@ def test_half_precision_becomes_single_and_is_told(
     assert not caplog.messages
     write(path, half)
     assert_loaded(path, NAME, IN_ZOO, half)
-    told = f"--pretrained-params {path}: holds float16 values, which become float32."
-    assert caplog.messages == [told]
+    message = f"--pretrained-params {path}: holds float16 values, which become float32."
+    assert caplog.messages == [message]
 
 
-def test_a_gluon_file_of_half_precision_is_told_too(
+def test_a_gluon_file_of_half_precision_is_logged_too(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -294,7 +294,7 @@ HALVES = {"mean": [0.5] * 3, "std": [0.5] * 3}
 
 
 @pytest.mark.parametrize(
-    "model, told, is_rewritten",
+    "model, settings, is_rewritten",
     [
         ("inceptionv3", None, True),
         ("inceptionv3", {"pretrained_cfg": HALVES}, True),
@@ -311,13 +311,13 @@ HALVES = {"mean": [0.5] * 3, "std": [0.5] * 3}
         ("inceptionv3", [], None),
     ],
 )
-def test_timms_config_tells_how_pixels_are_normalised(
-    tmp_path: Path, model: str, told: Any, is_rewritten: bool | None
+def test_timms_config_decides_how_pixels_are_normalized(
+    tmp_path: Path, model: str, settings: Any, is_rewritten: bool | None
 ) -> None:
     """None: refused."""
     path = tmp_path / "model.safetensors"
-    if told is not None:
-        (tmp_path / "config.json").write_text(json.dumps(told))
+    if settings is not None:
+        (tmp_path / "config.json").write_text(json.dumps(settings))
     if is_rewritten is None:
         with pytest.raises(UsageError, match=r"^FILE: .*config\.json") as caught:
             _expects_pixels_around_zero(str(path), "FILE", model)
@@ -329,10 +329,10 @@ def test_timms_config_tells_how_pixels_are_normalised(
         assert _expects_pixels_around_zero(str(path), "FILE", model) == is_rewritten
 
 
-TOLD = json.dumps({"pretrained_cfg": IMAGENET}).encode()
+CONFIG = json.dumps({"pretrained_cfg": IMAGENET}).encode()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 2**20, b" " * 2**20 + TOLD])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 2**20, b" " * 2**20 + CONFIG])
 def test_a_config_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UsageError, match="has no mean and std"):
@@ -359,8 +359,8 @@ def test_a_surplus_tensor_is_named(
     tmp_path: Path, squeezenet: Arrays, write: Callable[[Path, Arrays], None], name: str
 ) -> None:
     write(tmp_path / "net", {**squeezenet, name: np.zeros(3, np.float32)})
-    told = f"is not of squeezenet1.1: it also has {name}; see --model"
-    assert refusal(tmp_path / "net") == told
+    message = f"is not of squeezenet1.1: it also has {name}; see --model"
+    assert refusal(tmp_path / "net") == message
 
 
 def test_a_layer_in_two_spellings_is_named(tmp_path: Path, mobilenet: Arrays) -> None:
@@ -404,9 +404,9 @@ def test_a_file_of_another_network_is_refused(
     tmp_path: Path, squeezenet: Arrays, write: Callable[[Path, Arrays], None], model: str
 ) -> None:
     write(tmp_path / "net", squeezenet)
-    told = refusal(tmp_path / "net", model)
-    assert told.startswith("is not of ") and told.endswith("; see --model")
-    assert "it lacks features." in told and "also has features." in told
+    message = refusal(tmp_path / "net", model)
+    assert message.startswith("is not of ") and message.endswith("; see --model")
+    assert "it lacks features." in message and "also has features." in message
 
 
 @WRITERS
@@ -415,8 +415,8 @@ def test_a_network_of_gluon_alone_takes_no_file_of_pytorch(
 ) -> None:
     write(tmp_path / "net", squeezenet)
     for model in ("resnet50_v2", "mobilenetv2_1.0"):
-        told = refusal(tmp_path / "net", model)
-        assert told.startswith("is a PyTorch file, and torchvision has no network that is built")
+        message = refusal(tmp_path / "net", model)
+        assert message.startswith("is a PyTorch file, and torchvision has no network that is built")
 
 
 @WRITERS
@@ -474,18 +474,18 @@ class Malice:
 
 def test_code_in_a_pth_is_not_run(tmp_path: Path, squeezenet: Arrays) -> None:
     mark, path = tmp_path / "run", tmp_path / "net.pth"
-    told = "names posix.system, which no weights need; nothing of it was run"
+    message = "names posix.system, which no weights need; nothing of it was run"
     code = pickle.dumps({"features.0.weight": Malice(f"touch {mark}")}, protocol=2)
     write_zip(path, code, [])
-    assert refusal(path) == told
+    assert refusal(path) == message
     # Behind a whole state dictionary, and in place of the old layout's first pickles.
     start = state_program(squeezenet)[:-1]
     write_zip(path, start + code[2:], [])
-    assert refusal(path) == told
+    assert refusal(path) == message
     write_old_pth(path, {})
     whole = path.read_bytes()
     path.write_bytes(whole[:15] + code + whole[15:])
-    assert refusal(path) == told
+    assert refusal(path) == message
     for protocol in (0, 1, 4):
         write_zip(path, pickle.dumps(Malice(f"touch {mark}"), protocol=protocol), [])
         refusal(path)
