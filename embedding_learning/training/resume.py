@@ -99,13 +99,13 @@ def check_flags(checkpoint: Checkpoint, config: TrainConfig) -> None:
     if differing:
         raise UsageError(
             f"--resume {checkpoint.path}: was made with {', '.join(differing)}; give these, or "
-            "start anew without --resume"
+            "start from scratch without --resume"
         )
     # Where beta is learned, its first value does not matter any more.
     for name in _MAY_CHANGE if now["lr_beta"] else (*_MAY_CHANGE, "beta"):
         if former.get(name) != now[name]:
             logging.info(
-                "The run goes on with %s instead of %s.", _flag(name, now), former.get(name)
+                "The run continues with %s instead of %s.", _flag(name, now), former.get(name)
             )
     if now["start_epoch"] and now["start_epoch"] != former.get("start_epoch"):
         logging.warning(

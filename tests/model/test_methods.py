@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from itertools import product
 from pathlib import Path
@@ -16,6 +17,7 @@ from embedding_learning.cli.train_flags import parse
 from embedding_learning.config import TrainConfig
 from embedding_learning.data.build import open_data, read_split
 from embedding_learning.errors import UsageError
+from embedding_learning.model import sampling
 from embedding_learning.model.methods import LOSSES, SAMPLINGS
 from embedding_learning.training import build, loop
 from embedding_learning.training.learner import Learner
@@ -27,6 +29,8 @@ from tests.helpers.tiny_networks import (
 )
 
 CPU = [mx.cpu()]
+# Of 20 triplets.
+TERMS = {"margin": 40, "contrastive": 40, "triplet": 20, "triplet-euclidean": 20}
 
 
 def learner_of(*flags: str, boundaries: np.ndarray | None = None) -> Learner:
@@ -58,8 +62,8 @@ def test_any_loss_goes_with_any_sampling_and_waits_for_nothing(
     assert step.loss > 0
     assert all((x != y).any() for x, y in zip(before, parameters_of(learning.net)))
     pairs = learning.measure(step)
-    # A term for each pair, or for each triple.
-    assert len(pairs["active"]) == (20 if loss.startswith("triplet") else 40)
+    # A term for each pair, or for each triplet.
+    assert len(pairs["active"]) == TERMS.get(loss, len(pairs["active"]))
     assert pairs["active"].any()
 
 
@@ -76,12 +80,18 @@ def test_steps_are_repeated_to_the_byte(loss: str, sampling: str) -> None:
     assert after_steps() == after_steps()
 
 
-@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss != "margin"])
-def test_only_the_margin_based_loss_has_a_beta(loss: str) -> None:
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if not LOSSES[loss].has_beta])
+def test_a_loss_whose_row_says_so_has_no_beta(loss: str) -> None:
     learning = learner_of(f"--loss={loss}")
     assert learning.beta is None
     assert learning.beta_values() is None
     assert len(learning.trainers) == 1
+
+
+def test_normalized_weights_are_for_samplings_whose_row_says_so() -> None:
+    for name, row in SAMPLINGS.items():
+        parameters = inspect.signature(getattr(sampling, row.class_name)).parameters
+        assert row.takes_normalize_weights == ("normalize_weights" in parameters), name
 
 
 # Beta
@@ -173,11 +183,11 @@ def test_a_loss_brings_its_margin_unless_one_is_given() -> None:
 
 
 def test_the_original_is_what_runs_without_flags() -> None:
-    told = vars(parse(["--preset=original"]))
-    assert told.pop("preset") == "original"
+    preset = vars(parse(["--preset=original"]))
+    assert preset.pop("preset") == "original"
     plain = vars(parse([]))
     assert plain.pop("preset") is None
-    assert told == plain
+    assert preset == plain
     assert (plain["loss"], plain["sampling"], plain["beta_per"]) == (
         "margin",
         "distance-weighted",
@@ -204,6 +214,6 @@ def test_what_is_typed_replaces_what_a_preset_says() -> None:
         (["--beta-per=image", "--lr-beta=0"], "--beta-per image: is for a beta that is learned"),
     ],
 )
-def test_what_does_not_fit_is_told(flags: list[str], line: str) -> None:
+def test_what_does_not_fit_is_named(flags: list[str], line: str) -> None:
     with pytest.raises(UsageError, match=f"^{re.escape(line)}"):
         parse(flags)
