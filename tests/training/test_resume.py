@@ -107,7 +107,7 @@ def test_progress_that_makes_no_sense_is_refused(name: str) -> None:
         progress = {**asdict(PROGRESS), name: value}
         checkpoint = checkpoint_of()
         checkpoint.state["progress"] = progress
-        with pytest.raises(UsageError, match=re.escape(START) + "does not tell how far") as error:
+        with pytest.raises(UsageError, match=re.escape(START) + "does not show how far") as error:
             resume.read_progress(checkpoint, 200)
         assert str(error.value).isprintable()
 
@@ -123,10 +123,10 @@ def test_progress_of_other_fields_is_refused() -> None:
     for told in others:
         checkpoint = checkpoint_of()
         checkpoint.state["progress"] = told
-        with pytest.raises(UsageError, match="does not tell how far"):
+        with pytest.raises(UsageError, match="does not show how far"):
             resume.read_progress(checkpoint, 200)
     del checkpoint.state["progress"]
-    with pytest.raises(UsageError, match="does not tell how far"):
+    with pytest.raises(UsageError, match="does not show how far"):
         resume.read_progress(checkpoint, 200)
 
 
@@ -275,7 +275,7 @@ def test_a_first_epoch_of_its_own_is_said_to_have_no_effect_on_a_run_that_goes_o
     assert caplog.messages == []
     resume.check_flags(checkpoint_of(), parse([first]))
     assert caplog.messages == [
-        "--start-epoch: has no effect: the run goes on where its checkpoint was written."
+        "--start-epoch: has no effect: the run continues where its checkpoint was written."
     ]
 
 
@@ -338,15 +338,15 @@ def test_another_constant_beta_is_another_run_and_a_learned_one_has_left_it(
     resume.check_flags(checkpoint_of(), parse(["--beta=1.0"]))
     assert caplog.messages == []
     resume.check_flags(checkpoint_of("--lr-beta=0"), parse(["--lr-beta=0", "--beta=1.0"]))
-    assert caplog.messages == ["The run goes on with --beta 1.0 instead of 1.2."]
+    assert caplog.messages == ["The run continues with --beta 1.0 instead of 1.2."]
 
 
 @pytest.mark.parametrize(
     "former, now, told",
     [
-        (["--cpu-contexts=2"], [], "goes on with 1 devices instead of 2"),
-        ([], ["--cpu-contexts=2"], "goes on with 2 devices instead of 1"),
-        (["--gpus=0,1"], ["--gpus=3"], "goes on with 1 devices instead of 2"),
+        (["--cpu-contexts=2"], [], "continues with 1 devices instead of 2"),
+        ([], ["--cpu-contexts=2"], "continues with 2 devices instead of 1"),
+        (["--gpus=0,1"], ["--gpus=3"], "continues with 1 devices instead of 2"),
         (["--gpus=0,1"], ["--gpus=2,3"], ""),
     ],
 )
@@ -387,8 +387,8 @@ def test_other_packages_and_threads_are_told(
     checkpoint.state["made_with"]["numpy"] = "1.0"
     resume.check_flags(checkpoint, parse([]))
     assert caplog.messages == [
-        "Made with threads 4, goes on with 2: the last digits may differ.",
-        f"Made with numpy 1.0, goes on with {np.__version__}: the last digits may differ.",
+        "Made with threads 4, continues with 2: the last digits may differ.",
+        f"Made with numpy 1.0, continues with {np.__version__}: the last digits may differ.",
     ]
 
 
@@ -400,15 +400,15 @@ def test_a_stranger_s_flags_do_not_come_into_a_message(name: str) -> None:
     for value in [*UNFIT, 10**4000]:
         checkpoint = checkpoint_of()
         checkpoint.state["flags"][name] = value
-        assert refusal(checkpoint, parse([])) == "does not tell the flags of its run"
+        assert refusal(checkpoint, parse([])) == "does not show the flags of its run"
 
 
 @pytest.mark.parametrize("flags", [None, [], 3, "flags", [["lr", 1]]])
 def test_flags_that_are_none_are_refused(flags: Any) -> None:
-    assert "does not tell the flags" in refusal(checkpoint_of(flags=flags), parse([]))
+    assert "does not show the flags" in refusal(checkpoint_of(flags=flags), parse([]))
     checkpoint = checkpoint_of()
     del checkpoint.state["flags"]
-    assert "does not tell the flags" in refusal(checkpoint, parse([]))
+    assert "does not show the flags" in refusal(checkpoint, parse([]))
     line = refusal(checkpoint_of(flags={}), parse([]))
     assert line.startswith("was made with no --") and ", no --model, " in line
 
