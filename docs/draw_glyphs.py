@@ -1,6 +1,6 @@
 """Draw the picture of the built-in data set that the README shows.
 
-Usage: python docs/draw_glyphs.py docs/glyphs.png
+Usage: python -m docs.draw_glyphs docs/glyphs.png
 """
 
 from __future__ import annotations

@@ -48,9 +48,14 @@ _MODULE_OF = {
     "r_precision": "evaluation.metrics",
     "find_nearest": "evaluation.neighbors",
     # Data
+    "load_dataset": "data.datasets",
     "ImageSet": "data.image_set",
     "Split": "data.image_set",
     "BalancedBatches": "data.batches",
+    # Training
+    "TrainConfig": "config",
+    "make_config": "training.settings",
+    "train": "training.run",
     # Use of a trained network
     "load_model": "inference.embedding_model",
     "EmbeddingModel": "inference.embedding_model",

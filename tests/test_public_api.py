@@ -19,6 +19,7 @@ NAMES = {
         "EuclideanTripletLoss",
     ),
     *("ImageSet", "Split", "BalancedBatches", "load_model", "EmbeddingModel", "embed", "search"),
+    *("load_dataset", "TrainConfig", "make_config", "train"),
     *("UsageError", "DataError", "TrainingError"),
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+from docs import write_flags
 from embedding_learning.cli import train_flags
 from embedding_learning.model import losses, methods, sampling
 from embedding_learning.training import build
@@ -30,21 +30,18 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
 PASTED = re.findall(r"^```python\n# at the end of (\S+)\n(.*?)^```", README, re.M | re.S)
 
 
-@pytest.mark.parametrize(
-    "action",
-    [a for a in train_flags._parser()._actions if not isinstance(a, argparse._HelpAction)],
-    ids=lambda action: action.dest,
-)
-def test_every_flag_stands_in_the_readme_with_its_default(action: argparse.Action) -> None:
-    (row,) = re.findall(rf"^\| `{action.option_strings[0]}` \| (.*?) \| .+ \|$", README, re.M)
-    has_none = action.default is None or action.default in ("", argparse.SUPPRESS)
-    default = "" if has_none or isinstance(action.default, bool) else f"`{action.default}`"
-    assert row == ("`~/.cache/embedding_learning`" if action.dest == "cache_dir" else default)
+def test_the_flags_page_is_what_the_program_writes() -> None:
+    page = (ROOT / "docs" / "flags.md").read_text(encoding="utf-8")
+    assert page == write_flags.page(), "write it again: python -m docs.write_flags docs/flags.md"
 
 
-def test_no_other_flag_stands_in_the_tables() -> None:
-    known = {name for action in train_flags._parser()._actions for name in action.option_strings}
-    assert set(re.findall(r"^\| `(--[\w-]+)`", README, re.M)) <= known
+def test_the_readme_names_no_flag_that_is_not_there() -> None:
+    parser = train_flags.build_parser()
+    known = {name for action in parser._actions for name in action.option_strings}
+    commands = re.findall(r"train\.py ((?:--[^\n]*(?:\\\n)?)+)", README)
+    named = {name for command in commands for name in re.findall(r"(--[\w-]+)", command)}
+    assert len(named) > 10
+    assert named <= known
 
 
 def test_the_demo_in_the_readme_is_the_makefiles() -> None:

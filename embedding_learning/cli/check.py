@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     data = config.data
     preprocessing = Preprocessing(exif_orientation=data.exif_orientation)
     with log_to_terminal():
-        split = datasets.load(
+        split = datasets.load_dataset(
             data.path, data.cache_dir, data.train_classes, data.dataset, data.bbox
         )
         faults = [

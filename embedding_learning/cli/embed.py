@@ -57,7 +57,7 @@ def _kept(output: str) -> str:
 
 def whole_data_set(options: argparse.Namespace, use_boxes: bool) -> ImageSet:
     """All images of the data set that the flags name, whether they train or test."""
-    return datasets.load(
+    return datasets.load_dataset(
         os.path.expanduser(options.data_path),
         os.path.expanduser(options.cache_dir),
         name=options.dataset,

@@ -91,7 +91,7 @@ def given(arguments: Sequence[str]) -> dict[str, Any]:
 
     Raises UsageError if one is unknown or cannot be read.
     """
-    return parser.given(_parser(), spelled_out(arguments))
+    return parser.given(build_parser(), spelled_out(arguments))
 
 
 def spelled_out(arguments: Sequence[str]) -> list[str]:
@@ -119,7 +119,7 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
 @cache
 def _names() -> tuple[list[str], list[str]]:
     """The original's flags as they are typed, and all flags."""
-    known = [name for action in _parser()._actions for name in action.option_strings]
+    known = [name for action in build_parser()._actions for name in action.option_strings]
     return ["-h", "--help", *map(as_flag, _OF_THE_ORIGINAL)], known
 
 
@@ -128,7 +128,8 @@ def _of_earlier_programs() -> set[str]:
     return {*_OF_THE_ORIGINAL, *_OF_THE_PORT}
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Declares all flags."""
     parser = Parser(
         prog="train.py",
         description="Train an image embedding with the margin-based loss and distance weighted "

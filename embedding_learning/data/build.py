@@ -68,7 +68,9 @@ def read_split(config: TrainConfig) -> Split:
     Raises UsageError or DataError if flags and data do not fit.
     """
     data = config.data
-    split = datasets.load(data.path, data.cache_dir, data.train_classes, data.dataset, data.bbox)
+    split = datasets.load_dataset(
+        data.path, data.cache_dir, data.train_classes, data.dataset, data.bbox
+    )
     split = fit_to_training(split, config)
     log_split(split)
     return split

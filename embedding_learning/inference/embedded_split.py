@@ -55,7 +55,7 @@ def embed_split(
 
     Raises UsageError or DataError if an image is missing or cannot be decoded.
     """
-    split = datasets.load(
+    split = datasets.load_dataset(
         images.data_path,
         images.cache_dir,
         images.train_classes,

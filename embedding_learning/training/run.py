@@ -30,10 +30,25 @@ from embedding_learning.training.progress import Progress
 from embedding_learning.training.records import Recorder, RunInfo
 from embedding_learning.training.run_log import RunLog
 from embedding_learning.training.saver import Saver
+from embedding_learning.training.settings import as_arguments
 from embedding_learning.training.step_reader import StepReader
 from embedding_learning.training.stop_signal import StopSignal
 from embedding_learning.training.tensorboard import TensorBoard
 from embedding_learning.training.validation import criterion, evaluate_test
+
+
+def train(config: TrainConfig) -> None:
+    """Trains a network as train.py does, in this process: the same log, files and resuming.
+
+    ``PREFIX.params`` is the best network, ``PREFIX.run`` the run's folder. Blocks until the run is
+    finished. Raises what `run` raises.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        What `make_config` returns.
+    """
+    run(config, as_arguments(config))
 
 
 def run(

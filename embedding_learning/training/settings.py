@@ -100,6 +100,24 @@ def make_config(values: Mapping[str, Any], saves: bool = True) -> TrainConfig:
     return config
 
 
+def as_arguments(config: TrainConfig) -> list[str]:
+    """Returns the flags of train.py that give this configuration; defaults are left out."""
+    settings = config.as_flags()
+    arguments = []
+    for key, flag in FLAGS.items():
+        value = settings[key]
+        if flag.type is tuple:
+            if tuple(value) != flag.default:
+                arguments.append(f"{flag.name}={','.join(map(str, value))}")
+        elif value == flag.default:
+            continue
+        elif flag.type is bool:
+            arguments.append(flag.name if value else as_flag(f"no_{key}"))
+        else:
+            arguments.append(f"{flag.name}={value}")
+    return arguments
+
+
 def _read(key: str, value: Any) -> Any:
     """Returns the value of a setting in its type. Raises UsageError if the flag cannot have it."""
     flag = FLAGS.get(key)

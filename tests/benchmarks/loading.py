@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from embedding_learning.data.batches import BalancedBatches
-from embedding_learning.data.datasets import ImageSet, load
+from embedding_learning.data.datasets import ImageSet, load_dataset
 from embedding_learning.data.pixel_cache import open_pixel_cache
 from embedding_learning.data.preprocessing import PixelsFromFiles, read_square, write_crop
 
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     workers = args.workers
-    split = load(args.data_path, "", train_classes=None)
+    split = load_dataset(args.data_path, "", train_classes=None)
     images = split.train
     with tempfile.TemporaryDirectory() as folder:
         stored, _ = open_pixel_cache(images, SIZE, Path(folder), workers)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from embedding_learning import recall_at_k
 from embedding_learning.config import RESIZES
-from embedding_learning.data.datasets import load
+from embedding_learning.data.datasets import load_dataset
 from embedding_learning.data.preprocessing import read_full_image, resize_to_square
 from embedding_learning.model.net import ImageNormalization
 
@@ -50,7 +50,7 @@ def main() -> None:
     args = parser.parse_args()
     net = vision.squeezenet1_1()
     net.load_parameters(args.parameters)
-    split = load(args.data_path, "", use_boxes=False)
+    split = load_dataset(args.data_path, "", use_boxes=False)
     photographs = [
         cv2.cvtColor(read_full_image(path, False), cv2.COLOR_BGR2RGB)
         for part in split.parts

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from embedding_learning.data.batches import BalancedBatches
-from embedding_learning.data.datasets import ImageSet, load
+from embedding_learning.data.datasets import ImageSet, load_dataset
 from embedding_learning.data.pixel_cache import open_pixel_cache
 
 # isort: split
@@ -58,7 +58,7 @@ def main() -> None:
 
     for occasion in ("first", "warm"):
         started = time.perf_counter()
-        split = load(str(args.folder / "images"), "", train_classes=None)
+        split = load_dataset(str(args.folder / "images"), "", train_classes=None)
         print(f"{occasion}: list read in {time.perf_counter() - started:.2f} s", end="; ")
         whole = ImageSet(
             split.train.paths + split.test.paths,

@@ -113,7 +113,7 @@ def pairs_of(parser: argparse.ArgumentParser) -> list[str]:
     return [f"{flag}={edge}" for flag, edges in numeric_flags(parser).items() for edge in edges]
 
 
-TRAIN = pairs_of(train_flags._parser())
+TRAIN = pairs_of(train_flags.build_parser())
 # The flags of `train` are those above.
 COMMANDS = [(v, pair) for v in VERBS if v != "train" for pair in pairs_of(parser_of(v))]
 

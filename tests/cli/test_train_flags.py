@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from embedding_learning.cli.train_flags import _parser, add_flags, given, parse, spelled_out
+from embedding_learning.cli.train_flags import add_flags, build_parser, given, parse, spelled_out
 from embedding_learning.data.datasets import NAMES
 from embedding_learning.errors import UsageError
 from embedding_learning.experiments import results
@@ -254,7 +254,9 @@ def test_what_the_original_takes_for_a_flag_is_that_flag(short: str, flag: str) 
 def test_no_flag_is_an_abbreviation_of_the_originals() -> None:
     """It would be taken for itself here, and for the original's flag there."""
     shorts = {short for short, _ in ABBREVIATIONS}
-    assert not shorts & {name for action in _parser()._actions for name in action.option_strings}
+    assert not shorts & {
+        name for action in build_parser()._actions for name in action.option_strings
+    }
 
 
 @pytest.mark.parametrize(

@@ -329,7 +329,7 @@ def test_other_pictures_show_what_the_model_sees(
     images: ImageSet, upright_model: EmbeddingModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        embedded_split.datasets, "load", lambda *_, **__: Split("Birds", images, images)
+        embedded_split.datasets, "load_dataset", lambda *_, **__: Split("Birds", images, images)
     )
     found = embedded_split.embed_split(upright_model, TestImages("", ""), batch_size=12, workers=0)
     np.testing.assert_allclose(found.queries, upright_model.embed(images.paths), atol=1e-5)

@@ -57,7 +57,7 @@ class Kind(NamedTuple):
 
 def _read_data_set(path: Path) -> None:
     """What training and `check` do with a data set before a batch is drawn."""
-    split = datasets.load(str(path), "nowhere")
+    split = datasets.load_dataset(str(path), "nowhere")
     for part in split.parts:
         part.read_file_stats(missing_ok=True)
         for fault in find_decoding_errors(part, _SIZE, workers=1).values():

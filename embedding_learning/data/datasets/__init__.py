@@ -26,14 +26,14 @@ __all__ = [
     "ImageSet",
     "Split",
     "hold_out_validation_classes",
-    "load",
+    "load_dataset",
 ]
 
 # Which images test: those of the split (the default), or all.
 TEST_CHOICES = ("split", "all")
 
 
-def load(
+def load_dataset(
     data_path: str,
     cache_dir: str,
     train_classes: int | None = None,

@@ -23,7 +23,7 @@ from pytorch_metric_learning.samplers import MPerClassSampler
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from embedding_learning.data.datasets import ImageSet, load
+from embedding_learning.data.datasets import ImageSet, load_dataset
 from embedding_learning.data.preprocessing import read_square, write_crop
 from tests.benchmarks.contenders import torch_networks
 from tests.benchmarks.contenders.protocol import (
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--channels-last", action="store_true", help=text)
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    images = load(args.data_path, "").train
+    images = load_dataset(args.data_path, "").train
     backbone = torch_networks.create(args.model)
     with torch.no_grad():
         features = backbone.eval()(torch.zeros(1, 3, CROP, CROP)).numel()

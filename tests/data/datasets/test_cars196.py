@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from embedding_learning.data.datasets import cars196, load
+from embedding_learning.data.datasets import cars196, load_dataset
 from embedding_learning.errors import DataError
 
 FIELDS = ("relative_im_path", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "test")
@@ -85,7 +85,7 @@ def test_of_196_classes_98_train(tmp_path: Path) -> None:
     array = np.empty((1, 392), [(field, object) for field in FIELDS])
     array[0] = cars
     savemat(tmp_path / "cars_annos.mat", {"annotations": array, "class_names": cells})
-    split = load(str(tmp_path), "nowhere")
+    split = load_dataset(str(tmp_path), "nowhere")
     assert split.name == "Cars196"
     assert split.train.class_names == [f"Car {n}" for n in range(1, 99)]
     assert split.test.class_names == [f"Car {n}" for n in range(99, 197)]

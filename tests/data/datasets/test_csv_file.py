@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_learning.data.datasets import Split, csv_file, load
+from embedding_learning.data.datasets import Split, csv_file, load_dataset
 from embedding_learning.errors import DataError
 
 
@@ -127,10 +127,10 @@ def test_a_file_that_is_empty_or_no_text_or_missing_is_named(tmp_path: Path) -> 
     assert fault(tmp_path, "").startswith("1: expected a header with path,label,split")
     assert fault(tmp_path, ROWS.encode("utf-16")).startswith(" cannot be read as UTF-8 text")
     with pytest.raises(DataError, match=r"nowhere.csv: no such file; .*--data-path"):
-        load(str(tmp_path / "nowhere.csv"), "nowhere")
+        load_dataset(str(tmp_path / "nowhere.csv"), "nowhere")
     (tmp_path / "link.csv").symlink_to("/dev/null")
     with pytest.raises(DataError, match=r"link.csv: cannot be read .* it is not a regular file"):
-        load(str(tmp_path / "link.csv"), "nowhere")
+        load_dataset(str(tmp_path / "link.csv"), "nowhere")
 
 
 def test_a_path_with_a_line_end_is_named_in_one_line(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_learning.data.datasets import image_folder, load, train_val
+from embedding_learning.data.datasets import image_folder, load_dataset, train_val
 from embedding_learning.errors import DataError
 
 
@@ -103,10 +103,10 @@ def test_links_that_multiply_the_paths_are_refused(tmp_path: Path) -> None:
 
 def test_the_first_half_of_the_classes_trains(tmp_path: Path) -> None:
     touch(tmp_path / "photos", *(f"{name}/1.jpg" for name in "edcba"))
-    split = load(str(tmp_path / "photos"), "nowhere")
+    split = load_dataset(str(tmp_path / "photos"), "nowhere")
     assert split.name == "photos"
     assert (split.train.class_names, split.test.class_names) == (["a", "b"], ["c", "d", "e"])
-    assert load(str(tmp_path / "photos"), "nowhere", 4).train.class_names == list("abcd")
+    assert load_dataset(str(tmp_path / "photos"), "nowhere", 4).train.class_names == list("abcd")
 
 
 def test_a_class_without_images_is_named(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("test", ["val", "test"])
 def test_train_and_val_are_read_apart(tmp_path: Path, test: str) -> None:
     touch(tmp_path / "p", "train/a/1.jpg", "train/c/1.jpg", f"{test}/b/x/2.jpg", f"{test}/c/2.jpg")
-    split = load(str(tmp_path / "p"), "nowhere")
+    split = load_dataset(str(tmp_path / "p"), "nowhere")
     assert split.name == f"p (train/ and {test}/)"
     assert split.gallery is None
     assert (split.train.class_names, split.train.labels.tolist()) == (["a", "c"], [0, 1])
@@ -182,7 +182,7 @@ def test_a_class_of_only_unsupported_images_is_named(tmp_path: Path) -> None:
     assert " but 2 .avif; " in fault(tmp_path)
     (tmp_path / "b/3.jpg").rename(tmp_path / "b/3.heic")
     with pytest.raises(DataError, match=r"a: holds no image .* but 2 \.avif"):
-        load(str(tmp_path), "nowhere")
+        load_dataset(str(tmp_path), "nowhere")
 
 
 def test_what_macos_adds_to_a_zip_file_is_passed_over(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding_learning.data.datasets import inshop, load
+from embedding_learning.data.datasets import inshop, load_dataset
 from embedding_learning.errors import DataError
 
 HEADER = "image_name item_id evaluation_status"
@@ -41,7 +41,7 @@ def fault(folder: Path) -> str:
 
 
 def test_queries_are_searched_in_the_gallery(folder: Path) -> None:
-    split = load(str(folder), "nowhere")
+    split = load_dataset(str(folder), "nowhere")
     assert split.name == "In-Shop Clothes Retrieval"
     assert split.gallery is not None
     for part, images in (
@@ -69,7 +69,7 @@ def test_the_folders_of_the_archive_serve_too(tmp_path: Path) -> None:
     (tmp_path / "Img" / "img").mkdir(parents=True)
     write(tmp_path / "Eval" / "list_eval_partition.txt", LINES)
     write(tmp_path / "Anno" / "list_bbox_inshop.txt", BOXES, BOX_HEADER)
-    split = load(str(tmp_path), "nowhere")
+    split = load_dataset(str(tmp_path), "nowhere")
     assert split.train.paths[0] == f"{tmp_path}/Img/{IMAGES[0]}"
     assert split.test.boxes is not None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_learning.data.datasets import load, sop
+from embedding_learning.data.datasets import load_dataset, sop
 from embedding_learning.errors import DataError
 
 HEADER = "image_id class_id super_class_id path"
@@ -40,7 +40,7 @@ def fault(folder: Path) -> str:
 
 
 def test_the_files_decide_the_split(folder: Path) -> None:
-    split = load(str(folder), "nowhere")
+    split = load_dataset(str(folder), "nowhere")
     assert (split.name, split.gallery) == ("Stanford Online Products", None)
     assert split.train.paths == [f"{folder}/{line.split(None, 3)[3]}" for line in TRAIN]
     assert split.test.paths == [f"{folder}/{line.split(None, 3)[3]}" for line in TEST]
