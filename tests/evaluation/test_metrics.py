@@ -518,7 +518,7 @@ def test_one_search_serves_all_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
         searches.append(arguments[1])
         return neighbors.find_nearest_in_blocks(*arguments)
 
-    monkeypatch.setattr(metrics, "nearest_blocks", counted)
+    monkeypatch.setattr(metrics, "find_nearest_in_blocks", counted)
     x, labels = unit_rows(60, 4), np.arange(60) // 5
     evaluate(x, labels, ["recall@1", "recall@8", "map@r", "r-precision"])
     assert searches == [8]
