@@ -1,4 +1,4 @@
-"""`report`: a run on one page that needs nothing but itself."""
+"""`report`: a run on one HTML page that loads no other file."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import argparse
 import logging
 import shlex
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from embedding_learning.cli import model_flags
 from embedding_learning.cli import train_flags as flags
@@ -16,20 +18,26 @@ from embedding_learning.cli.parser import Parser
 from embedding_learning.cli.plot import draw_gallery, draw_tsne_photographs, draw_tsne_points
 from embedding_learning.data import datasets
 from embedding_learning.errors import DataError, UsageError
-from embedding_learning.evaluation.metrics import common_metrics, compute_metrics, parse_metrics
+from embedding_learning.evaluation.metrics import (
+    Measurement,
+    common_metrics,
+    compute_metrics,
+    parse_metrics,
+)
 from embedding_learning.inference import embedded_split
 from embedding_learning.inference.run_files import find_run, prefix_of
 from embedding_learning.runtime.progress import log_to_terminal
 from embedding_learning.training import checkpoint_file
 
+if TYPE_CHECKING:
+    from embedding_learning.plots.html_report import ReportFigure
+
 
 def main(arguments: list[str]) -> int:
-    """Embeds the run's test images with its best network, draws, and writes the page."""
+    """Embeds the run's test images with its saved network, draws them, and writes the page."""
     options = _parse(arguments)
-    # Only now, since these import matplotlib.
-    from embedding_learning import plots
+    # Imported here and not above: these import matplotlib.
     from embedding_learning.plots import html_report
-    from embedding_learning.plots.html_report import ReportFigure
     from embedding_learning.training import records
 
     output = options.output or f"{options.prefix}.run/report.html"
@@ -62,46 +70,15 @@ def main(arguments: list[str]) -> int:
         found.gallery,
         None if gallery is None else gallery.labels,
     )
-    metrics = measurement.values
-    best = {"": f"saved: epoch {model.description['epoch']}", **metrics}
-    bases = {
-        "": "computed over, images",
-        **measurement.bases,
-        "without a match": measurement.without_match,
-    }
-    epochs = [
-        {"": _when(record.get("epoch")), **{k: v for k, v in record.items() if k in metrics}}
-        for record in measured
-        if record.get("kind") == "evaluation"
-    ]
-    with TemporaryDirectory() as name:
-        drawn = [
-            ReportFigure("Queries and their nearest neighbors", f"{name}/gallery.png"),
-            ReportFigure("t-SNE: photographs", f"{name}/photographs.png"),
-            ReportFigure("t-SNE: classes", f"{name}/points.png"),
-        ]
-        draw_tsne_photographs(found, drawn[1].path)
-        draw_tsne_points(found, drawn[2].path)
-        try:
-            draw_gallery(found, drawn[0].path)
-        except DataError as error:
-            logging.warning("The page has no gallery: %s.", error)
-            del drawn[0]
-        of_run: list[ReportFigure] = []
-        draw_run = {"Curves": plots.plot_run_curves, "Distances of pairs": plots.plot_distances}
-        for heading, draw in draw_run.items():
-            picture = ReportFigure(heading, f"{name}/{len(of_run)}.png")
-            with suppress(DataError):  # Nothing of the kind is recorded yet.
-                draw(measured, picture.path, title)
-                of_run.append(picture)
+    with TemporaryDirectory() as drawn:
         html_report.write_report(
             output,
             f"{Path(options.prefix).name}: {title}",
             shlex.join(["python3", "train.py", *typed]),
             vars(run),
             made_with,
-            [*epochs, best, bases],
-            [*of_run, *drawn],
+            _metric_rows(measured, measurement, model.description["epoch"]),
+            [*_draw_run(measured, drawn, title), *_draw_test_images(found, drawn)],
             [state, "Epochs are counted from 0, as in the log."],
             measurement.notes(),
         )
@@ -109,13 +86,56 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _when(epoch: int | None) -> str:
-    """What a row of the table is called."""
-    return "before training" if epoch is None else f"epoch {epoch}"
+def _draw_run(measured: Sequence[Mapping[str, Any]], folder: str, title: str) -> list[ReportFigure]:
+    """Draws what the run has recorded into the folder: curves, and distances of pairs."""
+    from embedding_learning import plots
+    from embedding_learning.plots.html_report import ReportFigure
+
+    figures = []
+    draw_run = {"Curves": plots.plot_run_curves, "Distances of pairs": plots.plot_distances}
+    for heading, draw in draw_run.items():
+        figure = ReportFigure(heading, f"{folder}/{heading}.png")
+        with suppress(DataError):  # Nothing of this is recorded yet.
+            draw(measured, figure.path, title)
+            figures.append(figure)
+    return figures
+
+
+def _draw_test_images(found: embedded_split.EmbeddedTestSet, folder: str) -> list[ReportFigure]:
+    """Draws the embedded images into the folder: a gallery if there can be one, and t-SNE."""
+    from embedding_learning.plots.html_report import ReportFigure
+
+    gallery = ReportFigure("Queries and their nearest neighbors", f"{folder}/gallery.png")
+    photographs = ReportFigure("t-SNE: photographs", f"{folder}/photographs.png")
+    points = ReportFigure("t-SNE: classes", f"{folder}/points.png")
+    draw_tsne_photographs(found, photographs.path)
+    draw_tsne_points(found, points.path)
+    try:
+        draw_gallery(found, gallery.path)
+    except DataError as error:
+        logging.warning("The page has no gallery: %s.", error)
+        return [photographs, points]
+    return [gallery, photographs, points]
+
+
+def _metric_rows(
+    measured: Sequence[Mapping[str, Any]], saved: Measurement, saved_epoch: int
+) -> list[dict[str, Any]]:
+    """Returns the table of metrics: the recorded epochs, the saved network, and image counts."""
+    rows = []
+    for record in measured:
+        if record.get("kind") == "evaluation":
+            epoch = record.get("epoch")
+            row_title = "before training" if epoch is None else f"epoch {epoch}"
+            values = {name: value for name, value in record.items() if name in saved.values}
+            rows.append({"": row_title, **values})
+    rows.append({"": f"saved: epoch {saved_epoch}", **saved.values})
+    without_match = {"without a match": saved.without_match}
+    return [*rows, {"": "computed over, images", **saved.bases, **without_match}]
 
 
 def _state(prefix: str, epochs: int) -> str:
-    """When the report was written, and what the run had come to by then."""
+    """Says when the report was written, and how far the run was then."""
     state = checkpoint_file.state_of(prefix)
     when = time.strftime("Written on %Y-%m-%d at %H:%M:%S (UTC%z)")
     if state is None:
