@@ -67,7 +67,7 @@ class Block:
     queries: slice  # b queries
     columns: slice  # c columns
     rows: np.ndarray  # (c,) the gallery row of each column
-    own: np.ndarray  # (b,) the column that each query is itself; not in [0, c) if there is none
+    own: np.ndarray  # (b,) the column that each query is itself; outside [0, c) if it is not a column
     reach: np.ndarray  # (b,) (|x| + |y|)^2 for a query x and the longest column y
     query_factor: Callable[[type], np.ndarray]  # from a dtype to a new array (b, d + 2)
     column_factor: Callable[[type], np.ndarray]  # from a dtype to (c, d + 2)
@@ -117,7 +117,7 @@ class Block:
 def as_embeddings(embeddings: np.ndarray) -> np.ndarray:
     """Returns the embeddings as float32 (n, d), without a copy if they are that already.
 
-    Raises ValueError if there is none, the shape is another, or a value is not finite.
+    Raises ValueError if there are no embeddings, the shape is wrong, or a value is not finite.
     """
     embeddings = np.asarray(embeddings, dtype=np.float32)
     if embeddings.ndim != 2 or not embeddings.size:
