@@ -67,7 +67,7 @@ class Block:
     queries: slice  # b queries
     columns: slice  # c columns
     rows: np.ndarray  # (c,) the gallery row of each column
-    own: np.ndarray  # (b,) the column that each query is itself; outside [0, c) if it is not a column
+    own: np.ndarray  # (b,) the column that each query is itself; none if outside [0, c)
     reach: np.ndarray  # (b,) (|x| + |y|)^2 for a query x and the longest column y
     query_factor: Callable[[type], np.ndarray]  # from a dtype to a new array (b, d + 2)
     column_factor: Callable[[type], np.ndarray]  # from a dtype to (c, d + 2)

@@ -7,19 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from embedding_learning.errors import DataError
 from embedding_learning.evaluation import pair_distances
-from embedding_learning.plots import canvas, theory
+from embedding_learning.plots import canvas, panels, theory
 
 # Distinct also to the color-blind, as in the curves of a run.
 _ALL, _DRAWN, _POSITIVE = "#0072b2", "#d55e00", "#008f68"
 # From little noise to much: of one color, ever darker.
 _NOISES = {0.01: "#c78db0", 0.02: "#b5518f", 0.05: "#863467", 0.1: "#4f1b3c"}
-_WIDE, _HIGH, _LEGEND, _TOP = 1250, 460, 330, 80  # pixels of a panel, its legend, the title
-_TEXT = 20
+_SIZE, _LEGEND = (1250, 460), 330  # pixels of a panel, and of the legend in it
 _SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
 
 
@@ -63,16 +60,15 @@ def plot_distances(
     fitting = [record for record in records if record.get("kind") == "distances" and _fits(record)]
     if not fitting:
         raise DataError(f"{title}: no distances are recorded, so there is nothing to draw")
-    width, height = _WIDE, _TOP + 3 * _HIGH
-    figure, page = canvas.page(width, height)
-    canvas.write(page, 30, 50, title, 32, width - 60, weight="bold")
     epochs = list(dict.fromkeys(record["epoch"] for record in fitting))
     last = fitting[-1]
     ends = [_of_epoch(fitting, epoch) for epoch in dict.fromkeys((epochs[0], epochs[-1]))]
-    _draw_negatives(_axes(figure, 0, height), ends, last["dimension"])
-    _draw_sampling(_axes(figure, 1, height), ends, last["cutoffs"])
-    _draw_variance(_axes(figure, 2, height), ends[-1], last["dimension"])
-    canvas.save(figure, path)
+    page = panels.panel_page(title, count=3, columns=1, size=_SIZE, legend=_LEGEND)
+    negatives, sampling, variance = page.panels
+    _draw_negatives(negatives, ends, last["dimension"])
+    _draw_sampling(sampling, ends, last["cutoffs"])
+    _draw_variance(variance, ends[-1], last["dimension"])
+    canvas.save(page.figure, path)
 
 
 def _fits(record: Mapping[str, Any]) -> bool:
@@ -169,35 +165,11 @@ def _stairs(axes: Axes, counts: np.ndarray, color: str, label: str, **style: Any
     axes.stairs(_density(counts), pair_distances.HISTOGRAM_EDGES, color=color, label=label, **style)
 
 
-def _axes(figure: Figure, line: int, height: int) -> Axes:
-    left, top = 90, _TOP + line * _HIGH + 50
-    wide, high = _WIDE - left - _LEGEND, _HIGH - 130
-    return figure.add_axes((left / _WIDE, 1 - (top + high) / height, wide / _WIDE, high / height))
-
-
 def _finish(axes: Axes, title: str, high: float | None = None) -> None:
-    small = canvas.font(_TEXT)
-    axes.set_title(
-        title, font=canvas.font(1.25 * _TEXT), color=canvas.INK, loc="left", pad=canvas.points(12)
-    )
     axes.set_xlim(0, pair_distances.MAX_DISTANCE)
     axes.set_ylim(0, high)
-    axes.set_xlabel("distance", font=small, color=canvas.GRAY)
-    axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
-    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        label.set(font=small, color=canvas.GRAY)
-    axes.grid(color=canvas.FAINT, linewidth=canvas.points(1))
+    panels.set_ticks(axes.xaxis, most=10)
+    panels.set_ticks(axes.yaxis)
+    panels.finish_panel(axes, title, "distance")
     axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    # Beside the axes: within them it would hide lines.
-    axes.legend(
-        prop=small,
-        labelcolor=canvas.INK,
-        frameon=False,
-        loc="upper left",
-        bbox_to_anchor=(1.0, 1.0),
-        handlelength=1.2,
-    )
+    panels.add_legend(axes)

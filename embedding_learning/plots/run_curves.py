@@ -8,20 +8,16 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
 from embedding_learning.errors import DataError
-from embedding_learning.plots import canvas
+from embedding_learning.plots import canvas, panels
 
-# Distinct also to the color-blind (Okabe and Ito's), and dark enough on white.
-_COLORS = ("#0072b2", "#d55e00", "#008f68", "#b5518f", "#8a6d00", "#3f9bd1", "#1b1f24")
 # What is no measurement, in records of evaluations.
 _WHEN = {"kind", "epoch", "batch", "seconds"}
 # Values of one panel: with more, lines cannot be told apart.
-_MOST_LINES = len(_COLORS)
-_WIDE, _HIGH, _LEGEND = 900, 430, 210  # pixels of a panel, and of the legend in it
-_TEXT = 20
+_MOST_LINES = len(panels.COLORS)
+_SIZE, _LEGEND = (900, 430), 210  # pixels of a panel, and of the legend in it
 _MARKED = 30  # values up to which each has a mark
 
 
@@ -83,22 +79,18 @@ def plot_run_curves(
     first = min((e for record in records if (e := _epoch(record)) is not None), default=0)
     drawn = [
         (panel, lines)
-        for panels, source in ((_metric_panels(evaluations), evaluations), (_TRAINING, training))
-        for panel in panels
+        for of_source, source in ((_metric_panels(evaluations), evaluations), (_TRAINING, training))
+        for panel in of_source
         if (lines := _lines(panel, source, batches, first))
     ]
     if not drawn:
         raise DataError(f"{title}: no values are recorded yet, so there is nothing to draw")
-    lines_of_panels = -(-len(drawn) // 2)
-    width, height = 2 * _WIDE, lines_of_panels * _HIGH + 80
-    figure, page = canvas.page(width, height)
-    canvas.write(page, 30, 50, title, 32, width - 60, weight="bold")
+    page = panels.panel_page(title, len(drawn), columns=2, size=_SIZE, legend=_LEGEND)
     ends = [at[-1] for _, lines in drawn for at, _ in lines.values()]
     epochs = first - 1, max(first, *ends)
-    for number, (panel, lines) in enumerate(drawn):
-        line, column = divmod(number, 2)
-        _draw(_axes(figure, column, line, width, height), panel, lines, epochs)
-    canvas.save(figure, path)
+    for axes, (panel, lines) in zip(page.panels, drawn):
+        _draw(axes, panel, lines, epochs)
+    canvas.save(page.figure, path)
 
 
 Lines = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -109,12 +101,12 @@ def _metric_panels(evaluations: list[Mapping[str, Any]]) -> list[_Panel]:
     names = list(dict.fromkeys(n for record in evaluations for n in record if n not in _WHEN))
     recalls = [name for name in names if name.lower().startswith(("recall@", "cmc@"))]
     others = [name for name in names if name not in recalls]
-    panels = []
+    metric_panels = []
     for title, group in (("Recall on the test images", recalls), ("Other metrics", others)):
         for start in range(0, len(group), _MOST_LINES):
             some = group[start : start + _MOST_LINES]
-            panels.append(_Panel(title, {name: _metric_title(name) for name in some}))
-    return panels
+            metric_panels.append(_Panel(title, {name: _metric_title(name) for name in some}))
+    return metric_panels
 
 
 def _metric_title(name: str) -> str:
@@ -122,7 +114,7 @@ def _metric_title(name: str) -> str:
     title = name[:1].upper() + name[1:]
     if name.lower().startswith(("cmc@", "map@")) or name.lower() in ("nmi", "ami"):
         title = name.upper()
-    return canvas.fitted(title, _TEXT, _LEGEND - 75)
+    return canvas.fitted(title, panels.TEXT, _LEGEND - 75)
 
 
 def _number(record: Mapping[str, Any], name: str) -> float | None:
@@ -165,17 +157,10 @@ def _lines(panel: _Panel, records: list[Mapping[str, Any]], batches: float, firs
     return found
 
 
-def _axes(figure: Figure, column: int, line: int, width: int, height: int) -> Axes:
-    left, top = column * _WIDE + 90, 80 + line * _HIGH + 50
-    wide, high = _WIDE - 90 - _LEGEND, _HIGH - 130
-    return figure.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
-
-
 def _draw(axes: Axes, panel: _Panel, lines: Lines, epochs: tuple[float, float]) -> None:
     """Draws the panel from the start of the first epoch to the end of the last."""
-    small = canvas.font(_TEXT)
     _scale(axes, panel, lines)
-    for name, color in zip(panel.values, _COLORS):
+    for name, color in zip(panel.values, panels.COLORS):
         if name in lines:
             at, values = lines[name]
             axes.plot(
@@ -196,38 +181,17 @@ def _draw(axes: Axes, panel: _Panel, lines: Lines, epochs: tuple[float, float]) 
                 at,
                 low,
                 high,
-                color=_COLORS[0],
+                color=panels.COLORS[0],
                 alpha=0.2,
                 linewidth=0,
                 label="range",
             )
-    axes.set_title(
-        panel.title,
-        font=canvas.font(1.25 * _TEXT),
-        color=canvas.INK,
-        loc="left",
-        pad=canvas.points(12),
-    )
-    axes.set_xlabel("end of epoch, counted from 0", font=small, color=canvas.GRAY)
     axes.set_xlim(*epochs)
     axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{at:g}" if at >= 0 else "start"))
-    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        label.set(font=small, color=canvas.GRAY)
-    axes.grid(color=canvas.FAINT, linewidth=canvas.points(1))
-    axes.spines[["top", "right"]].set_visible(False)
+    panels.finish_panel(axes, panel.title, "end of epoch, counted from 0")
     if len(axes.get_legend_handles_labels()[0]) > 1:
-        # Beside the axes: within them it would hide lines.
-        legend = axes.legend(
-            prop=small,
-            labelcolor=canvas.INK,
-            frameon=False,
-            loc="upper left",
-            bbox_to_anchor=(1.0, 1.0),
-            handlelength=1.2,
-        )
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        panels.add_legend(axes)
 
 
 def _scale(axes: Axes, panel: _Panel, lines: Lines) -> None:
@@ -244,8 +208,6 @@ def _scale(axes: Axes, panel: _Panel, lines: Lines) -> None:
         low = min(low, 0.0)
     room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     axes.set_ylim(low if low == 0 else low - room, high + room)
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    panels.set_ticks(axes.yaxis)
     if panel.scale == "percent":
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    else:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
