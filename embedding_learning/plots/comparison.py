@@ -1,4 +1,4 @@
-"""A comparison's Recall@1: the mean over the seeds with its deviation, and each seed."""
+"""The Recall@1 of a comparison: mean and deviation over the seeds, and each seed."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ Values = Mapping[tuple[str, str], Sequence[float]]
 _MARKS = "osD^vPX"
 _SIZE, _LEGEND = (800, 560), 280  # pixels of a panel, and of the legend next to the last
 _CAPTION, _LINE = 17, 26  # pixels of the caption's text, and of its lines
-_MOST_LINES = 4  # that one line of the caption takes
-_SPREAD = 0.7  # of the room between two losses that their samplings take
+_MOST_LINES = 4  # that one line of the caption is wrapped to
+_SPREAD = 0.7  # share of the room between two losses that their samplings take
 
 
 @canvas.plain_style
 def plot_comparison(values_by_title: Mapping[str, Values], path: str, caption: str = "") -> None:
-    """Draws a panel for each kind of values, over the losses and in a color for each sampling.
+    """Draws a panel for each title, with the losses side by side and a color for each sampling.
 
-    A mark is the mean over the seeds, its bar the sample standard deviation to both sides, where
-    there are two seeds at least; the faint marks beside it are the seeds.
+    A mark is the mean over the seeds. Its bar is the sample standard deviation to both sides, if
+    there are at least two seeds. The faint marks next to it are the seeds.
 
     Parameters
     ----------
     values_by_title : mapping
-        By title; in each, the values of every seed by loss and sampling, or an empty sequence. All
-        have the same keys.
+        By title, the values of all seeds by loss and sampling; an empty sequence if there are none
+        yet. All titles have the same keys.
     path : str
         The file, PNG or SVG by its suffix.
     caption : str
-        Lines below, wrapped as need be.
+        Lines below the panels; long ones are wrapped.
 
     Raises
     ------
@@ -69,13 +69,13 @@ def plot_comparison(values_by_title: Mapping[str, Values], path: str, caption: s
 
 
 def _limits(values_by_title: Mapping[str, Values]) -> tuple[float, float]:
-    """The same for all panels: every seed and every bar, with some room."""
+    """Returns limits for all panels that include every seed and every bar, with some room."""
     ends: list[float] = []
     for values in values_by_title.values():
-        for some in values.values():
-            if some:
-                mean, deviation = float(np.mean(some)), _deviation(some)
-                ends += [*some, mean - deviation, mean + deviation]
+        for seeds in values.values():
+            if seeds:
+                mean, deviation = float(np.mean(seeds)), _deviation(seeds)
+                ends += [*seeds, mean - deviation, mean + deviation]
     if not ends:
         return 0.0, 1.0
     room = 0.06 * (max(ends) - min(ends)) or 0.01
@@ -93,12 +93,12 @@ def _draw(axes: Axes, title: str, values: Values, limits: tuple[float, float]) -
         color, mark = panels.COLORS[column % len(panels.COLORS)], _MARKS[column % len(_MARKS)]
         at = [(column - (len(samplings) - 1) / 2) * step + row for row in range(len(losses))]
         for x, loss in zip(at, losses):
-            some = values[loss, sampling]
-            if not some:
+            seeds = values[loss, sampling]
+            if not seeds:
                 continue
             axes.plot(
-                [x + step / 3] * len(some),
-                some,
+                [x + step / 3] * len(seeds),
+                seeds,
                 mark,
                 color=color,
                 alpha=0.35,
@@ -107,8 +107,8 @@ def _draw(axes: Axes, title: str, values: Values, limits: tuple[float, float]) -
             )
             axes.errorbar(
                 [x],
-                [np.mean(some)],
-                yerr=[_deviation(some)] if len(some) > 1 else None,
+                [np.mean(seeds)],
+                yerr=[_deviation(seeds)] if len(seeds) > 1 else None,
                 fmt=mark,
                 color=color,
                 markersize=canvas.points(12),
@@ -116,7 +116,7 @@ def _draw(axes: Axes, title: str, values: Values, limits: tuple[float, float]) -
                 capsize=canvas.points(9),
                 capthick=canvas.points(3),
             )
-        # Also where nothing of it is finished yet.
+        # For the legend, even if no seed is finished yet.
         axes.plot([], [], mark, color=color, label=sampling, markersize=canvas.points(12))
     axes.set_xticks(range(len(losses)), losses)
     axes.set(xlim=(-0.5, len(losses) - 0.5), ylim=limits)
