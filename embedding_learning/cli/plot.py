@@ -1,4 +1,4 @@
-"""`plot`: pictures of what a model learned, and of how a run went."""
+"""`plot`: plots of a model's embeddings, and of the records of a run."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ KINDS = {
     "points": "t-SNE of the test images or of FILE.npy, as points colored by class",
     "gallery": "the best, worst and random test images, and the images nearest to each",
     "curves": "the curves of a run",
-    "distances": "the distances of a run's pairs: all negatives, those drawn, and the theory",
+    "distances": "the distances of a run's pairs: all negatives, the sampled ones, and the theory",
 }
-# Of a run's records, not of a model.
+# Kinds that need the records of a run, not a model.
 _OF_RUN = ("curves", "distances")
-# Of vectors too that `embed` wrote, without a model.
+# Kinds that can also be drawn from the vectors that `embed` wrote, without a model.
 _OF_VECTORS = ("tsne", "points")
 # Queries of each group in a gallery, and neighbors of each.
 _QUERIES, _NEIGHBORS = 5, 8
@@ -44,7 +44,7 @@ _SEED = 0
 
 
 def main(arguments: list[str]) -> int:
-    """Draws the picture."""
+    """Draws the plot and prints its path."""
     options = _parse(arguments)
     # Imported here and not above: matplotlib takes a second, and --help needs none of it.
     from embedding_learning import plots
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
             draw_run[options.kind](
                 records.read(Path(folder)), options.output, os.path.basename(folder)
             )
-        elif _names_vectors(options):
+        elif _is_vector_file(options):
             vectors = embedding_file.read_embeddings(options.model_file, None)
             draw_vectors = {
                 "tsne": draw_tsne_photographs_of_file,
@@ -84,14 +84,14 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _names_vectors(options: argparse.Namespace) -> bool:
+def _is_vector_file(options: argparse.Namespace) -> bool:
     return bool(options.model_file.lower().endswith(".npy"))
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m embedding_learning plot",
-        description="Draw a picture: a .png or .svg file. A file that is there is replaced.",
+        description="Draw a plot: a .png or .svg file. An existing file is replaced.",
     )
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     parsers = {}
@@ -106,13 +106,13 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
                 more = "; or FILE.npy that embed wrote: its images are drawn, without a data set"
             model_flags.add_flags(of_kind, more)
             split_flags.add_flags(of_kind)
-        text = "the picture, .png or .svg; it is replaced if it is there"
+        text = "the plot, .png or .svg; an existing file is replaced"
         of_kind.add_argument("output", metavar="FILE", help=text)
     options = parser.parse_args(arguments)
     if options.kind in _OF_RUN:
         find_run(options.run)
         return options
-    if _names_vectors(options):
+    if _is_vector_file(options):
         _check_vectors(options, parsers[options.kind])
     model_flags.check(options)
     split_flags.check(options)
@@ -120,7 +120,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _check_vectors(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Raises UsageError for a kind that needs a model, and for flags of a model and a data set."""
+    """Raises UsageError for kinds that need a model, and for flags of a model or a data set."""
     if options.kind not in _OF_VECTORS:
         raise UsageError(
             f"MODEL {options.model_file}: plot {options.kind} needs a trained network and a data "
@@ -129,28 +129,28 @@ def _check_vectors(options: argparse.Namespace, parser: argparse.ArgumentParser)
     for name, value in vars(options).items():
         if name not in ("kind", "model_file", "output") and value != parser.get_default(name):
             raise UsageError(
-                f"{as_flag(name)}: has no effect, for the images of {options.model_file} are "
+                f"{as_flag(name)}: has no effect, because the images of {options.model_file} are "
                 "embedded already; leave the flag out"
             )
 
 
 def draw_tsne_photographs(found: EmbeddedSplit, path: str) -> None:
-    """t-SNE with photographs. Of very many images some are chosen."""
+    """Draws t-SNE with photographs. If there are very many images, some are chosen."""
     test = found.split.test
     photograph = thumbnail_reader(test, found.preprocessing)
     _photographs(found.queries, test.labels, photograph, _test_images(found), path)
 
 
 def draw_tsne_points(found: EmbeddedSplit, path: str) -> None:
-    """t-SNE with colored points. Of very many images some are chosen."""
+    """Draws t-SNE with colored points. If there are very many images, some are chosen."""
     test = found.split.test
     _points(found.queries, test.labels, test.class_names, _test_images(found), path)
 
 
 def draw_tsne_photographs_of_file(found: Embeddings, name: str, path: str) -> None:
-    """t-SNE of the vectors of the file of that name, with the photographs that its list names.
+    """Draws t-SNE of the vectors in the file `name`, with the photographs that its list names.
 
-    Raises UsageError if it has no list, DataError if a photograph is not there.
+    Raises UsageError if the file has no list, and DataError if a photograph is missing.
     """
     from embedding_learning.plots import projection
 
@@ -164,7 +164,7 @@ def draw_tsne_photographs_of_file(found: Embeddings, name: str, path: str) -> No
             )
         if not os.path.isfile(photograph):
             raise DataError(
-                f"{photograph}: no such file, though the list of {name} names it; move it back, "
+                f"{photograph}: no such file, though it is in the list of {name}; move it back, "
                 "embed the images again, or draw points"
             )
 
@@ -175,7 +175,7 @@ def draw_tsne_photographs_of_file(found: Embeddings, name: str, path: str) -> No
 
 
 def draw_tsne_points_of_file(found: Embeddings, name: str, path: str) -> None:
-    """t-SNE of the vectors of the file of that name, colored by class as far as it is known."""
+    """Draws t-SNE of the vectors in the file `name`, as points colored by class if it is known."""
     labels, class_names = number_classes(found.labels)
     if UNLABELED in class_names:
         labels[labels == class_names.index(UNLABELED)] = -1
@@ -183,9 +183,9 @@ def draw_tsne_points_of_file(found: Embeddings, name: str, path: str) -> None:
 
 
 def draw_gallery(found: EmbeddedSplit, path: str) -> None:
-    """The queries with the best and the worst average precision, and some at random.
+    """Draws the queries with the best and the worst average precision, and some random ones.
 
-    Raises DataError if no query has an image of its class to be found.
+    Raises DataError if no query has an image of its class to find.
     """
     from embedding_learning import plots
     from embedding_learning.evaluation.neighbors import find_nearest
@@ -195,8 +195,8 @@ def draw_gallery(found: EmbeddedSplit, path: str) -> None:
     relevant = relevant - (found.gallery is None)
     if not relevant.any():
         raise DataError(
-            f"{found.split.title}: no test image has another of its class to be found, so there "
-            "are no good and bad queries to draw a gallery of"
+            f"{found.split.title}: no test image has another image of its class, so a gallery of "
+            "good and bad queries cannot be drawn"
         )
     most = len(searched) - (found.gallery is None)
     distances, neighbors = find_nearest(found.queries, min(_NEIGHBORS, most), found.gallery)
@@ -246,12 +246,12 @@ def _points(
 def _in_the_plane(
     vectors: np.ndarray, labels: np.ndarray, title: tuple[str, str]
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """The rows that are shown, their points, and what stands above; `title`: source and noun."""
+    """Returns the shown rows, their points, and the heading. `title`: the source, and a noun."""
     from embedding_learning.plots import projection
 
     rows = projection.choose_rows(labels, _SEED)
-    which = f"{len(rows):,} of {len(labels):,}" if len(rows) < len(labels) else f"{len(labels):,}"
-    heading = f"{title[0]}: t-SNE of {which} {title[1]}"
+    count = f"{len(rows):,} of {len(labels):,}" if len(rows) < len(labels) else f"{len(labels):,}"
+    heading = f"{title[0]}: t-SNE of {count} {title[1]}"
     return rows, projection.tsne(vectors[rows], _SEED), heading
 
 

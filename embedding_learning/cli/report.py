@@ -1,4 +1,4 @@
-"""`report`: a run on one page that needs nothing but itself."""
+"""`report`: a run on one HTML page that loads no other file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str]) -> int:
-    """Embeds the run's test images with its best network, draws, and writes the page."""
+    """Embeds the run's test images with its saved network, draws them, and writes the page."""
     options = _parse(arguments)
     # Only now, since these import MXNet and matplotlib.
     from embedding_learning.inference.embedding_model import load_model

@@ -1,13 +1,14 @@
-"""Squared distances between embeddings: of pairs exactly, of all with all nearly and in pieces.
+"""Squared Euclidean distances: exact for given pairs, blocked and approximate for all pairs.
 
-A matrix product in float32, with a proven bound on its rounding, leaves few pairs undecided. Where
-it leaves many, because rows are long beside their distances, it is computed again in float64.
+A matrix product in float32, with a proven bound on its rounding error, leaves few pairs undecided.
+Where rows are long compared to their distances it leaves many, and is repeated in float64.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,59 +19,116 @@ from scipy.linalg.blas import dgemm, sgemm
 
 # Pairs of rows compared at once: 2 MB of 128 dimensions.
 _PAIRS = 2**11
-# Rows looked through at once: 8 MB of 128 dimensions.
+# Rows read at once: 8 MB of 128 dimensions.
 _ROWS = 2**13
-# To compare this share of all pairs one by one takes as long as their product in float64.
-_DEAR_SHARE = 1 / 16
+# Comparing this share of all pairs one by one takes as long as their product in float64.
+_COSTLY_SHARE = 1 / 16
 # Beyond this, squares could overflow in float32.
 _LARGEST_SQUARE = 1e36
 
 
 class Gallery(NamedTuple):
-    """Rows to search, and what is computed of them once. Made by `make_gallery`."""
+    """Rows to search, and values that are computed of them once. Made by `make_gallery`."""
 
     rows: np.ndarray  # (n, d) float32
-    kept: np.ndarray  # (m,) ascending: the rows that are searched, columns from here on
+    kept: np.ndarray  # (m,) ascending: the rows that are searched, called columns from here on
     center: np.ndarray  # (d,) float32
-    squares: np.ndarray  # (m,) float64: of each column's distance from the center
+    squares: np.ndarray  # (m,) float64: squared distance of each column from the center
 
     def columns_of(self, rows: np.ndarray) -> np.ndarray:
-        """Where these rows stand among the columns; -1 for those that do not."""
+        """Returns the column of each row, or -1 for rows that are not searched."""
         column = np.minimum(np.searchsorted(self.kept, rows), len(self.kept) - 1)
         return np.where(self.kept[column] == rows, column, -1)
 
 
 class Product(NamedTuple):
-    """Squared distances of some queries and some columns, nearly."""
+    """Approximate squared distances of the pairs of a block."""
 
-    squares: np.ndarray  # (b, c) float32 or float64; infinite for a query and the row it is itself
-    margin: np.ndarray  # (b,) what a query's squares and a limit they are compared to are off by
+    squares: np.ndarray  # (b, c) float32 or float64; infinite where a query is the row itself
+    margin: np.ndarray  # (b,) bound on the error of a query's squares compared to a limit
 
     def at_most(self, limit: np.ndarray) -> np.ndarray:
-        """Which squares are no larger than each query's limit (b,); bool (b, c)."""
+        """Returns which squares are no larger than each query's limit (b,); bool (b, c)."""
         limit = np.minimum(limit, np.finfo(self.squares.dtype).max)
         return self.squares <= limit.astype(self.squares.dtype)[:, None]
 
-    def is_enough(self, undecided: int) -> bool:
-        """Whether so many undecided pairs are faster compared exactly than by a better product."""
-        return undecided <= _DEAR_SHARE * self.squares.size
+
+class Selection(NamedTuple):
+    """The pairs of a block that a product leaves to be compared exactly."""
+
+    pairs: np.ndarray  # (p,) ascending indices into the flattened (b, c)
+    nearer: np.ndarray  # (b,) how many other columns are certainly nearer than each query's limit
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some queries and some columns that are compared at once. Made by `split_into_blocks`."""
+
+    queries: slice  # b queries
+    columns: slice  # c columns
+    rows: np.ndarray  # (c,) the gallery row of each column
+    own: np.ndarray  # (b,) the column that each query is itself; none if outside [0, c)
+    reach: np.ndarray  # (b,) (|x| + |y|)^2 for a query x and the longest column y
+    query_factor: Callable[[type], np.ndarray]  # from a dtype to a new array (b, d + 2)
+    column_factor: Callable[[type], np.ndarray]  # from a dtype to (c, d + 2)
+
+    def select(self, select: Callable[[Product], Selection], wanted: int = 0) -> Selection:
+        """Returns what `select` selects by a product in float32, or in float64 if that is faster.
+
+        It is faster if float32 selects many pairs more than the `wanted` ones, which have to be
+        compared exactly in any case.
+        """
+        if self.fits_float32():
+            product = self.product(np.float32)
+            selection = select(product)
+            if len(selection.pairs) - wanted <= _COSTLY_SHARE * product.squares.size:
+                return selection
+        return select(self.product(np.float64))
+
+    def fits_float32(self) -> bool:
+        """Returns whether no square can overflow in float32."""
+        return bool(self.reach.max() <= _LARGEST_SQUARE)
+
+    def product(self, dtype: type) -> Product:
+        """Computes the squared distances in float32 or float64.
+
+        In whatever order a sum of n products is taken, its error is at most n units of rounding,
+        relative to the sum of their absolute values (Higham, Accuracy and Stability of Numerical
+        Algorithms, section 3.1). Here that sum is at most the query's `reach`. Eight more units
+        cover the rounding of the centered rows, of their squares and of a limit. Exact distances
+        have an error too, of as many units of float64.
+        """
+        multiply = sgemm if dtype is np.float32 else dgemm
+        factor = self.query_factor(dtype)
+        factor[:, :-2] *= -2
+        squares = multiply(1.0, self.column_factor(dtype).T, factor.T, trans_a=True).T
+        query = np.flatnonzero((self.own >= 0) & (self.own < squares.shape[1]))
+        squares[query, self.own[query]] = np.inf
+        units = np.finfo(dtype).eps / 2 + np.finfo(np.float64).eps / 2
+        margin = (factor.shape[1] + 8) * (units * self.reach + np.finfo(dtype).tiny)
+        return Product(squares, margin)
+
+    def split_pairs(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the query within the block and the gallery row of each pair."""
+        query, column = np.divmod(pairs, len(self.rows))
+        return query, self.rows[column]
 
 
 def as_embeddings(embeddings: np.ndarray) -> np.ndarray:
-    """As float32 (n, d), not copied if they are.
+    """Returns the embeddings as float32 (n, d), without a copy if they are that already.
 
-    Raises ValueError if they are none, of another shape, or not finite.
+    Raises ValueError if there are no embeddings, the shape is wrong, or a value is not finite.
     """
     embeddings = np.asarray(embeddings, dtype=np.float32)
     if embeddings.ndim != 2 or not embeddings.size:
         raise ValueError(f"embeddings (n, d) expected, not {embeddings.shape}")
     if not (np.isfinite(embeddings.min()) and np.isfinite(embeddings.max())):
-        raise ValueError("the embeddings hold values that are not finite")
+        raise ValueError("the embeddings contain values that are not finite")
     return embeddings
 
 
 def slices(count: int, at_once: int) -> Iterator[slice]:
-    """Pieces of `count` things."""
+    """Yields slices of at most `at_once` that cover range(count) in order."""
     for start in range(0, count, at_once):
         yield slice(start, min(start + at_once, count))
 
@@ -78,7 +136,10 @@ def slices(count: int, at_once: int) -> Iterator[slice]:
 def squared_distances_of_pairs(
     left: np.ndarray, right: np.ndarray, left_rows: np.ndarray, right_rows: np.ndarray
 ) -> np.ndarray:
-    """Of pairs of rows, float64 (pairs,); each depends on its two rows alone, to the last bit."""
+    """Computes the squared distances between given pairs of rows, float64 (pairs,).
+
+    Each depends on its two rows alone, to the last bit.
+    """
     squares = np.empty(len(left_rows))
     for pairs in slices(len(squares), _PAIRS):
         difference = left[left_rows[pairs]].astype(np.float64)
@@ -88,22 +149,24 @@ def squared_distances_of_pairs(
 
 
 def make_gallery(rows: np.ndarray, copies: int) -> Gallery:
-    """What `products` takes. Of equal rows all but the first `copies` are left out.
+    """Prepares rows (n, d) for `split_into_blocks`. Of equal rows only the first `copies` are kept.
 
-    Those are never among so many nearest neighbors. But a collapsed network gives nothing else,
-    and all its distances would be undecided.
+    The others are never among the `copies` nearest neighbors. Without this, the embeddings of a
+    collapsed network, which are all equal, would leave all pairs undecided.
     """
-    # Near the mean, since the rounding grows with the distance from the center.
+    # The center is near the mean, since the rounding error grows with the distance from it.
     center = rows[:: max(1, len(rows) // 1024)].mean(axis=0, dtype=np.float64).astype(np.float32)
     squares = _squares(rows, center)
     kept = _without_surplus(rows, copies)
     return Gallery(rows, kept, center, squares[kept])
 
 
-def products(
+def split_into_blocks(
     queries: np.ndarray, gallery: Gallery, own: np.ndarray | None, size: tuple[int, int]
-) -> Iterator[tuple[slice, slice, Iterator[Product]]]:
-    """Some queries and some columns at a time: which they are and their products, best last.
+) -> Iterator[Block]:
+    """Yields blocks that cover all queries and all columns of the gallery.
+
+    The blocks of the first columns come first, with all queries in order.
 
     Parameters
     ----------
@@ -112,7 +175,7 @@ def products(
     own : int array (q,), optional
         The row of the gallery that each query is itself.
     size : (int, int)
-        How many distances and how many columns at once, at most.
+        The largest number of distances and of columns in a block.
     """
     rows, kept, center, column_squares = gallery
     distances, columns_at_once = size[0], min(size[1], len(kept))
@@ -121,44 +184,30 @@ def products(
     own = np.full(len(queries), -1) if own is None else gallery.columns_of(own)
     for columns in slices(len(kept), columns_at_once):
         ends = (column_squares[columns], 1.0)
-        right = functools.cache(functools.partial(_factor, rows[kept[columns]], center, ends))
+        column_factor = functools.cache(
+            functools.partial(_factor, rows[kept[columns]], center, ends)
+        )
         for block in slices(len(queries), max(1, distances // columns_at_once)):
-            left = functools.partial(_factor, queries[block], center, (1.0, squares[block]))
-            yield block, columns, _refined(left, right, reach[block], own[block] - columns.start)
-
-
-def _refined(
-    left: Callable[[type], np.ndarray],
-    right: Callable[[type], np.ndarray],
-    reach: np.ndarray,
-    own: np.ndarray,
-) -> Iterator[Product]:
-    """The product in float32 and then, for who wants it, in float64.
-
-    In whatever order a sum of n products is taken, it is off by n units of rounding, relative to
-    the sum of their absolute values (Higham, Accuracy and Stability of Numerical Algorithms,
-    section 3.1); here that sum is (|x| + |y|)^2 at most, the query's `reach`. Eight units more
-    cover the rounding of the rows less the center, of their squares and of a limit. Exact distances
-    are off themselves, by as many units of float64.
-    """
-    query = np.flatnonzero(own >= 0)
-    for dtype, multiply in ((np.float32, sgemm), (np.float64, dgemm)):
-        if dtype is np.float32 and reach.max() > _LARGEST_SQUARE:
-            continue
-        factor = left(dtype)
-        factor[:, :-2] *= -2
-        squares = multiply(1.0, right(dtype).T, factor.T, trans_a=True).T
-        there = query[own[query] < squares.shape[1]]
-        squares[there, own[there]] = np.inf
-        units = np.finfo(dtype).eps / 2 + np.finfo(np.float64).eps / 2
-        margin = (factor.shape[1] + 8) * (units * reach + np.finfo(dtype).tiny)
-        yield Product(squares, margin)
+            yield Block(
+                queries=block,
+                columns=columns,
+                rows=kept[columns],
+                own=own[block] - columns.start,
+                reach=reach[block],
+                query_factor=functools.partial(
+                    _factor, queries[block], center, (1.0, squares[block])
+                ),
+                column_factor=column_factor,
+            )
 
 
 def _factor(
     rows: np.ndarray, center: np.ndarray, ends: tuple[np.ndarray | float, ...], dtype: type
 ) -> np.ndarray:
-    """Rows less the center, and two columns more: products of two such give squared distances."""
+    """Returns the centered rows with two more columns.
+
+    These make the product of a query's and a column's factor a squared distance.
+    """
     factor: np.ndarray = np.empty((len(rows), rows.shape[1] + 2), dtype)
     np.subtract(rows, center, out=factor[:, :-2], dtype=dtype)
     factor[:, -2], factor[:, -1] = ends
@@ -166,7 +215,7 @@ def _factor(
 
 
 def _squares(rows: np.ndarray, center: np.ndarray) -> np.ndarray:
-    """Of the rows' distances from the center, float64 (n,)."""
+    """Returns the squared distances of the rows from the center, float64 (n,)."""
     squares = np.empty(len(rows))
     for piece in slices(len(rows), _ROWS):
         difference = rows[piece].astype(np.float64)
@@ -176,8 +225,8 @@ def _squares(rows: np.ndarray, center: np.ndarray) -> np.ndarray:
 
 
 def _without_surplus(rows: np.ndarray, copies: int) -> np.ndarray:
-    """Indices of all rows but those with so many equal ones before them, ascending."""
-    # Equal rows have equal keys, and hardly any others have. This sum cannot overflow.
+    """Returns the ascending indices of the rows that have fewer than `copies` equal rows before."""
+    # Equal rows have equal keys, and hardly any other rows do. This sum cannot overflow.
     weights = np.random.default_rng(0).uniform(-1, 1, rows.shape[1]) / rows.shape[1]
     key = np.einsum("nd,d->n", rows, weights.astype(np.float32))
     order = np.argsort(key, kind="stable")

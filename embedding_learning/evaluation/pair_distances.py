@@ -1,34 +1,34 @@
-"""Distances between points of the unit sphere: those of a batch's pairs, counted, and in theory."""
+"""Distances between the unit-length embeddings of a batch, and their histogram."""
 
 from __future__ import annotations
 
 import numpy as np
 
-# No two points of the unit sphere are farther apart than its diameter.
+# The largest distance between two points of the unit sphere: its diameter.
 MAX_DISTANCE = 2.0
-# Bins of a histogram of distances, equal parts of [0, 2].
+# A histogram has equal bins over [0, 2]. The records of runs contain histograms of this size.
 HISTOGRAM_BINS = 80
 HISTOGRAM_EDGES = np.linspace(0.0, MAX_DISTANCE, HISTOGRAM_BINS + 1)
 
 
 def negative_pair_distances(embeddings: np.ndarray, batch_k: int) -> np.ndarray:
-    """Distances of all pairs of different classes, each pair once.
+    """Computes the distances of all pairs of different classes, each pair once: float64 (pairs,).
 
-    Embeddings (n, d), the first `batch_k` rows of one class and so on -> float64 (pairs,).
+    Each `batch_k` consecutive rows of the embeddings (n, d) are of one class.
     """
     row_class = np.arange(len(embeddings)) // batch_k
     return pairwise_distances(embeddings)[row_class[:, None] < row_class]
 
 
 def pairwise_distances(embeddings: np.ndarray) -> np.ndarray:
-    """Distances of all pairs: embeddings (n, d) -> float64 (n, n)."""
+    """Computes the distances between all embeddings (n, d): float64 (n, n)."""
     x = embeddings.astype(np.float64)
     squares = np.einsum("nd,nd->n", x, x)
-    # Rounding makes the squares of equal embeddings' distances negative.
+    # Rounding makes squared distances of equal embeddings negative.
     return np.sqrt(np.maximum(squares[:, None] + squares - 2 * x @ x.T, 0.0))
 
 
 def histogram(distances: np.ndarray) -> list[int]:
-    """How many distances lie in each bin; 2 and what rounding makes of it in the last."""
+    """Counts the distances in each bin. Distances that rounding puts above 2 are in the last."""
     counts, _ = np.histogram(np.minimum(distances, MAX_DISTANCE), HISTOGRAM_EDGES)
     return counts.tolist()

@@ -1,4 +1,4 @@
-"""A comparison's Recall@1: the mean over the seeds with its deviation, and each seed."""
+"""The Recall@1 of a comparison: mean and deviation over the seeds, and each seed."""
 
 from __future__ import annotations
 
@@ -6,39 +6,35 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from embedding_learning.plots import canvas
+from embedding_learning.plots import canvas, panels
 
 # Recall@1 of each finished seed, by loss and sampling.
 Values = Mapping[tuple[str, str], Sequence[float]]
 
-# Distinct also to the color-blind (Okabe and Ito's), and by their marks.
-_COLORS = ("#0072b2", "#d55e00", "#008f68", "#b5518f", "#8a6d00", "#3f9bd1", "#1b1f24")
 _MARKS = "osD^vPX"
-_WIDE, _HIGH = 800, 560  # pixels of a panel
-_LEGEND, _HEAD, _MARGIN = 280, 80, 30
-_TEXT, _CAPTION, _LINE = 20, 17, 26
-_MOST_LINES = 4  # that one line of the caption takes
-_SPREAD = 0.7  # of the room between two losses that their samplings take
+_SIZE, _LEGEND = (800, 560), 280  # pixels of a panel, and of the legend next to the last
+_CAPTION, _LINE = 17, 26  # pixels of the caption's text, and of its lines
+_MOST_LINES = 4  # that one line of the caption is wrapped to
+_SPREAD = 0.7  # share of the room between two losses that their samplings take
 
 
 @canvas.plain_style
-def plot_comparison(panels: Mapping[str, Values], path: str, caption: str = "") -> None:
-    """Draws a panel for each kind of values, over the losses and in a color for each sampling.
+def plot_comparison(values_by_title: Mapping[str, Values], path: str, caption: str = "") -> None:
+    """Draws a panel for each title, with the losses side by side and a color for each sampling.
 
-    A mark is the mean over the seeds, its bar the sample standard deviation to both sides, where
-    there are two seeds at least; the faint marks beside it are the seeds.
+    A mark is the mean over the seeds. Its bar is the sample standard deviation to both sides, if
+    there are at least two seeds. The faint marks next to it are the seeds.
 
     Parameters
     ----------
-    panels : mapping
-        By title; in each, the values of every seed by loss and sampling, or an empty sequence. All
-        have the same keys.
+    values_by_title : mapping
+        By title, the values of all seeds by loss and sampling; an empty sequence if there are none
+        yet. All titles have the same keys.
     path : str
         The file, PNG or SVG by its suffix.
     caption : str
-        Lines below, wrapped as need be.
+        Lines below the panels; long ones are wrapped.
 
     Raises
     ------
@@ -46,45 +42,40 @@ def plot_comparison(panels: Mapping[str, Values], path: str, caption: str = "") 
         If the file cannot be written.
     """
     canvas.check_plot_path(path)
-    width = _WIDE * len(panels) + _LEGEND
-    wide = width - 2 * _MARGIN
-    told = [
+    wide = _SIZE[0] * len(values_by_title) + _LEGEND - 2 * panels.BORDER
+    caption_lines = [
         part
         for line in caption.splitlines()
         for part in canvas.wrapped(line, _CAPTION, wide, _MOST_LINES)
     ]
-    height = _HEAD + _HIGH + _LINE * len(told) + _MARGIN
-    figure, page = canvas.page(width, height)
-    canvas.write(page, _MARGIN, 50, "Recall@1 by loss and sampling", 32, wide, weight="bold")
-    for number, line in enumerate(told):
-        top = _HEAD + _HIGH + _LINE * (number + 0.5)
-        canvas.write(page, _MARGIN, top, line, _CAPTION, wide, color=canvas.GRAY)
-    limits = _limits(panels)
-    for number, (title, values) in enumerate(panels.items()):
-        left, top, across, high = number * _WIDE + 100, _HEAD + 50, _WIDE - 130, _HIGH - 130
-        axes = figure.add_axes(
-            (left / width, 1 - (top + high) / height, across / width, high / height)
-        )
-        _draw(axes, title, values, limits)
-    axes.legend(
-        prop=canvas.font(_TEXT),
-        labelcolor=canvas.INK,
-        frameon=False,
-        loc="upper left",
-        bbox_to_anchor=(1.02, 1.0),
-        handlelength=1.2,
+    figure, page, all_axes = panels.panel_page(
+        "Recall@1 by loss and sampling",
+        len(values_by_title),
+        columns=len(values_by_title),
+        size=_SIZE,
+        legend=panels.BORDER,
+        left=100,
+        right=_LEGEND,
+        below=_LINE * len(caption_lines) + panels.BORDER,
     )
+    for number, line in enumerate(caption_lines):
+        top = panels.HEADING + _SIZE[1] + _LINE * (number + 0.5)
+        canvas.write(page, panels.BORDER, top, line, _CAPTION, wide, color=canvas.GRAY)
+    limits = _limits(values_by_title)
+    for axes, (title, values) in zip(all_axes, values_by_title.items()):
+        _draw(axes, title, values, limits)
+    panels.add_legend(axes, gap=0.02)
     canvas.save(figure, path)
 
 
-def _limits(panels: Mapping[str, Values]) -> tuple[float, float]:
-    """The same for all panels: every seed and every bar, with some room."""
+def _limits(values_by_title: Mapping[str, Values]) -> tuple[float, float]:
+    """Returns limits for all panels that include every seed and every bar, with some room."""
     ends: list[float] = []
-    for values in panels.values():
-        for some in values.values():
-            if some:
-                mean, deviation = float(np.mean(some)), _deviation(some)
-                ends += [*some, mean - deviation, mean + deviation]
+    for values in values_by_title.values():
+        for seeds in values.values():
+            if seeds:
+                mean, deviation = float(np.mean(seeds)), _deviation(seeds)
+                ends += [*seeds, mean - deviation, mean + deviation]
     if not ends:
         return 0.0, 1.0
     room = 0.06 * (max(ends) - min(ends)) or 0.01
@@ -97,18 +88,17 @@ def _deviation(values: Sequence[float]) -> float:
 
 def _draw(axes: Axes, title: str, values: Values, limits: tuple[float, float]) -> None:
     losses, samplings = (list(dict.fromkeys(names)) for names in zip(*values))
-    small = canvas.font(_TEXT)
     step = _SPREAD / len(samplings)
     for column, sampling in enumerate(samplings):
-        color, mark = _COLORS[column % len(_COLORS)], _MARKS[column % len(_MARKS)]
+        color, mark = panels.COLORS[column % len(panels.COLORS)], _MARKS[column % len(_MARKS)]
         at = [(column - (len(samplings) - 1) / 2) * step + row for row in range(len(losses))]
         for x, loss in zip(at, losses):
-            some = values[loss, sampling]
-            if not some:
+            seeds = values[loss, sampling]
+            if not seeds:
                 continue
             axes.plot(
-                [x + step / 3] * len(some),
-                some,
+                [x + step / 3] * len(seeds),
+                seeds,
                 mark,
                 color=color,
                 alpha=0.35,
@@ -117,8 +107,8 @@ def _draw(axes: Axes, title: str, values: Values, limits: tuple[float, float]) -
             )
             axes.errorbar(
                 [x],
-                [np.mean(some)],
-                yerr=[_deviation(some)] if len(some) > 1 else None,
+                [np.mean(seeds)],
+                yerr=[_deviation(seeds)] if len(seeds) > 1 else None,
                 fmt=mark,
                 color=color,
                 markersize=canvas.points(12),
@@ -126,22 +116,11 @@ def _draw(axes: Axes, title: str, values: Values, limits: tuple[float, float]) -
                 capsize=canvas.points(9),
                 capthick=canvas.points(3),
             )
-        # Also where nothing of it is finished yet.
+        # For the legend, even if no seed is finished yet.
         axes.plot([], [], mark, color=color, label=sampling, markersize=canvas.points(12))
-    axes.set_title(
-        title,
-        font=canvas.font(1.25 * _TEXT),
-        color=canvas.INK,
-        loc="left",
-        pad=canvas.points(12),
-    )
     axes.set_xticks(range(len(losses)), losses)
     axes.set(xlim=(-0.5, len(losses) - 0.5), ylim=limits)
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
-    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        label.set(font=small, color=canvas.GRAY)
-    axes.grid(axis="y", color=canvas.FAINT, linewidth=canvas.points(1))
+    panels.set_ticks(axes.yaxis)
+    panels.finish_panel(axes, title, grid="y")
     axes.set_axisbelow(True)
     axes.tick_params(axis="x", length=0, pad=canvas.points(10))
-    axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""Embeddings in the plane: t-SNE, and which images it is made of when there are very many."""
+"""t-SNE of embeddings, and the choice of images if there are very many."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import numpy as np
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-# Neighbors that an image counts as near, as the authors of t-SNE recommend.
+# The number of near neighbors of an image, as the authors of t-SNE recommend.
 _PERPLEXITY = 30.0
-# Images of a map: more could not be told apart in it, and take minutes.
+# More images could not be told apart in a map, and would take minutes.
 MOST_IMAGES = 10_000
-# Images of a class without which it cannot be seen to lie together.
+# Images of a class that are enough to show whether they lie together.
 _SEEN_OF_CLASS = 20
 
 
 def choose_rows(labels: np.ndarray, seed: int, most: int = MOST_IMAGES) -> np.ndarray:
-    """The rows of at most so many images, rising; all of them if there are no more.
+    """Returns the ascending rows of at most so many images; all rows if there are no more.
 
-    Of few classes, equally many images of each, drawn at random, as far as they have them. Of many
-    classes, some of the classes, drawn at random, so that the images of one still show whether
-    they lie together: one image of each would not.
+    If there are few classes, equally many random images of each are chosen, or all that a class
+    has. If there are many, some random classes are chosen, with enough images to show whether the
+    images of a class lie together.
 
     Parameters
     ----------
@@ -34,24 +34,24 @@ def choose_rows(labels: np.ndarray, seed: int, most: int = MOST_IMAGES) -> np.nd
     shuffled = rng.permutation(len(labels))
     _, members = np.unique(labels, return_inverse=True)
     sizes = np.bincount(members)
-    # Each image's place among its class's in the shuffled order, from 0.
+    # The position of each image among those of its class in the shuffled order, from 0.
     by_class = shuffled[np.argsort(members[shuffled], kind="stable")]
-    place = np.empty(len(labels), int)
-    place[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    position = np.empty(len(labels), int)
+    position[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     turn = rng.permutation(len(sizes))[members]
-    # The first twenty images of one class after another; then all classes' next, by turns.
-    first = place < _SEEN_OF_CLASS
-    order = np.lexsort((turn, np.where(first, 0, place), np.where(first, turn, len(sizes))))
+    # First the first twenty images of each class, class by class; then the others, in turn.
+    first = position < _SEEN_OF_CLASS
+    order = np.lexsort((turn, np.where(first, 0, position), np.where(first, turn, len(sizes))))
     return np.sort(order[:most])
 
 
 def tsne(embeddings: np.ndarray, seed: int) -> np.ndarray:
-    """t-SNE of the embeddings by their Euclidean distances, (n, 2) float32.
+    """Computes t-SNE of the embeddings by their Euclidean distances, (n, 2) float32.
 
     van der Maaten and Hinton, *Visualizing Data using t-SNE*, JMLR 2008, in scikit-learn's
-    Barnes-Hut form. It starts from the two directions of largest variance, so that what lies far
-    apart tends to stay so. The perplexity is 30, and less for fewer than 91 images. The seed fixes
-    the result.
+    Barnes-Hut form. It starts from the two directions of largest variance, so points that are far
+    apart tend to stay far apart. The perplexity is 30, and less for fewer than 91 images. The seed
+    fixes the result.
 
     Parameters
     ----------
@@ -61,13 +61,13 @@ def tsne(embeddings: np.ndarray, seed: int) -> np.ndarray:
     Raises
     ------
     ValueError
-        If there is no embedding or one of its values is not finite.
+        If there is no embedding, or a value is not finite.
     """
     x = np.ascontiguousarray(embeddings, np.float32)
     if x.ndim != 2 or not x.size:
         raise ValueError(f"embeddings (n, d) expected, not {x.shape}")
     if not np.isfinite(x).all():
-        raise ValueError("the embeddings hold values that are not finite")
+        raise ValueError("the embeddings contain values that are not finite")
     if len(x) == 1:
         return np.zeros((1, 2), np.float32)
     method = TSNE(
@@ -76,21 +76,21 @@ def tsne(embeddings: np.ndarray, seed: int) -> np.ndarray:
         learning_rate="auto",
         random_state=seed,
     )
-    # Sums over three or more threads come in any order, and the last bit decides where a point
-    # goes; two threads' sum is the same in either order.
+    # Three or more threads add their sums in any order, and the last bit decides where a point
+    # lands. The sum of two threads is the same in either order.
     with threadpool_limits(2):
         return np.asarray(method.fit_transform(x), np.float32)
 
 
 def _start(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The first two principal components, 1e-4 wide, and a hundredth of that at random.
+    """Returns the first two principal components, 1e-4 wide, plus noise of a hundredth of that.
 
-    Equal embeddings would else start on one point, where nothing pushes them apart.
+    Without the noise, equal embeddings would start on one point, where nothing pushes them apart.
     """
     centered = x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)
     _, directions = np.linalg.eigh(centered.T @ centered)
     directions = directions[:, ::-1][:, :2]
-    # The sign of a direction is the library's choice: fix it.
+    # The library may return either sign of a direction: choose one.
     largest = np.abs(directions).argmax(axis=0)
     directions = directions * np.sign(directions[largest, np.arange(directions.shape[1])])
     start = np.zeros((len(x), 2))

@@ -1,4 +1,4 @@
-"""Rows of a query and its nearest neighbors, for a gallery of queries and for search results."""
+"""Rows of a query and its nearest neighbors, for a gallery of queries or for search results."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from matplotlib.patches import Rectangle
 from embedding_learning.plots import canvas
 from embedding_learning.plots.canvas import Thumbnail
 
-# Color, line and sign say the same, for whoever cannot tell green from red. The two are of
-# different lightness too.
+# Color, line style and sign say the same, for readers who cannot tell green from red. The two
+# colors also differ in lightness.
 _Look = tuple[str, Union[str, tuple[int, tuple[float, float]]], str]
 _QUERY: _Look = (canvas.INK, "solid", "")
 _RIGHT: _Look = ("#14803c", "solid", "\N{CHECK MARK}")
@@ -26,20 +26,20 @@ _LINE, _NAME, _SMALL, _HEADING, _TEXT = 25, 19, 24, 34, 40
 _TOP = 110
 _NAME_LINES = 2
 _ROW = _SIDE + (_NAME_LINES + 1) * _LINE + 24
-# Neighbors beside a query; more stand on further lines.
-_ABREAST = 10
-# Lines on a page; what is beyond is not drawn, and the heading says so.
+# Neighbors on the line of the query; more are on further lines.
+_PER_LINE = 10
+# Lines on a page. Queries beyond are not drawn, and the heading says how many.
 _MOST_LINES = 40
 
 
 class _Tile(NamedTuple):
-    """An image of a row, and what is written below it."""
+    """An image of a row, and the text below it."""
 
     thumbnail: Thumbnail
     image: int
     name: str
-    distance: Optional[float] = None  # none: the query
-    right: Optional[bool] = None  # none: not known
+    distance: Optional[float] = None  # None: the query
+    right: Optional[bool] = None  # None: not known
 
 
 @canvas.plain_style
@@ -54,33 +54,33 @@ def plot_gallery(
     title: str = "Queries and their nearest neighbors",
     searched: tuple[np.ndarray, Thumbnail] | None = None,
 ) -> None:
-    """Draws some queries, a row each: the query, then its neighbors, right or wrong.
+    """Draws a row for each query: the query, then its neighbors, marked as right or wrong.
 
     A neighbor is right if it is of the query's class.
 
     Parameters
     ----------
     groups : mapping of str to array
-        A heading, and the queries (rows) below it, such as `choose_queries` returns.
+        The queries (rows) below each heading, such as `choose_queries` returns.
     neighbors, distances : arrays (n, k)
-        The nearest images of each query, nearest first; only the queries' rows are looked at.
+        The nearest images of each query, nearest first; only the rows of queries are used.
     labels : array (n,)
-        An index into the class names for each image.
+        The index of each image's class in the class names.
     class_names : sequence of str
     thumbnail : function
-        From a row to RGB pixels (height, width, 3); called for the images that are drawn.
+        From a row to RGB pixels (height, width, 3); called only for drawn images.
     path : str
         The file, PNG or SVG by its suffix.
     title : str
     searched : tuple, optional
-        Labels and thumbnails of the images that `neighbors` counts, if these are not the queries.
+        Labels and thumbnails of the images that `neighbors` refers to, if not the queries.
 
     Raises
     ------
     UsageError
         If the file cannot be written.
     """
-    found_labels, found_thumbnail = searched or (labels, thumbnail)
+    gallery_labels, gallery_thumbnail = searched or (labels, thumbnail)
     names = [canvas.class_title(name) for name in class_names]
     sections = {}
     for heading, queries in groups.items():
@@ -89,11 +89,11 @@ def plot_gallery(
                 _Tile(thumbnail, query, names[labels[query]]),
                 *(
                     _Tile(
-                        found_thumbnail,
+                        gallery_thumbnail,
                         image,
-                        names[found_labels[image]],
+                        names[gallery_labels[image]],
                         distance,
-                        bool(found_labels[image] == labels[query]),
+                        bool(gallery_labels[image] == labels[query]),
                     )
                     for image, distance in zip(neighbors[query], distances[query])
                 ),
@@ -115,26 +115,26 @@ def plot_search_results(
     right: np.ndarray | None = None,
     title: str = "Nearest images",
 ) -> None:
-    """Draws queries, a row each: the query, then what was found.
+    """Draws a row for each query: the query, then the images found.
 
-    A page has room for 40 lines of ten neighbors; it says how many queries do not stand on it.
+    A page has room for 40 lines of ten neighbors. It says how many queries are not shown.
 
     Parameters
     ----------
     query_names : sequence of str (q,)
-        What is written below each query: its class or its file's name.
+        The text below each query: its class or its file's name.
     query_thumbnail : function
         From a query's number to RGB pixels (height, width, 3).
     neighbors, distances : arrays (q, k)
         The images found, nearest first.
     names : sequence of str
-        What is written below an image found, by its row.
+        The text below an image found, by its row.
     thumbnail : function
         From a row of the searched images to RGB pixels.
     path : str
         The file, PNG or SVG by its suffix.
     right : bool array (q, k), optional
-        Which images found are right, where that is known.
+        Which images found are right, if that is known.
     title : str
 
     Raises
@@ -152,16 +152,16 @@ def plot_search_results(
 
 
 def _draw(sections: Mapping[str, Sequence[Sequence[_Tile]]], path: str, title: str) -> None:
-    """Sections of rows of tiles, the query first."""
+    """Draws sections of rows of tiles; the first tile of a row is the query."""
     canvas.check_plot_path(path)
-    placed, headings, height, left_out = _placed(sections)
+    placed, headings, height, left_out = _place_tiles(sections)
     most = max((column for _, column, _ in placed), default=0)
     caption = "Left: the query. Below each neighbor: its distance and its name."
     if any(tile.right is not None for tile, _, _ in placed):
         caption = f"Left: the query. {_RIGHT[2]} right, {_WRONG[2]} wrong, and the distance."
     if left_out:
         caption = f"{left_out:,} further queries are not shown. {caption}"
-    # Few neighbors are narrower than the line above them.
+    # The line above the tiles may be wider than they are.
     line = canvas.text_width(caption, _SMALL)
     width = max(_left(most) + _SIDE + _BORDER, 5 * _SIDE, math.ceil(line) + 2 * _BORDER + 1)
     sheet = canvas.blank(width, height + _BORDER)
@@ -180,10 +180,10 @@ def _draw(sections: Mapping[str, Sequence[Sequence[_Tile]]], path: str, title: s
     canvas.save(figure, path)
 
 
-def _placed(
+def _place_tiles(
     sections: Mapping[str, Sequence[Sequence[_Tile]]],
 ) -> tuple[list[tuple[_Tile, int, int]], list[tuple[str, int]], int, int]:
-    """Tiles with column and top; headings with bottom; the height; rows that found no room."""
+    """Returns tiles with column and top, headings with bottom, the height, and omitted rows."""
     placed, headings, left_out = [], [], 0
     top, lines = _TOP, 0
     for heading, rows in sections.items():
@@ -192,14 +192,14 @@ def _placed(
             headings.append((heading, top))
             top += _LINE
         for query, *found in rows:
-            found = found[: _ABREAST * _MOST_LINES]
-            needed = max(1, -(-len(found) // _ABREAST))
+            found = found[: _PER_LINE * _MOST_LINES]
+            needed = max(1, -(-len(found) // _PER_LINE))
             if lines and lines + needed > _MOST_LINES:
                 left_out += 1
                 continue
             placed.append((query, 0, top))
             for rank, tile in enumerate(found):
-                line, column = divmod(rank, _ABREAST)
+                line, column = divmod(rank, _PER_LINE)
                 placed.append((tile, column + 1, top + line * _ROW))
             top += needed * _ROW
             lines += needed
@@ -207,18 +207,18 @@ def _placed(
 
 
 def _left(column: int) -> int:
-    """The left side of a column; the query stands a little apart."""
+    """Returns the left side of a column in pixels; the query has a wider gap."""
     return _BORDER + column * (_SIDE + _GAP) + (_GAP if column else 0)
 
 
 def _caption(axes: Axes, tile: _Tile, left: int, top: int) -> None:
-    """The frame of a tile and what stands below it."""
+    """Draws the frame of a tile and the text below it."""
     color, line, sign = _QUERY
     if tile.right is not None:
         color, line, sign = _RIGHT if tile.right else _WRONG
     elif tile.distance is not None:
         color = canvas.FAINT
-    # Around the photograph, not over it.
+    # The frame is around the photograph, not over it.
     frame = Rectangle((left - 3, top - 3), _SIDE + 6, _SIDE + 6, fill=False)
     frame.set(edgecolor=color, linewidth=canvas.points(6), linestyle=line)
     axes.add_patch(frame)
@@ -234,17 +234,17 @@ def _caption(axes: Axes, tile: _Tile, left: int, top: int) -> None:
 
 
 def average_precision(right: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """How early the right ones stand among k neighbors: average precision at k, (q,).
+    """Computes average precision at k, (q,): how early right neighbors are among the k nearest.
 
-    The precision at the rank of each right neighbor, summed and divided by min(k, relevant): 1 if
-    all are right that can be. NaN where nothing is relevant.
+    It is the precision at the rank of each right neighbor, summed and divided by min(k, relevant):
+    1 if as many as possible are right. NaN where nothing is relevant.
 
     Parameters
     ----------
     right : bool array (q, k)
-        Which neighbors are of the query's class, nearest first.
+        Whether each neighbor is of the query's class, nearest first.
     relevant : array (q,)
-        How many images could have been found.
+        The number of images of the query's class that can be found.
     """
     right = np.asarray(right, bool)
     most = np.minimum(relevant, right.shape[1])
@@ -256,15 +256,15 @@ def average_precision(right: np.ndarray, relevant: np.ndarray) -> np.ndarray:
 def choose_queries(
     scores: np.ndarray, labels: np.ndarray, count: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """The best, the worst and some random queries, up to `count` of each, none twice.
+    """Chooses the best, the worst and some random queries, up to `count` of each, none twice.
 
-    Of equal scores one is drawn. Each group takes its queries from different classes while there
-    are any, for else the best would be one class over and over.
+    Of equal scores a random one is chosen. Each group takes queries of different classes while it
+    can; otherwise the best queries might all be of one class.
 
     Parameters
     ----------
     scores : array (n,)
-        How well each query does, such as `average_precision`; NaN leaves it out.
+        The score of each query, such as `average_precision`; queries with NaN are left out.
     labels : array (n,)
         The class of each query.
     count : int
@@ -273,7 +273,7 @@ def choose_queries(
     Returns
     -------
     dict
-        "Best", "Worst" and "Random" to rows; a group that nothing is left for is not there.
+        Rows by "Best", "Worst" and "Random"; empty groups are left out.
     """
     order = np.random.default_rng(seed).permutation(len(scores))
     order = order[~np.isnan(scores[order])]
@@ -288,7 +288,7 @@ def choose_queries(
 
 
 def _of_many_classes(rows: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """The first rows of classes not seen before, and as many others as are missing, in order."""
+    """Returns the first row of each class, then others until there are `count`, in order."""
     _, firsts = np.unique(labels[rows], return_index=True)
     chosen = np.sort(firsts)[:count]
     others = np.setdiff1d(np.arange(len(rows)), firsts)[: count - len(chosen)]

@@ -8,16 +8,16 @@ import numpy as np
 from numpy.polynomial.legendre import leggauss
 from scipy.special import betaln, xlog1py, xlogy
 
-# Nodes of the quadrature. Beyond so many of its widths an integrand is below rounding.
+# Nodes of the quadrature, and the number of widths beyond which an integrand is below rounding.
 _NODES, _WIDTHS = 64, 9.0
 
 
 def density(distance: np.ndarray, dimension: int) -> np.ndarray:
-    """q(D) of Wu et al. (2017), section 4: how distances of random points are distributed.
+    """Computes q(D) of Wu et al. (2017), section 4: the density of distances of random points.
 
-    D^(n-2) (1 - D²/4)^((n-3)/2), divided by its integral over [0, 2], which is
-    2^(n-2) B((n-1)/2, (n-1)/2). Computed by logarithms, since its factors leave the range of floats
-    from about 1000 dimensions on.
+    It is D^(n-2) (1 - D²/4)^((n-3)/2), divided by its integral over [0, 2], which is
+    2^(n-2) B((n-1)/2, (n-1)/2). It is computed by logarithms, since its factors leave the range of
+    floats from about 1000 dimensions on.
 
     Parameters
     ----------
@@ -41,14 +41,15 @@ def density(distance: np.ndarray, dimension: int) -> np.ndarray:
 
 
 def direction_variance(distance: np.ndarray, noise: float, dimension: int) -> np.ndarray:
-    r"""How far noise decides which way the gradient of a negative points (section 4 of the paper).
+    r"""Computes the variance of the direction of a negative's gradient (section 4 of the paper).
 
-    That way is h / |h|, where h is the anchor less the negative and |h| = D. With noise z from
-    N(0, noise² I) it is u = (h + z) / |h + z|. The variance is the nuclear norm of u's covariance
-    matrix, which is its trace: 1 - |E u|². It goes from 0, where h decides, to 1, where z does.
+    The direction is h / |h|, where h is the anchor minus the negative and |h| = D. With noise z
+    from N(0, noise² I) it is u = (h + z) / |h + z|. The variance is the nuclear norm of u's
+    covariance matrix, which is its trace: 1 - |E u|². It is 0 where h decides the direction, and 1
+    where z does.
 
-    E u is parallel to h. By 1/|v| = sqrt(2/pi) times the integral of exp(-r²|v|²/2) over all r > 0,
-    the mean over z taken and r = tan(phi),
+    E u is parallel to h. With 1/|v| = sqrt(2/pi) times the integral of exp(-r²|v|²/2) over r > 0,
+    the mean over z, and r = tan(phi),
 
     .. math:: |E u| = \sqrt{2/\pi}\,\mu \int_0^{\pi/2} e^{-\mu^2 \sin^2(\phi) / 2} \cos^n \phi\,
         d\phi, \quad \mu = D / noise
@@ -57,7 +58,7 @@ def direction_variance(distance: np.ndarray, noise: float, dimension: int) -> np
     ----------
     distance : array (m,)
     noise : float
-        Standard deviation of each of z's components; above 0.
+        Standard deviation of each component of z; above 0.
     dimension : int
         n, of the embedding.
 

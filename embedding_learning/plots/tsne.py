@@ -1,4 +1,4 @@
-"""Maps of embeddings in the plane, drawn with the photographs themselves or with points."""
+"""t-SNE maps, drawn with the photographs themselves or with points."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from matplotlib.patheffects import withStroke
 from embedding_learning.plots import canvas
 from embedding_learning.plots.canvas import Thumbnail
 
-# Pixels of a map's longer side, of the lines above it, and of the room that these take.
+# Pixels of a map's longer side, and of the text above it.
 _PHOTOGRAPHS, _POINTS = 3000, 2000
 _PHOTOGRAPHS_TEXT, _POINTS_TEXT = 60, 40
-_HEADING = 2.75  # times the text
+_HEADING = 2.75  # height of the heading, in heights of the text
 _BORDER = 30
-# Photographs along the longer side: from few large ones to so many that birds are just told apart
-# when the whole map is seen on a screen.
+# Photographs along the longer side: from few large ones to so many that birds can just be told
+# apart when the whole map is on a screen.
 _GRIDS = (8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32)
-# The share of photographs that is to be seen, if a grid of these can show it.
+# The share of photographs that the grid should show.
 _ENOUGH = 0.9
-# Cells between a photograph and the place it is moved to if its own is taken.
+# Cells that a photograph may be moved if the cell of its point is taken.
 _REACH = 2
-# More classes than this are not named: the names would cover the points.
+# If there are more classes, none is named: the names would cover the points.
 _MOST_NAMES = 100
 _NAME = 26  # pixels
-# Points of a class that its name does not lie on.
+# The name of a class with fewer points is written below them, not on them.
 _FEW = 10
-# Strong enough for small points on white; the first ones differ most.
+# Dark enough for small points on white; the first ones differ most.
 _PALETTE = (
     "#1f5fb4", "#e4572e", "#1a9850", "#8e44ad", "#b8860b", "#00a6b4", "#c51b7d", "#7f4f24",
     "#66a61e", "#d7263d", "#3d348b", "#f08c00", "#2f6b4f", "#e07ab0", "#5b6c8f", "#6ba4e7",
     "#a3a300", "#8c1c13",
 )  # fmt: skip
-# Of a class's points so many are looked at to find where most are.
-_LOOKED_AT = 500
+# The number of points of a class that are used to find where most are.
+_EXAMINED = 500
 
 
 @canvas.plain_style
@@ -46,19 +46,19 @@ def plot_tsne_photographs(
 ) -> None:
     """Draws the photographs at their points, none over another.
 
-    They stand on a grid, each in the cell of its point or in a free one at most two cells away.
-    Whoever finds none is left out, and the heading says how many are. The grid is the coarsest
-    that shows nine in ten.
+    Each is in the grid cell of its point, or in a free one at most two cells away. If there is no
+    free cell, it is left out, and the heading says how many are. The grid is the coarsest that
+    shows nine in ten photographs.
 
     Parameters
     ----------
     points : array (n, 2)
     thumbnail : function
-        From a row to RGB pixels (height, width, 3); called for those that are shown.
+        From a row to RGB pixels (height, width, 3); called only for images that are shown.
     path : str
         The file, 3,000 pixels wide; PNG or SVG by its suffix.
     title : str
-        Stands above; say in it what the images are.
+        The heading; it should name the images.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def plot_tsne_photographs(
         If the file cannot be written.
     """
     canvas.check_plot_path(path)
-    rows, cells, grid = _laid_out(_unit_square(points))
+    rows, cells, grid = _lay_out(_unit_square(points))
     side = _PHOTOGRAPHS // grid
     cells = cells - cells.min(axis=0)
     columns, lines = cells.max(axis=0) + 1
@@ -99,22 +99,22 @@ def plot_tsne_points(
     path: str,
     title: str = "t-SNE of the embeddings",
 ) -> None:
-    """Draws a point an image, colored by class, and the classes' names where most of them are.
+    """Draws a point for each image, colored by class, and each class's name where most points are.
 
-    There are eighteen colors; classes that share one lie far from each other. A name that would
-    cover another is moved aside, with a line to its place, or left out; more than a hundred classes
-    are not named.
+    There are eighteen colors; classes of the same color are far from each other. A name that would
+    cover another is moved, with a line to its class, or left out. If there are more than a hundred
+    classes, none is named.
 
     Parameters
     ----------
     points : array (n, 2)
     labels : array (n,)
-        The class of each point, an index into the names; -1: not known, and drawn in gray.
+        The class of each point, an index into the names; -1 is unknown and drawn in gray.
     class_names : sequence of str
     path : str
         The file, 2,000 pixels wide; PNG or SVG by its suffix.
     title : str
-        Stands above; say in it what the images are.
+        The heading; it should name the images.
 
     Raises
     ------
@@ -135,7 +135,7 @@ def plot_tsne_points(
     colors = np.where(is_known, np.array(_PALETTE)[_far_apart(centers, sizes)], canvas.GRAY)
 
     figure, axes = canvas.page(_POINTS, height)
-    # Many points are fewer bytes as pixels, also within an SVG.
+    # Many points take fewer bytes as pixels, even in an SVG.
     axes.scatter(
         places[:, 0],
         places[:, 1],
@@ -145,15 +145,15 @@ def plot_tsne_points(
         linewidths=0,
         rasterized=len(points) > 2000,
     )
-    told = f"Images: {len(points):,}. Classes: {is_known.sum():,}"
+    summary = f"Images: {len(points):,}. Classes: {is_known.sum():,}"
     if is_known.sum() > _MOST_NAMES:
-        told += ", too many to be named"
+        summary += ", too many to be named"
     else:
         names = [canvas.class_title(class_names[c]) for c in classes[is_known]]
         known = colors[is_known], centers[is_known], sizes[is_known]
         left_out = _write_names(axes, names, *known, (_POINTS, height))
-        told += f", {left_out} of them without room for the name" if left_out else ""
-    _heading(axes, _POINTS, title, told, _POINTS_TEXT)
+        summary += f", {left_out} of them without room for the name" if left_out else ""
+    _heading(axes, _POINTS, title, summary, _POINTS_TEXT)
     canvas.save(figure, path)
 
 
@@ -164,28 +164,31 @@ def _heading(axes: Axes, width: int, title: str, below: str, text: int) -> None:
 
 
 def _unit_square(points: np.ndarray) -> np.ndarray:
-    """The points moved and scaled to fill [0, 1] along the longer side, and centered, (n, 2)."""
+    """Returns the points centered and scaled to fill [0, 1] along the longer side, (n, 2)."""
     points = np.asarray(points, np.float64)
     if points.ndim != 2 or points.shape[1] != 2 or not len(points):
         raise ValueError(f"points (n, 2) expected, not {points.shape}")
     if not np.isfinite(points).all():
-        raise ValueError("the points hold values that are not finite")
+        raise ValueError("the points contain values that are not finite")
     least, most = points.min(axis=0), points.max(axis=0)
     return 0.5 + (points - (least + most) / 2) / (max(most - least) or 1)
 
 
-def _laid_out(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Which rows are shown, (m,), in which cells (column, line), (m, 2), and cells along a side."""
+def _lay_out(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Returns the shown rows (m,), their cells (column, line) (m, 2), and the cells of a side."""
     for grid in _GRIDS:
         if grid == _GRIDS[-1] or grid * grid >= _ENOUGH * len(points):
-            rows, cells = _snapped(points, grid)
+            rows, cells = _assign_cells(points, grid)
             if len(rows) >= _ENOUGH * len(points):
                 break
     return rows, cells, grid
 
 
-def _snapped(points: np.ndarray, grid: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gives cells to points of the unit square; those nearest to a cell's center choose first."""
+def _assign_cells(points: np.ndarray, grid: int) -> tuple[np.ndarray, np.ndarray]:
+    """Assigns free cells to points of the unit square, those nearest to a cell's center first.
+
+    Returns the rows that have a cell, (m,), and their cells (column, line), (m, 2).
+    """
     at = points * grid - 0.5  # cell (column, line) has its center there
     home = np.clip(np.rint(at), 0, grid - 1).astype(int)
     reach = np.arange(-_REACH, _REACH + 1)
@@ -210,14 +213,14 @@ def _snapped(points: np.ndarray, grid: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _densest(points: np.ndarray) -> np.ndarray:
-    """The point with a quarter of the others nearest to it: unlike a median, amid a cluster."""
-    points = points[:: len(points) // _LOOKED_AT + 1]
+    """Returns the point nearest to a quarter of the others; unlike a median it is in a cluster."""
+    points = points[:: len(points) // _EXAMINED + 1]
     distance = np.square(points[:, None] - points).sum(axis=-1)
     return points[np.sort(distance, axis=1)[:, len(points) // 4].argmin()]
 
 
 def _far_apart(centers: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """A color for each center, far from the others of that color; large classes choose first."""
+    """Returns a color for each center, far from others of that color; large classes come first."""
     colors = np.zeros(len(centers), int)
     nearest = np.full((len(centers), len(_PALETTE)), np.inf)
     for center in np.argsort(-sizes, kind="stable"):
@@ -235,7 +238,7 @@ def _write_names(
     sizes: np.ndarray,
     room: tuple[int, int],
 ) -> int:
-    """Writes names near their centers, none over another; returns how many found no place."""
+    """Writes names near their centers, none over another; returns how many had no room."""
     angles = np.arange(0, 2 * np.pi, np.pi / 8)
     ring = np.stack([2 * np.cos(angles), np.sin(angles)], axis=1)  # text is wide
     steps = np.concatenate([np.zeros((1, 2)), *(radius * ring for radius in range(15, 121, 15))])
@@ -251,8 +254,8 @@ def _write_names(
             start + steps, [half[0] + 10, _HEADING * _POINTS_TEXT + half[1]], most
         ):
             box = np.concatenate([place - half, place + half])
-            apart = (boxes[:, :2] >= box[2:]) | (boxes[:, 2:] <= box[:2])
-            if apart.any(axis=1).all():
+            is_clear = (boxes[:, :2] >= box[2:]) | (boxes[:, 2:] <= box[:2])
+            if is_clear.any(axis=1).all():
                 break
         else:
             continue
@@ -262,6 +265,6 @@ def _write_names(
                 *np.stack([centers[row], place]).T, color=canvas.INK, linewidth=canvas.points(1.5)
             )
         dark = 0.6 * np.array(to_rgb(colors[row]))
-        how: dict[str, Any] = {"ha": "center", "va": "center_baseline", "path_effects": halo}
-        canvas.write(axes, place[0], place[1], text, _NAME, weight="bold", color=dark, **how)
+        style: dict[str, Any] = {"ha": "center", "va": "center_baseline", "path_effects": halo}
+        canvas.write(axes, place[0], place[1], text, _NAME, weight="bold", color=dark, **style)
     return len(names) - len(boxes)

@@ -117,7 +117,9 @@ def test_a_map_of_photographs_needs_the_photographs(tmp_path: Path, tiny_cub: Pa
         plot.main(["tsne", file, f"{tmp_path}/tsne.png"])
     assert plot.main(["points", file, f"{tmp_path}/points.png"]) == 0
     embedding_file.write_csv(f"{tmp_path}/e.csv", [(f"{tmp_path}/gone.jpg", "")] * 32)
-    with pytest.raises(DataError, match=r"gone\.jpg: no such file, though the list of e\.npy"):
+    with pytest.raises(
+        DataError, match=r"gone\.jpg: no such file, though it is in the list of e\.npy"
+    ):
         plot.main(["tsne", file, f"{tmp_path}/tsne.png"])
     assert not (tmp_path / "tsne.png").exists()
 
@@ -127,7 +129,7 @@ def test_a_map_of_photographs_needs_the_photographs(tmp_path: Path, tiny_cub: Pa
     [
         ("tsne missing.npy x.png", "missing.npy: no such file"),
         ("gallery e.npy x.png", "MODEL e.npy: plot gallery needs a trained network and a data set"),
-        ("points e.npy x.png --data-path=birds", "--data-path: has no effect, for the images of e"),
+        ("points e.npy x.png --data-path=birds", "--data-path: has no effect, because the images"),
         ("points e.npy x.png --no-bbox", "--bbox: has no effect"),
         ("points e.npy x.png --gpus=0", "--gpus: has no effect"),
         ("points e.npy x.png --model=alexnet", "--model: has no effect"),
@@ -155,7 +157,7 @@ def test_a_gallery_without_a_query_that_can_be_found_is_refused(
     for images in ([4, 1], [4, 4, 1, 1]):
         folder = write_cub(tmp_path / str(len(images)), images)
         picture = str(tmp_path / "gallery.png")
-        with pytest.raises(DataError, match="no test image has another of its class to be found"):
+        with pytest.raises(DataError, match="no test image has another image of its class"):
             plot.main(["gallery", f"{run}/birds.params", picture, f"--data-path={folder}"])
         assert not Path(picture).exists()
 
@@ -170,7 +172,7 @@ def test_the_distances_of_a_run_are_drawn(run: Path) -> None:
     assert plot.main(["distances", str(run / "birds.run"), str(run / "distances.svg")]) == 0
     drawn = (run / "distances.svg").read_text(encoding="utf-8")
     assert "q(D), 16 dimensions" in drawn
-    assert "drawn, epoch 1" in drawn
+    assert "sampled, epoch 1" in drawn
 
 
 def test_a_run_is_reported_on_one_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

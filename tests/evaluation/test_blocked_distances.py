@@ -1,16 +1,16 @@
-"""Distances: of pairs exactly, of all with all within the margin that is claimed for them."""
+"""Distances: of pairs exactly, of all pairs within the margin that is claimed for them."""
 
 from __future__ import annotations
-
-import itertools
 
 import numpy as np
 import pytest
 
 from embedding_learning.evaluation import blocked_distances
 from embedding_learning.evaluation.blocked_distances import (
+    Product,
+    Selection,
     make_gallery,
-    products,
+    split_into_blocks,
     squared_distances_of_pairs,
 )
 
@@ -43,22 +43,21 @@ def test_products_are_within_their_margin(name: str, dimensions: int) -> None:
     precise = queries[:, None].astype(np.longdouble) - rows.astype(np.longdouble)
     exact = (precise**2).sum(axis=2)
     gallery = make_gallery(rows, len(rows))
-    seen = []
-    for block, columns, approximations in products(queries, gallery, None, (700, 33)):
-        for product in approximations:
-            seen.append(product.squares.dtype)
-            error = np.abs(product.squares - exact[block, columns]).max(axis=1)
+    for block in split_into_blocks(queries, gallery, None, (700, 33)):
+        assert block.fits_float32() == (name != "large")
+        for dtype in [np.float32] * block.fits_float32() + [np.float64]:
+            product = block.product(dtype)
+            assert product.squares.dtype == dtype
+            error = np.abs(product.squares - exact[block.queries, block.columns]).max(axis=1)
             assert (error <= product.margin).all()
-    dtypes = [np.float64] if name == "large" else [np.float32, np.float64]
-    assert seen[: len(dtypes)] == dtypes and set(seen) == set(map(np.dtype, dtypes))
 
 
 def test_the_margin_is_not_so_wide_that_it_decides_nothing() -> None:
     x = normal(150, 128)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    for _, _, approximations in products(x, make_gallery(x, 150), None, (2**20, 2**16)):
-        margins = [product.margin.max() for product in approximations]
-        assert margins[0] < 5e-5 and margins[1] < 2e-13
+    (block,) = split_into_blocks(x, make_gallery(x, 150), None, (2**20, 2**16))
+    assert block.product(np.float32).margin.max() < 5e-5
+    assert block.product(np.float64).margin.max() < 2e-13
 
 
 def test_limits_are_decided_right_unless_within_the_margin() -> None:
@@ -66,23 +65,54 @@ def test_limits_are_decided_right_unless_within_the_margin() -> None:
     x = normal(40, 20)
     gallery = make_gallery(x, 40)
     everyone = np.arange(40)
-    for _, _, approximations in products(x, gallery, None, (2**20, 2**16)):
-        for product, row in itertools.product(approximations, range(40)):
+    (block,) = split_into_blocks(x, gallery, None, (2**20, 2**16))
+    for dtype in (np.float32, np.float64):
+        product = block.product(dtype)
+        for row in range(40):
             exact = squared_distances_of_pairs(x, x, everyone, np.full(40, row))
             assert not product.at_most(exact - product.margin)[:, row].any()
             assert product.at_most(exact + product.margin)[:, row].all()
+
+
+def test_a_product_in_float64_follows_one_that_leaves_many_pairs() -> None:
+    """Of 1,600 pairs more than 100 beyond the wanted ones are many."""
+    x = normal(40, 5)
+    (block,) = split_into_blocks(x, make_gallery(x, 40), None, (2**20, 2**16))
+    for count, wanted, expected in (
+        (100, 0, [np.float32]),
+        (101, 0, [np.float32, np.float64]),
+        (110, 10, [np.float32]),
+        (111, 10, [np.float32, np.float64]),
+    ):
+        dtypes = []
+
+        def select(product: Product, count: int = count, dtypes: list = dtypes) -> Selection:
+            dtypes.append(product.squares.dtype)
+            return Selection(np.arange(count), np.full(40, len(dtypes)))
+
+        selection = block.select(select, wanted)
+        assert dtypes == expected
+        assert selection.nearer[0] == len(dtypes)
+
+
+def test_pairs_are_split_into_queries_and_gallery_rows() -> None:
+    x = normal(9, 3)[[0, 1, 1, 2, 3, 4, 5, 6, 7, 8]]
+    first, *_ = split_into_blocks(x, make_gallery(x, 1), None, (12, 4))
+    query, row = first.split_pairs(np.array([0, 3, 4, 11]))
+    assert query.tolist() == [0, 0, 1, 2]
+    assert row.tolist() == [0, 4, 0, 4]  # row 2 is equal to row 1 and not searched
 
 
 def test_a_query_is_infinitely_far_from_the_row_it_is_itself() -> None:
     x = normal(60, 8)
     own = np.array([5, 0, 59, 30])
     found = np.zeros((4, 60))
-    for block, columns, approximations in products(x[own], make_gallery(x, 60), own, (30, 7)):
-        for product in approximations:
-            found[block, columns] += np.isinf(product.squares)
-            assert not product.at_most(np.full(len(found[block]), np.inf))[
-                np.isinf(product.squares)
-            ].any()
+    for block in split_into_blocks(x[own], make_gallery(x, 60), own, (30, 7)):
+        for dtype in (np.float32, np.float64):
+            product = block.product(dtype)
+            is_own = np.isinf(product.squares)
+            found[block.queries, block.columns] += is_own
+            assert not product.at_most(np.full(len(is_own), np.inf))[is_own].any()
     expected = np.zeros((4, 60))
     expected[np.arange(4), own] = 2
     np.testing.assert_array_equal(found, expected)
@@ -94,10 +124,10 @@ def test_all_pairs_are_covered_once_in_pieces_of_the_size_that_is_asked(
 ) -> None:
     x = normal(23, 4)
     covered = np.zeros((23, 23))
-    for block, columns, _ in products(x, make_gallery(x, 23), None, size):
-        covered[block, columns] += 1
-        assert columns.stop - columns.start <= size[1]
-        assert (block.stop - block.start) * (columns.stop - columns.start) <= max(size)
+    for block in split_into_blocks(x, make_gallery(x, 23), None, size):
+        covered[block.queries, block.columns] += 1
+        assert len(block.rows) <= size[1]
+        assert len(block.reach) * len(block.rows) <= max(size)
     assert (covered == 1).all()
 
 

@@ -72,8 +72,8 @@ def test_by_chance_ami_is_0_and_nmi_is_not() -> None:
 def blobs(clusters: int, each: int, dimensions: int = 8) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(1)
     labels = np.arange(clusters * each) % clusters
-    centres = 10 * rng.normal(size=(clusters, dimensions))
-    return (centres[labels] + rng.normal(size=(len(labels), dimensions))).astype("f"), labels
+    centers = 10 * rng.normal(size=(clusters, dimensions))
+    return (centers[labels] + rng.normal(size=(len(labels), dimensions))).astype("f"), labels
 
 
 @pytest.mark.parametrize("clusters, each", [(1, 9), (7, 20), (30, 10)])
@@ -82,37 +82,37 @@ def test_clusters_that_lie_apart_are_found(clusters: int, each: int) -> None:
     assert nmi(labels, k_means(x, clusters)) > 0.97
 
 
-def test_of_more_clusters_than_rounds_several_centres_are_drawn_at_once(
+def test_of_more_clusters_than_rounds_several_centers_are_drawn_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     x, labels = blobs(45, 6)
     monkeypatch.setattr(clustering, "_ROUNDS", 20)
-    centres = clustering._first_centres(x, 45, np.random.default_rng(0))
-    assert len(np.unique(centres, axis=0)) == 45
+    centers = clustering._first_centers(x, 45, np.random.default_rng(0))
+    assert len(np.unique(centers, axis=0)) == 45
     # Nearly each blob has one: drawn at random, a third would have none.
-    distance = np.linalg.norm(x[:45, None] - centres, axis=2).min(axis=1)
+    distance = np.linalg.norm(x[:45, None] - centers, axis=2).min(axis=1)
     assert (distance < 10).mean() > 0.85
     assert nmi(labels, k_means(x, 45)) > 0.95
 
 
-def test_the_first_centres_are_far_from_each_other() -> None:
-    """One image far off is nearly always a centre; drawn at random it would hardly ever be."""
+def test_the_first_centers_are_far_from_each_other() -> None:
+    """One image far off is nearly always a center; drawn at random it would hardly ever be."""
     x = np.zeros((1000, 2), np.float32)
     x[:, 0] = np.linspace(0, 1, 1000)
     x[77] = 1000
     for seed in range(10):
-        centres = clustering._first_centres(x, 3, np.random.default_rng(seed))
-        assert [1000, 1000] in centres.tolist()
+        centers = clustering._first_centers(x, 3, np.random.default_rng(seed))
+        assert [1000, 1000] in centers.tolist()
 
 
 @pytest.mark.parametrize("clusters", [2, 9, 40])
 def test_the_iterations_are_those_of_lloyd(clusters: int) -> None:
     x, _ = blobs(5, 40, 3)
-    centres = clustering._first_centres(x, clusters, np.random.default_rng(4)).astype(np.float64)
+    centers = clustering._first_centers(x, clusters, np.random.default_rng(4)).astype(np.float64)
     for _ in range(20):
-        nearest = np.linalg.norm(x[:, None] - centres, axis=2).argmin(axis=1)
+        nearest = np.linalg.norm(x[:, None] - centers, axis=2).argmin(axis=1)
         for cluster in np.unique(nearest):
-            centres[cluster] = x[nearest == cluster].astype(np.float64).mean(axis=0)
+            centers[cluster] = x[nearest == cluster].astype(np.float64).mean(axis=0)
     np.testing.assert_array_equal(k_means(x, clusters, seed=4), nearest)
 
 
@@ -143,10 +143,10 @@ def test_as_many_clusters_as_embeddings() -> None:
     assert sorted(k_means(x, 30)) == list(range(30))
 
 
-def test_a_centre_that_loses_all_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_center_that_loses_all_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """The third has nothing until the second has moved away from the last image."""
-    centres = np.array([[0.0], [7.0], [12.9]], "f")
-    monkeypatch.setattr(clustering, "_first_centres", lambda *_: centres.copy())
+    centers = np.array([[0.0], [7.0], [12.9]], "f")
+    monkeypatch.setattr(clustering, "_first_centers", lambda *_: centers.copy())
     x = np.array([[0.0], [1.0], [4.0], [4.2], [9.5]])
     assert k_means(x, 3).tolist() == [0, 0, 1, 1, 2]
 

@@ -250,7 +250,7 @@ def test_where_there_are_fewer_rows_all_are_found() -> None:
 @pytest.mark.parametrize(
     "queries, k, gallery, message",
     [
-        (np.zeros((3, 2)), 0, None, "k is at least 1"),
+        (np.zeros((3, 2)), 0, None, "k must be at least 1"),
         (np.zeros(3), 1, None, "embeddings"),
         (np.zeros((0, 3)), 1, None, "embeddings"),
         (np.zeros((3, 0)), 1, None, "embeddings"),

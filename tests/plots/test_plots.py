@@ -1,4 +1,4 @@
-"""Pictures, read back: what is drawn, where, and that nothing hides anything."""
+"""Plots, read back: what is drawn, where, and that nothing hides anything."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NASTY = ["a" * 4000, "日本語 🐦", "$\\frac{$", "--><b>&", "line\nbreak", "\
 
 @pytest.fixture(autouse=True)
 def no_warning() -> Iterator[None]:
-    """A picture is drawn without a word."""
+    """A plot is drawn without a warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         warnings.simplefilter("error", RuntimeWarning)
@@ -128,7 +128,7 @@ def test_photographs_on_one_spot_are_not_piled_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize("grid", [8, 13])
 def test_snapping_keeps_to_free_cells_near_the_point(grid: int) -> None:
     points = np.random.default_rng(0).uniform(size=(150, 2)) ** 2
-    rows, cells = tsne._snapped(points, grid)
+    rows, cells = tsne._assign_cells(points, grid)
     assert len(set(map(tuple, cells))) == len(rows) == len(set(rows))
     assert cells.min() >= 0 and cells.max() < grid
     assert np.abs(cells + 0.5 - points[rows] * grid).max() <= 2.5
@@ -532,7 +532,7 @@ def test_the_axis_counts_epochs_as_the_log_does(
     ],
 )
 def test_records_without_values_are_not_drawn(tmp_path: Path, records: Any) -> None:
-    with pytest.raises(DataError, match=r"^birds\.run: no values are recorded yet, so .* nothing"):
+    with pytest.raises(DataError, match=r"^birds\.run: no values are recorded yet, so nothing"):
         plots.plot_run_curves(records, str(tmp_path / "a.svg"), "birds.run")
     assert os.listdir(tmp_path) == []
 
@@ -566,7 +566,7 @@ def test_many_metrics_are_shared_among_panels(tmp_path: Path) -> None:
 # Distances
 
 
-PANELS = ("All negative pairs", "What the sampling drew", "Variance of")
+PANELS = ("All negative pairs", "Sampled negatives", "Variance of")
 
 
 def counted(epoch: Any = 0, **changes: Any) -> dict[str, Any]:
@@ -594,20 +594,26 @@ def test_distances_of_the_first_and_the_last_epoch_are_drawn(tmp_path: Path) -> 
     plots.plot_distances(found, str(path), "Birds")
     assert texts(path)[0] == "Birds"
     assert legend_below(path, "All negative") == ["epoch 3", "epoch 7", "q(D), 128 dimensions"]
-    drawn = ["all, epoch 7", "positives, epoch 7", "drawn, epoch 3", "drawn, epoch 7", "cutoffs"]
-    assert legend_below(path, "What the sampling drew") == drawn
+    drawn = [
+        "all, epoch 7",
+        "positives, epoch 7",
+        "sampled, epoch 3",
+        "sampled, epoch 7",
+        "cutoffs",
+    ]
+    assert legend_below(path, "Sampled negatives") == drawn
     noises = [f"noise, σ = {noise}" for noise in ("0.01", "0.02", "0.05", "0.1")]
-    assert legend_below(path, "Variance") == [*noises, "drawn, epoch 7"]
+    assert legend_below(path, "Variance") == [*noises, "sampled, epoch 7"]
     assert "Variance of the gradient's direction, 128 dimensions" in texts(path)
     plots.plot_distances([counted(3, cutoffs=[])], str(path), "Birds")
     assert legend_below(path, "All negative") == ["epoch 3", "q(D), 128 dimensions"]
-    drawn = ["all, epoch 3", "positives, epoch 3", "drawn, epoch 3"]
-    assert legend_below(path, "What the sampling drew") == drawn
+    drawn = ["all, epoch 3", "positives, epoch 3", "sampled, epoch 3"]
+    assert legend_below(path, "Sampled negatives") == drawn
 
 
 def test_an_epochs_histograms_are_added_up_and_have_an_area_of_1() -> None:
     half = counted(1, drawn=[0] * 79 + [300])
-    found = distances._of_epoch([counted(0), half, counted(1)], 1)
+    found = distances._sum_of_epoch([counted(0), half, counted(1)], 1)
     assert found.epoch == 1
     assert (found.negatives[56], found.positives[20]) == (200, 200)
     assert (found.drawn[40], found.drawn[79], found.drawn.sum()) == (100, 300, 400)
@@ -640,7 +646,7 @@ def test_an_epochs_histograms_are_added_up_and_have_an_area_of_1() -> None:
     ],
 )
 def test_distances_that_no_run_records_are_left_out(tmp_path: Path, changes: Any) -> None:
-    with pytest.raises(DataError, match=r"^birds\.run: no distances are recorded, so .* nothing"):
+    with pytest.raises(DataError, match=r"^birds\.run: no distances are recorded, so nothing"):
         plots.plot_distances([{**counted(), **changes}], str(tmp_path / "a.svg"), "birds.run")
     assert os.listdir(tmp_path) == []
     path = tmp_path / "b.svg"
@@ -824,7 +830,7 @@ def test_a_broken_name_loses_nothing_but_its_end(text: str) -> None:
 
 @pytest.fixture
 def typefaces(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """A function that lets pictures know these typefaces alone, whatever is installed."""
+    """A function that lets plots use these typefaces alone, whatever is installed."""
 
     def forget() -> None:
         for function in (canvas.font, canvas._characters, canvas._warn_of_script):
@@ -848,7 +854,7 @@ def test_scripts_without_a_typeface_cause_one_warning_each(
     scripts = {"CJK": "cjk", "HIRAGANA": "cjk", "HANGUL": "cjk", "THAI": "unifont"}
     packages = {"cjk": "fonts-noto-cjk", "unifont": "fonts-unifont"}
     assert caplog.messages == [
-        f"Pictures: no installed typeface has {script} characters, which are drawn as �; Debian's "
+        f"Plots: no installed typeface has {script} characters, which are drawn as �; Debian's "
         f"package {packages[package]} brings one."
         for script, package in scripts.items()
     ]
