@@ -52,7 +52,7 @@ def _kept(output: str) -> str:
     """How to go on, to be added to a message, if anything has been embedded."""
     if not os.path.exists(f"{output}.partial"):
         return ""
-    return f"; {output}.partial holds what is done, and the same command resumes it"
+    return f"; {output}.partial holds what is done, and the same command resumes from it"
 
 
 def whole_data_set(options: argparse.Namespace, use_boxes: bool) -> ImageSet:

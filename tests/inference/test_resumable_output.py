@@ -213,7 +213,7 @@ def test_other_embeddings_are_not_mixed_in(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         embed(output, stop)
     before = (tmp_path / "e.npy.partial").read_bytes()
-    with pytest.raises(UsageError, match=r"was begun with another model.* --overwrite"):
+    with pytest.raises(UsageError, match=r"was started with another model.* --overwrite"):
         embed(output, identity="two")
     assert (tmp_path / "e.npy.partial").read_bytes() == before
     # Begun anew, and killed before anything is computed: the first cannot go on with it.
@@ -276,7 +276,7 @@ def test_a_file_that_lost_values_begins_anew(
     partial = tmp_path / "e.npy.partial"
     partial.write_bytes(partial.read_bytes()[:-1])
     assert embed(tmp_path / "e.npy") == IMAGES
-    assert "is damaged: it is begun anew" in caplog.text
+    assert "is damaged: starting again" in caplog.text
     assert_whole(tmp_path / "e.npy")
 
 
@@ -328,7 +328,7 @@ def test_all_images_may_be_left_out_so_far(tmp_path: Path) -> None:
         ("e.np", "end the name in .npy"),
         ("e", "end the name in .npy"),
         ("nowhere/e.npy", "nowhere is not there"),
-        ("data.npy", "data.csv would be overwritten, which is no list of embeddings"),
+        ("data.npy", "would overwrite data.csv, which is no list of embeddings"),
         ("folder.npy", "is a folder"),
     ],
 )
