@@ -327,7 +327,7 @@ def test_all_images_may_be_left_out_so_far(tmp_path: Path) -> None:
     [
         ("e.np", "end the name in .npy"),
         ("e", "end the name in .npy"),
-        ("nowhere/e.npy", "nowhere is not there"),
+        ("nowhere/e.npy", "nowhere does not exist"),
         ("data.npy", "would overwrite data.csv, which is no list of embeddings"),
         ("folder.npy", "is a folder"),
     ],
