@@ -6,11 +6,11 @@ import sys
 
 if __name__ == "__main__":
     # The imports below take half a second. Ctrl-C ends them without a traceback: at first by the
-    # system's own hand, and once `begin` has run with a line.
+    # system's own hand, and once `prepare_process` has run with a line.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from embedding_learning.runtime import startup
 
-    startup.begin("train.py")
+    startup.prepare_process("train.py")
     from embedding_learning.cli.train import main
 
     sys.exit(main())

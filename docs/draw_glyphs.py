@@ -25,9 +25,9 @@ STEP = 16  # of the colours kept: coarse ones make the file small enough for a R
 
 def row(character: str) -> list[Image.Image]:
     """Return COLUMNS of the set's own images of `character`, spread over its typefaces."""
-    fonts = {name: glyphs.load(path) for name, path in glyphs.faces().items()}
-    number = glyphs.characters().index(character) + 1
-    pictures = [image for _, image in glyphs.images(character, number, fonts)]
+    fonts = {name: glyphs.load_font(path) for name, path in glyphs.find_fonts().items()}
+    number = glyphs.list_characters().index(character) + 1
+    pictures = [image for _, image in glyphs.render_images(character, number, fonts)]
     chosen = np.linspace(0, len(pictures) - 1, COLUMNS).round().astype(int)
     return [pictures[position] for position in chosen]
 
@@ -39,7 +39,7 @@ def sheet() -> Image.Image:
     size = (COLUMNS * step + GAP, len(ROWS) * HEADING + count * step + GAP)
     picture = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(picture)
-    font = ImageFont.truetype(str(glyphs.faces()["DejaVuSans"]), size=17)
+    font = ImageFont.truetype(str(glyphs.find_fonts()["DejaVuSans"]), size=17)
     top = 0
     for heading, characters in ROWS.items():
         pen.text((GAP, top + HEADING // 2), heading, fill="black", font=font, anchor="lm")

@@ -8,7 +8,7 @@ if sys.argv[:1] == ["-m"]:
     # Python is about to run a module of this package as a program, and the imports take a while.
     from embedding_learning.runtime import startup
 
-    startup.begin("embedding_learning")
+    startup.prepare_process("embedding_learning")
 
 import importlib
 import os
@@ -36,6 +36,7 @@ _MODULE_OF = {
     "SemiHardSampling": "model.sampling",
     "HardSampling": "model.sampling",
     # Losses
+    "TripletLossBase": "model.losses",
     "MarginLoss": "model.losses",
     "ContrastiveLoss": "model.losses",
     "TripletLoss": "model.losses",
@@ -45,7 +46,7 @@ _MODULE_OF = {
     "recall_at_k": "evaluation.metrics",
     "map_at_r": "evaluation.metrics",
     "r_precision": "evaluation.metrics",
-    "nearest": "evaluation.neighbors",
+    "find_nearest": "evaluation.neighbors",
     # Data
     "ImageSet": "data.image_set",
     "Split": "data.image_set",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from embedding_learning.cli.exit_codes import exit_status
+from embedding_learning.cli.exit_codes import run_command
 from embedding_learning.errors import UsageError
 
 # A file each in `cli`, imported only when called for.
@@ -41,4 +41,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status("embedding_learning", lambda: main(sys.argv[1:])))
+    sys.exit(run_command("embedding_learning", lambda: main(sys.argv[1:])))

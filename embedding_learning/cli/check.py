@@ -2,56 +2,52 @@
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 
 from embedding_learning.cli.parser import Parser
-from embedding_learning.cli.train_flags import add_some, parse
+from embedding_learning.cli.train_flags import add_flags, parse
+from embedding_learning.config import TrainConfig
 from embedding_learning.data import datasets
-from embedding_learning.data.datasets.splits import unmeasurable
-from embedding_learning.data.preprocessing import Preprocessing, find_faults
+from embedding_learning.data.datasets.splits import list_recall_warnings
+from embedding_learning.data.preprocessing import Preprocessing, find_decoding_errors
 from embedding_learning.errors import DataError, UsageError
 from embedding_learning.runtime.progress import log_to_terminal
 
-# Of no consequence for whether a file can be decoded.
+# Irrelevant for whether a file can be decoded.
 _SIZE = 64
 
 
 # The flags of train.py that decide what is read and whether training takes it.
-_FLAGS = {
-    *("data_path", "dataset", "bbox", "train_classes", "cache_dir", "workers", "held_out"),
-    *("small_classes", "batch_k", "batch_size", "total_batch_size", "classes", "gpus"),
-    *("cpu_contexts", "preset", "exif_orientation"),
-}
+_FLAGS = (
+    "data_path", "dataset", "bbox", "train_classes", "cache_dir", "workers", "held_out",
+    "small_classes", "batch_k", "batch_size", "total_batch_size", "classes", "gpus",
+    "cpu_contexts", "preset", "exif_orientation",
+)  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
-    """Prints a line per fault, a closing one, and what else training would refuse.
+    """Prints a line for each fault, a closing one, and what else training would refuse.
 
-    0 if there is nothing to mend, else 2.
+    Returns 0 if there is nothing to mend, else 2.
     """
     # Only now, since it imports MXNet, and --help needs none of it.
     from embedding_learning.data.build import fit_to_training
 
-    options = _parse(arguments)
-    preprocessing = Preprocessing(exif_orientation=options.exif_orientation)
+    config = _parse(arguments)
+    data = config.data
+    preprocessing = Preprocessing(exif_orientation=data.exif_orientation)
     with log_to_terminal():
         split = datasets.load(
-            options.data_path,
-            options.cache_dir,
-            options.train_classes,
-            options.dataset,
-            options.bbox,
+            data.path, data.cache_dir, data.train_classes, data.dataset, data.bbox
         )
         faults = [
             fault
             for part in split.parts
-            for fault in find_faults(part, _SIZE, options.workers, preprocessing).values()
+            for fault in find_decoding_errors(part, _SIZE, data.workers, preprocessing).values()
         ]
     for fault in faults:
         print(fault)
-    for line in unmeasurable(split):
+    for line in list_recall_warnings(split):
         print(line)
     sizes = np.bincount(split.train.labels)
     of_sizes = f", of {sizes.min()} to {sizes.max()} images" if len(sizes) else ""
@@ -60,19 +56,19 @@ def main(arguments: list[str]) -> int:
         f"{len(sizes)} classes train{of_sizes}."
     )
     try:
-        fit_to_training(split, options)
+        fit_to_training(split, config)
     except (UsageError, DataError) as error:
         print(f"Training would refuse: {error}")
         return 2
     return 2 if faults else 0
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
+def _parse(arguments: list[str]) -> TrainConfig:
     parser = Parser(
         prog="python -m embedding_learning check",
         description="Decode every image of a data set, list all that is wrong with it, and say "
         "whether train.py would take it with these flags.",
     )
-    add_some(parser, _FLAGS)
+    add_flags(parser, _FLAGS)
     parser.parse_args(arguments)
     return parse(arguments, saves=False)

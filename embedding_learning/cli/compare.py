@@ -18,10 +18,8 @@ from embedding_learning.cli.parser import (
     add,
     add_choice,
     add_count,
-    as_flag,
-    check_range,
-    device_numbers,
 )
+from embedding_learning.config import TrainConfig, as_flag
 from embedding_learning.errors import UsageError
 from embedding_learning.experiments import results
 from embedding_learning.experiments.results import (
@@ -32,6 +30,7 @@ from embedding_learning.experiments.results import (
 )
 from embedding_learning.model import methods
 from embedding_learning.runtime import mxnet_compat
+from embedding_learning.runtime.flag_values import check_range, device_numbers
 from embedding_learning.runtime.progress import log_to_terminal
 
 # The paper's own comparison.
@@ -54,7 +53,7 @@ def main(arguments: list[str]) -> int:
     place = arguments.index("--") if "--" in arguments else len(arguments)
     chosen = _parse(arguments[:place])
     typed = arguments[place + 1 :]
-    flags, slots, parsed = _train_flags(typed, chosen)
+    flags, slots, config = _train_flags(typed, chosen)
     # Only now, since these import MXNet and matplotlib.
     from embedding_learning.data.build import read_split
     from embedding_learning.errors import Interrupted
@@ -67,10 +66,10 @@ def main(arguments: list[str]) -> int:
     folder = Path(chosen.output)
     with log_to_terminal(), _held(folder):
         # What is wrong with the data would be wrong in each run.
-        read_split(parsed)
-        results.claim_folder(folder, _in_common(parsed, chosen.select_on))
+        read_split(config)
+        results.claim_folder(folder, _in_common(config, chosen.select_on))
         work = sweep.Comparison(
-            *(folder, runs, flags, parsed, chosen.select_on, shlex.join(typed), len(slots))
+            *(folder, runs, flags, config, chosen.select_on, shlex.join(typed), len(slots))
         )
         finished = len(work.outcomes())
         if finished:
@@ -128,8 +127,8 @@ def _words(flag: str, text: str, known: Collection[str]) -> list[str]:
 
 def _train_flags(
     typed: list[str], chosen: argparse.Namespace
-) -> tuple[list[str], list[list[str]], argparse.Namespace]:
-    """The flags that all runs have in common, those of each slot, and the former parsed.
+) -> tuple[list[str], list[list[str]], TrainConfig]:
+    """Returns the flags of all runs, those of each slot, and the configuration of the former.
 
     Raises UsageError for those that train.py would refuse.
     """
@@ -157,15 +156,15 @@ def _train_flags(
     anywhere = [*slots[0], f"--save-model-prefix={folder}/run"]
     for loss, sampling in chosen.pairs:
         train_flags.parse([*results.flags_for(loss, flags), f"--sampling={sampling}", *anywhere])
-    parsed = train_flags.parse([*flags, *anywhere])
-    if parsed.epochs < 1:
+    config = train_flags.parse([*flags, *anywhere])
+    if config.run.epochs < 1:
         raise UsageError("--epochs 0: there would be nothing to compare")
-    return flags, slots, parsed
+    return flags, slots, config
 
 
-def _in_common(parsed: argparse.Namespace, select_on: str) -> dict[str, object]:
+def _in_common(config: TrainConfig, select_on: str) -> dict[str, object]:
     """What another call for the same folder has to agree with."""
-    kept = {as_flag(n): value for n, value in vars(parsed).items() if n not in _FREE}
+    kept = {as_flag(n): value for n, value in config.as_flags().items() if n not in _FREE}
     return {"--select-on": select_on, **kept}
 
 
@@ -188,6 +187,6 @@ def _held(folder: Path) -> Iterator[None]:
 
 def _threads(runs: int) -> int | None:
     """Parts the cores among the runs, unless the user has set the threads."""
-    if not mxnet_compat.chose_threads:
+    if not mxnet_compat.has_chosen_threads:
         return None
     return max(1, int(os.environ["OMP_NUM_THREADS"]) // runs)

@@ -10,17 +10,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedding_learning.cli.parser import Parser, add, as_flag, check_range
+from embedding_learning.cli.parser import Parser, add
 from embedding_learning.cli.train_flags import parse
+from embedding_learning.config import TrainConfig, as_flag
 from embedding_learning.errors import UsageError
 from embedding_learning.experiments.tables import format_csv, write_file
-from embedding_learning.model.weights.catalog import GLUON_NAMES, find
+from embedding_learning.model.weights.catalog import GLUON_NAMES, resolve_name
 from embedding_learning.original import source
+from embedding_learning.runtime.flag_values import check_range
 from embedding_learning.runtime.progress import log_to_terminal
 
 if TYPE_CHECKING:
     from embedding_learning.original.free_runs import Run
-    from embedding_learning.original.steps import Apart, Step
+    from embedding_learning.original.steps import Difference, Step
 
 # The flags of train.py that both programs can follow; the others would make a run of another kind.
 _OF_BOTH = {
@@ -43,20 +45,20 @@ _CONTROL_COLUMNS = (
 
 def main(arguments: list[str]) -> int:
     """Prints both tables as they come about, and writes them if asked to; 0."""
-    told, rest = _parse(arguments)
-    options = _train_options(rest)
-    source.check_folder(told.path)
-    if told.output:
-        _make_folder(told.output)
+    chosen, rest = _parse(arguments)
+    config = _train_config(rest)
+    source.check_folder(chosen.path)
+    if chosen.output:
+        _make_folder(chosen.output)
     # Only now, since MXNet takes seconds to import and mistakes in flags need none of it.
-    from embedding_learning.training.build import check_names
+    from embedding_learning.training.build import check
 
-    check_names(options)
+    check(config)
     with log_to_terminal():
-        if told.steps:
-            _compare_steps(told, options)
-        if told.epochs:
-            _compare_runs(told, options, rest)
+        if chosen.steps:
+            _compare_steps(chosen, config)
+        if chosen.epochs:
+            _compare_runs(chosen, config, rest)
     return 0
 
 
@@ -81,12 +83,12 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--output", metavar="FOLDER", type=Path, help=text)
     if arguments and arguments[0].startswith("-") and not {"-h", "--help"} & set(arguments):
         raise UsageError(f"compare-original {arguments[0]}: the original's PATH comes first")
-    told, rest = parser.parse_known_args(arguments)
+    chosen, rest = parser.parse_known_args(arguments)
     for name, least in {"steps": 0, "epochs": 0, "seeds": 1}.items():
-        check_range(name, getattr(told, name), least)
-    if told.control and not told.steps:
+        check_range(name, getattr(chosen, name), least)
+    if chosen.control and not chosen.steps:
         raise UsageError("--control: has no effect with --steps 0; leave it out")
-    return told, rest
+    return chosen, rest
 
 
 def _make_folder(folder: Path) -> None:
@@ -98,41 +100,45 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _train_options(flags: Sequence[str]) -> argparse.Namespace:
-    """train.py's options. Raises UsageError if the original cannot follow them."""
+def _train_config(flags: Sequence[str]) -> TrainConfig:
+    """Reads the flags of train.py. Raises UsageError if the original cannot follow them."""
     # Nothing is saved there.
     prefix = [f"--save-model-prefix={tempfile.gettempdir()}/compare-original"]
-    options, defaults = parse([*prefix, *flags]), parse(prefix)
-    for name, value in vars(options).items():
-        if name not in _OF_BOTH and value != getattr(defaults, name):
+    config = parse([*prefix, *flags])
+    settings, defaults = config.as_flags(), parse(prefix).as_flags()
+    for key, value in settings.items():
+        if key not in _OF_BOTH and value != defaults[key]:
             raise UsageError(
-                f"{as_flag(name)}: the original does not know it, or it is not for this command; "
+                f"{as_flag(key)}: the original does not know it, or it is not for this command; "
                 "leave it out"
             )
-    if options.kvstore.startswith("dist_"):
-        raise UsageError(f"--kvstore {options.kvstore}: one process each is compared; leave it out")
-    if find(options.model) not in (None, *GLUON_NAMES):
+    if config.devices.is_distributed:
         raise UsageError(
-            f"--model {options.model}: the original knows only MXNet's model zoo; choose of "
+            f"--kvstore {config.devices.kvstore}: one process each is compared; leave it out"
+        )
+    backbone = config.model.backbone
+    if resolve_name(backbone) not in (None, *GLUON_NAMES):
+        raise UsageError(
+            f"--model {backbone}: the original knows only MXNet's model zoo; choose one of "
             f"{', '.join(GLUON_NAMES)}"
         )
-    return options
+    return config
 
 
-def _compare_steps(told: argparse.Namespace, options: argparse.Namespace) -> None:
+def _compare_steps(chosen: argparse.Namespace, config: TrainConfig) -> None:
     from embedding_learning.original import steps
 
     made: list[Step] = []
-    _print_heads(told.control)
-    for step in steps.compare(options, told.path, told.steps, told.control):
+    _print_heads(chosen.control)
+    for step in steps.compare(config, chosen.path, chosen.steps, chosen.control):
         made.append(step)
         _print_step(step)
-    _print_largest("the original and here", [step.apart for step in made])
-    if told.control:
+    _print_largest("the original and here", [step.difference for step in made])
+    if chosen.control:
         _print_largest("the original twice", [step.control for step in made if step.control])
-    if told.output:
-        columns = _STEP_COLUMNS + (_CONTROL_COLUMNS if told.control else ())
-        write_file(told.output / "steps.csv", format_csv([columns, *map(_step_row, made)]))
+    if chosen.output:
+        columns = _STEP_COLUMNS + (_CONTROL_COLUMNS if chosen.control else ())
+        write_file(chosen.output / "steps.csv", format_csv([columns, *map(_step_row, made)]))
 
 
 def _print_heads(with_control: bool) -> None:
@@ -148,7 +154,7 @@ def _print_heads(with_control: bool) -> None:
 
 
 def _print_step(step: Step) -> None:
-    theirs, ours, apart = step.original, step.here, step.apart
+    theirs, ours, apart = step.original, step.here, step.difference
     control = ""
     if step.control:
         control = f"  {step.control.loss:9.1e} {step.control.network.value:10.1e}"
@@ -160,7 +166,7 @@ def _print_step(step: Step) -> None:
     )
 
 
-def _print_largest(title: str, aparts: Sequence[Apart]) -> None:
+def _print_largest(title: str, aparts: Sequence[Difference]) -> None:
     """A line for each of what was compared."""
     for name, values in (
         ("loss", [apart.loss for apart in aparts]),
@@ -177,7 +183,7 @@ def _print_largest(title: str, aparts: Sequence[Apart]) -> None:
 
 
 def _step_row(step: Step) -> list[Any]:
-    theirs, ours, apart = step.original, step.here, step.apart
+    theirs, ours, apart = step.original, step.here, step.difference
     row = [
         step.number, theirs.loss, ours.loss, apart.loss, theirs.gradient_norm, ours.gradient_norm,
         apart.gradient_norm, *apart.network, apart.beta,
@@ -188,26 +194,24 @@ def _step_row(step: Step) -> list[Any]:
     return row
 
 
-def _compare_runs(
-    told: argparse.Namespace, options: argparse.Namespace, flags: Sequence[str]
-) -> None:
+def _compare_runs(chosen: argparse.Namespace, config: TrainConfig, flags: Sequence[str]) -> None:
     from embedding_learning.original import free_runs
 
     runs: list[Run] = []
-    for run in free_runs.train(options, flags, told.path, told.epochs, told.seeds):
+    for run in free_runs.train(config, flags, chosen.path, chosen.epochs, chosen.seeds):
         runs.append(run)
-        if told.output:
+        if chosen.output:
             # After each, since the next may fail after hours.
-            _write_runs(told.output / "free_runs.csv", runs)
+            _write_runs(chosen.output / "free_runs.csv", runs)
         last = run.recalls[-1]
         print(
-            f"{run.program}, seed {run.seed}: Recall@1 {last[0]:.4f} after {told.epochs} epochs, "
+            f"{run.program}, seed {run.seed}: Recall@1 {last[0]:.4f} after {chosen.epochs} epochs, "
             f"{run.images_per_second:.1f} images/s, {run.peak_megabytes:.0f} MB at most.",
             file=sys.stderr,
             flush=True,
         )
     means = list(_mean_rows(runs))
-    print(f"\nRecall, mean ± standard deviation; seeds: {told.seeds}")
+    print(f"\nRecall, mean ± standard deviation; seeds: {chosen.seeds}")
     print("epoch program      " + "".join(f"{f'@{k}':>17s}" for k in free_runs.RECALL_AT))
     for epoch, program, *values in means:
         cells = "".join(map(_mean_cell, values[::2], values[1::2]))
@@ -219,10 +223,12 @@ def _compare_runs(
             f"{program}: {speed:.1f} images/s, "
             f"at most {max(run.peak_megabytes for run in own):.0f} MB."
         )
-    if told.output:
+    if chosen.output:
         recalls = [f"recall@{k}" for k in free_runs.RECALL_AT]
         spread = [f"{name}{kind}" for name in recalls for kind in ("", "_deviation")]
-        write_file(told.output / "recalls.csv", format_csv([["epoch", "program", *spread], *means]))
+        write_file(
+            chosen.output / "recalls.csv", format_csv([["epoch", "program", *spread], *means])
+        )
 
 
 def _mean_cell(mean: float, deviation: float) -> str:
@@ -249,7 +255,7 @@ def _mean_rows(runs: Sequence[Run]) -> Iterable[list[Any]]:
     """Epoch, program, then mean and deviation of each recall."""
     from embedding_learning.original import free_runs
 
-    spreads = {name: free_runs.mean_and_spread(runs, name) for name in free_runs.PROGRAMS}
+    spreads = {name: free_runs.compute_mean_and_spread(runs, name) for name in free_runs.PROGRAMS}
     for epoch in range(len(runs[0].recalls)):
         for program, (mean, deviation) in spreads.items():
             pairs = zip(mean[epoch], deviation[epoch])

@@ -7,7 +7,7 @@ import os
 
 from embedding_learning.cli import model_flags
 from embedding_learning.cli.parser import Parser
-from embedding_learning.cli.train_flags import add_cache_dir
+from embedding_learning.cli.train_flags import add_flags as add_train_flags
 from embedding_learning.data import datasets
 from embedding_learning.data.datasets import ImageSet, unlabeled
 from embedding_learning.errors import DataError, Interrupted, UsageError
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
         except DataError as error:
             raise DataError(f"{error}{_kept(options.output)}") from None
     left_out = f" {len(images) - count} left out." if count < len(images) else ""
-    classes = set(images.class_names) - {unlabeled.UNLABELLED}
+    classes = set(images.class_names) - {unlabeled.UNLABELED}
     of_classes = f" of {len(classes)} classes" if classes else ""
     print(f"{options.output}: {count} images{of_classes}, {model.dimension} dimensions.{left_out}")
     return 0
@@ -58,8 +58,8 @@ def _kept(output: str) -> str:
 def whole_data_set(options: argparse.Namespace, use_boxes: bool) -> ImageSet:
     """All images of the data set that the flags name, whether they train or test."""
     return datasets.load(
-        options.data_path,
-        options.cache_dir,
+        os.path.expanduser(options.data_path),
+        os.path.expanduser(options.cache_dir),
         name=options.dataset,
         use_boxes=use_boxes,
         test="all",
@@ -87,9 +87,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--data-path", metavar="PATH", help=text)
     text = f"what --data-path holds: {', '.join(datasets.NAMES)}"
     parser.add_argument("--dataset", choices=datasets.NAMES, metavar="NAME", help=text)
-    add_cache_dir(parser, "where glyphs are drawn")
-    text = "leave out images that cannot be decoded"
-    parser.add_argument("--skip-bad-images", action="store_true", help=text)
+    add_train_flags(parser, ("cache_dir", "skip_bad_images"))
     text = "give up what another model, other images or another batch size had begun in FILE"
     parser.add_argument("--overwrite", action="store_true", help=text)
     options = parser.parse_intermixed_args(arguments)

@@ -10,7 +10,7 @@ from embedding_learning.cli import model_flags, split_flags
 from embedding_learning.cli.parser import Parser
 from embedding_learning.config import METRICS
 from embedding_learning.errors import UsageError
-from embedding_learning.evaluation.metrics import common_metrics, measure, parse_metrics
+from embedding_learning.evaluation.metrics import common_metrics, compute_metrics, parse_metrics
 from embedding_learning.inference import embedded_split
 from embedding_learning.runtime.progress import log_to_terminal
 
@@ -20,9 +20,11 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     with log_to_terminal():
         model = model_flags.load(options)
-        found = embedded_split.embed_split(model, options)
+        found = embedded_split.embed_split(
+            model, split_flags.test_images(options), options.batch_size, options.workers
+        )
     split, gallery = found.split, found.split.gallery
-    measured = measure(
+    measured = compute_metrics(
         found.queries,
         split.test.labels,
         options.metrics or common_metrics(split.recall_at),

@@ -11,19 +11,19 @@ from contextlib import suppress
 
 from embedding_learning.errors import DataError, Interrupted, TrainingError, UsageError
 from embedding_learning.runtime import mxnet_compat
-from embedding_learning.runtime.signals import interrupted_by_signals
+from embedding_learning.runtime.signals import raise_on_signals
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def exit_status(program: str, action: Callable[[], int]) -> int:
+def run_command(program: str, action: Callable[[], int]) -> int:
     """The action's own status, or that of what ended it.
 
     2: a mistake in a flag or in the data; 3: a fault in training, with the last checkpoint left;
     130, 143: Ctrl-C, SIGTERM.
     """
     try:
-        with interrupted_by_signals():
+        with raise_on_signals():
             try:
                 status = action()
             except SystemExit:  # after --help

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 from embedding_learning.cli import train_flags
-from embedding_learning.cli.parser import Parser, add, check_range
+from embedding_learning.cli.parser import Parser, add
 from embedding_learning.distributed import dmlc_environment, launcher
 from embedding_learning.errors import UsageError
 from embedding_learning.runtime import mxnet_compat
+from embedding_learning.runtime.flag_values import check_range
 
 _TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 _MOST_PROCESSES = 4096
@@ -32,13 +33,13 @@ def main(arguments: list[str]) -> int:
     flags = _train_flags(arguments[place + 1 :], chosen.workers, chosen.servers)
     _share_cores(0 if hosts else chosen.workers)
     address = (chosen.address or launcher.find_address()) if hosts else None
-    scheduler = launcher.place_scheduler(chosen.workers, chosen.servers, address)
-    processes = launcher.plan([sys.executable, str(_TRAIN), *flags], scheduler, hosts)
+    scheduler = launcher.create_scheduler_environment(chosen.workers, chosen.servers, address)
+    processes = launcher.plan_processes([sys.executable, str(_TRAIN), *flags], scheduler, hosts)
     if chosen.dry_run:
         for process in processes:
             print(shlex.join(process.command))
         return 0
-    return launcher.run(processes, scheduler)
+    return launcher.run_processes(processes, scheduler)
 
 
 def _parser() -> Parser:
@@ -63,7 +64,7 @@ def _train_flags(flags: list[str], workers: int, servers: int) -> list[str]:
     if "kvstore" not in train_flags.given(flags):
         flags = [*flags, "--kvstore=dist_sync"]
     # The address and the port do not matter here.
-    with dmlc_environment.place(
+    with dmlc_environment.set_environment(
         dmlc_environment.Environment("worker", "127.0.0.1", 9091, workers, servers)
     ):
         train_flags.parse(flags)
@@ -72,7 +73,7 @@ def _train_flags(flags: list[str], workers: int, servers: int) -> list[str]:
 
 def _share_cores(workers_here: int) -> None:
     """Parts this machine's cores among its workers, unless the user has set the threads."""
-    if mxnet_compat.chose_threads:
+    if mxnet_compat.has_chosen_threads:
         cores = int(os.environ.pop("OMP_NUM_THREADS"))
         if workers_here:
             os.environ["OMP_NUM_THREADS"] = str(max(1, cores // workers_here))

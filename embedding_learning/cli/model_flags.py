@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from embedding_learning.cli.parser import add, check_range, device_numbers
-from embedding_learning.cli.train_flags import add_preprocessing_flags
+from embedding_learning.cli.parser import add
+from embedding_learning.cli.train_flags import add_flags as add_train_flags
 from embedding_learning.config import BATCH_SIZE, MOST_WORKERS, WORKERS
+from embedding_learning.runtime.flag_values import check_range, device_numbers
 
 if TYPE_CHECKING:
     from embedding_learning.inference.embedding_model import EmbeddingModel
@@ -37,7 +38,7 @@ def add_devices(parser: argparse.ArgumentParser) -> None:
     add(parser, "--gpus", "", "list of gpus to use, e.g. 0 or 0,2,5; empty means using cpu")
     add(parser, "--batch-size", BATCH_SIZE, "images that are computed at once, over all devices")
     add(parser, "--workers", WORKERS, "threads that decode images; 0: none beside the main one")
-    add_preprocessing_flags(parser)
+    add_train_flags(parser, ("exif_orientation", "resize"))
     # Where they are not given, the model's description decides.
     parser.set_defaults(exif_orientation=None, resize=None)
 
@@ -55,7 +56,7 @@ def load(options: argparse.Namespace) -> EmbeddingModel:
     from embedding_learning.inference.embedding_model import load_model
     from embedding_learning.runtime.devices import find_devices
 
-    devices = find_devices(argparse.Namespace(gpus=options.gpus, cpu_contexts=1))
+    devices = find_devices(options.gpus)
     return load_model(
         options.model_file, devices, options.model, options.exif_orientation, options.resize
     )

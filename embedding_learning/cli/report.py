@@ -6,105 +6,153 @@ import argparse
 import logging
 import shlex
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
-from embedding_learning.cli import model_flags, pictures
-from embedding_learning.cli import train_flags as flags
+from embedding_learning.cli import model_flags
 from embedding_learning.cli.parser import Parser
-from embedding_learning.data import datasets
+from embedding_learning.cli.plot import draw_gallery, draw_tsne_photographs, draw_tsne_points
+from embedding_learning.cli.train_flags import parse
+from embedding_learning.config import DataConfig, TestImages
 from embedding_learning.errors import DataError, UsageError
-from embedding_learning.evaluation.metrics import common_metrics, measure, parse_metrics
+from embedding_learning.evaluation.metrics import (
+    Measurement,
+    common_metrics,
+    compute_metrics,
+    parse_metrics,
+)
 from embedding_learning.inference import embedded_split
+from embedding_learning.inference.embedded_split import EmbeddedSplit
 from embedding_learning.inference.run_files import find_run, prefix_of
 from embedding_learning.runtime.progress import log_to_terminal
-from embedding_learning.training import checkpoint_file
+from embedding_learning.training import checkpoint_file, records
+
+if TYPE_CHECKING:
+    from embedding_learning.plots.html_report import ReportFigure
 
 
 def main(arguments: list[str]) -> int:
     """Embeds the run's test images with its best network, draws, and writes the page."""
     options = _parse(arguments)
-    # Only now, since these import matplotlib.
-    from embedding_learning import plots
+    # Only now, since these import MXNet and matplotlib.
+    from embedding_learning.inference.embedding_model import load_model
     from embedding_learning.plots import html_report
-    from embedding_learning.plots.html_report import Picture
-    from embedding_learning.training import records
+    from embedding_learning.runtime.devices import find_devices
 
     output = options.output or f"{options.prefix}.run/report.html"
-    html_report.check_path(output)
+    html_report.check_report_path(output)
     folder = Path(f"{options.prefix}.run")
-    typed, title, made_with = records.read_description(folder)
-    if not Path(f"{options.prefix}.params").exists():
+    info = records.RunInfo.read(folder)
+    network = f"{options.prefix}.params"
+    if not Path(network).exists():
         raise UsageError(
-            f"{options.prefix}.params: is not there; a run saves its network after its first epoch"
+            f"{network}: does not exist; a run saves its network after its first epoch"
         )
     # The prefix is the one that was named, wherever the run was started.
-    run = flags.parse([*typed, f"--save-model-prefix={options.prefix}"], is_past=True)
-    measured, state = records.read(folder), _state(options.prefix, run.epochs)
-    options.model_file, options.model = f"{options.prefix}.params", None
-    # Else the page would compare values of other images with those of the epochs.
-    options.test = datasets.TESTS[0]
-    for name in (
-        *("data_path", "dataset", "train_classes", "held_out", "cache_dir", "bbox"),
-        "skip_bad_images",
-    ):
-        setattr(options, name, getattr(run, name))
+    config = parse([*info.arguments, f"--save-model-prefix={options.prefix}"], is_past=True)
+    measured, state = records.read(folder), _state(options.prefix, config.run.epochs)
     with log_to_terminal():
-        model = model_flags.load(options)
-        found = embedded_split.embed_split(model, options)
-    test, gallery = found.split.test, found.split.gallery
-    measurement = measure(
-        found.queries,
-        test.labels,
-        list(dict.fromkeys([*common_metrics(found.split.recall_at), *parse_metrics(run.metrics)])),
-        found.gallery,
-        None if gallery is None else gallery.labels,
-    )
-    metrics = measurement.values
-    best = {"": f"saved: epoch {model.description['epoch']}", **metrics}
-    bases = {
-        "": "computed over, images",
-        **measurement.bases,
-        "without a match": measurement.without_match,
-    }
-    epochs = [
-        {"": _when(record.get("epoch")), **{k: v for k, v in record.items() if k in metrics}}
-        for record in measured
-        if record.get("kind") == "evaluation"
-    ]
-    with TemporaryDirectory() as name:
-        drawn = [
-            Picture("Queries and their nearest neighbours", f"{name}/gallery.png"),
-            Picture("t-SNE: photographs", f"{name}/photographs.png"),
-            Picture("t-SNE: classes", f"{name}/points.png"),
-        ]
-        pictures.draw_photographs(found, drawn[1].path)
-        pictures.draw_points(found, drawn[2].path)
-        try:
-            pictures.draw_gallery(found, drawn[0].path)
-        except DataError as error:
-            logging.warning("The page has no gallery: %s.", error)
-            del drawn[0]
-        of_run: list[Picture] = []
-        for heading, draw in (("Curves", plots.curves), ("Distances of pairs", plots.distances)):
-            picture = Picture(heading, f"{name}/{len(of_run)}.png")
-            with suppress(DataError):  # Nothing of the kind is recorded yet.
-                draw(measured, picture.path, title)
-                of_run.append(picture)
-        html_report.write(
+        model = load_model(
+            network, find_devices(options.gpus), None, options.exif_orientation, options.resize
+        )
+        embedded = embedded_split.embed_split(
+            model, _test_images(config.data), options.batch_size, options.workers
+        )
+    measurement = _measure(embedded, parse_metrics(",".join(config.run.metrics)))
+    with TemporaryDirectory() as scratch:
+        html_report.write_report(
             output,
-            f"{Path(options.prefix).name}: {title}",
-            shlex.join(["python3", "train.py", *typed]),
-            vars(run),
-            made_with,
-            [*epochs, best, bases],
-            [*of_run, *drawn],
+            f"{Path(options.prefix).name}: {info.title}",
+            shlex.join(["python3", "train.py", *info.arguments]),
+            config.as_flags(),
+            info.made_with,
+            _table(measured, measurement, model.description["epoch"]),
+            [*_run_figures(measured, info.title, scratch), *_network_figures(embedded, scratch)],
             [state, "Epochs are counted from 0, as in the log."],
             measurement.notes(),
         )
     print(output)
     return 0
+
+
+def _test_images(data: DataConfig) -> TestImages:
+    """The images that the run was evaluated on: others would give values that do not compare."""
+    return TestImages(
+        data_path=data.path,
+        cache_dir=data.cache_dir,
+        dataset=data.dataset,
+        train_classes=data.train_classes,
+        held_out=data.held_out,
+        bbox=data.bbox,
+        skip_bad_images=data.skip_bad_images,
+    )
+
+
+def _measure(embedded: EmbeddedSplit, metrics: list[str]) -> Measurement:
+    """The metrics of the run, and those that papers report for the data set."""
+    split, gallery = embedded.split, embedded.split.gallery
+    return compute_metrics(
+        embedded.queries,
+        split.test.labels,
+        list(dict.fromkeys([*common_metrics(split.recall_at), *metrics])),
+        embedded.gallery,
+        None if gallery is None else gallery.labels,
+    )
+
+
+def _table(
+    measured: list[dict[str, Any]], measurement: Measurement, saved_epoch: int
+) -> list[dict[str, Any]]:
+    """The rows of the table: each evaluation of the run, the saved network, the metrics' bases."""
+    metrics = measurement.values
+    epochs = [
+        {"": _when(record.get("epoch")), **{k: v for k, v in record.items() if k in metrics}}
+        for record in measured
+        if record.get("kind") == "evaluation"
+    ]
+    best = {"": f"saved: epoch {saved_epoch}", **metrics}
+    bases = {
+        "": "computed over, images",
+        **measurement.bases,
+        "without a match": measurement.without_match,
+    }
+    return [*epochs, best, bases]
+
+
+def _run_figures(measured: list[dict[str, Any]], title: str, folder: str) -> Iterator[ReportFigure]:
+    """Draws the curves and the distances of a run, as far as they are recorded."""
+    from embedding_learning import plots
+    from embedding_learning.plots.html_report import ReportFigure
+
+    for heading, draw in {
+        "Curves": plots.plot_run_curves,
+        "Distances of pairs": plots.plot_distances,
+    }.items():
+        figure = ReportFigure(heading, f"{folder}/{heading}.png")
+        with suppress(DataError):  # Nothing of the sort is recorded yet.
+            draw(measured, figure.path, title)
+            yield figure
+
+
+def _network_figures(embedded: EmbeddedSplit, folder: str) -> Iterator[ReportFigure]:
+    """Draws what the network makes of the test images."""
+    from embedding_learning.plots.html_report import ReportFigure
+
+    for heading, draw in {
+        "Queries and their nearest neighbors": draw_gallery,
+        "t-SNE: photographs": draw_tsne_photographs,
+        "t-SNE: classes": draw_tsne_points,
+    }.items():
+        figure = ReportFigure(heading, f"{folder}/{draw.__name__}.png")
+        try:
+            draw(embedded, figure.path)
+        except DataError as error:
+            logging.warning("The page has no %s: %s.", heading, error)
+        else:
+            yield figure
 
 
 def _when(epoch: int | None) -> str:

@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     if options.picture is not None:
         from embedding_learning import plots
 
-        plots.check_path(options.picture)
+        plots.check_plot_path(options.picture)
     with log_to_terminal():
         model = model_flags.load(options)
         found = search(

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import os
 
-from embedding_learning.cli.parser import add, add_choice
-from embedding_learning.cli.train_flags import add_data_flags
-from embedding_learning.config import DATA_PATH
+from embedding_learning.cli.parser import add_choice
+from embedding_learning.cli.train_flags import add_flags as add_train_flags
+from embedding_learning.config import TestImages
 from embedding_learning.data import datasets
 from embedding_learning.errors import UsageError
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Which images; whether boxes are cut is what the model was trained with, unless told."""
-    add(parser, "--data-path", DATA_PATH, "as for train.py")
-    add_data_flags(parser)
+    add_train_flags(
+        parser,
+        ("data_path", "dataset", "bbox", "train_classes", "cache_dir", "skip_bad_images"),
+    )
     text = "which classes test: those that do not train, or all of them, searched among each other"
-    add_choice(parser, "--test", datasets.TESTS, text)
-    text = "leave out images that cannot be decoded"
-    parser.add_argument("--skip-bad-images", action="store_true", help=text)
-    parser.set_defaults(bbox=None, held_out=0)
+    add_choice(parser, "--test", datasets.TEST_CHOICES, text)
+    parser.set_defaults(bbox=None)
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raises UsageError if the flags that split the data are out of range or contradict."""
+    """Raises UsageError if flags that split the data are out of range or contradict another."""
     if options.train_classes is not None and options.train_classes < 1:
         raise UsageError(
             f"--train-classes {options.train_classes}: must be at least 1; --test all tests every "
@@ -31,3 +32,16 @@ def check(options: argparse.Namespace) -> None:
         )
     if options.train_classes is not None and options.test == "all":
         raise UsageError("--train-classes: --test all tests every class; leave one of them out")
+
+
+def test_images(options: argparse.Namespace) -> TestImages:
+    """Returns which images the flags name."""
+    return TestImages(
+        data_path=os.path.expanduser(options.data_path),
+        cache_dir=os.path.expanduser(options.cache_dir),
+        dataset=options.dataset,
+        train_classes=options.train_classes,
+        bbox=options.bbox,
+        classes=options.test,
+        skip_bad_images=options.skip_bad_images,
+    )

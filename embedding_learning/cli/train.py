@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from embedding_learning.cli.exit_codes import exit_status
+from embedding_learning.cli.exit_codes import run_command
 from embedding_learning.distributed import dmlc_environment, heartbeat
 
 
@@ -15,31 +15,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Trains as the flags say, by default those of the command line; returns the exit status."""
     flags = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        status = exit_status("train.py", lambda: _train(flags))
+        status = run_command("train.py", lambda: _train(flags))
     except Exception:
         # Left to Python, the process would wait for the others of its job, and they for it.
         traceback.print_exc()
         status = 1
-    heartbeat.leave(status)
+    heartbeat.exit_group(status)
     return status
 
 
 def _train(flags: list[str]) -> int:
-    # Within `exit_status`, which explains a package that is missing.
+    # Within `run_command`, which explains a package that is missing.
     from embedding_learning.cli.train_flags import parse, unused_earlier_flags
     from embedding_learning.runtime.progress import log_to_terminal
 
-    options = parse(flags)
-    member: Any = heartbeat.join("train.py")
-    if dmlc_environment.is_helper():
-        with dmlc_environment.hidden_role():
+    config = parse(flags)
+    client: Any = heartbeat.join_group("train.py")
+    if dmlc_environment.is_non_worker():
+        with dmlc_environment.hide_role():
             from embedding_learning.distributed import server
         # It returns in a scheduler whose workers ended before they met. The mistake that ended
         # them, in the data for example, then ends the scheduler too, below.
-        server.serve()
+        server.run_server()
     # Only now, since MXNet takes seconds to import and --help needs none of it.
     from embedding_learning.training import run
 
     with log_to_terminal():
-        run.run(options, flags, member, unused_earlier_flags(flags, options))
+        run.run(config, flags, client, unused_earlier_flags(flags, config))
     return 0

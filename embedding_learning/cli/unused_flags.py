@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
+from embedding_learning.config import TrainConfig
 from embedding_learning.model.methods import LOSSES
 
 
@@ -15,35 +15,35 @@ class _Case(NamedTuple):
     Attributes
     ----------
     flag : str
-        Its attribute.
+        Its key.
     applies : function
-        Whether it has none, from the parsed options and the attributes of the flags that were
+        Returns whether it has none, from the configuration and the keys of the flags that were
         typed.
     reason : str
-        It may show options in braces.
+        It may show settings in braces.
     """
 
     flag: str
-    applies: Callable[[Namespace, Collection[str]], bool]
+    applies: Callable[[TrainConfig, Collection[str]], bool]
     reason: str
 
 
-def _has_no_beta(options: Namespace, given: Collection[str]) -> bool:
-    return not LOSSES[options.loss].has_beta
+def _has_no_beta(config: TrainConfig, given: Collection[str]) -> bool:
+    return not LOSSES[config.method.loss].has_beta
 
 
-def _has_no_rate(options: Namespace, given: Collection[str]) -> bool:
-    return bool(options.optimizer == "adadelta")
+def _has_no_rate(config: TrainConfig, given: Collection[str]) -> bool:
+    return bool(config.optimizer.name == "adadelta")
 
 
-def _has_one_device(options: Namespace, given: Collection[str]) -> bool:
-    return len(
-        options.gpus or range(options.cpu_contexts)
-    ) * options.processes == 1 and not options.kvstore.startswith("dist_")
+def _has_one_device(config: TrainConfig, given: Collection[str]) -> bool:
+    return config.devices.count == 1 and not config.devices.is_distributed
 
 
-def _never_falls(options: Namespace, given: Collection[str]) -> bool:
-    return bool(options.epochs) and not any(step < options.epochs for step in options.steps)
+def _never_falls(config: TrainConfig, given: Collection[str]) -> bool:
+    return bool(config.run.epochs) and not any(
+        step < config.run.epochs for step in config.optimizer.steps
+    )
 
 
 _CASES = (
@@ -53,25 +53,26 @@ _CASES = (
     _Case("beta_per", _has_no_beta, "--loss {loss} has no beta"),
     _Case(
         "nu",
-        lambda options, _: options.lr_beta == 0,
+        lambda config, _: config.method.lr_beta == 0,
         "beta is constant, and it is for a beta that is learned",
     ),
     _Case("lr", _has_no_rate, "--optimizer {optimizer} has no learning rate"),
     _Case(
         "lr_mult_backbone",
         # With 0 it asks for what the optimizer cannot do, which is refused elsewhere.
-        lambda options, given: _has_no_rate(options, given) and options.lr_mult_backbone != 0,
+        lambda config, given: _has_no_rate(config, given)
+        and config.optimizer.lr_mult_backbone != 0,
         "--optimizer {optimizer} has no learning rate",
     ),
     _Case(
         "momentum",
-        lambda options, _: options.optimizer != "sgd",
+        lambda config, _: config.optimizer.name != "sgd",
         "it is for --optimizer sgd, not {optimizer}",
     ),
     _Case("factor", _never_falls, "--steps names no epoch below --epochs {epochs}"),
     _Case(
         "wd_exclude_bn_bias",
-        lambda options, _: options.wd == 0,
+        lambda config, _: config.optimizer.wd == 0,
         "there is no weight decay with --wd 0",
     ),
     _Case(
@@ -82,37 +83,38 @@ _CASES = (
     _Case("kvstore", _has_one_device, "a single device exchanges no gradients"),
     _Case(
         "cpu_contexts",
-        lambda options, _: bool(options.gpus),
+        lambda config, _: bool(config.devices.gpus),
         "it is for runs without --gpus",
     ),
     _Case(
         "use_pretrained",
-        lambda options, _: bool(options.pretrained_params),
+        lambda config, _: bool(config.model.pretrained_params),
         "the weights are those of --pretrained-params {pretrained_params}",
     ),
     _Case(
         "pretrained_params",
-        lambda options, _: bool(options.init_from),
+        lambda config, _: bool(config.model.init_from),
         "the weights are those of --init-from {init_from} (--lr-mult-backbone sets how fast the "
         "backbone learns)",
     ),
     _Case(
         "checkpoint_interval",
-        lambda options, _: options.checkpoint_interval >= options.batch_num,
+        lambda config, _: (config.run.checkpoint_interval or 0) >= config.batch.batch_num,
         "the state is saved after each epoch anyway, and an epoch has {batch_num} batches "
         "(--batch-num)",
     ),
 )
 
 
-def find(given: Collection[str], options: Namespace) -> dict[str, str]:
-    """The flags that were typed and have no effect, by attribute, each with the reason.
+def find(given: Collection[str], config: TrainConfig) -> dict[str, str]:
+    """Returns the flags that were typed and have no effect, by key, each with the reason.
 
-    `given` holds the attributes of the flags that were typed: the value of one that comes from a
-    preset or a default is nobody's mistake. `options` are all, parsed.
+    `given` holds the keys of the flags that were typed: a value that comes from a preset or a
+    default is nobody's mistake.
     """
+    settings = config.as_flags()
     return {
-        case.flag: case.reason.format(**vars(options))
+        case.flag: case.reason.format(**settings)
         for case in reversed(_CASES)
-        if case.flag in given and case.applies(options, given)
+        if case.flag in given and case.applies(config, given)
     }

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import mxnet as mx
 import numpy as np
 
-from embedding_learning.data.preprocessing import Pixels, crop
+from embedding_learning.data.preprocessing import Pixels, write_crop
 
 # Batches in work at once. A worker makes a whole batch; where there are more workers than this,
 # several share a batch, so that the memory for batches does not grow with their number.
@@ -127,7 +127,7 @@ class _BatchIter(mx.io.DataIter):
         """Writes the images of these places of a batch."""
         for place in range(*places.indices(len(data))):
             top, left, flip = plan.tops[place], plan.lefts[place], plan.flips[place]
-            crop(self.pixels[plan.rows[place]], top, left, flip, out=data[place])
+            write_crop(self.pixels[plan.rows[place]], top, left, flip, out=data[place])
 
     def close(self) -> None:
         """Stops the workers; what they had begun is dropped."""

@@ -6,23 +6,22 @@ import hashlib
 import json
 import logging
 import os
-from argparse import Namespace
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from embedding_learning.config import device_count
+from embedding_learning.config import DataConfig, TrainConfig
 from embedding_learning.data import datasets
 from embedding_learning.data.batches import BalancedBatches, SequentialBatches
 from embedding_learning.data.datasets import ImageSet, Split
 from embedding_learning.data.datasets.splits import log_split
-from embedding_learning.data.pixel_cache import open_store
+from embedding_learning.data.pixel_cache import open_pixel_cache
 from embedding_learning.data.preprocessing import (
-    Decoder,
     Pixels,
+    PixelsFromFiles,
     Preprocessing,
-    decodable,
+    find_decodable,
 )
 from embedding_learning.errors import DataError, UsageError
 
@@ -63,42 +62,42 @@ class Data:
                 batches.close()
 
 
-def read_split(options: Namespace) -> Split:
+def read_split(config: TrainConfig) -> Split:
     """What trains and what tests, nothing of it decoded.
 
     Raises UsageError or DataError if flags and data do not fit.
     """
-    split = datasets.load(
-        options.data_path, options.cache_dir, options.train_classes, options.dataset, options.bbox
-    )
-    split = fit_to_training(split, options)
+    data = config.data
+    split = datasets.load(data.path, data.cache_dir, data.train_classes, data.dataset, data.bbox)
+    split = fit_to_training(split, config)
     log_split(split)
     return split
 
 
-def fit_to_training(split: Split, options: Namespace) -> Split:
+def fit_to_training(split: Split, config: TrainConfig) -> Split:
     """Holds classes out and leaves small ones out as the flags say.
 
     Raises UsageError or DataError if what is left cannot train.
     """
+    data = config.data
     if not len(split.train):
         raise DataError(
-            f"{options.data_path}: none of its images train; two classes at least have to train "
+            f"{data.path}: none of its images train; two classes at least have to train "
             "and one to test: list images as train, add classes, or name other data with "
             "--data-path"
         )
-    split = datasets.hold_out(split, options.held_out)
-    train, _ = fit_to_batches(split.train, options)
+    split = datasets.hold_out_validation_classes(split, data.held_out)
+    train, _ = fit_to_batches(split.train, config)
     classes = len(train.class_names)
-    if options.classes not in (None, classes):
+    if data.classes not in (None, classes):
         raise UsageError(
-            f"--classes {options.classes}: the data has {classes} classes to train; give that "
+            f"--classes {data.classes}: the data has {classes} classes to train; give that "
             "number, or leave the flag out"
         )
     return replace(split, train=train)
 
 
-def open_data(split: Split, options: Namespace, rank: int = 0, together: int = 1) -> Data:
+def open_data(split: Split, config: TrainConfig, rank: int = 0, together: int = 1) -> Data:
     """The batches; decodes what is not stored yet.
 
     Of each training batch it is process number `rank`'s part; of the images to be searched too, if
@@ -107,7 +106,7 @@ def open_data(split: Split, options: Namespace, rank: int = 0, together: int = 1
     Raises DataError if a file is missing or cannot be decoded.
     """
     parts = split.parts
-    pixels, good = _decoded(_joined(parts), options)
+    pixels, good = _decoded(_joined(parts), config.data)
     starts = np.cumsum([0, *map(len, parts)])
     rows = [np.flatnonzero(good[start:end]) for start, end in zip(starts, starts[1:])]
     if not good.all():
@@ -119,28 +118,29 @@ def open_data(split: Split, options: Namespace, rank: int = 0, together: int = 1
                     "unpack the images again, or name another folder with --data-path"
                 )
         parts = [images.take(some) for images, some in zip(parts, rows)]
-        parts[0], kept = fit_to_batches(parts[0], options)
+        parts[0], kept = fit_to_batches(parts[0], config)
         rows[0] = rows[0][kept]
     fewest = min(len(searched) for searched in parts[1:])
-    if fewest < options.processes:
+    batch, data, processes = config.batch, config.data, config.devices.processes
+    if fewest < processes:
         raise UsageError(
-            f"--workers {options.processes}: only {fewest} images are searched for or in, of which "
+            f"--workers {processes}: only {fewest} images are searched for or in, of which "
             "each worker embeds its part; launch fewer"
         )
     sources = [_Rows(pixels, some + start) for some, start in zip(rows, starts)]
 
-    shape = (options.total_batch_size, options.crop_size, options.workers)
+    shape = (batch.total, data.crop_size, data.workers)
     share = (rank, together) if together > 1 else (0, 1)
     searched = [
         SequentialBatches(source, images.labels, *shape, share)
         for source, images in zip(sources[1:], parts[1:])
     ]
-    beta_terms = _beta_terms(parts[0], options.beta_per)
+    beta_terms = _beta_terms(parts[0], config.method.beta_per)
     return Data(
         BalancedBatches(
-            *(sources[0], parts[0].labels, options.batch_k, options.seed, *shape),
-            (rank, options.processes),
-            beta_terms if options.beta_per == "image" else None,
+            *(sources[0], parts[0].labels, batch.batch_k, config.run.seed, *shape),
+            (rank, processes),
+            beta_terms if config.method.beta_per == "image" else None,
         ),
         searched[0],
         searched[1] if split.gallery else None,
@@ -151,26 +151,26 @@ def open_data(split: Split, options: Namespace, rank: int = 0, together: int = 1
     )
 
 
-def fit_to_batches(images: ImageSet, options: Namespace) -> tuple[ImageSet, np.ndarray]:
+def fit_to_batches(images: ImageSet, config: TrainConfig) -> tuple[ImageSet, np.ndarray]:
     """The training images that balanced batches can be drawn from, and their rows in `images`.
 
     Classes of fewer than batch_k images are what --small-classes says. Raises UsageError or
     DataError if the rest cannot fill a batch.
     """
-    rows_by_class = images.rows_by_class()
-    least = 1 if options.small_classes == "repeat" else options.batch_k
+    rows_by_class = images.group_rows_by_class()
+    batch, devices = config.batch, config.devices.count
+    least = 1 if config.data.small_classes == "repeat" else batch.batch_k
     kept = [label for label, rows in enumerate(rows_by_class) if len(rows) >= least]
-    if options.small_classes == "error" and len(kept) < len(rows_by_class):
-        raise DataError(_small_classes(images, rows_by_class, options.batch_k))
-    in_batch = options.total_batch_size // options.batch_k
-    devices = device_count(options)
+    if config.data.small_classes == "error" and len(kept) < len(rows_by_class):
+        raise DataError(_small_classes(images, rows_by_class, batch.batch_k))
+    in_batch = batch.total // batch.batch_k
     if len(kept) < 2 * devices:
-        raise UsageError(_too_few_classes(len(kept), len(rows_by_class), options))
+        raise UsageError(_too_few_classes(len(kept), len(rows_by_class), config))
     if in_batch > len(kept):
-        most = len(kept) // devices * options.batch_k
+        most = len(kept) // devices * batch.batch_k
         raise UsageError(
-            f"--batch-size, --total-batch-size: a batch of {options.total_batch_size} with "
-            f"--batch-k {options.batch_k} holds {in_batch} classes, but only {len(kept)} train; "
+            f"--batch-size, --total-batch-size: a batch of {batch.total} with "
+            f"--batch-k {batch.batch_k} holds {in_batch} classes, but only {len(kept)} train; "
             f"--batch-size {most} is the most for each device, which is --total-batch-size "
             f"{most * devices}"
         )
@@ -194,20 +194,20 @@ def _small_classes(images: ImageSet, rows_by_class: list[np.ndarray], batch_k: i
     )
 
 
-def _too_few_classes(kept: int, classes: int, options: Namespace) -> str:
+def _too_few_classes(kept: int, classes: int, config: TrainConfig) -> str:
     """Says that too few classes train, `kept` of so many, and names the ways out."""
-    devices = device_count(options)
+    devices = config.devices.count
     ways = ["let more train, by --train-classes or in the list or folder of what trains"]
-    if options.held_out:
+    if config.data.held_out:
         ways.append("leave --held-out out")
     if kept < classes:
         ways.append("lower --batch-k, which leaves fewer classes out as too small")
     if devices > 1:
-        workers = " or launch fewer workers" if options.processes > 1 else ""
+        workers = " or launch fewer workers" if config.devices.processes > 1 else ""
         ways.append(f"use fewer devices{workers}")
     trains = "1 class trains" if kept == 1 else f"{kept} classes train"
     return (
-        f"{options.data_path}: {trains}, but {2 * devices} have to, two for each "
+        f"{config.data.path}: {trains}, but {2 * devices} have to, two for each "
         f"device, since negatives are of other classes: {', or '.join(ways)}"
     )
 
@@ -224,20 +224,20 @@ def _beta_terms(images: ImageSet, beta_per: str) -> np.ndarray:
     return np.stack([0 * rows, 1 + images.labels, 1 + len(classes) + rows], axis=1)
 
 
-def _decoded(images: ImageSet, options: Namespace) -> tuple[Pixels, np.ndarray]:
+def _decoded(images: ImageSet, data: DataConfig) -> tuple[Pixels, np.ndarray]:
     """The images' pixels, from the store unless that is off, and which can be decoded, (n,)."""
-    size, workers, skip_bad = options.image_size, options.workers, options.skip_bad_images
-    preprocessing = Preprocessing.of(vars(options))
-    if options.cache != "none":
-        folder = Path(options.cache_dir) / "pixels"
-        store = open_store(images, size, folder, workers, skip_bad, preprocessing)
+    size, workers, skip_bad = data.image_size, data.workers, data.skip_bad_images
+    preprocessing = Preprocessing(data.exif_orientation, data.resize)
+    if data.cache != "none":
+        folder = Path(data.cache_dir) / "pixels"
+        store = open_pixel_cache(images, size, folder, workers, skip_bad, preprocessing)
         if store is not None:
             return store
-    images.file_stats(missing_ok=skip_bad)  # names a file that is missing
+    images.read_file_stats(missing_ok=skip_bad)  # names a file that is missing
     good = np.ones(len(images), bool)
     if skip_bad:
-        good = decodable(images, size, workers, preprocessing)
-    return Decoder(images, size, preprocessing), good
+        good = find_decodable(images, size, workers, preprocessing)
+    return PixelsFromFiles(images, size, preprocessing), good
 
 
 def _joined(parts: list[ImageSet]) -> ImageSet:

@@ -28,11 +28,11 @@ from embedding_learning.data.image_formats import (
     JPEG,
     PNG,
     PNM,
-    READ,
+    READABLE,
     TIFF,
     WEBP,
-    describe,
-    identify,
+    describe_unreadable,
+    identify_format,
 )
 from embedding_learning.errors import DataError
 from embedding_learning.runtime import library_messages
@@ -57,7 +57,7 @@ _PNG_SIGNATURE_BYTES = 8
 _ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 # OpenCV does not notice damage in these formats, but Pillow does; in JPEG neither of them notices
 # most of it, but libjpeg prints it.
-_CHECKED_BY_PILLOW = {TIFF, WEBP} if library_messages.CAN_BE_COLLECTED else {TIFF, WEBP, JPEG}
+_CHECKED_BY_PILLOW = {TIFF, WEBP} if library_messages.CAN_COLLECT else {TIFF, WEBP, JPEG}
 # A few bytes left over before the marker that ends a picture (0xd9) are padding that cameras and
 # editors write, and nothing is lost. Damage that ends the decoding early leaves more.
 _DAMAGE = re.compile(
@@ -73,7 +73,7 @@ _PNM_MAXIMA = (255, 65535)
 _NOT_WHOLE = "is not a whole image that can be decoded; replace the file"
 
 
-def decode(path: str, content: bytes, flags: int) -> np.ndarray:
+def decode_image(path: str, content: bytes, flags: int) -> np.ndarray:
     """The pixels as OpenCV decodes them, of a file that is known to be sound as far as can be told.
 
     Parameters
@@ -94,9 +94,9 @@ def decode(path: str, content: bytes, flags: int) -> np.ndarray:
     DataError
         If the format is not read, the file is cut off or damaged, or the image is too large.
     """
-    name = identify(content)
-    if name not in READ:
-        raise DataError(f"{path}: {describe(content)}")
+    name = identify_format(content)
+    if name not in READABLE:
+        raise DataError(f"{path}: {describe_unreadable(content)}")
     if name == PNG:
         content = _still_png(path, content)
     elif name == PNM:
@@ -115,7 +115,7 @@ def decode(path: str, content: bytes, flags: int) -> np.ndarray:
 
 def _heard(path: str, name: str, content: bytes, flags: int, is_jpeg_in_tiff: bool) -> np.ndarray:
     """What OpenCV decodes. Raises DataError if it cannot, or a library finds the file damaged."""
-    with library_messages.collect() as printed:
+    with library_messages.collect_messages() as printed:
         try:
             with _tiff_messages() if is_jpeg_in_tiff else nullcontext():
                 image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)

@@ -1,8 +1,8 @@
 """What kind of file this is, by its first bytes: its name may say anything.
 
-Only the formats of READ are decoded. OpenCV takes more of them, but one of its decoders ends the
+Only the formats of READABLE are decoded. OpenCV decodes more, but one of its decoders ends the
 process at a damaged file (JPEG 2000), and others give pixels that are not 8 bits of red, green and
-blue (PFM, Radiance HDR, OpenEXR, PAM). Whatever is not read is refused by its own name.
+blue (PFM, Radiance HDR, OpenEXR, PAM). A file of another format is refused with its format's name.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 JPEG, PNG, BMP, TIFF, WEBP, PNM = "JPEG", "PNG", "BMP", "TIFF", "WebP", "PNM"
-READ = (JPEG, PNG, BMP, TIFF, WEBP, PNM)
+READABLE = (JPEG, PNG, BMP, TIFF, WEBP, PNM)
 
 # The longest beginning that a pattern looks at, in bytes.
 _BEGINNING = 1024
@@ -92,23 +92,23 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _TEXT = re.compile("[\t\n\f\r -~\x85\xa0-\U0010ffff]+")
 
 
-def identify(content: bytes) -> str | None:
-    """The name of the format, one of READ or another; None where no pattern fits."""
+def identify_format(content: bytes) -> str | None:
+    """The name of the format, one of READABLE or another; None where no pattern fits."""
     beginning = content[:_BEGINNING]
     if beginning.startswith(_BYTE_ORDER_MARK):
         beginning = beginning[len(_BYTE_ORDER_MARK) :]
     return next((name for name, pattern in _FORMATS if pattern.match(beginning)), None)
 
 
-def describe(content: bytes) -> str:
+def describe_unreadable(content: bytes) -> str:
     """What a file is that is not read, and the way out, to stand behind its path."""
     if not content:
         return f"is empty; {_FETCH}"
     if content.startswith(b"version https://git-lfs"):
         return "is a pointer of Git LFS, not the image; fetch that with: git lfs pull"
-    name = identify(content) or _kind_of_text(content[:_BEGINNING])
+    name = identify_format(content) or _kind_of_text(content[:_BEGINNING])
     if name is None:
-        return f"is not an image of a known format ({', '.join(READ)}); {_FETCH}"
+        return f"is not an image of a known format ({', '.join(READABLE)}); {_FETCH}"
     article = "an" if name[0] in "AEIOaeio" or name in _SPELLED_WITH_A_VOWEL else "a"
     return f"is {article} {name} file; {_CONVERT if name in _PICTURE_NAMES else _FETCH}"
 

@@ -38,13 +38,13 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def rows_by_class(self) -> list[np.ndarray]:
+    def group_rows_by_class(self) -> list[np.ndarray]:
         """The rows of each class, in order."""
         order = np.argsort(self.labels, kind="stable")
         ends = np.cumsum(np.bincount(self.labels, minlength=len(self.class_names)))
         return np.split(order, ends[:-1])
 
-    def of_classes(self, first: int, last: int) -> ImageSet:
+    def select_classes(self, first: int, last: int) -> ImageSet:
         """The images of classes first to last - 1, these renumbered from 0."""
         some = self.take(np.flatnonzero((self.labels >= first) & (self.labels < last)))
         names = self.class_names[first:last]
@@ -59,7 +59,7 @@ class ImageSet:
             boxes=None if self.boxes is None else self.boxes[rows],
         )
 
-    def file_stats(self, missing_ok: bool = False) -> np.ndarray:
+    def read_file_stats(self, missing_ok: bool = False) -> np.ndarray:
         """Size in bytes and time of change in nanoseconds of each file; int64, (n, 2).
 
         A file that is not there has -1 for both if that is allowed; else DataError names the first.
@@ -106,9 +106,9 @@ class Split:
         The queries; searched among each other unless there is a gallery.
     gallery : ImageSet, optional
         Its labels count as test's do: the same number is the same class.
-    is_held_out : bool
+    is_tested_on_validation_classes : bool
         Whether `test` is held-out training classes in place of the data set's own.
-    tests_every_class : bool
+    is_tested_on_all_classes : bool
         Whether `test` is all images of the data set.
     recall_at : tuple of int
         The ranks K of the Recall@K that papers report for the data set.
@@ -118,8 +118,8 @@ class Split:
     train: ImageSet
     test: ImageSet
     gallery: ImageSet | None = None
-    is_held_out: bool = False
-    tests_every_class: bool = False
+    is_tested_on_validation_classes: bool = False
+    is_tested_on_all_classes: bool = False
     recall_at: tuple[int, ...] = COMMON_RECALL_RANKS
 
     @property
@@ -131,6 +131,10 @@ class Split:
     def title(self) -> str:
         """The data set, and what is seen of each image; results are comparable under one title."""
         title = f"{self.name}, {'whole images' if self.test.boxes is None else 'cropped to boxes'}"
-        if self.tests_every_class:
+        if self.is_tested_on_all_classes:
             return f"{title}, tested on all classes"
-        return f"{title}, tested on held-out training classes" if self.is_held_out else title
+        return (
+            f"{title}, tested on held-out training classes"
+            if self.is_tested_on_validation_classes
+            else title
+        )

@@ -24,7 +24,11 @@ from pathlib import Path
 import numpy as np
 
 from embedding_learning.data.datasets import ImageSet
-from embedding_learning.data.preprocessing import ORIGINAL, Decoder, Preprocessing
+from embedding_learning.data.preprocessing import (
+    ORIGINAL_PREPROCESSING,
+    PixelsFromFiles,
+    Preprocessing,
+)
 from embedding_learning.errors import DataError
 from embedding_learning.runtime.progress import progress_bar
 
@@ -39,13 +43,13 @@ _RECORD = np.dtype([("file_bytes", "<i8"), ("modified", "<i8"), ("state", "<i8")
 _IMAGES_PER_SYNC = 512
 
 
-def open_store(
+def open_pixel_cache(
     images: ImageSet,
     size: int,
     folder: Path,
     workers: int,
     skip_bad: bool = False,
-    preprocessing: Preprocessing = ORIGINAL,
+    preprocessing: Preprocessing = ORIGINAL_PREPROCESSING,
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """The decoded images, from the store in `folder`; what it lacks is decoded first.
 
@@ -81,7 +85,7 @@ def open_store(
         with _locked(home / "lock"):
             if not _is_sound(home, header, shape):
                 _create(home, header, shape)
-            decoder = Decoder(images, size, preprocessing)
+            decoder = PixelsFromFiles(images, size, preprocessing)
             good = _fill(home, images, decoder, workers, skip_bad)
     except OSError as error:
         logging.warning(
@@ -103,7 +107,7 @@ def _header(images: ImageSet, size: int, preprocessing: Preprocessing) -> bytes:
     if images.boxes is not None:
         names.update(np.ascontiguousarray(images.boxes, "<i4").tobytes())
     # Stores of the default keep the names they had before there was a choice.
-    if preprocessing != ORIGINAL:
+    if preprocessing != ORIGINAL_PREPROCESSING:
         names.update(repr(tuple(preprocessing)).encode())
     text = f"{_VERSION} {len(images)} {size} {names.hexdigest()}\n".encode()
     return (_MAGIC + text).ljust(_HEADER_BYTES, b"\0")
@@ -177,11 +181,11 @@ def _create(home: Path, header: bytes, shape: tuple[int, ...]) -> None:
 
 
 def _fill(
-    home: Path, images: ImageSet, decoder: Decoder, workers: int, skip_bad: bool
+    home: Path, images: ImageSet, decoder: PixelsFromFiles, workers: int, skip_bad: bool
 ) -> np.ndarray:
     """Decodes what the store lacks or holds of an older file; which images are good, (n,)."""
     index = np.memmap(home / "index", _RECORD, "r+", offset=_HEADER_BYTES, shape=(len(images),))
-    stats = images.file_stats(missing_ok=skip_bad)
+    stats = images.read_file_stats(missing_ok=skip_bad)
     fresh = (index["file_bytes"] == stats[:, 0]) & (index["modified"] == stats[:, 1])
     # Decoding a known bad file again is what names its fault, unless it is to be skipped.
     known = (_STORED, _BAD) if skip_bad else (_STORED,)

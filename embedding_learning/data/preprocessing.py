@@ -14,8 +14,8 @@ import numpy as np
 from PIL.WebPImagePlugin import WebPImageFile
 
 from embedding_learning.data.datasets import ImageSet
-from embedding_learning.data.datasets.text_files import check_plain
-from embedding_learning.data.decoding import decode
+from embedding_learning.data.datasets.text_files import check_regular_file
+from embedding_learning.data.decoding import decode_image
 from embedding_learning.errors import DataError
 from embedding_learning.runtime.progress import progress_bar
 
@@ -55,16 +55,16 @@ class Preprocessing(NamedTuple):
     resize: str = "linear"
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Preprocessing:
+    def from_settings(cls, settings: Mapping[str, Any]) -> Preprocessing:
         """The preprocessing that a model's description or a run's flags name."""
         return cls(settings["exif_orientation"], settings["resize"])
 
 
-ORIGINAL = Preprocessing()
+ORIGINAL_PREPROCESSING = Preprocessing()
 
 
 class Pixels(Protocol):
-    """Images by their row, all of one size: an array in memory or on disk, or a Decoder."""
+    """Images by their row, all of one size: an array in memory or on disk, or a PixelsFromFiles."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,7 +74,7 @@ class Pixels(Protocol):
         """uint8 (size, size, 3), RGB."""
 
 
-class Decoder:
+class PixelsFromFiles:
     """Decodes an image each time it is asked for.
 
     Parameters
@@ -86,7 +86,7 @@ class Decoder:
     """
 
     def __init__(
-        self, images: ImageSet, size: int, preprocessing: Preprocessing = ORIGINAL
+        self, images: ImageSet, size: int, preprocessing: Preprocessing = ORIGINAL_PREPROCESSING
     ) -> None:
         self._images = images
         self._preprocessing = preprocessing
@@ -95,11 +95,14 @@ class Decoder:
     def __getitem__(self, row: int) -> np.ndarray:
         boxes = self._images.boxes
         box = None if boxes is None else boxes[row]
-        return read_image(self._images.paths[row], box, self.shape[1], self._preprocessing)
+        return read_square(self._images.paths[row], box, self.shape[1], self._preprocessing)
 
 
-def read_image(
-    path: str, box: np.ndarray | None, size: int, preprocessing: Preprocessing = ORIGINAL
+def read_square(
+    path: str,
+    box: np.ndarray | None,
+    size: int,
+    preprocessing: Preprocessing = ORIGINAL_PREPROCESSING,
 ) -> np.ndarray:
     """Decodes a file, crops it to its box and resizes that to a square.
 
@@ -125,7 +128,7 @@ def read_image(
         If the file cannot be read, is no whole image, is damaged, too large or of a format that is
         not read, or the box lies outside of it.
     """
-    image = read_whole(path, preprocessing.exif_orientation)
+    image = read_full_image(path, preprocessing.exif_orientation)
     if box is not None:
         x, y, width, height = (int(value) for value in box)
         whole = image.shape
@@ -135,22 +138,22 @@ def read_image(
                 f"{path}: the box {x, y, width, height} lies outside of the image, "
                 f"{whole[1]}x{whole[0]} pixels"
             )
-    return cv2.cvtColor(resize_square(image, size, preprocessing.resize), cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(resize_to_square(image, size, preprocessing.resize), cv2.COLOR_BGR2RGB)
 
 
-def read_whole(path: str, exif_orientation: bool) -> np.ndarray:
+def read_full_image(path: str, exif_orientation: bool) -> np.ndarray:
     """Decodes a file; uint8 (height, width, 3), BGR. Raises DataError if that fails."""
     try:
-        check_plain(path)
+        check_regular_file(path)
         with open(path, "rb") as file:
             encoded = file.read()
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from None
-    image = decode(path, encoded, _DECODE_UPRIGHT if exif_orientation else _DECODE)
+    image = decode_image(path, encoded, _DECODE_UPRIGHT if exif_orientation else _DECODE)
     return _turn_webp(image, encoded) if exif_orientation else image
 
 
-def resize_square(image: np.ndarray, size: int, how: str) -> np.ndarray:
+def resize_to_square(image: np.ndarray, size: int, how: str) -> np.ndarray:
     """A square of an image (height, width, 3); `how` is what `Preprocessing.resize` says."""
     if how == "area":
         height, width = image.shape[:2]
@@ -173,7 +176,7 @@ def _turn_webp(image: np.ndarray, encoded: bytes) -> np.ndarray:
     return _TURNS[orientation](image) if orientation in _TURNS else image
 
 
-def crop(image: np.ndarray, top: int, left: int, flip: bool, out: np.ndarray) -> None:
+def write_crop(image: np.ndarray, top: int, left: int, flip: bool, out: np.ndarray) -> None:
     """Writes a square of an image (height, width, 3) into `out` (3, size, size), both uint8.
 
     `top` and `left` are pixels; with `flip` the square is mirrored left to right.
@@ -185,22 +188,22 @@ def crop(image: np.ndarray, top: int, left: int, flip: bool, out: np.ndarray) ->
     cv2.split(square, list(out))
 
 
-def decodable(
-    images: ImageSet, size: int, workers: int, preprocessing: Preprocessing = ORIGINAL
+def find_decodable(
+    images: ImageSet, size: int, workers: int, preprocessing: Preprocessing = ORIGINAL_PREPROCESSING
 ) -> np.ndarray:
     """Decodes every image; which of them can be, bool (n,). Names the others in warnings."""
     good = np.ones(len(images), bool)
-    for row, fault in find_faults(images, size, workers, preprocessing).items():
+    for row, fault in find_decoding_errors(images, size, workers, preprocessing).items():
         logging.warning("Skipped: %s", fault)
         good[row] = False
     return good
 
 
-def find_faults(
-    images: ImageSet, size: int, workers: int, preprocessing: Preprocessing = ORIGINAL
+def find_decoding_errors(
+    images: ImageSet, size: int, workers: int, preprocessing: Preprocessing = ORIGINAL_PREPROCESSING
 ) -> dict[int, str]:
     """Decodes every image; the rows of those that fail, and why."""
-    decoder = Decoder(images, size, preprocessing)
+    decoder = PixelsFromFiles(images, size, preprocessing)
 
     def fault(row: int) -> str | None:
         try:

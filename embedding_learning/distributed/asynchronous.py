@@ -16,22 +16,22 @@ import numpy as np
 from mxnet import optimizer as optimizers
 from mxnet.kvstore import KVStoreBase
 
-from embedding_learning.distributed.heartbeat import Member
+from embedding_learning.distributed.heartbeat import HeartbeatClient
 from embedding_learning.distributed.synchronous import (
     KEYS_OF_TRAINER,
     GradientSum,
-    ParameterServerJob,
+    SynchronousGroup,
 )
 
 # MXNet's number for a command that is none of its own.
 _COMMAND = 0
 
 
-class AsynchronousJob(ParameterServerJob):
+class AsynchronousGroup(SynchronousGroup):
     """One of several workers, each of which updates the weights by itself: their `size` is 1."""
 
-    def __init__(self, kind: str, member: Member) -> None:
-        super().__init__(kind, member)
+    def __init__(self, kind: str, client: HeartbeatClient) -> None:
+        super().__init__(kind, client)
         self.size = 1
         if self.rank == 0:
             logging.warning(
@@ -41,19 +41,19 @@ class AsynchronousJob(ParameterServerJob):
                 kind,
             )
 
-    def kvstore(self, name: str, trainer: int) -> KVStoreBase:
+    def create_kvstore(self, name: str, trainer: int) -> KVStoreBase:
         return _ServerUpdates(self._store, trainer, self._servers)
 
-    def total(self, array: np.ndarray) -> np.ndarray:
+    def sum(self, array: np.ndarray) -> np.ndarray:
         return array
 
-    def queue_total(self, arrays: list[mx.nd.NDArray]) -> list[mx.nd.NDArray]:
+    def queue_sum(self, arrays: list[mx.nd.NDArray]) -> list[mx.nd.NDArray]:
         return arrays
 
     def check_equal(self, what: str, content: Any) -> None:
         """Nothing: the servers hold the only weights."""
 
-    def tell_rates(self, rates: list[float]) -> None:
+    def send_learning_rates(self, rates: list[float]) -> None:
         for trainer, rate in enumerate(rates):
             _send(self._store, trainer=trainer, rate=rate)
 
@@ -102,14 +102,14 @@ def _by_number(factors: dict[str, Any]) -> dict[int, float]:
     return {int(number): float(factor) for number, factor in factors.items()}
 
 
-class Updates:
+class ServerOptimizers:
     """On one of `servers`: the optimizers of all trainers, and the weights' updates by them."""
 
     def __init__(self, servers: int) -> None:
         self._servers = servers
         self._updaters: dict[int, mx.optimizer.Updater] = {}
 
-    def follow(self, command: dict[str, Any]) -> None:
+    def apply_command(self, command: dict[str, Any]) -> None:
         """A command of the first worker's. Raises Python's own errors if it is none."""
         trainer = int(command["trainer"])
         if "rate" in command:

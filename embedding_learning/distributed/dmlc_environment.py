@@ -38,7 +38,7 @@ class Environment(NamedTuple):
     servers: int
 
     @property
-    def roll_port(self) -> int:
+    def heartbeat_port(self) -> int:
         """Where the scheduler keeps the roll."""
         return self.port + _ROLL_PORT_ABOVE
 
@@ -69,14 +69,14 @@ def read_environment() -> Environment | None:
     return Environment(role, host, port, workers, servers)
 
 
-def is_helper() -> bool:
+def is_non_worker() -> bool:
     """Whether this process serves a job and does not train."""
     environment = read_environment()
     return environment is not None and environment.role != "worker"
 
 
 @contextmanager
-def hidden_role() -> Iterator[None]:
+def hide_role() -> Iterator[None]:
     """Within, MXNet can be imported by a helper; it would serve at once, and never come back."""
     role = os.environ.pop("DMLC_ROLE")
     try:
@@ -86,7 +86,7 @@ def hidden_role() -> Iterator[None]:
 
 
 @contextmanager
-def place(environment: Environment) -> Iterator[None]:
+def set_environment(environment: Environment) -> Iterator[None]:
     """Within, the variables say that this process has that place in a job."""
     former = {name: value for name, value in os.environ.items() if name.startswith("DMLC_")}
     os.environ.update(environment.variables())
@@ -98,7 +98,7 @@ def place(environment: Environment) -> Iterator[None]:
         os.environ.update(former)
 
 
-def key_on_lightest(first: int, index: int, elements: int, loads: list[int]) -> int:
+def least_loaded_key(first: int, index: int, elements: int, loads: list[int]) -> int:
     """A key by which MXNet places array number `index` on the server that has least.
 
     MXNet sends an array smaller than BIG_ARRAY to server number key * 9973 % servers. With the

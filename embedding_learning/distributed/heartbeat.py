@@ -1,8 +1,9 @@
 """Whether all processes of a job are still there.
 
-MXNet's parameter server waits for ever for a worker or server that has died. So each process of a
-job keeps a connection to the scheduler, which tells all others when one is lost: when its
-connection breaks, or nothing has been heard for `_SILENCE` seconds. Messages are lines of JSON.
+MXNet's parameter server waits for ever for a worker or server that has died. So each
+worker and server keeps a connection to the scheduler. The scheduler informs all others when one is
+lost: its connection breaks, or it sends nothing for HEARTBEAT_TIMEOUT seconds. Each message is one
+line of JSON.
 """
 
 from __future__ import annotations
@@ -21,33 +22,34 @@ from typing import Any
 from embedding_learning.distributed import dmlc_environment
 from embedding_learning.errors import UsageError
 
-# All in seconds. A process that is frozen or cut off is lost after _SILENCE; a dead one at once.
-_BEAT = 5
-_SILENCE = 20
+# All times are in seconds. A process that is frozen or cut off is lost after HEARTBEAT_TIMEOUT, a
+# dead one at once.
+HEARTBEAT_INTERVAL = 5
+HEARTBEAT_TIMEOUT = 20
 # For all processes to come; those of a batch system may start one after the other.
-_GATHERING = 120
+JOIN_TIMEOUT = 120
 # Before the others are told that a worker has ended with a fault: they may have the same one.
-_GRACE = 3
+ABORT_DELAY = 3
 # For the processes of a job that cannot begin to hear of it.
-_LATE = 10
+LATE_JOIN_DELAY = 10
 # Longer than any message, so that a stranger cannot fill the memory.
 _LONGEST_LINE = 4096
-LOST = 3
+LOST_STATUS = 3
 
 
-class Member:
+class HeartbeatClient:
     """This process's place on the roll.
 
     Attributes
     ----------
-    stop : int, optional
+    stop_signal : int, optional
         The signal by which the launcher was asked to end the job.
     servers : int
         How many the job has.
     """
 
     def __init__(self, program: str, environment: dmlc_environment.Environment) -> None:
-        self.stop: int | None = None
+        self.stop_signal: int | None = None
         self.servers = environment.servers
         self._program = program
         self._name = environment.role
@@ -58,12 +60,12 @@ class Member:
         for loop in (self._beat, self._listen):
             threading.Thread(target=loop, daemon=True).start()
 
-    def tell_rank(self, rank: int) -> None:
+    def send_rank(self, rank: int) -> None:
         """The number that MXNet gave this worker."""
         self._name = f"worker {rank}"
         self._send(rank=rank)
 
-    def leave(self, status: int) -> None:
+    def report_exit(self, status: int) -> None:
         """Says that this process ends, and how; from then on nobody can be lost to it."""
         self._leaving = True
         with suppress(OSError):
@@ -76,29 +78,29 @@ class Member:
     def _beat(self) -> None:
         with suppress(OSError):
             while True:
-                time.sleep(_BEAT)
+                time.sleep(HEARTBEAT_INTERVAL)
                 self._send()
 
     def _listen(self) -> None:
         lost = "the scheduler was lost"
         for message in _messages(self._socket):
             if "stop" in message:
-                self.stop = int(message["stop"])
+                self.stop_signal = int(message["stop"])
             if "end" in message:
-                end(0)
+                exit_now(0)
             if "lost" in message:
                 lost = str(message["lost"])
                 break
         if self._leaving:
             return
-        tell(
-            f"{self._program}: {self._name}: stopped: {lost}; what the run had saved is whole, and "
-            "the job goes on from it with --resume auto"
+        print_error(
+            f"{self._program}: {self._name}: stopped: {lost}; all saved files are "
+            "complete, and --resume auto continues the run"
         )
-        end(LOST)
+        exit_now(LOST_STATUS)
 
 
-class Roll:
+class HeartbeatServer:
     """The scheduler's list of a job's processes; ends the scheduler with the job's exit status."""
 
     def __init__(self, program: str, environment: dmlc_environment.Environment) -> None:
@@ -112,17 +114,17 @@ class Roll:
         self._expected = environment.workers + environment.servers
         self._lost = ""
         self._stop: int | None = None
-        address = ("", environment.roll_port)
+        address = ("", environment.heartbeat_port)
         try:
             self._listener = socket.create_server(address, reuse_port=False, backlog=1024)
         except OSError as error:
             raise UsageError(
-                f"DMLC_PS_ROOT_PORT {environment.port}: port {environment.roll_port}, "
-                f"which the job needs too, cannot be had: {os.strerror(error.errno or 0)}"
+                f"DMLC_PS_ROOT_PORT {environment.port}: port {environment.heartbeat_port}, "
+                f"which is needed too, cannot be opened: {os.strerror(error.errno or 0)}"
             ) from error
         for loop in (self._accept, self._beat):
             threading.Thread(target=loop, daemon=True).start()
-        timer = threading.Timer(_GATHERING, self._check_all_came)
+        timer = threading.Timer(JOIN_TIMEOUT, self._check_all_came)
         timer.daemon = True
         timer.start()
 
@@ -135,8 +137,8 @@ class Roll:
     def _attend(self, connection: socket.socket) -> None:
         """Listens to one process until it leaves or is lost."""
         for message in _messages(connection):
-            if "give_up" in message:
-                self._end_job(str(message["give_up"]))
+            if "abort" in message:
+                self._end_job(str(message["abort"]))
             with self._lock:
                 if message.get("role") in dmlc_environment.ROLES:
                     self._present[connection] = message
@@ -167,27 +169,29 @@ class Roll:
             self._workers_left.append(status)
             if len(self._workers_left) == self._environment.workers:
                 self._tell_all(end=True)
-                end(max(self._workers_left))
+                exit_now(max(self._workers_left))
         # A server never leaves of itself; without it the workers would wait for ever.
         if status or not is_worker:
             text = f"{_name(member)} ended with status {status}"
-            threading.Timer(_GRACE, self._end_job, args=(text, status or LOST)).start()
+            threading.Timer(ABORT_DELAY, self._end_job, args=(text, status or LOST_STATUS)).start()
 
     def _check_all_came(self) -> None:
         if self._came < self._expected:
-            self._end_job(f"only {self._came} of {self._expected} processes came in {_GATHERING} s")
+            self._end_job(
+                f"only {self._came} of {self._expected} processes came in {JOIN_TIMEOUT} s"
+            )
 
-    def _end_job(self, reason: str, status: int = LOST) -> None:
+    def _end_job(self, reason: str, status: int = LOST_STATUS) -> None:
         with self._lock:
             if self._lost:
                 return
             self._lost = reason
             self._tell_all(lost=reason)
-            tell(f"{self._program}: scheduler: stopped: {reason}")
+            print_error(f"{self._program}: scheduler: stopped: {reason}")
         if self._came < self._expected:
             # Those that are on their way are told when they come.
-            time.sleep(_LATE)
-        end(status)
+            time.sleep(LATE_JOIN_DELAY)
+        exit_now(status)
 
     def _tell_all(self, **message: Any) -> None:
         line = json.dumps(message).encode() + b"\n"
@@ -198,38 +202,38 @@ class Roll:
 
     def _beat(self) -> None:
         while True:
-            time.sleep(_BEAT)
+            time.sleep(HEARTBEAT_INTERVAL)
             with self._lock:
                 self._tell_all()
 
 
 # This process's, once it has joined a job.
-_member: Member | Roll | None = None
+_client: HeartbeatClient | HeartbeatServer | None = None
 
 
-def join(program: str) -> Member | Roll | None:
+def join_group(program: str) -> HeartbeatClient | HeartbeatServer | None:
     """Puts this process on the roll of its job, if it is part of one.
 
     Raises UsageError if the scheduler cannot be reached.
     """
-    global _member
+    global _client
     environment = dmlc_environment.read_environment()
     if environment:
-        kind = Roll if environment.role == "scheduler" else Member
-        _member = kind(program, environment)
-    return _member
+        kind = HeartbeatServer if environment.role == "scheduler" else HeartbeatClient
+        _client = kind(program, environment)
+    return _client
 
 
-def leave(status: int) -> None:
+def exit_group(status: int) -> None:
     """Ends this process if it had joined a job, with the exit status; else does nothing."""
-    if isinstance(_member, Member):
-        _member.leave(status)
-    if _member:
+    if isinstance(_client, HeartbeatClient):
+        _client.report_exit(status)
+    if _client:
         # MXNet's own way to leave waits for all others, who may be gone.
-        end(status)
+        exit_now(status)
 
 
-def ask_to_stop(environment: dmlc_environment.Environment, number: int) -> bool:
+def request_stop(environment: dmlc_environment.Environment, number: int) -> bool:
     """Asks all workers of a job to save their state and end, as if each had got the signal.
 
     Returns whether the scheduler was reached.
@@ -237,22 +241,22 @@ def ask_to_stop(environment: dmlc_environment.Environment, number: int) -> bool:
     return _send_once(environment, stop=number)
 
 
-def give_up(environment: dmlc_environment.Environment, reason: str) -> bool:
+def abort_group(environment: dmlc_environment.Environment, reason: str) -> bool:
     """Ends a job that cannot begin. Returns whether the scheduler was reached."""
-    return _send_once(environment, give_up=reason)
+    return _send_once(environment, abort=reason)
 
 
 def _send_once(environment: dmlc_environment.Environment, **message: Any) -> bool:
-    address = (environment.host, environment.roll_port)
+    address = (environment.host, environment.heartbeat_port)
     try:
-        with socket.create_connection(address, _BEAT) as connection:
+        with socket.create_connection(address, HEARTBEAT_INTERVAL) as connection:
             connection.sendall(json.dumps(message).encode() + b"\n")
     except OSError:
         return False
     return True
 
 
-def end(status: int) -> None:
+def exit_now(status: int) -> None:
     """Ends the process from any thread, with nothing torn down."""
     with suppress(OSError, ValueError):
         sys.stdout.flush()
@@ -262,22 +266,24 @@ def end(status: int) -> None:
 
 def _connect(environment: dmlc_environment.Environment) -> socket.socket:
     """Tries until the scheduler is there."""
-    deadline = time.monotonic() + _GATHERING
+    deadline = time.monotonic() + JOIN_TIMEOUT
     while True:
         try:
-            return socket.create_connection((environment.host, environment.roll_port), _SILENCE)
+            return socket.create_connection(
+                (environment.host, environment.heartbeat_port), HEARTBEAT_TIMEOUT
+            )
         except OSError as error:
             if time.monotonic() > deadline:
                 raise UsageError(
                     f"DMLC_PS_ROOT_URI {environment.host}: the scheduler cannot be reached at port "
-                    f"{environment.roll_port}: {error.strerror or error}"
+                    f"{environment.heartbeat_port}: {error.strerror or error}"
                 ) from error
             time.sleep(0.2)
 
 
 def _messages(connection: socket.socket) -> Iterator[dict[str, Any]]:
     """What arrives, until the other end is gone, silent or talks nonsense."""
-    connection.settimeout(_SILENCE)
+    connection.settimeout(HEARTBEAT_TIMEOUT)
     with suppress(OSError, ValueError, RecursionError), connection.makefile("rb") as lines:
         while line := lines.readline(_LONGEST_LINE):
             message = json.loads(line)
@@ -286,7 +292,7 @@ def _messages(connection: socket.socket) -> Iterator[dict[str, Any]]:
             yield message
 
 
-def tell(text: str) -> None:
+def print_error(text: str) -> None:
     """A line on the error output, if anyone still reads it."""
     # Whoever read the error output may be gone; the process must end all the same.
     with suppress(OSError, ValueError):

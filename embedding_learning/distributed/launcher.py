@@ -94,7 +94,7 @@ def find_address() -> str:
         ) from None
 
 
-def place_scheduler(
+def create_scheduler_environment(
     workers: int, servers: int, address: str | None
 ) -> dmlc_environment.Environment:
     """Returns where the scheduler of a new job listens; raises UsageError without a free port."""
@@ -103,7 +103,7 @@ def place_scheduler(
             "scheduler", address or _LOCALHOST, port, workers, servers
         )
         with suppress(OSError):
-            for each in (place.port, place.roll_port):
+            for each in (place.port, place.heartbeat_port):
                 socket.create_server(("", each)).close()
             return place
     raise UsageError(
@@ -111,7 +111,7 @@ def place_scheduler(
     )
 
 
-def plan(
+def plan_processes(
     command: list[str], scheduler: dmlc_environment.Environment, hosts: list[Host]
 ) -> list[Process]:
     """Returns the processes of a job: first the scheduler, then the servers, then the workers.
@@ -143,7 +143,7 @@ def plan(
     return processes
 
 
-def run(processes: list[Process], scheduler: dmlc_environment.Environment) -> int:
+def run_processes(processes: list[Process], scheduler: dmlc_environment.Environment) -> int:
     """Starts the processes and waits for the end of the job; none of them is left behind.
 
     Ctrl-C and SIGTERM (and SIGHUP, when the terminal is closed) are passed to the job, which saves
@@ -206,10 +206,11 @@ def _wait(
         if states[0] is not None:
             latest = min(latest, time.monotonic() + _PARTING)
         elif signals and not is_asked:
-            is_asked = heartbeat.ask_to_stop(scheduler, signals[0])
+            is_asked = heartbeat.request_stop(scheduler, signals[0])
         elif _NO_CONNECTION in states and not is_given_up:
             host = processes[states.index(_NO_CONNECTION)].host
-            is_given_up = heartbeat.give_up(scheduler, f"ssh does not get to {host}, or lost it")
+            reason = f"ssh does not get to {host}, or lost it"
+            is_given_up = heartbeat.abort_group(scheduler, reason)
         time.sleep(_PAUSE)
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from mxnet.kvstore import KVStoreBase
 
 from embedding_learning.distributed import dmlc_environment
-from embedding_learning.distributed.heartbeat import Member
-from embedding_learning.distributed.worker_group import Job
+from embedding_learning.distributed.heartbeat import HeartbeatClient
+from embedding_learning.distributed.worker_group import WorkerGroup
 from embedding_learning.errors import TrainingError
 
 # MXNet's servers know numbers for names. Each trainer's parameters begin at a multiple of the
@@ -26,7 +26,7 @@ KEYS_OF_TRAINER = 1_000_000
 _FIRST_KEY_OF_TOTALS = 1_000_000_000
 
 
-class ParameterServerJob(Job):
+class SynchronousGroup(WorkerGroup):
     """One of several workers.
 
     Parameters
@@ -34,38 +34,38 @@ class ParameterServerJob(Job):
     kind : str
         ``dist_sync``, or ``dist_device_sync`` to add up on the devices what devices of a machine
         have to add up.
-    member : Member
+    client : HeartbeatClient
         Of the roll.
     """
 
-    def __init__(self, kind: str, member: Member) -> None:
+    def __init__(self, kind: str, client: HeartbeatClient) -> None:
         self._store = mx.kv.create(kind)
-        self._member = member
-        self._servers = member.servers
+        self._client = client
+        self._servers = client.servers
         self._key_of_shape: dict[tuple[int, ...], int] = {}
         self._keys_given = 0
         self.rank, self.size = self._store.rank, self._store.num_workers
-        member.tell_rank(self.rank)
+        client.send_rank(self.rank)
 
     @property
-    def stop(self) -> int | None:
-        return self._member.stop
+    def stop_signal(self) -> int | None:
+        return self._client.stop_signal
 
-    def kvstore(self, name: str, trainer: int) -> KVStoreBase:
+    def create_kvstore(self, name: str, trainer: int) -> KVStoreBase:
         return GradientSum(self._store, trainer, self._servers)
 
-    def total(self, array: np.ndarray) -> np.ndarray:
+    def sum(self, array: np.ndarray) -> np.ndarray:
         value = mx.nd.array(array, dtype=np.float32)
-        self.queue_total([value])
+        self.queue_sum([value])
         total: np.ndarray = value.asnumpy()
         return total
 
-    def queue_total(self, arrays: list[mx.nd.NDArray]) -> list[mx.nd.NDArray]:
+    def queue_sum(self, arrays: list[mx.nd.NDArray]) -> list[mx.nd.NDArray]:
         key = self._key(arrays[0])
         self._store.pushpull(key, arrays, out=arrays)
         return arrays[:1]
 
-    def from_first(self, data: bytes | None) -> bytes | None:
+    def broadcast(self, data: bytes | None) -> bytes | None:
         # The length in two numbers, since a float32 tells whole ones only up to 2**24.
         length = len(data or b"")
         told = self._first(np.array([data is not None, *divmod(length, 4096)], np.float32))
@@ -135,7 +135,7 @@ class GradientSum(KVStoreBase):
         # array, says nothing, and leaves every worker with its own.
         plain = mx.nd.array(value.asnumpy(), dtype=value.dtype)
         first = self.trainer * KEYS_OF_TRAINER
-        self._keys[key] = dmlc_environment.key_on_lightest(first, key, value.size, self._loads)
+        self._keys[key] = dmlc_environment.least_loaded_key(first, key, value.size, self._loads)
         self.store.init(self._keys[key], plain)
         self.store.pull(self._keys[key], out=out, priority=priority)
 

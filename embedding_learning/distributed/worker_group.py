@@ -10,8 +10,8 @@ import numpy as np
 from mxnet.kvstore import KVStoreBase
 
 
-class Job:
-    """A process that trains alone. `synchronous.ParameterServerJob` is one of several.
+class WorkerGroup:
+    """A process that trains alone. `synchronous.SynchronousGroup` is one of several.
 
     All processes call the methods that exchange something in the same order.
 
@@ -27,30 +27,30 @@ class Job:
     size = 1
 
     @property
-    def stop(self) -> int | None:
+    def stop_signal(self) -> int | None:
         """The signal by which the launcher was asked to end the job."""
         return None
 
-    def kvstore(self, name: str, trainer: int) -> Union[str, KVStoreBase]:
+    def create_kvstore(self, name: str, trainer: int) -> Union[str, KVStoreBase]:
         """What `gluon.Trainer` number `trainer` exchanges gradients by; `name`: as --kvstore."""
         return name
 
-    def total(self, array: np.ndarray) -> np.ndarray:
+    def sum(self, array: np.ndarray) -> np.ndarray:
         """The sum of all processes' arrays, float32 of equal shapes."""
         return array
 
-    def queue_total(self, arrays: list[mx.nd.NDArray]) -> list[mx.nd.NDArray]:
+    def queue_sum(self, arrays: list[mx.nd.NDArray]) -> list[mx.nd.NDArray]:
         """The same for small arrays, one a device, without waiting; arrays that add up to it."""
         return arrays
 
-    def from_first(self, data: bytes | None) -> bytes | None:
+    def broadcast(self, data: bytes | None) -> bytes | None:
         """What process 0 has, for all."""
         return data
 
     def check_equal(self, what: str, content: Iterable[bytes]) -> None:
         """Raises TrainingFault if the content differs between the processes."""
 
-    def tell_rates(self, rates: list[float]) -> None:
+    def send_learning_rates(self, rates: list[float]) -> None:
         """The trainers' learning rates from here on, where it is not they who update."""
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
@@ -59,7 +59,7 @@ class Job:
             return rows
         counts = np.zeros(self.size, np.float32)
         counts[self.rank] = len(rows)
-        ends = np.cumsum(self.total(counts)).astype(int)
+        ends = np.cumsum(self.sum(counts)).astype(int)
         whole = np.zeros((ends[-1], *rows.shape[1:]), np.float32)
         whole[ends[self.rank] - len(rows) : ends[self.rank]] = rows
-        return self.total(whole)
+        return self.sum(whole)

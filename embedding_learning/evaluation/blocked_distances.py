@@ -27,12 +27,12 @@ _LARGEST_SQUARE = 1e36
 
 
 class Gallery(NamedTuple):
-    """Rows to search, and what is computed of them once. Made by `gallery_of`."""
+    """Rows to search, and what is computed of them once. Made by `make_gallery`."""
 
     rows: np.ndarray  # (n, d) float32
     kept: np.ndarray  # (m,) ascending: the rows that are searched, columns from here on
-    centre: np.ndarray  # (d,) float32
-    squares: np.ndarray  # (m,) float64: of each column's distance from the centre
+    center: np.ndarray  # (d,) float32
+    squares: np.ndarray  # (m,) float64: of each column's distance from the center
 
     def columns_of(self, rows: np.ndarray) -> np.ndarray:
         """Where these rows stand among the columns; -1 for those that do not."""
@@ -56,7 +56,7 @@ class Product(NamedTuple):
         return undecided <= _DEAR_SHARE * self.squares.size
 
 
-def checked(embeddings: np.ndarray) -> np.ndarray:
+def as_embeddings(embeddings: np.ndarray) -> np.ndarray:
     """As float32 (n, d), not copied if they are.
 
     Raises ValueError if they are none, of another shape, or not finite.
@@ -75,7 +75,7 @@ def slices(count: int, at_once: int) -> Iterator[slice]:
         yield slice(start, min(start + at_once, count))
 
 
-def squared_distances(
+def squared_distances_of_pairs(
     left: np.ndarray, right: np.ndarray, left_rows: np.ndarray, right_rows: np.ndarray
 ) -> np.ndarray:
     """Of pairs of rows, float64 (pairs,); each depends on its two rows alone, to the last bit."""
@@ -87,17 +87,17 @@ def squared_distances(
     return squares
 
 
-def gallery_of(rows: np.ndarray, copies: int) -> Gallery:
+def make_gallery(rows: np.ndarray, copies: int) -> Gallery:
     """What `products` takes. Of equal rows all but the first `copies` are left out.
 
-    Those are never among so many nearest neighbours. But a collapsed network gives nothing else,
+    Those are never among so many nearest neighbors. But a collapsed network gives nothing else,
     and all its distances would be undecided.
     """
-    # Near the mean, since the rounding grows with the distance from the centre.
-    centre = rows[:: max(1, len(rows) // 1024)].mean(axis=0, dtype=np.float64).astype(np.float32)
-    squares = _squares(rows, centre)
+    # Near the mean, since the rounding grows with the distance from the center.
+    center = rows[:: max(1, len(rows) // 1024)].mean(axis=0, dtype=np.float64).astype(np.float32)
+    squares = _squares(rows, center)
     kept = _without_surplus(rows, copies)
-    return Gallery(rows, kept, centre, squares[kept])
+    return Gallery(rows, kept, center, squares[kept])
 
 
 def products(
@@ -114,16 +114,16 @@ def products(
     size : (int, int)
         How many distances and how many columns at once, at most.
     """
-    rows, kept, centre, column_squares = gallery
+    rows, kept, center, column_squares = gallery
     distances, columns_at_once = size[0], min(size[1], len(kept))
-    squares = _squares(queries, centre)
+    squares = _squares(queries, center)
     reach = (np.sqrt(squares) + np.sqrt(column_squares.max())) ** 2
     own = np.full(len(queries), -1) if own is None else gallery.columns_of(own)
     for columns in slices(len(kept), columns_at_once):
         ends = (column_squares[columns], 1.0)
-        right = functools.cache(functools.partial(_factor, rows[kept[columns]], centre, ends))
+        right = functools.cache(functools.partial(_factor, rows[kept[columns]], center, ends))
         for block in slices(len(queries), max(1, distances // columns_at_once)):
-            left = functools.partial(_factor, queries[block], centre, (1.0, squares[block]))
+            left = functools.partial(_factor, queries[block], center, (1.0, squares[block]))
             yield block, columns, _refined(left, right, reach[block], own[block] - columns.start)
 
 
@@ -138,7 +138,7 @@ def _refined(
     In whatever order a sum of n products is taken, it is off by n units of rounding, relative to
     the sum of their absolute values (Higham, Accuracy and Stability of Numerical Algorithms,
     section 3.1); here that sum is (|x| + |y|)^2 at most, the query's `reach`. Eight units more
-    cover the rounding of the rows less the centre, of their squares and of a limit. Exact distances
+    cover the rounding of the rows less the center, of their squares and of a limit. Exact distances
     are off themselves, by as many units of float64.
     """
     query = np.flatnonzero(own >= 0)
@@ -156,21 +156,21 @@ def _refined(
 
 
 def _factor(
-    rows: np.ndarray, centre: np.ndarray, ends: tuple[np.ndarray | float, ...], dtype: type
+    rows: np.ndarray, center: np.ndarray, ends: tuple[np.ndarray | float, ...], dtype: type
 ) -> np.ndarray:
-    """Rows less the centre, and two columns more: products of two such give squared distances."""
+    """Rows less the center, and two columns more: products of two such give squared distances."""
     factor: np.ndarray = np.empty((len(rows), rows.shape[1] + 2), dtype)
-    np.subtract(rows, centre, out=factor[:, :-2], dtype=dtype)
+    np.subtract(rows, center, out=factor[:, :-2], dtype=dtype)
     factor[:, -2], factor[:, -1] = ends
     return factor
 
 
-def _squares(rows: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Of the rows' distances from the centre, float64 (n,)."""
+def _squares(rows: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Of the rows' distances from the center, float64 (n,)."""
     squares = np.empty(len(rows))
     for piece in slices(len(rows), _ROWS):
         difference = rows[piece].astype(np.float64)
-        difference -= centre
+        difference -= center
         np.einsum("nd,nd->n", difference, difference, out=squares[piece])
     return squares
 

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from embedding_learning.evaluation.blocked_distances import checked
-from embedding_learning.evaluation.neighbors import nearest
+from embedding_learning.evaluation.blocked_distances import as_embeddings
+from embedding_learning.evaluation.neighbors import find_nearest
 
 # As many as pytorch-metric-learning asks of faiss.
 _ITERATIONS = 20
-# The first centres are drawn in so many rounds, each with those of the rounds before known. One by
-# one, thousands of centres would take longer than all iterations.
+# The first centers are drawn in so many rounds, each with those of the rounds before known. One by
+# one, thousands of centers would take longer than all iterations.
 _ROUNDS = 200
 
 
 def k_means(embeddings: np.ndarray, clusters: int, seed: int = 0) -> np.ndarray:
     """The cluster of each embedding by Lloyd's k-means, Euclidean.
 
-    The first centres are embeddings, drawn with probabilities proportional to the squared distance
-    from the nearest centre so far (k-means++, Arthur and Vassilvitskii 2007), up to 200 clusters
+    The first centers are embeddings, drawn with probabilities proportional to the squared distance
+    from the nearest center so far (k-means++, Arthur and Vassilvitskii 2007), up to 200 clusters
     one by one, beyond in 200 draws of several. Then 20 iterations at most, fewer if nothing moves
-    any more. Of equally distant centres the first is taken; a centre that loses all its embeddings
-    stays where it is. Neighbours are exact, so that a seed gives the same clusters with any number
+    any more. Of equally distant centers the first is taken; a center that loses all its embeddings
+    stays where it is. Neighbors are exact, so that a seed gives the same clusters with any number
     of threads.
 
     Parameters
@@ -41,29 +41,29 @@ def k_means(embeddings: np.ndarray, clusters: int, seed: int = 0) -> np.ndarray:
     ValueError
         If there is no embedding or a value is not finite.
     """
-    embeddings = checked(embeddings)
-    centres = _first_centres(embeddings, clusters, np.random.default_rng(seed))
+    embeddings = as_embeddings(embeddings)
+    centers = _first_centers(embeddings, clusters, np.random.default_rng(seed))
     before = None
     for _ in range(_ITERATIONS):
-        cluster = nearest(embeddings, 1, centres)[1][:, 0]
+        cluster = find_nearest(embeddings, 1, centers)[1][:, 0]
         if before is not None and (cluster == before).all():
             break
         before = cluster
-        sizes = np.bincount(cluster, minlength=len(centres))
+        sizes = np.bincount(cluster, minlength=len(centers))
         lived = sizes > 0
         for dimension, values in enumerate(embeddings.T):
-            sums = np.bincount(cluster, weights=values, minlength=len(centres))
-            centres[lived, dimension] = sums[lived] / sizes[lived]
+            sums = np.bincount(cluster, weights=values, minlength=len(centers))
+            centers[lived, dimension] = sums[lived] / sizes[lived]
     return cluster
 
 
-def _first_centres(embeddings: np.ndarray, clusters: int, rng: np.random.Generator) -> np.ndarray:
+def _first_centers(embeddings: np.ndarray, clusters: int, rng: np.random.Generator) -> np.ndarray:
     """Different embeddings, (clusters, d), or fewer if there are no more."""
     chosen = [rng.integers(len(embeddings), size=1)]
     left = clusters - 1
     squares = np.full(len(embeddings), np.inf)
     while left > 0:
-        distances, _ = nearest(embeddings, 1, embeddings[chosen[-1]])
+        distances, _ = find_nearest(embeddings, 1, embeddings[chosen[-1]])
         squares = np.minimum(squares, distances[:, 0].astype(np.float64) ** 2)
         count = min(-(-clusters // _ROUNDS), left, int(np.count_nonzero(squares)))
         if not count:

@@ -9,20 +9,24 @@ from typing import NamedTuple
 import numpy as np
 
 from embedding_learning.config import COMMON_RECALL_RANKS
-from embedding_learning.evaluation.blocked_distances import checked, slices, squared_distances
+from embedding_learning.evaluation.blocked_distances import (
+    as_embeddings,
+    slices,
+    squared_distances_of_pairs,
+)
 from embedding_learning.evaluation.clustering import ami, k_means, nmi
-from embedding_learning.evaluation.neighbors import nearest_blocks, ranks
+from embedding_learning.evaluation.neighbors import find_nearest_in_blocks, find_ranks
 
 _COMMON_RECALLS = tuple(f"recall@{k}" for k in COMMON_RECALL_RANKS)
 
-# With a number of neighbours, such as recall@4; cmc is another name of recall.
+# With a number of neighbors, such as recall@4; cmc is another name of recall.
 _METRICS_AT_K = ("recall", "cmc", "precision", "map")
 _OTHER_METRICS = ("map@r", "r-precision", "nmi", "ami")
 _RECALLS = ("recall", "cmc")
 _OF_CLUSTERS = ("nmi", "ami")
 # They divide by the number of matches, so that a query without any has no value.
 _OF_MATCHED_QUERIES = ("map", "map@r", "r-precision")
-# So many neighbours are listed to find a match. If it may be further off, counting those before it
+# So many neighbors are listed to find a match. If it may be further off, counting those before it
 # is faster, unless classes are so large that a match is seldom further off.
 _LISTED_RANKS = 64
 # Pairs of images of one class that are compared at once: 40 MB with their indices.
@@ -83,7 +87,7 @@ class Measurement(NamedTuple):
         return notes
 
 
-def measure(
+def compute_metrics(
     embeddings: np.ndarray,
     labels: np.ndarray,
     metrics: Sequence[str] = _COMMON_RECALLS,
@@ -157,8 +161,8 @@ def evaluate(
     gallery: np.ndarray | None = None,
     gallery_labels: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """The values of `measure`, by name."""
-    return measure(embeddings, labels, metrics, gallery, gallery_labels).values
+    """The values of `compute_metrics`, by name."""
+    return compute_metrics(embeddings, labels, metrics, gallery, gallery_labels).values
 
 
 def recall_at_k(
@@ -170,20 +174,20 @@ def recall_at_k(
 ) -> dict[int, float]:
     """The share of images with one of their own class among the k nearest others.
 
-    With a gallery the neighbours are its images, and no image is left out. Else the images are
+    With a gallery the neighbors are its images, and no image is left out. Else the images are
     searched among each other.
 
-    Nearest by Euclidean distance, as in `neighbors.nearest`. The image itself is left out by its
-    index, so a duplicate of it counts as a neighbour. Of equally distant neighbours the lower index
-    is the nearer; equal embeddings are equally distant to the last bit. An image whose class has no
-    other image can only miss, as in the original; MAP@R and R-precision leave it out.
+    Nearest by Euclidean distance, as in `neighbors.find_nearest`. The image itself is left out by
+    its index, so a duplicate of it counts as a neighbor. Of equally distant neighbors the lower
+    index is the nearer; equal embeddings are equally distant to the last bit. An image whose class
+    has no other image can only miss, as in the original; MAP@R and R-precision leave it out.
 
     Parameters
     ----------
     embeddings : array (n, d)
     labels : array (n,)
     ks : iterable of int
-        Each at least 1; from n - 1 on all other images are neighbours.
+        Each at least 1; from n - 1 on all other images are neighbors.
     gallery : array (m, d), optional
     gallery_labels : array (m,), optional
 
@@ -220,7 +224,7 @@ def map_at_r(
     over all queries with R > 0, and NaN if there are none; single images are left out, as
     pytorch-metric-learning does too.
 
-    Neighbours, parameters and errors are those of `recall_at_k`.
+    Neighbors, parameters and errors are those of `recall_at_k`.
     """
     return evaluate(embeddings, labels, ["map@r"], gallery, gallery_labels)["map@r"]
 
@@ -233,7 +237,7 @@ def r_precision(
 ) -> float:
     """The share of the R nearest images that are of the query's class.
 
-    R, the mean over queries, neighbours, parameters and errors are those of `map_at_r`.
+    R, the mean over queries, neighbors, parameters and errors are those of `map_at_r`.
     """
     return evaluate(embeddings, labels, ["r-precision"], gallery, gallery_labels)["r-precision"]
 
@@ -313,7 +317,7 @@ def _images(
 
 
 def _labelled(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    embeddings, labels = checked(embeddings), np.asarray(labels)
+    embeddings, labels = as_embeddings(embeddings), np.asarray(labels)
     if labels.shape != embeddings.shape[:1]:
         raise ValueError(
             f"embeddings (n, d) and labels (n,) expected, not {embeddings.shape}, {labels.shape}"
@@ -325,7 +329,7 @@ def _search(images: _Images, metrics: Sequence[_Metric]) -> dict[_Metric, np.nda
     """One search for all these metrics; the value of each query, (n,), by metric."""
     queries, labels, gallery, gallery_labels, own = images
     matches, others = images.matches, images.others
-    # Each sums over so many neighbours, whatever else is listed: so its last bit does not depend on
+    # Each sums over so many neighbors, whatever else is listed: so its last bit does not depend on
     # the metrics that are computed with it.
     depths = {
         metric: min(others, metric.k or matches.max())
@@ -339,7 +343,7 @@ def _search(images: _Images, metrics: Sequence[_Metric]) -> dict[_Metric, np.nda
     # Of the nearest image of the query's class, from 0 on.
     rank = np.full(len(queries), _NEVER)
     values = {metric: np.zeros(len(queries)) for metric in depths}
-    for block, _, rows in nearest_blocks(queries, listed, gallery, own) if listed else ():
+    for block, _, rows in find_nearest_in_blocks(queries, listed, gallery, own) if listed else ():
         match = gallery_labels[rows] == labels[block, None]
         rank[block] = np.where(match.any(axis=1), match.argmax(axis=1), _NEVER)
         for metric, depth in depths.items():
@@ -382,11 +386,11 @@ def _rank_of_nearest_match(images: _Images, chosen: np.ndarray, deepest: int) ->
         starts = np.cumsum(count) - count
         query = np.repeat(np.arange(len(count)), count)
         row = by_class[np.arange(len(query)) - starts[query] + begins[block][query]]
-        squares = squared_distances(queries[block], gallery, query, row)
+        squares = squared_distances_of_pairs(queries[block], gallery, query, row)
         if own is not None:
             squares[row == own[block][query]] = np.inf
         least = np.minimum.reduceat(squares, starts)
         nearest = np.flatnonzero(squares == least[query])[::-1]
         # Of equally distant ones the lowest index is written last.
         match[block][query[nearest]] = row[nearest]
-    return ranks(queries, match, gallery, own, deepest)
+    return find_ranks(queries, match, gallery, own, deepest)

@@ -1,4 +1,4 @@
-"""The nearest neighbours of embeddings: exact, in bounded memory, whatever their number."""
+"""The nearest neighbors of embeddings: exact, in bounded memory, whatever their number."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 
 from embedding_learning.evaluation.blocked_distances import (
     Gallery,
-    checked,
-    gallery_of,
+    as_embeddings,
+    make_gallery,
     products,
     slices,
-    squared_distances,
+    squared_distances_of_pairs,
 )
 
-# Entries of the lists of neighbours that are filled at once: 32 MB.
+# Entries of the lists of neighbors that are filled at once: 32 MB.
 _LISTED = 2**21
 # Distances held at once, and how many gallery rows they are of. The lists are brought up to date
 # for each such piece of a gallery, so that it should hold a whole one of common size. 16 MB.
@@ -25,7 +25,7 @@ _LISTING = (2**22, 2**16)
 _COUNTING = (2**22, 2**13)
 
 
-def nearest(
+def find_nearest(
     queries: np.ndarray, k: int, gallery: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest gallery rows of each query, nearest first.
@@ -33,7 +33,7 @@ def nearest(
     Without a gallery the queries are searched among each other, and each leaves itself out by its
     index, so that a duplicate of it is found.
 
-    The neighbours are exact. Euclidean distances are compared in float64 and depend on the two rows
+    The neighbors are exact. Euclidean distances are compared in float64 and depend on the two rows
     alone, so that equal rows are equally distant to the last bit. Of equally distant rows the lower
     index is the nearer.
 
@@ -59,22 +59,22 @@ def nearest(
     """
     if k < 1:
         raise ValueError(f"k is at least 1, not {k}")
-    queries = checked(queries)
+    queries = as_embeddings(queries)
     own = np.arange(len(queries)) if gallery is None else None
     gallery = queries if gallery is None else gallery
     k = min(k, len(gallery) - (own is not None))
     distances = np.empty((len(queries), k), np.float32)
     rows = np.empty((len(queries), k), np.int64)
-    for block, squares, found in nearest_blocks(queries, k, gallery, own):
+    for block, squares, found in find_nearest_in_blocks(queries, k, gallery, own):
         distances[block] = np.sqrt(squares)
         rows[block] = found
     return distances, rows
 
 
-def nearest_blocks(
+def find_nearest_in_blocks(
     queries: np.ndarray, k: int, gallery: np.ndarray, own: np.ndarray | None = None
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """What `nearest` finds, in pieces, so that memory is bounded whatever q and k.
+    """What `find_nearest` finds, in pieces, so that memory is bounded whatever q and k.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def nearest_blocks(
     rows : int64 array (piece, k)
     """
     queries, gallery = _matching(queries, gallery)
-    searched = gallery_of(gallery, k + 1)
+    searched = make_gallery(gallery, k + 1)
     for block in slices(len(queries), max(1, _LISTED // max(1, k))):
         squares = np.full((block.stop - block.start, k), np.inf)
         rows = np.full(squares.shape, -1)
@@ -104,7 +104,7 @@ def nearest_blocks(
         yield block, squares, rows
 
 
-def ranks(
+def find_ranks(
     queries: np.ndarray,
     rows: np.ndarray,
     gallery: np.ndarray,
@@ -113,7 +113,7 @@ def ranks(
 ) -> np.ndarray:
     """How many gallery rows are nearer to each query than the one that is named for it.
 
-    Nearer as `nearest` has it; but to count a thousand takes a fraction of the time of listing.
+    Nearer as in `find_nearest`. To count a thousand takes a fraction of the time of listing them.
 
     Parameters
     ----------
@@ -132,8 +132,8 @@ def ranks(
         0 where the row is the nearest.
     """
     queries, gallery = _matching(queries, gallery)
-    searched = gallery_of(gallery, (len(gallery) if below is None else below) + 1)
-    limits = squared_distances(queries, gallery, np.arange(len(queries)), rows)
+    searched = make_gallery(gallery, (len(gallery) if below is None else below) + 1)
+    limits = squared_distances_of_pairs(queries, gallery, np.arange(len(queries)), rows)
     rank = np.zeros(len(queries), np.int64)
     for block, columns, approximations in products(queries, searched, own, _COUNTING):
         limit = limits[block]
@@ -146,7 +146,7 @@ def ranks(
                 break
         query, column = np.divmod(pairs, columns.stop - columns.start)
         row = searched.kept[columns][column]
-        squares = squared_distances(queries[block], gallery, query, row)
+        squares = squared_distances_of_pairs(queries[block], gallery, query, row)
         tie = (squares == limit[query]) & (row < rows[block][query])
         nearer = query[(squares < limit[query]) | tie]
         rank[block] += np.count_nonzero(surely, axis=1)
@@ -181,7 +181,7 @@ def _fill(
         longer = np.full((len(listed), max(k, before + found.max())), np.inf)
         longer_rows = np.full(longer.shape, -1)
         longer[:, :before], longer_rows[:, :before] = listed[:, :before], listed_rows[:, :before]
-        longer[query, place] = squared_distances(queries[block], searched.rows, query, row)
+        longer[query, place] = squared_distances_of_pairs(queries[block], searched.rows, query, row)
         longer_rows[query, place] = row
         order = np.argsort(longer, axis=1, kind="stable")[:, :k]
         listed[:] = np.take_along_axis(longer, order, axis=1)
@@ -203,7 +203,7 @@ def _bound(squares: np.ndarray, k: int) -> np.ndarray | float:
 
 
 def _matching(queries: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    queries, gallery = checked(queries), checked(gallery)
+    queries, gallery = as_embeddings(queries), as_embeddings(gallery)
     if queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"embeddings of one dimension expected: {queries.shape}, {gallery.shape}")
     return queries, gallery

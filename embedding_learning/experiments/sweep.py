@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
 from embedding_learning import plots
+from embedding_learning.config import TrainConfig
 from embedding_learning.errors import DataError
 from embedding_learning.experiments import results, tables
 from embedding_learning.experiments.process_pool import TrainFunction
@@ -43,8 +43,8 @@ class Comparison:
         In the order in which they are to be run.
     flags : list of str
         Of train.py, in common to all runs.
-    options : Namespace
-        The same, parsed.
+    config : TrainConfig
+        The same, read.
     select_on : str
         One of `results.SELECTIONS`.
     typed : str
@@ -63,7 +63,7 @@ class Comparison:
         folder: Path,
         runs: Sequence[Trial],
         flags: list[str],
-        options: Namespace,
+        config: TrainConfig,
         select_on: str,
         typed: str,
         parallel: int,
@@ -71,7 +71,7 @@ class Comparison:
         self._folder = folder
         self._runs = runs
         self._flags = flags
-        self._options = options
+        self._config = config
         self._select_on = select_on
         self._typed = typed
         self._parallel = parallel
@@ -116,7 +116,7 @@ class Comparison:
     def outcomes(self) -> list[Outcome]:
         """Of the runs that are finished."""
         found = [
-            results.read_outcome(self._folder, run, self._options.epochs, self._select_on)
+            results.read_outcome(self._folder, run, self._config.run.epochs, self._select_on)
             for run in self._runs
         ]
         return [outcome for outcome in found if outcome]
@@ -145,7 +145,7 @@ class Comparison:
             }
             for title, kind in zip(tables.TITLES[self._select_on], ("reported", "other"))
         }
-        plots.spreads(panels, str(self._folder / "comparison.png"), self._caption())
+        plots.plot_comparison(panels, str(self._folder / "comparison.png"), self._caption())
         return tables.format_text(*shown)
 
     def _epochs_of(self, run: Trial, is_final: bool) -> int:
@@ -157,12 +157,12 @@ class Comparison:
                 ).epoch
                 + 1
             )
-        return int(self._options.epochs)
+        return self._config.run.epochs
 
     def _left(self, run: Trial, is_final: bool) -> int:
         """Epochs of it that are still to be trained."""
         found = results.read_evaluations(trial_prefix(self._folder, run, is_final))
-        next_epoch = found[-1].epoch + 1 if found else self._options.start_epoch
+        next_epoch = found[-1].epoch + 1 if found else self._config.run.start_epoch
         return max(0, self._epochs_of(run, is_final) - next_epoch)
 
     def _flags_of(self, run: Trial, is_final: bool, epochs: int) -> list[str]:
@@ -207,8 +207,8 @@ class Comparison:
         for run in self._runs:
             place = trial_prefix(self._folder, run, self._select_on == HELD_OUT)
             with suppress(DataError):
-                return records.read_description(Path(f"{place}.run"))[1]
-        return str(self._options.data_path)
+                return records.RunInfo.read(Path(f"{place}.run")).title
+        return self._config.data.path
 
 
 def _duration(seconds: float) -> str:

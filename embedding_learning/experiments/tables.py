@@ -19,7 +19,7 @@ from embedding_learning.experiments.results import (
     read_evaluations,
     trial_prefix,
 )
-from embedding_learning.runtime.atomic_files import replaced_whole
+from embedding_learning.runtime.atomic_files import atomic_write
 
 # What a row's reported and other metrics, and its epoch, are called.
 LABELS = {
@@ -133,7 +133,7 @@ def format_csv(lines: Sequence[Sequence[object]]) -> str:
 def write_file(path: Path, content: str) -> None:
     """Writes a file whole or not at all. Raises UsageError."""
     try:
-        with replaced_whole(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        with atomic_write(path) as partial, open(partial, "w", encoding="utf-8") as file:
             file.write(content)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from error

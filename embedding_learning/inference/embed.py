@@ -15,7 +15,7 @@ import numpy as np
 
 from embedding_learning.config import BATCH_SIZE, WORKERS
 from embedding_learning.data.datasets import ImageSet, unlabeled
-from embedding_learning.data.preprocessing import Decoder, Pixels
+from embedding_learning.data.preprocessing import Pixels, PixelsFromFiles
 from embedding_learning.errors import DataError, UsageError
 from embedding_learning.inference.resumable_output import ResumableOutput
 from embedding_learning.runtime.progress import progress_bar
@@ -100,7 +100,7 @@ def _embed_rest(
     file: ResumableOutput,
 ) -> None:
     """Appends the images that are not done yet, in batches of that size."""
-    pixels: Pixels = Decoder(images, model.description["image_size"], model.preprocessing)
+    pixels: Pixels = PixelsFromFiles(images, model.description["image_size"], model.preprocessing)
     errors: dict[int, str] = {}
     if skip_bad:
         pixels = _ErrorCollectingPixels(pixels, errors)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from embedding_learning.config import TestImages
 from embedding_learning.data import datasets
 from embedding_learning.data.datasets import ImageSet, Split
 from embedding_learning.data.datasets.splits import log_split
 from embedding_learning.data.preprocessing import (
-    ORIGINAL,
-    Decoder,
+    ORIGINAL_PREPROCESSING,
+    PixelsFromFiles,
     Preprocessing,
-    decodable,
-    read_image,
+    find_decodable,
+    read_square,
 )
 from embedding_learning.runtime.progress import progress_bar
 
@@ -45,32 +45,34 @@ class EmbeddedSplit(NamedTuple):
     split: Split
     queries: np.ndarray
     gallery: np.ndarray | None
-    preprocessing: Preprocessing = ORIGINAL
+    preprocessing: Preprocessing = ORIGINAL_PREPROCESSING
 
 
-def embed_split(model: EmbeddingModel, options: argparse.Namespace) -> EmbeddedSplit:
-    """Loads the split that the options name and embeds its test images; blocks until it is done.
+def embed_split(
+    model: EmbeddingModel, images: TestImages, batch_size: int, workers: int
+) -> EmbeddedSplit:
+    """Embeds the test images of a data set. Blocks until all are embedded.
 
-    Raises DataError if an image is missing or cannot be decoded.
+    Raises UsageError or DataError if an image is missing or cannot be decoded.
     """
     split = datasets.load(
-        options.data_path,
-        options.cache_dir,
-        options.train_classes,
-        options.dataset,
-        model.description["bbox"] if options.bbox is None else options.bbox,
-        options.test,
-        usual_train_classes=model.description["train_classes"],
+        images.data_path,
+        images.cache_dir,
+        images.train_classes,
+        images.dataset,
+        model.description["bbox"] if images.bbox is None else images.bbox,
+        images.classes,
+        default_train_classes=model.description["train_classes"],
     )
-    split = datasets.hold_out(split, options.held_out)
-    if options.skip_bad_images:
-        split = _without_bad_images(split, options.workers, model.preprocessing)
+    split = datasets.hold_out_validation_classes(split, images.held_out)
+    if images.skip_bad_images:
+        split = _without_bad_images(split, workers, model.preprocessing)
     log_split(split)
 
     def embed_part(part: ImageSet) -> np.ndarray:
-        pixels = Decoder(part, model.description["image_size"], model.preprocessing)
-        size = model.choose_batch_size(len(part), options.batch_size)
-        batches = model.embed_batches(pixels, size, options.workers)
+        pixels = PixelsFromFiles(part, model.description["image_size"], model.preprocessing)
+        size = model.choose_batch_size(len(part), batch_size)
+        batches = model.embed_batches(pixels, size, workers)
         return np.concatenate(list(progress_bar(batches, "Embedding")))
 
     gallery = None if split.gallery is None else embed_part(split.gallery)
@@ -81,7 +83,7 @@ def _without_bad_images(split: Split, workers: int, preprocessing: Preprocessing
     """Returns the split without test images that cannot be decoded; logs each of these."""
 
     def keep_good(part: ImageSet) -> ImageSet:
-        return part.take(np.flatnonzero(decodable(part, THUMBNAIL, workers, preprocessing)))
+        return part.take(np.flatnonzero(find_decodable(part, THUMBNAIL, workers, preprocessing)))
 
     gallery = None if split.gallery is None else keep_good(split.gallery)
     return replace(split, test=keep_good(split.test), gallery=gallery)
@@ -95,6 +97,6 @@ def thumbnail_reader(part: ImageSet, preprocessing: Preprocessing) -> Callable[[
 
     def read_thumbnail(row: int) -> np.ndarray:
         box = None if part.boxes is None else part.boxes[row]
-        return read_image(part.paths[row], box, THUMBNAIL, preprocessing)
+        return read_square(part.paths[row], box, THUMBNAIL, preprocessing)
 
     return read_thumbnail

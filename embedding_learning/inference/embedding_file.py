@@ -18,9 +18,9 @@ from typing import IO, NamedTuple, Optional
 
 import numpy as np
 
-from embedding_learning.data.datasets.text_files import check_plain
+from embedding_learning.data.datasets.text_files import check_regular_file
 from embedding_learning.errors import UsageError
-from embedding_learning.runtime.atomic_files import replaced_whole
+from embedding_learning.runtime.atomic_files import atomic_write
 
 COLUMNS = ["row", "path", "label"]
 # Format 1.0 of numpy: 10 bytes, then text up to a multiple of 64. The length is fixed, so that
@@ -164,7 +164,7 @@ def find_non_unit_row(vectors: np.ndarray) -> int | None:
 
 def write_digest(path: str, digest: str) -> None:
     """Writes FILE.npy.json atomically. Raises OSError."""
-    with replaced_whole(digest_path(path)) as partial:
+    with atomic_write(digest_path(path)) as partial:
         Path(partial).write_text(json.dumps({"model": digest}) + "\n", encoding="utf-8")
 
 
@@ -174,7 +174,7 @@ def write_csv(path: str, images: Iterable[tuple[str, str]]) -> None:
     The paths are absolute or relative to the current folder.
     """
     folder = os.path.realpath(os.path.dirname(path))
-    with replaced_whole(path) as partial, _open(partial, "w") as file:
+    with atomic_write(path) as partial, _open(partial, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         # Before Python 3.13 the first writer leaves a carriage return without quotes.
         quoting_writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
@@ -215,7 +215,7 @@ def _read_digest(path: str) -> str | None:
     if not os.path.lexists(path):
         return None
     try:
-        check_plain(path)
+        check_regular_file(path)
         digest = json.loads(Path(path).read_text(encoding="utf-8"))["model"]
         if not isinstance(digest, str):
             raise ValueError("the digest is not text")
@@ -232,7 +232,7 @@ def _read_csv(path: str) -> Iterator[tuple[str, str]]:
     number = 0
     labels: dict[str, str] = {}  # one string for each label, not for each image
     try:
-        check_plain(path)
+        check_regular_file(path)
         with _open(path, "r") as file:
             lines = csv.reader(file, strict=True)
             if next(lines, None) != COLUMNS:

@@ -18,8 +18,8 @@ from embedding_learning.data.batches import SequentialBatches
 from embedding_learning.data.preprocessing import (
     Pixels,
     Preprocessing,
-    read_image,
-    resize_square,
+    read_square,
+    resize_to_square,
 )
 from embedding_learning.errors import DataError, UsageError
 from embedding_learning.inference.batched import embed_each_batch
@@ -123,7 +123,7 @@ class EmbeddingModel:
         self.description = description
         self.dimension: int = description["embed_dim"]
         self.devices = devices
-        self.preprocessing = Preprocessing.of(description)
+        self.preprocessing = Preprocessing.from_settings(description)
         self._graph = _EmbeddingGraph(net)
         self._graph.hybridize(static_alloc=True, static_shape=True)
 
@@ -270,7 +270,7 @@ class _Images:
         image, size = self._images[row], self.shape[1]
         box = None if self._boxes is None else self._boxes[row]
         if not isinstance(image, np.ndarray):
-            return read_image(os.fspath(image), box, size, self._preprocessing)
+            return read_square(os.fspath(image), box, size, self._preprocessing)
         if box is not None:
             x, y, width, height = (int(value) for value in box)
             image = image[max(y, 0) : max(y + height, 0), max(x, 0) : max(x + width, 0)]
@@ -278,7 +278,7 @@ class _Images:
                 raise DataError(
                     f"image {row}: the box {x, y, width, height} lies outside of the image"
                 )
-        return resize_square(np.ascontiguousarray(image), size, self._preprocessing.resize)
+        return resize_to_square(np.ascontiguousarray(image), size, self._preprocessing.resize)
 
 
 def _check_pixels(image: np.ndarray, row: int) -> None:

@@ -10,7 +10,7 @@ import mxnet as mx
 
 from embedding_learning.errors import UsageError
 from embedding_learning.model.net import ImageNormalization, MarginNet
-from embedding_learning.runtime.atomic_files import replaced_whole
+from embedding_learning.runtime.atomic_files import atomic_write
 
 
 def export_symbol(net: MarginNet, prefix: str, crop_size: int, normalize_input: bool) -> None:
@@ -114,7 +114,7 @@ def _write_atomically(*paths: str) -> Iterator[list[str]]:
     """
     try:
         with ExitStack() as stack:
-            yield [stack.enter_context(replaced_whole(path)) for path in paths]
+            yield [stack.enter_context(atomic_write(path)) for path in paths]
     except (OSError, mx.base.MXNetError) as error:
         reason = error.strerror if isinstance(error, OSError) else "the disk is full"
         raise UsageError(f"{paths[0]}: cannot be written: {reason}; name another file") from error

@@ -28,7 +28,7 @@ from embedding_learning.inference.embedding_file import (
     write_csv,
     write_digest,
 )
-from embedding_learning.runtime.atomic_files import replaced_whole
+from embedding_learning.runtime.atomic_files import atomic_write
 
 _SECONDS_BETWEEN_SAVES = 10
 
@@ -210,7 +210,7 @@ class ResumableOutput:
         """Makes all that was appended survive a kill and a loss of power."""
         os.fsync(self._file.fileno())
         state = {"identity": self._identity, "done": self.done, "left_out": self.left_out}
-        with replaced_whole(self._state_path) as partial:
+        with atomic_write(self._state_path) as partial:
             Path(partial).write_text(json.dumps(state), encoding="utf-8")
         self._saved = time.monotonic()
 

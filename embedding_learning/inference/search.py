@@ -13,7 +13,7 @@ import numpy as np
 
 from embedding_learning.config import BATCH_SIZE, WORKERS
 from embedding_learning.data.datasets import unlabeled
-from embedding_learning.data.preprocessing import Decoder, read_whole
+from embedding_learning.data.preprocessing import PixelsFromFiles, read_full_image
 from embedding_learning.errors import UsageError
 from embedding_learning.evaluation import neighbors
 from embedding_learning.inference import embedding_file
@@ -97,7 +97,7 @@ def search(
     k = min(k, len(searched.vectors) - surplus)
     if k < 1:
         raise UsageError(f"{gallery}: holds no image but the query's own; name another gallery")
-    distances, rows = neighbors.nearest(asked.vectors, k + surplus, searched.vectors)
+    distances, rows = neighbors.find_nearest(asked.vectors, k + surplus, searched.vectors)
     for query in np.flatnonzero([len(own_rows) for own_rows in own]):
         others = np.flatnonzero(np.isin(rows[query], own[query], invert=True))[:k]
         distances[query, :k], rows[query, :k] = distances[query, others], rows[query, others]
@@ -139,7 +139,7 @@ def draw_result(result: SearchResult, path: str) -> None:
     right = np.array(
         [[result.is_right(query, rank) for rank in range(k)] for query in range(queries)]
     )
-    plots.search_results(
+    plots.plot_search_results(
         [_title(result.queries, query) for query in range(queries)],
         lambda query: _read_photograph(result.queries, query, result.exif_orientation),
         place.reshape(result.rows.shape),
@@ -217,7 +217,7 @@ def _embed_images(
         else:
             new.append(row)
     rest = images.take(np.array(new, int))
-    pixels = Decoder(rest, model.description["image_size"], model.preprocessing)
+    pixels = PixelsFromFiles(rest, model.description["image_size"], model.preprocessing)
     size = model.choose_batch_size(len(new), batch_size)
     remaining = iter(progress_bar(new, "Embedding", "image"))
     for part in model.embed_batches(pixels, size, workers):
@@ -241,4 +241,4 @@ def _read_photograph(images: Embeddings, row: int, exif_orientation: bool) -> np
         raise UsageError(
             f"--picture: no .csv file names the image of row {row}; embed the images again"
         )
-    return cv2.cvtColor(read_whole(path, exif_orientation), cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(read_full_image(path, exif_orientation), cv2.COLOR_BGR2RGB)

@@ -27,7 +27,7 @@ _NOT_TRAINED_BY_ONEDNN = ("nasnet_4_1056", "nasnet_7_1920", "nasnet_6_4032")
 _TAIL = (nn.GlobalAvgPool2D, nn.AvgPool2D, nn.Flatten, nn.Dropout)
 
 
-class Trunk(NamedTuple):
+class Backbone(NamedTuple):
     """A classifier without its last layer.
 
     Attributes
@@ -79,14 +79,14 @@ def create(
         If the name is unknown, the weights cannot be had, or the features are no map to be pooled.
     """
     name = _own_name(name)
-    trunk = build(name)
+    backbone = build_uninitialized(name)
     if pretrained_params:
-        _load(trunk, name, pretrained_params, "--pretrained-params", devices)
+        _load(backbone, name, pretrained_params, "--pretrained-params", devices)
     elif use_pretrained:
-        _load(trunk, name, model_zoo.weights(name), "--use-pretrained", devices)
+        _load(backbone, name, model_zoo.fetch_weights(name), "--use-pretrained", devices)
     if use_pretrained or pretrained_params:
-        slow_down_convolutions(trunk.features)
-    return trunk.features if pool == POOLS[0] else _pooled(trunk.features, name, pool)
+        slow_down_convolutions(backbone.features)
+    return backbone.features if pool == POOLS[0] else _pooled(backbone.features, name, pool)
 
 
 def convert(name: str, path: str, output: str) -> None:
@@ -97,11 +97,11 @@ def convert(name: str, path: str, output: str) -> None:
     """
     name = _own_name(name)
     _check_output(output)
-    trunk = build(name)
-    _load(trunk, name, path, "IN", [mx.cpu()])
+    backbone = build_uninitialized(name)
+    _load(backbone, name, path, "IN", [mx.cpu()])
     # A block whose parameters have these names.
     holder = mx.gluon.Block()
-    holder._reg_params.update(trunk.parameters)
+    holder._reg_params.update(backbone.parameters)
     try:
         save_parameters(holder, output)
     except OSError as error:
@@ -129,18 +129,18 @@ def slow_down_convolutions(features: HybridBlock) -> None:
 
 def check_name(name: str) -> None:
     """Raises UsageError with the nearest names if there is no such backbone."""
-    if catalog.find(name) is None:
-        near = ", ".join(catalog.nearest(name))
+    if catalog.resolve_name(name) is None:
+        near = ", ".join(catalog.suggest_names(name))
         raise UsageError(
             f"--model {name}: unknown; the nearest names are {near}; --list-models prints all"
         )
 
 
-def check_training(name: str, on_cpu: bool) -> None:
+def check_trainable(name: str, on_cpu: bool) -> None:
     """Raises UsageError if MXNet cannot train this network there."""
     if (
         on_cpu
-        and catalog.find(name) in _NOT_TRAINED_BY_ONEDNN
+        and catalog.resolve_name(name) in _NOT_TRAINED_BY_ONEDNN
         and os.environ.get("MXNET_MKLDNN_ENABLED") != "0"
     ):
         raise UsageError(
@@ -152,28 +152,28 @@ def check_training(name: str, on_cpu: bool) -> None:
 def _own_name(name: str) -> str:
     """As Gluon or gluoncv spells it. Raises UsageError if it is unknown."""
     check_name(name)
-    found = catalog.find(name)
+    found = catalog.resolve_name(name)
     assert found
     return found
 
 
-def _load(trunk: Trunk, name: str, path: str, flag: str, devices: list[mx.Context]) -> None:
+def _load(backbone: Backbone, name: str, path: str, flag: str, devices: list[mx.Context]) -> None:
     """Gives the features their weights; the last layer, in the file or not, gets none."""
     side = ARCHITECTURES[name].crop_size
     # Settles the shapes, against which those in the file are held.
-    trunk.features.infer_shape(mx.nd.zeros((1, 3, side, side)))
-    load_weights(path, flag, name, trunk.parameters, trunk.head, devices)
+    backbone.features.infer_shape(mx.nd.zeros((1, 3, side, side)))
+    load_weights(path, flag, name, backbone.parameters, backbone.head, devices)
     logging.info("The backbone starts from %s.", path)
 
 
-def build(name: str) -> Trunk:
+def build_uninitialized(name: str) -> Backbone:
     """A network, uninitialized, by Gluon's or gluoncv's name."""
     classifier = _classifier(name)
     named = classifier._collect_params_with_prefix()
     features = _features(classifier, name)
     kept = {id(parameter) for parameter in features.collect_params().values()}
     parameters = {key: parameter for key, parameter in named.items() if id(parameter) in kept}
-    return Trunk(features, parameters, named.keys() - parameters.keys())
+    return Backbone(features, parameters, named.keys() - parameters.keys())
 
 
 def _classifier(name: str) -> HybridBlock:

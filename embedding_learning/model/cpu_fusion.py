@@ -40,7 +40,7 @@ def fuse_batch_norm_and_relu(graph: mx.sym.Symbol) -> mx.sym.Symbol:
     return mx.sym.load_json(json.dumps(description))
 
 
-def trains_fused(features: HybridBlock, size: int) -> bool:
+def can_train_fused(features: HybridBlock, size: int) -> bool:
     """Whether this machine can train the features with what can be fused of them; on two images.
 
     oneDNN cannot where a fused layer's values and their gradients come to it in different layouts.

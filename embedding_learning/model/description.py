@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from embedding_learning.config import LARGEST_IMAGE, POOLS, RESIZES
+from embedding_learning.config import LARGEST_IMAGE, POOLS, RESIZES, DataConfig, ModelConfig
 from embedding_learning.errors import UsageError
 from embedding_learning.model.backbones import check_name
 from embedding_learning.model.weights import catalog
@@ -20,13 +19,15 @@ _LARGEST = 2**31 - 1
 _FORMERLY = {"pool": POOLS[0], "exif_orientation": False, "resize": RESIZES[0]}
 
 
-def describe(options: Namespace, title: str, epoch: int, recall_at_1: float) -> dict[str, Any]:
-    """The description of a network, of what JSON can hold; it depends on the arguments alone.
+def describe(
+    model: ModelConfig, data: DataConfig, title: str, epoch: int, recall_at_1: float
+) -> dict[str, Any]:
+    """Returns the description of a trained network, of what JSON can hold.
 
     Parameters
     ----------
-    options : Namespace
-        The flags of the run.
+    model : ModelConfig
+    data : DataConfig
     title : str
         What it was trained on, such as `Split.title`.
     epoch : int
@@ -34,23 +35,57 @@ def describe(options: Namespace, title: str, epoch: int, recall_at_1: float) -> 
     recall_at_1 : float
         Of the test images, between 0 and 1.
     """
+    return _description(
+        model=model.backbone,
+        embed_dim=model.embed_dim,
+        feat_dim=model.feat_dim,
+        pool=model.pool,
+        image_size=data.image_size,
+        crop_size=data.crop_size,
+        exif_orientation=data.exif_orientation,
+        resize=data.resize,
+        bbox=data.bbox,
+        train_classes=data.train_classes,
+        trained_on=title,
+        epoch=epoch,
+        recall_at_1=recall_at_1,
+    )
+
+
+def _description(
+    *,
+    model: str,
+    embed_dim: int,
+    feat_dim: int | None,
+    image_size: int,
+    crop_size: int,
+    pool: str = POOLS[0],
+    exif_orientation: bool = False,
+    resize: str = RESIZES[0],
+    bbox: bool = True,
+    train_classes: int | None = None,
+    trained_on: str | None = None,
+    epoch: int | None = None,
+    recall_at_1: float | None = None,
+) -> dict[str, Any]:
+    """`bbox`: images were cropped to their boxes where there were any. `train_classes`: how many of
+    the data's classes trained, where its files do not decide.
+    """
     return {
         "format": _FORMAT,
-        "model": options.model,
-        "embed_dim": options.embed_dim,
-        "feat_dim": options.feat_dim,
-        "pool": options.pool,
-        "image_size": options.image_size,
-        "crop_size": options.crop_size,
-        "exif_orientation": options.exif_orientation,
-        "resize": options.resize,
-        # Whether images were cropped to their boxes where there were any.
-        "bbox": options.bbox,
-        # How many of the data's classes trained, where its files do not decide.
-        "train_classes": options.train_classes,
+        "model": model,
+        "embed_dim": embed_dim,
+        "feat_dim": feat_dim,
+        "pool": pool,
+        "image_size": image_size,
+        "crop_size": crop_size,
+        "exif_orientation": exif_orientation,
+        "resize": resize,
+        "bbox": bbox,
+        "train_classes": train_classes,
         "mean": list(MEAN),
         "deviation": list(DEVIATION),
-        "trained_on": title,
+        "trained_on": trained_on,
         "epoch": epoch,
         "recall_at_1": recall_at_1,
     }
@@ -107,19 +142,14 @@ def _presumed(model: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, An
     """
     if len(shapes.get("dense.weight", ())) != 2:
         raise UsageError("holds no embedding layer (dense.weight): it is no network of train.py")
-    image_size, crop_size = catalog.sizes(model)
-    options = Namespace(
+    image_size, crop_size = catalog.default_sizes(model)
+    return _description(
         model=model,
         embed_dim=shapes["dense.weight"][0],
         feat_dim=(*shapes.get("feature.weight", ()), None)[0],
         image_size=image_size,
         crop_size=crop_size,
-        bbox=True,
-        train_classes=None,
-        **_FORMERLY,
     )
-    unknown: Any = None
-    return describe(options, unknown, unknown, unknown)
 
 
 def _check(description: Mapping[str, Any]) -> None:
@@ -151,7 +181,7 @@ def _check(description: Mapping[str, Any]) -> None:
 
 
 def _is_backbone(value: Any) -> bool:
-    return isinstance(value, str) and catalog.find(value) is not None
+    return isinstance(value, str) and catalog.resolve_name(value) is not None
 
 
 def _is_count(value: Any, most: int = _LARGEST) -> bool:

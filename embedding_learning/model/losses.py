@@ -12,7 +12,7 @@ from mxnet.gluon import HybridBlock
 _DISTANCE_EPSILON = 1e-8
 
 
-class TripleLoss(HybridBlock):
+class TripletLossBase(HybridBlock):
     """The mean of the terms above zero that a subclass computes of triples; 0 if there are none.
 
     Terms without a loss have no gradient; counted in the mean, they would make the steps smaller
@@ -40,7 +40,7 @@ class TripleLoss(HybridBlock):
         return f"{type(self).__name__}(margin={self._margin})"
 
 
-class ContrastiveLoss(TripleLoss):
+class ContrastiveLoss(TripletLossBase):
     r"""Contrastive loss (Hadsell et al., 2006), section 3 of Wu et al. (2017).
 
     :math:`D^2` of a positive pair and :math:`[\alpha - D]_+^2` of a negative one; the sum divided
@@ -61,11 +61,11 @@ class ContrastiveLoss(TripleLoss):
         super().__init__(margin, **kwargs)
 
     def _terms(self, F: Any, anchors: Any, positives: Any, negatives: Any) -> list[Any]:
-        missing = F.maximum(self._margin - distances(F, anchors, negatives), 0.0)
-        return [squared_distances(F, anchors, positives), F.square(missing)]
+        missing = F.maximum(self._margin - rowwise_distance(F, anchors, negatives), 0.0)
+        return [rowwise_squared_distance(F, anchors, positives), F.square(missing)]
 
 
-class TripletLoss(TripleLoss):
+class TripletLoss(TripletLossBase):
     r"""Triplet loss (Schroff et al., 2015), section 3 of Wu et al. (2017).
 
     :math:`[D_{ap}^2 - D_{an}^2 + \alpha]_+` of each triple; the sum divided by the number of
@@ -86,12 +86,12 @@ class TripletLoss(TripleLoss):
         super().__init__(margin, **kwargs)
 
     def _terms(self, F: Any, anchors: Any, positives: Any, negatives: Any) -> list[Any]:
-        positive = squared_distances(F, anchors, positives)
-        negative = squared_distances(F, anchors, negatives)
+        positive = rowwise_squared_distance(F, anchors, positives)
+        negative = rowwise_squared_distance(F, anchors, negatives)
         return [F.maximum(positive - negative + self._margin, 0.0)]
 
 
-class EuclideanTripletLoss(TripleLoss):
+class EuclideanTripletLoss(TripletLossBase):
     r"""Triplet loss of plain distances, section 4.2 of Wu et al. (2017).
 
     :math:`[D_{ap} - D_{an} + \alpha]_+` of each triple; otherwise as :class:`TripletLoss`. Its
@@ -102,8 +102,8 @@ class EuclideanTripletLoss(TripleLoss):
         super().__init__(margin, **kwargs)
 
     def _terms(self, F: Any, anchors: Any, positives: Any, negatives: Any) -> list[Any]:
-        positive = distances(F, anchors, positives)
-        negative = distances(F, anchors, negatives)
+        positive = rowwise_distance(F, anchors, positives)
+        negative = rowwise_distance(F, anchors, negatives)
         return [F.maximum(positive - negative + self._margin, 0.0)]
 
 
@@ -174,10 +174,9 @@ class MarginLoss(HybridBlock):
             return self._terms(nd, anchors, positives, negatives, beta)
 
     def _terms(self, F: Any, anchors: Any, positives: Any, negatives: Any, beta: Any) -> list[Any]:
-        return [
-            F.maximum(F.broadcast_sub(distances(F, anchors, positives), beta) + self._margin, 0.0),
-            F.maximum(F.broadcast_sub(beta, distances(F, anchors, negatives)) + self._margin, 0.0),
-        ]
+        positive = F.broadcast_sub(rowwise_distance(F, anchors, positives), beta)
+        negative = F.broadcast_sub(beta, rowwise_distance(F, anchors, negatives))
+        return [F.maximum(term + self._margin, 0.0) for term in (positive, negative)]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(margin={self._margin}, nu={self._nu})"
@@ -203,12 +202,12 @@ def _on_device_of(anchors: nd.NDArray, beta: nd.NDArray | gluon.Parameter | floa
     return beta
 
 
-def distances(F: Any, x: Any, y: Any) -> Any:
+def rowwise_distance(F: Any, x: Any, y: Any) -> Any:
     """Euclidean distance row by row: (m, d), (m, d) -> (m,)."""
-    return F.sqrt(squared_distances(F, x, y) + _DISTANCE_EPSILON)
+    return F.sqrt(rowwise_squared_distance(F, x, y) + _DISTANCE_EPSILON)
 
 
-def squared_distances(F: Any, x: Any, y: Any) -> Any:
+def rowwise_squared_distance(F: Any, x: Any, y: Any) -> Any:
     """Squared Euclidean distance row by row: (m, d), (m, d) -> (m,)."""
     ones = F.reshape(F.ones_like(F.slice_axis(x, axis=0, begin=0, end=1)), (-1,))
     # A product with ones takes a sixth of the time of a sum along an axis.

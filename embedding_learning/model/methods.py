@@ -1,29 +1,57 @@
-"""The losses and samplings that flags can name. Imports no MXNet, so --help is quick."""
+"""The losses and samplings that the flags can name. Imports no MXNet, so --help is quick.
+
+A new method is a class in `losses` or `sampling` and one row here. Everything that another module
+needs to know about a method is in its row; no other module compares the names.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 
-class Loss(NamedTuple):
-    """A class of `losses`: its margin where --margin is not given, and whether it has a beta."""
+class LossRow(NamedTuple):
+    """A loss.
+
+    Attributes
+    ----------
+    class_name : str
+        Its class in `losses`. The class takes the margin, and nu after it if the loss has a beta.
+    margin : float
+        The default of --margin.
+    has_beta : bool
+        Whether the loss also takes beta and each anchor's rows of beta, as `MarginLoss` does.
+    """
 
     class_name: str
     margin: float
     has_beta: bool = False
 
 
+class SamplingRow(NamedTuple):
+    """A sampling.
+
+    Attributes
+    ----------
+    class_name : str
+        Its class in `sampling`. The class takes the number of images per class.
+    takes_normalize_weights : bool
+        Whether the class has the parameter `normalize_weights`, which --normalize-weights sets.
+    """
+
+    class_name: str
+    takes_normalize_weights: bool = False
+
+
 # The first of each is the default, which is the original's.
 LOSSES = {
-    "margin": Loss("MarginLoss", 0.2, has_beta=True),
-    "contrastive": Loss("ContrastiveLoss", 1.0),
-    "triplet": Loss("TripletLoss", 0.2),
-    "triplet-euclidean": Loss("EuclideanTripletLoss", 0.2),
+    "margin": LossRow("MarginLoss", margin=0.2, has_beta=True),
+    "contrastive": LossRow("ContrastiveLoss", margin=1.0),
+    "triplet": LossRow("TripletLoss", margin=0.2),
+    "triplet-euclidean": LossRow("EuclideanTripletLoss", margin=0.2),
 }
-# Classes of `sampling`.
 SAMPLINGS = {
-    "distance-weighted": "DistanceWeightedSampling",
-    "random": "RandomSampling",
-    "semi-hard": "SemiHardSampling",
-    "hard": "HardSampling",
+    "distance-weighted": SamplingRow("DistanceWeightedSampling", takes_normalize_weights=True),
+    "random": SamplingRow("RandomSampling"),
+    "semi-hard": SamplingRow("SemiHardSampling"),
+    "hard": SamplingRow("HardSampling"),
 }

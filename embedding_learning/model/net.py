@@ -79,7 +79,7 @@ class MarginNet(HybridBlock):
     """
 
     # On a CPU, where the backbone can be trained so.
-    fuses_batch_norm = True
+    should_fuse_batch_norm = True
 
     def __init__(
         self,
@@ -98,16 +98,16 @@ class MarginNet(HybridBlock):
             self.feature = nn.Dense(feat_dim) if feat_dim else None
             self.dense = nn.Dense(emb_dim)
             self.normalize = L2Normalization()
-            self.sampled = sampling(batch_k)
+            self.sampling = sampling(batch_k)
 
     def hybrid_forward(self, F: Any, x: Any) -> tuple[Any, ...]:
-        return self.sampled(self.embed(x))
+        return self.sampling(self.embed(x))
 
     def _get_graph(self, *arguments: Any) -> tuple[Any, Any]:
         """What training compiles, once hybridized."""
         is_new = not self._cached_graph
         inputs, outputs = super()._get_graph(*arguments)
-        if is_new and self.fuses_batch_norm and arguments[0].context.device_type == "cpu":
+        if is_new and self.should_fuse_batch_norm and arguments[0].context.device_type == "cpu":
             outputs = fuse_batch_norm_and_relu(outputs)
             self._cached_graph: tuple[Any, Any] = inputs, outputs
         return inputs, outputs

@@ -187,7 +187,7 @@ class DistanceWeightedSampling(Sampling):
         self._normalize_weights = normalize_weights
 
     def _negative_rows(self, F: Any, x: Any, row: Any, row_class: Any, positive_rows: Any) -> Any:
-        return self._draw(F, self._weights(F, x, row, row_class), row, positive_rows)
+        return self._sample(F, self._weights(F, x, row, row_class), row, positive_rows)
 
     @property
     def cutoffs(self) -> tuple[float, float]:
@@ -230,7 +230,7 @@ class DistanceWeightedSampling(Sampling):
             )
         return log_weights
 
-    def _draw(self, F: Any, weights: Any, row: Any, like: Any) -> Any:
+    def _sample(self, F: Any, weights: Any, row: Any, like: Any) -> Any:
         """Rows of negatives, (n, batch_k - 1) as `like`, by inverting the cumulative weights."""
         cumulative = F.cumsum(weights, axis=1)
         total = F.slice_axis(cumulative, axis=1, begin=-1, end=None)

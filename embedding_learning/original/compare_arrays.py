@@ -10,14 +10,14 @@ import mxnet as mx
 import numpy as np
 
 
-class Difference(NamedTuple):
+class ArrayDifference(NamedTuple):
     """The largest one, and the array where it is."""
 
     value: float
     array: str
 
 
-def values(parameters: Mapping[str, mx.gluon.Parameter]) -> dict[str, np.ndarray]:
+def read_values(parameters: Mapping[str, mx.gluon.Parameter]) -> dict[str, np.ndarray]:
     """The first device's values, by name; the devices before must be done."""
     return {name: p.list_data()[0].asnumpy() for name, p in parameters.items()}
 
@@ -35,22 +35,24 @@ def gradient_norm(parameters: Iterable[mx.gluon.Parameter]) -> float:
     return math.sqrt(total)
 
 
-def relative(a: float, b: float) -> float:
+def relative_difference(a: float, b: float) -> float:
     """|a - b| / |a|; 0 for equal ones."""
     if a == b:
         return 0.0
     return abs(a - b) / abs(a) if a else math.inf
 
 
-def largest_difference(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> Difference:
+def find_largest_difference(
+    a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]
+) -> ArrayDifference:
     """The largest max |a - b| / max |a| of all arrays: 0 where they are equal, NaN if any is."""
-    found = [Difference(_difference(a[name], b[name]), name) for name in a]
+    found = [ArrayDifference(_relative_difference(a[name], b[name]), name) for name in a]
     return max(found, key=lambda one: math.inf if math.isnan(one.value) else one.value)
 
 
-def _difference(a: np.ndarray, b: np.ndarray) -> float:
-    apart = float(np.max(np.abs(a.astype(np.float64) - b)))
-    if apart == 0:
+def _relative_difference(a: np.ndarray, b: np.ndarray) -> float:
+    difference = float(np.max(np.abs(a.astype(np.float64) - b)))
+    if difference == 0:
         return 0.0
     scale = float(np.max(np.abs(a)))
-    return apart / scale if scale else math.inf
+    return difference / scale if scale else math.inf

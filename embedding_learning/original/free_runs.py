@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import mxnet as mx
 import numpy as np
 
+from embedding_learning.config import ModelConfig, TrainConfig
 from embedding_learning.data.build import read_split
 from embedding_learning.errors import UsageError
 from embedding_learning.model import backbones
@@ -53,36 +54,37 @@ class Run(NamedTuple):
 
 
 def train(
-    options: Namespace, arguments: Sequence[str], path: Path, epochs: int, seeds: int
+    config: TrainConfig, arguments: Sequence[str], path: Path, epochs: int, seeds: int
 ) -> Iterator[Run]:
     """Trains both programs with each seed, one process after another; each run once it is done.
 
-    `arguments` are the flags that `options` were read from. The seeds count up from `--seed`.
+    `arguments` are the flags that `config` was read from. The seeds count up from `--seed`.
 
     Raises UsageError or DataError if flags and data do not fit, TrainingFault if a run fails.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="compare-original-")))
-        split = read_split(options)
+        split = read_split(config)
         if split.gallery:
             raise UsageError(
-                f"--data-path {options.data_path}: its queries are searched in a gallery, which "
+                f"--data-path {config.data.path}: its queries are searched in a gallery, which "
                 "the original does not know; leave the free runs out with --epochs 0"
             )
         if len(split.test) <= max(RECALL_AT):
             raise UsageError(
-                f"--data-path {options.data_path}: {len(split.test)} images test, too few for the "
+                f"--data-path {config.data.path}: {len(split.test)} images test, too few for the "
                 f"original's Recall@{max(RECALL_AT)}; leave the free runs out with --epochs 0"
             )
         processes.write_data(split, folder / "data")
-        backbone = _backbone(options, folder / "backbone.params")
+        backbone = _backbone(config.model, folder / "backbone.params")
         classes = len(split.train.class_names)
-        numbers = processes.numbers(options, classes, options.batch_num)
-        for seed in range(options.seed, options.seed + seeds):
+        numbers = processes.numbers(config.data, classes, config.batch.batch_num)
+        for seed in range(config.run.seed, config.run.seed + seeds):
             for program in PROGRAMS:
                 own = Path(stack.enter_context(TemporaryDirectory(dir=folder)))
-                told = Namespace(**{**vars(options), "seed": seed, "epochs": epochs})
-                flags = processes.flags(told, folder / "data", own / "model")
+                run = replace(config.run, seed=seed, epochs=epochs)
+                of_seed = replace(config, run=run)
+                flags = processes.flags(of_seed, folder / "data", own / "model")
                 if program == "here":
                     # Of flags that are there twice the last one counts.
                     flags = [*arguments, f"--epochs={epochs}", f"--seed={seed}"]
@@ -95,10 +97,10 @@ def train(
                     numbers=numbers,
                     backbone=backbone,
                 )
-                yield _run(told, program, settings)
+                yield _run(of_seed, program, settings)
 
 
-def mean_and_spread(runs: Sequence[Run], program: str) -> tuple[np.ndarray, np.ndarray]:
+def compute_mean_and_spread(runs: Sequence[Run], program: str) -> tuple[np.ndarray, np.ndarray]:
     """Of a program's recalls over the seeds: means and standard deviations, (epochs, 5) each.
 
     The deviation of a sample; NaN for a single seed.
@@ -109,27 +111,27 @@ def mean_and_spread(runs: Sequence[Run], program: str) -> tuple[np.ndarray, np.n
     return recalls.mean(axis=0), recalls.std(axis=0, ddof=1)
 
 
-def _backbone(options: Namespace, file: Path) -> str | None:
+def _backbone(model: ModelConfig, file: Path) -> str | None:
     """Writes the pretrained backbone for the original; None if there is to be none."""
-    if not options.use_pretrained and not options.pretrained_params:
+    if not model.has_pretrained_backbone:
         return None
     features = backbones.create(
-        options.model, [mx.cpu()], options.use_pretrained, options.pretrained_params
+        model.backbone, [mx.cpu()], model.use_pretrained, model.pretrained_params
     )
     save_parameters(features, str(file))
     return str(file)
 
 
-def _run(options: Namespace, program: str, settings: Path) -> Run:
+def _run(config: TrainConfig, program: str, settings: Path) -> Run:
     """Waits for the run, showing where it is. Raises TrainingFault if it fails."""
-    title = f"{program}, seed {options.seed}"
+    title = f"{program}, seed {config.run.seed}"
     lines = []
     pipes: dict[str, Any] = {
         "stdin": subprocess.DEVNULL,
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
     }
-    with processes.process("whole_run", settings, **pipes) as process:
+    with processes.start_process("whole_run", settings, **pipes) as process:
         assert process.stdout and process.stderr
         for line in process.stderr:
             lines.append(line)
@@ -137,10 +139,10 @@ def _run(options: Namespace, program: str, settings: Path) -> Run:
                 print(f"{title}: {line[line.index('[') :].rstrip()}", file=sys.stderr, flush=True)
         printed = process.stdout.read().split()
         if process.wait():
-            raise processes.fault(title, "in its free run", "".join(lines))
-    recalls, seconds = read_log("".join(lines), options.epochs)
-    images = options.batch_num * options.total_batch_size * options.epochs
-    return Run(program, options.seed, recalls, images / seconds, int(printed[-1]) / 1e6)
+            raise processes.create_error(title, "in its free run", "".join(lines))
+    recalls, seconds = read_log("".join(lines), config.run.epochs)
+    images = config.batch.batch_num * config.batch.total * config.run.epochs
+    return Run(program, config.run.seed, recalls, images / seconds, int(printed[-1]) / 1e6)
 
 
 def read_log(text: str, epochs: int) -> tuple[np.ndarray, float]:

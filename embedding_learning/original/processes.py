@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from embedding_learning.config import DataConfig, TrainConfig
 from embedding_learning.data.datasets import ImageSet, Split
 from embedding_learning.errors import TrainingError
-from embedding_learning.model.weights.catalog import find
+from embedding_learning.model.weights.catalog import resolve_name
 from embedding_learning.original.source import Numbers
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +26,7 @@ _WHOLE_IMAGE = (0, 0, 10**6, 10**6)
 
 
 @contextmanager
-def process(
+def start_process(
     module: str, settings: Path, environment: Mapping[str, str] = MappingProxyType({}), **pipes: Any
 ) -> Iterator[subprocess.Popen[str]]:
     """A module of this package as a program; ended when the context is left."""
@@ -57,47 +57,47 @@ def write_settings(file: Path, **settings: Any) -> Path:
     return file
 
 
-def fault(program: str, when: str, output: str) -> TrainingError:
+def create_error(program: str, when: str, output: str) -> TrainingError:
     """What to raise for a process that ended too early, from its error output."""
     lines = [line for line in output.splitlines() if line.strip()]
     return TrainingError(f"{program} failed {when}: {lines[-1] if lines else 'without a word'}")
 
 
-def flags(options: Namespace, folder: Path, prefix: Path) -> list[str]:
-    """The original's flags for these options; it reads the images of `folder`."""
-    devices = max(1, len(options.gpus))
-    told = {
+def flags(config: TrainConfig, folder: Path, prefix: Path) -> list[str]:
+    """Returns the original's flags for these settings; it reads the images of `folder`."""
+    method, optimizer, gpus = config.method, config.optimizer, config.devices.gpus
+    values = {
         "data-path": folder,
-        "embed-dim": options.embed_dim,
-        "batch-size": options.total_batch_size // devices,
-        "batch-k": options.batch_k,
-        "epochs": options.epochs,
-        "optimizer": options.optimizer,
-        "lr": options.lr,
-        "lr-beta": options.lr_beta,
-        "margin": options.margin,
-        "beta": options.beta,
-        "nu": options.nu,
-        "factor": options.factor,
-        "steps": ",".join(map(str, options.steps)),
-        "wd": options.wd,
-        "seed": options.seed,
-        "model": find(options.model),
+        "embed-dim": config.model.embed_dim,
+        "batch-size": config.batch.total // max(1, len(gpus)),
+        "batch-k": config.batch.batch_k,
+        "epochs": config.run.epochs,
+        "optimizer": optimizer.name,
+        "lr": optimizer.lr,
+        "lr-beta": method.lr_beta,
+        "margin": method.margin,
+        "beta": method.beta,
+        "nu": method.nu,
+        "factor": optimizer.factor,
+        "steps": ",".join(map(str, optimizer.steps)),
+        "wd": optimizer.wd,
+        "seed": config.run.seed,
+        "model": resolve_name(config.model.backbone),
         "save-model-prefix": prefix,
-        "kvstore": options.kvstore,
-        "log-interval": options.log_interval,
+        "kvstore": config.devices.kvstore,
+        "log-interval": config.run.log_interval,
     }
-    written = [f"--{name}={value}" for name, value in told.items()]
-    if options.gpus:
-        written.append(f"--gpus={','.join(map(str, options.gpus))}")
-    if options.use_pretrained or options.pretrained_params:
+    written = [f"--{name}={value}" for name, value in values.items()]
+    if gpus:
+        written.append(f"--gpus={','.join(map(str, gpus))}")
+    if config.model.has_pretrained_backbone:
         written.append("--use-pretrained")
     return written
 
 
-def numbers(options: Namespace, classes: int, batches: int) -> Numbers:
-    """What is written into the original's files, for these options."""
-    return Numbers(classes, batches, options.image_size, options.crop_size)
+def numbers(data: DataConfig, classes: int, batches: int) -> Numbers:
+    """Returns what is written into the original's files for these settings."""
+    return Numbers(classes, batches, data.image_size, data.crop_size)
 
 
 def write_data(split: Split, folder: Path) -> None:

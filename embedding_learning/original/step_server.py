@@ -20,7 +20,7 @@ import mxnet as mx
 import numpy as np
 
 from embedding_learning.original import source
-from embedding_learning.original.compare_arrays import gradient_norm, values
+from embedding_learning.original.compare_arrays import gradient_norm, read_values
 
 BATCH, ANSWER = "batch.npz", "answer.npz"
 
@@ -93,10 +93,10 @@ class _Stepper:
         net, beta = self.training.net, self.training.beta
         parameters = net._collect_params_with_prefix()
         answer: dict[str, Any] = {
-            f"network/{name}": array for name, array in values(parameters).items()
+            f"network/{name}": array for name, array in read_values(parameters).items()
         }
         if self.training.opt.lr_beta > 0:
-            answer["beta"] = values({"beta": beta})["beta"]
+            answer["beta"] = read_values({"beta": beta})["beta"]
         loss = sum(float(loss.mean().asscalar()) for loss in self._losses)
         answer["scalars"] = np.array([loss, gradient_norm(parameters.values())])
         answer["negatives"] = np.array(self._drawn)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,22 +14,23 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
+from embedding_learning.config import TrainConfig
 from embedding_learning.data.build import open_data, read_split
 from embedding_learning.model.sampling import DistanceWeightedSampling
 from embedding_learning.model.weights.params_file import save_parameters
 from embedding_learning.original import processes
 from embedding_learning.original.compare_arrays import (
-    Difference,
+    ArrayDifference,
+    find_largest_difference,
     gradient_norm,
-    largest_difference,
-    relative,
-    values,
+    read_values,
+    relative_difference,
 )
 from embedding_learning.original.step_server import ANSWER, BATCH
 from embedding_learning.runtime.devices import find_devices
 from embedding_learning.training.build import build, build_network
 from embedding_learning.training.learner import Learner
-from embedding_learning.training.loop import set_learning_rates
+from embedding_learning.training.schedule import set_learning_rates
 
 
 class State(NamedTuple):
@@ -54,12 +54,12 @@ class State(NamedTuple):
     beta: Mapping[str, np.ndarray]
 
 
-class Apart(NamedTuple):
+class Difference(NamedTuple):
     """How far a second program is from a first after a step; all are relative to the first."""
 
     loss: float
     gradient_norm: float
-    network: Difference
+    network: ArrayDifference
     beta: float
 
 
@@ -69,8 +69,8 @@ class Step(NamedTuple):
     number: int
     original: State
     here: State
-    apart: Apart
-    control: Apart | None
+    difference: Difference
+    control: Difference | None
 
 
 class GivenNegatives(DistanceWeightedSampling):
@@ -126,7 +126,7 @@ class _Original:
         if not answered:
             self._process.wait()
             output = (self._folder / "errors").read_text(encoding="utf-8", errors="replace")
-            raise processes.fault(self._name, f"at step {number}", output)
+            raise processes.create_error(self._name, f"at step {number}", output)
         with np.load(self._folder / ANSWER, allow_pickle=False) as answer:
             arrays = dict(answer)
         network = {name[8:]: a for name, a in arrays.items() if name.startswith("network/")}
@@ -136,7 +136,7 @@ class _Original:
         return state, arrays["negatives"]
 
 
-def compare(options: Namespace, path: Path, steps: int, with_control: bool) -> Iterator[Step]:
+def compare(config: TrainConfig, path: Path, steps: int, with_control: bool) -> Iterator[Step]:
     """Each step of both programs, as it is made.
 
     The network's first weights are this program's. The batches are this program's too: the
@@ -153,22 +153,22 @@ def compare(options: Namespace, path: Path, steps: int, with_control: bool) -> I
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="compare-original-")))
-        devices = find_devices(options)
-        split = read_split(options)
-        mx.random.seed(options.seed)
-        net = build_network(options, devices)
+        devices = find_devices(config.devices.gpus, config.devices.cpu_contexts)
+        split = read_split(config)
+        mx.random.seed(config.run.seed)
+        net = build_network(config, devices)
         assert net.preprocess
         save_parameters(net, str(folder / "first.params"))
-        count = options.total_batch_size // len(devices) * (options.batch_k - 1)
-        net.sampled = GivenNegatives(options.batch_k, count)
-        net.sampled.given.initialize(ctx=devices)
-        data = open_data(split, options)
+        count = config.batch.total // len(devices) * (config.batch.batch_k - 1)
+        net.sampling = GivenNegatives(config.batch.batch_k, count)
+        net.sampling.given.initialize(ctx=devices)
+        data = open_data(split, config)
         stack.callback(data.close)
         # What is queued still reads the batches' memory.
         stack.callback(mx.nd.waitall)
-        learner = build(options, data.beta_terms, net, devices)
+        learner = build(config, data.beta_terms, net, devices)
         learner.start()
-        set_learning_rates(options, learner.trainers, 0)
+        set_learning_rates(config, learner, 0)
 
         def start(name: str, environment: Mapping[str, str]) -> _Original:
             own = folder / name.replace(" ", "_")
@@ -176,9 +176,9 @@ def compare(options: Namespace, path: Path, steps: int, with_control: bool) -> I
             settings = processes.write_settings(
                 own / "settings.json",
                 original=str(path),
-                flags=processes.flags(options, own, own / "model"),
+                flags=processes.flags(config, own, own / "model"),
                 # One more than there are: so its first epoch does not end.
-                numbers=processes.numbers(options, len(data.beta_terms), steps + 1),
+                numbers=processes.numbers(config.data, len(data.beta_terms), steps + 1),
                 parameters=str(folder / "first.params"),
             )
             errors = stack.enter_context(open(own / "errors", "w", encoding="utf-8"))
@@ -187,14 +187,14 @@ def compare(options: Namespace, path: Path, steps: int, with_control: bool) -> I
                 "stdout": subprocess.PIPE,
                 "stderr": errors,
             }
-            process = processes.process("step_server", settings, environment, **pipes)
+            process = processes.start_process("step_server", settings, environment, **pipes)
             return _Original(name, own, stack.enter_context(process))
 
         original = start("the original", {})
         second = start("the original again", _other_threads()) if with_control else None
         for number in range(1, steps + 1):
             batch = data.train.next()
-            seed = step_seed(options.seed, number)
+            seed = step_seed(config.run.seed, number)
             given = (
                 net.preprocess(batch.data[0].as_in_context(devices[0])).asnumpy(),
                 batch.label[0].asnumpy(),
@@ -202,11 +202,11 @@ def compare(options: Namespace, path: Path, steps: int, with_control: bool) -> I
             )
             theirs, negatives = original.step(number, *given, np.empty((0, 0), np.int64))
             again = second.step(number, *given, negatives)[0] if second else None
-            net.sampled.give(negatives.ravel())
+            net.sampling.give(negatives.ravel())
             mx.random.seed(seed)
             ours = _step(learner, batch)
-            control = apart(theirs, again) if again else None
-            yield Step(number, theirs, ours, apart(theirs, ours), control)
+            control = compute_difference(theirs, again) if again else None
+            yield Step(number, theirs, ours, compute_difference(theirs, ours), control)
 
 
 def step_seed(seed: int, number: int) -> int:
@@ -214,13 +214,13 @@ def step_seed(seed: int, number: int) -> int:
     return int(np.random.SeedSequence((seed, number)).generate_state(1)[0] >> 1)
 
 
-def apart(first: State, second: State) -> Apart:
+def compute_difference(first: State, second: State) -> Difference:
     """How far the second state is from the first."""
-    return Apart(
-        relative(first.loss, second.loss),
-        relative(first.gradient_norm, second.gradient_norm),
-        largest_difference(first.network, second.network),
-        largest_difference(first.beta, second.beta).value if first.beta else 0.0,
+    return Difference(
+        relative_difference(first.loss, second.loss),
+        relative_difference(first.gradient_norm, second.gradient_norm),
+        find_largest_difference(first.network, second.network),
+        find_largest_difference(first.beta, second.beta).value if first.beta else 0.0,
     )
 
 
@@ -230,13 +230,13 @@ def _step(learner: Learner, batch: mx.io.DataBatch) -> State:
     mx.nd.waitall()
     parameters = learner.net._collect_params_with_prefix()
     # The negatives are no weights.
-    del parameters["sampled.given"]
+    del parameters["sampling.given"]
     learned = isinstance(learner.beta, gluon.Parameter)
     return State(
         step.loss,
         gradient_norm(parameters.values()),
-        values(parameters),
-        values({"beta": learner.beta}) if learned else {},
+        read_values(parameters),
+        read_values({"beta": learner.beta}) if learned else {},
     )
 
 

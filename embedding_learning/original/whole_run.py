@@ -29,7 +29,7 @@ def main() -> None:
         _train_here(settings["flags"])
     else:
         _train_original(settings)
-    print(peak_memory(), flush=True)
+    print(read_peak_memory(), flush=True)
 
 
 def _train_here(flags: list[str]) -> None:
@@ -54,7 +54,7 @@ def _train_original(settings: Mapping[str, Any]) -> None:
     training.train(training.opt.epochs, training.context)
 
 
-def peak_memory() -> int:
+def read_peak_memory() -> int:
     """The most bytes in memory that this process had, pages of mapped files included."""
     status = Path("/proc/self/status")
     if status.exists():

@@ -1,30 +1,34 @@
-"""Pictures of what was learned, each a PNG or SVG file: arrays in, a file out.
+"""Plots of what was learned, each a PNG or SVG file: arrays in, a file out.
 
-t-SNE maps with photographs or with points as marks, rows of queries with their nearest neighbours,
-the curves of a run, the distances of its pairs, and a comparison's error bars. No MXNet; thumbnails
-are asked for one at a time, when they are drawn.
+t-SNE maps with photographs or with points as marks, queries with their nearest neighbors, the
+curves of a run, the distances of its pairs, and the error bars of a comparison. No MXNet. A
+thumbnail is read when it is drawn, one at a time.
 """
 
 from __future__ import annotations
 
-from embedding_learning.plots.canvas import Thumbnail, check_path
-from embedding_learning.plots.comparison import spreads
-from embedding_learning.plots.distance_histograms import distances
-from embedding_learning.plots.queries import average_precision, choose_queries
-from embedding_learning.plots.query_gallery import gallery, search_results
-from embedding_learning.plots.run_curves import curves
-from embedding_learning.plots.tsne import tsne_photographs, tsne_points
+from embedding_learning.plots.canvas import Thumbnail, check_plot_path
+from embedding_learning.plots.comparison import plot_comparison
+from embedding_learning.plots.distance_histograms import plot_distances
+from embedding_learning.plots.query_gallery import (
+    average_precision,
+    choose_queries,
+    plot_gallery,
+    plot_search_results,
+)
+from embedding_learning.plots.run_curves import plot_run_curves
+from embedding_learning.plots.tsne import plot_tsne_photographs, plot_tsne_points
 
 __all__ = [
     "Thumbnail",
     "average_precision",
-    "check_path",
+    "check_plot_path",
     "choose_queries",
-    "curves",
-    "distances",
-    "gallery",
-    "search_results",
-    "spreads",
-    "tsne_photographs",
-    "tsne_points",
+    "plot_comparison",
+    "plot_distances",
+    "plot_gallery",
+    "plot_run_curves",
+    "plot_search_results",
+    "plot_tsne_photographs",
+    "plot_tsne_points",
 ]

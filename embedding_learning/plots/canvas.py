@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
 from embedding_learning.errors import UsageError
-from embedding_learning.runtime.atomic_files import replaced_whole
+from embedding_learning.runtime.atomic_files import atomic_write
 
 # From 3.11 on matplotlib says that a typeface has no bold; it draws the regular one instead.
 logging.getLogger(font_manager.__name__).setLevel(logging.ERROR)
@@ -28,7 +28,7 @@ logging.getLogger(font_manager.__name__).setLevel(logging.ERROR)
 # From an image's row to its pixels: RGB, uint8, (height, width, 3), of any size.
 Thumbnail = Callable[[int], np.ndarray]
 
-INK, GREY, FAINT, PAPER = "#1b1f24", "#59636e", "#d8dee4", "#ffffff"
+INK, GRAY, FAINT, PAPER = "#1b1f24", "#59636e", "#d8dee4", "#ffffff"
 # Of two's powers every whole number of pixels is a size that matplotlib does not round.
 DPI = 128
 SUFFIXES = (".png", ".svg")
@@ -47,7 +47,7 @@ _CJK = ("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "HANGUL", "BOPOMOFO"
 _MISSING, _ELLIPSIS = "\N{REPLACEMENT CHARACTER}", "\N{HORIZONTAL ELLIPSIS}"
 
 
-def check_path(path: str) -> None:
+def check_plot_path(path: str) -> None:
     """Raises UsageError if no picture can be written there; nothing is written."""
     folder = os.path.dirname(path) or "."
     if not path.lower().endswith(SUFFIXES):
@@ -64,13 +64,13 @@ def save(figure: Figure, path: str) -> None:
 
     Equal figures give equal bytes. Raises UsageError.
     """
-    check_path(path)
+    check_plot_path(path)
     kind = path[-3:].lower()
     repeatable = matplotlib.rc_context(
         {"svg.hashsalt": "embedding_learning", "svg.fonttype": "path"}
     )
     try:
-        with replaced_whole(path) as partial, repeatable:
+        with atomic_write(path) as partial, repeatable:
             figure.savefig(partial, format=kind, metadata={"Date": None} if kind == "svg" else {})
     except OSError as error:
         raise UsageError(
@@ -100,7 +100,7 @@ def blank(width: int, height: int) -> np.ndarray:
 
 
 def paste(canvas: np.ndarray, image: np.ndarray, left: int, top: int, side: int) -> None:
-    """Puts the image into a square of the canvas: as large as fits, its shape kept, centred."""
+    """Puts the image into a square of the canvas: as large as fits, its shape kept, centered."""
     height, width = image.shape[:2]
     scale = side / max(height, width)
     width, height = max(1, round(width * scale)), max(1, round(height * scale))

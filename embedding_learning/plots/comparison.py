@@ -13,8 +13,8 @@ from embedding_learning.plots import canvas
 # Recall@1 of each finished seed, by loss and sampling.
 Values = Mapping[tuple[str, str], Sequence[float]]
 
-# Distinct also to the colour-blind (Okabe and Ito's), and by their marks.
-_COLOURS = ("#0072b2", "#d55e00", "#008f68", "#b5518f", "#8a6d00", "#3f9bd1", "#1b1f24")
+# Distinct also to the color-blind (Okabe and Ito's), and by their marks.
+_COLORS = ("#0072b2", "#d55e00", "#008f68", "#b5518f", "#8a6d00", "#3f9bd1", "#1b1f24")
 _MARKS = "osD^vPX"
 _WIDE, _HIGH = 800, 560  # pixels of a panel
 _LEGEND, _HEAD, _MARGIN = 280, 80, 30
@@ -24,8 +24,8 @@ _SPREAD = 0.7  # of the room between two losses that their samplings take
 
 
 @canvas.plain_style
-def spreads(panels: Mapping[str, Values], path: str, caption: str = "") -> None:
-    """Draws a panel for each kind of values, over the losses and in a colour for each sampling.
+def plot_comparison(panels: Mapping[str, Values], path: str, caption: str = "") -> None:
+    """Draws a panel for each kind of values, over the losses and in a color for each sampling.
 
     A mark is the mean over the seeds, its bar the sample standard deviation to both sides, where
     there are two seeds at least; the faint marks beside it are the seeds.
@@ -45,7 +45,7 @@ def spreads(panels: Mapping[str, Values], path: str, caption: str = "") -> None:
     UsageError
         If the file cannot be written.
     """
-    canvas.check_path(path)
+    canvas.check_plot_path(path)
     width = _WIDE * len(panels) + _LEGEND
     wide = width - 2 * _MARGIN
     told = [
@@ -58,7 +58,7 @@ def spreads(panels: Mapping[str, Values], path: str, caption: str = "") -> None:
     canvas.write(page, _MARGIN, 50, "Recall@1 by loss and sampling", 32, wide, weight="bold")
     for number, line in enumerate(told):
         top = _HEAD + _HIGH + _LINE * (number + 0.5)
-        canvas.write(page, _MARGIN, top, line, _CAPTION, wide, color=canvas.GREY)
+        canvas.write(page, _MARGIN, top, line, _CAPTION, wide, color=canvas.GRAY)
     limits = _limits(panels)
     for number, (title, values) in enumerate(panels.items()):
         left, top, across, high = number * _WIDE + 100, _HEAD + 50, _WIDE - 130, _HIGH - 130
@@ -100,7 +100,7 @@ def _draw(axes: Axes, title: str, values: Values, limits: tuple[float, float]) -
     small = canvas.font(_TEXT)
     step = _SPREAD / len(samplings)
     for column, sampling in enumerate(samplings):
-        colour, mark = _COLOURS[column % len(_COLOURS)], _MARKS[column % len(_MARKS)]
+        color, mark = _COLORS[column % len(_COLORS)], _MARKS[column % len(_MARKS)]
         at = [(column - (len(samplings) - 1) / 2) * step + row for row in range(len(losses))]
         for x, loss in zip(at, losses):
             some = values[loss, sampling]
@@ -110,7 +110,7 @@ def _draw(axes: Axes, title: str, values: Values, limits: tuple[float, float]) -
                 [x + step / 3] * len(some),
                 some,
                 mark,
-                color=colour,
+                color=color,
                 alpha=0.35,
                 markersize=canvas.points(8),
                 markeredgewidth=0,
@@ -120,14 +120,14 @@ def _draw(axes: Axes, title: str, values: Values, limits: tuple[float, float]) -
                 [np.mean(some)],
                 yerr=[_deviation(some)] if len(some) > 1 else None,
                 fmt=mark,
-                color=colour,
+                color=color,
                 markersize=canvas.points(12),
                 linewidth=canvas.points(3),
                 capsize=canvas.points(9),
                 capthick=canvas.points(3),
             )
         # Also where nothing of it is finished yet.
-        axes.plot([], [], mark, color=colour, label=sampling, markersize=canvas.points(12))
+        axes.plot([], [], mark, color=color, label=sampling, markersize=canvas.points(12))
     axes.set_title(
         title,
         font=canvas.font(1.25 * _TEXT),
@@ -140,7 +140,7 @@ def _draw(axes: Axes, title: str, values: Values, limits: tuple[float, float]) -
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
     for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        label.set(font=small, color=canvas.GREY)
+        label.set(font=small, color=canvas.GRAY)
     axes.grid(axis="y", color=canvas.FAINT, linewidth=canvas.points(1))
     axes.set_axisbelow(True)
     axes.tick_params(axis="x", length=0, pad=canvas.points(10))

@@ -12,11 +12,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from embedding_learning.errors import DataError
 from embedding_learning.evaluation import pair_distances
-from embedding_learning.plots import canvas
+from embedding_learning.plots import canvas, theory
 
-# Distinct also to the colour-blind, as in the curves of a run.
+# Distinct also to the color-blind, as in the curves of a run.
 _ALL, _DRAWN, _POSITIVE = "#0072b2", "#d55e00", "#008f68"
-# From little noise to much: of one colour, ever darker.
+# From little noise to much: of one color, ever darker.
 _NOISES = {0.01: "#c78db0", 0.02: "#b5518f", 0.05: "#863467", 0.1: "#4f1b3c"}
 _WIDE, _HIGH, _LEGEND, _TOP = 1250, 460, 330, 80  # pixels of a panel, its legend, the title
 _TEXT = 20
@@ -33,7 +33,7 @@ class _Counts(NamedTuple):
 
 
 @canvas.plain_style
-def distances(
+def plot_distances(
     records: Iterable[Mapping[str, Any]], path: str, title: str = "Distances at work"
 ) -> None:
     """Draws the argument of section 4 of Wu et al. (2017) on the pairs of a run.
@@ -59,7 +59,7 @@ def distances(
     DataError
         If no record can be drawn.
     """
-    canvas.check_path(path)
+    canvas.check_plot_path(path)
     fitting = [record for record in records if record.get("kind") == "distances" and _fits(record)]
     if not fitting:
         raise DataError(f"{title}: no distances are recorded, so there is nothing to draw")
@@ -84,11 +84,12 @@ def _fits(record: Mapping[str, Any]) -> bool:
         and record["dimension"] > 0
         and isinstance(cutoffs, list)
         and all(
-            type(value) in (int, float) and 0 <= value <= pair_distances.FARTHEST
+            type(value) in (int, float) and 0 <= value <= pair_distances.MAX_DISTANCE
             for value in cutoffs
         )
         and all(
-            isinstance(counts, list) and len(counts) == pair_distances.BINS for counts in histograms
+            isinstance(counts, list) and len(counts) == pair_distances.HISTOGRAM_BINS
+            for counts in histograms
         )
         and all(_is_count(count) for counts in histograms for count in counts or ())
     )
@@ -109,7 +110,7 @@ def _of_epoch(records: Sequence[Mapping[str, Any]], epoch: int) -> _Counts:
 def _density(counts: np.ndarray) -> np.ndarray:
     """Of a histogram: its area is 1, or 0 if it is empty."""
     share: np.ndarray = counts / max(1, counts.sum())
-    return share * pair_distances.BINS / pair_distances.FARTHEST
+    return share * pair_distances.HISTOGRAM_BINS / pair_distances.MAX_DISTANCE
 
 
 def _draw_negatives(axes: Axes, ends: Sequence[_Counts], dimension: int) -> None:
@@ -117,9 +118,9 @@ def _draw_negatives(axes: Axes, ends: Sequence[_Counts], dimension: int) -> None
         _stairs(axes, counts.negatives, _ALL, f"epoch {counts.epoch}", **style)
     if dimension >= 2:
         # In the middle of narrow bins, since the density may be infinite at 2.
-        at = (np.arange(1000) + 0.5) * pair_distances.FARTHEST / 1000
+        at = (np.arange(1000) + 0.5) * pair_distances.MAX_DISTANCE / 1000
         label = f"q(D), {dimension} dimensions"
-        axes.plot(at, pair_distances.density(at, dimension), color=canvas.INK, **_line(label))
+        axes.plot(at, theory.density(at, dimension), color=canvas.INK, **_line(label))
     _finish(axes, "All negative pairs against random points, density")
 
 
@@ -131,21 +132,21 @@ def _draw_sampling(axes: Axes, ends: Sequence[_Counts], cutoffs: Sequence[float]
         _stairs(axes, counts.drawn, _DRAWN, f"drawn, epoch {counts.epoch}", **style)
     for cutoff in cutoffs:
         line = _line("cutoffs" if cutoff == cutoffs[0] else "")
-        axes.axvline(cutoff, color=canvas.GREY, linestyle=":", **line)
+        axes.axvline(cutoff, color=canvas.GRAY, linestyle=":", **line)
     _finish(axes, "What the sampling drew, density")
 
 
 def _draw_variance(axes: Axes, last: _Counts, dimension: int) -> None:
-    at = np.linspace(0, pair_distances.FARTHEST, 401)
-    for noise, colour in _NOISES.items():
-        variance = pair_distances.direction_variance(at, noise, dimension)
-        axes.plot(at, variance, color=colour, **_line(f"noise, {_SIGMA} = {noise:g}"))
+    at = np.linspace(0, pair_distances.MAX_DISTANCE, 401)
+    for noise, color in _NOISES.items():
+        variance = theory.direction_variance(at, noise, dimension)
+        axes.plot(at, variance, color=color, **_line(f"noise, {_SIGMA} = {noise:g}"))
     drawn = _density(last.drawn)
     # Its shape alone, for its measure is above: half as high as the panel.
     shape = drawn / (2 * drawn.max() or 1.0)
     axes.stairs(
         shape,
-        pair_distances.EDGES,
+        pair_distances.HISTOGRAM_EDGES,
         fill=True,
         color=_DRAWN,
         alpha=0.25,
@@ -163,9 +164,9 @@ def _line(label: str) -> dict[str, Any]:
     return {"label": label, "linewidth": canvas.points(3)}
 
 
-def _stairs(axes: Axes, counts: np.ndarray, colour: str, label: str, **style: Any) -> None:
+def _stairs(axes: Axes, counts: np.ndarray, color: str, label: str, **style: Any) -> None:
     style = style if style.get("fill") else {"linewidth": canvas.points(3), **style}
-    axes.stairs(_density(counts), pair_distances.EDGES, color=colour, label=label, **style)
+    axes.stairs(_density(counts), pair_distances.HISTOGRAM_EDGES, color=color, label=label, **style)
 
 
 def _axes(figure: Figure, line: int, height: int) -> Axes:
@@ -179,15 +180,15 @@ def _finish(axes: Axes, title: str, high: float | None = None) -> None:
     axes.set_title(
         title, font=canvas.font(1.25 * _TEXT), color=canvas.INK, loc="left", pad=canvas.points(12)
     )
-    axes.set_xlim(0, pair_distances.FARTHEST)
+    axes.set_xlim(0, pair_distances.MAX_DISTANCE)
     axes.set_ylim(0, high)
-    axes.set_xlabel("distance", font=small, color=canvas.GREY)
+    axes.set_xlabel("distance", font=small, color=canvas.GRAY)
     axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
     for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        label.set(font=small, color=canvas.GREY)
+        label.set(font=small, color=canvas.GRAY)
     axes.grid(color=canvas.FAINT, linewidth=canvas.points(1))
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import cv2
 
 from embedding_learning.errors import UsageError
-from embedding_learning.runtime.atomic_files import replaced_whole
+from embedding_learning.runtime.atomic_files import atomic_write
 
 # Bytes of a picture's file from which it is stored as JPEG: photographs, not curves.
 _LARGE = 1_000_000
@@ -21,7 +21,7 @@ _QUALITY = 85
 _MOST_BYTES = 3_000_000
 
 
-class Picture(NamedTuple):
+class ReportFigure(NamedTuple):
     """A PNG or SVG file, the heading above it and the sentence below."""
 
     heading: str
@@ -29,14 +29,14 @@ class Picture(NamedTuple):
     caption: str = ""
 
 
-def write(
+def write_report(
     path: str,
     title: str,
     command: str,
     flags: Mapping[str, Any],
     versions: Mapping[str, Any],
     metrics: Sequence[Mapping[str, Any]],
-    pictures: Sequence[Picture],
+    pictures: Sequence[ReportFigure],
     notes: Sequence[str] = (),
     notes_on_metrics: Sequence[str] = (),
 ) -> None:
@@ -58,7 +58,7 @@ def write(
     metrics : sequence of mapping
         The rows of the table of metrics, such as one for each epoch; its columns are all names, in
         the order they are found in. Of several rows the largest value of each metric is bold.
-    pictures : sequence of Picture
+    pictures : sequence of ReportFigure
     notes : sequence of str
         Paragraphs below the title.
     notes_on_metrics : sequence of str
@@ -69,7 +69,7 @@ def write(
     UsageError
         If the file cannot be written, or a picture cannot be read.
     """
-    check_path(path)
+    check_report_path(path)
     parts = [
         f"<h1>{escape(title)}</h1>",
         *(f"<p>{escape(note)}</p>" for note in notes),
@@ -88,7 +88,7 @@ def write(
     _write_whole(path, page.encode("utf-8", "replace"))
 
 
-def check_path(path: str) -> None:
+def check_report_path(path: str) -> None:
     """Raises UsageError if no report can have this name or place."""
     if not path.lower().endswith((".html", ".htm")):
         raise UsageError(f"{path}: a report is a web page; end the name in .html")
@@ -116,15 +116,15 @@ _PAGE = """<!DOCTYPE html>
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --page: #ffffff; --faint: #d8dee4;
- --shade: #f3f5f7; --grey: #59636e }
+ --shade: #f3f5f7; --gray: #59636e }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --page: #14171a; --faint: #343b42;
- --shade: #1e2328; --grey: #a3adb8 } }
+ --shade: #1e2328; --gray: #a3adb8 } }
 body { margin: 2rem; background: var(--page); color: var(--ink);
  font: 1rem/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif }
 h1 { font-size: 1.8rem; line-height: 1.2; overflow-wrap: anywhere }
 h2 { font-size: 1.3rem; margin: 2.5rem 0 0.6rem; overflow-wrap: anywhere }
 figure { margin: 0 }
-figcaption { color: var(--grey); max-width: 50rem; overflow-wrap: anywhere }
+figcaption { color: var(--gray); max-width: 50rem; overflow-wrap: anywhere }
 img { display: block; max-width: 100%; height: auto; background: #ffffff; border-radius: 6px }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
@@ -132,7 +132,7 @@ th, td { padding: 0.25rem 0.9rem; border-bottom: 1px solid var(--faint); text-al
  unicode-bidi: isolate }
 thead th { background: var(--shade) }
 .pairs th, .pairs td { text-align: left; vertical-align: top; overflow-wrap: anywhere }
-.pairs th { font-weight: normal; color: var(--grey); white-space: nowrap }
+.pairs th { font-weight: normal; color: var(--gray); white-space: nowrap }
 pre { background: var(--shade); padding: 0.8rem 1rem; border-radius: 6px; white-space: pre-wrap;
  overflow-wrap: anywhere }
 """
@@ -178,7 +178,7 @@ def _two_columns(values: Mapping[str, Any]) -> str:
     return '<table class="pairs">\n' + "\n".join(rows) + "\n</table>"
 
 
-def _figure(picture: Picture) -> str:
+def _figure(picture: ReportFigure) -> str:
     heading, caption = escape(picture.heading), escape(picture.caption)
     return (
         f"<h2>{heading}</h2>\n<figure>"
@@ -214,7 +214,7 @@ def _as_jpeg(path: str) -> bytes:
 
 def _write_whole(path: str, content: bytes) -> None:
     try:
-        with replaced_whole(path) as partial, open(partial, "wb") as file:
+        with atomic_write(path) as partial, open(partial, "wb") as file:
             file.write(content)
     except OSError as error:
         raise UsageError(

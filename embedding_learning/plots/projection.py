@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-# Neighbours that an image counts as near, as the authors of t-SNE recommend.
+# Neighbors that an image counts as near, as the authors of t-SNE recommend.
 _PERPLEXITY = 30.0
 # Images of a map: more could not be told apart in it, and take minutes.
 MOST_IMAGES = 10_000
@@ -87,13 +87,13 @@ def _start(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     Equal embeddings would else start on one point, where nothing pushes them apart.
     """
-    centred = x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)
-    _, directions = np.linalg.eigh(centred.T @ centred)
+    centered = x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)
+    _, directions = np.linalg.eigh(centered.T @ centered)
     directions = directions[:, ::-1][:, :2]
     # The sign of a direction is the library's choice: fix it.
     largest = np.abs(directions).argmax(axis=0)
     directions = directions * np.sign(directions[largest, np.arange(directions.shape[1])])
     start = np.zeros((len(x), 2))
-    start[:, : directions.shape[1]] = centred @ directions
+    start[:, : directions.shape[1]] = centered @ directions
     start /= start[:, 0].std() or 1.0
     return (1e-4 * (start + 0.01 * rng.normal(size=start.shape))).astype(np.float32)

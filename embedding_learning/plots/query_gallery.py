@@ -1,4 +1,4 @@
-"""Rows of a query and its nearest neighbours, for a gallery of queries and for search results."""
+"""Rows of a query and its nearest neighbors, for a gallery of queries and for search results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from embedding_learning.plots import canvas
 from embedding_learning.plots.canvas import Thumbnail
 
-# Colour, line and sign say the same, for whoever cannot tell green from red. The two are of
+# Color, line and sign say the same, for whoever cannot tell green from red. The two are of
 # different lightness too.
 _Look = tuple[str, Union[str, tuple[int, tuple[float, float]]], str]
 _QUERY: _Look = (canvas.INK, "solid", "")
@@ -26,7 +26,7 @@ _LINE, _NAME, _SMALL, _HEADING, _TEXT = 25, 19, 24, 34, 40
 _TOP = 110
 _NAME_LINES = 2
 _ROW = _SIDE + (_NAME_LINES + 1) * _LINE + 24
-# Neighbours beside a query; more stand on further lines.
+# Neighbors beside a query; more stand on further lines.
 _ABREAST = 10
 # Lines on a page; what is beyond is not drawn, and the heading says so.
 _MOST_LINES = 40
@@ -43,26 +43,26 @@ class _Tile(NamedTuple):
 
 
 @canvas.plain_style
-def gallery(
+def plot_gallery(
     groups: Mapping[str, np.ndarray],
-    neighbours: np.ndarray,
+    neighbors: np.ndarray,
     distances: np.ndarray,
     labels: np.ndarray,
     class_names: Sequence[str],
     thumbnail: Thumbnail,
     path: str,
-    title: str = "Queries and their nearest neighbours",
+    title: str = "Queries and their nearest neighbors",
     searched: tuple[np.ndarray, Thumbnail] | None = None,
 ) -> None:
-    """Draws some queries, a row each: the query, then its neighbours, right or wrong.
+    """Draws some queries, a row each: the query, then its neighbors, right or wrong.
 
-    A neighbour is right if it is of the query's class.
+    A neighbor is right if it is of the query's class.
 
     Parameters
     ----------
     groups : mapping of str to array
         A heading, and the queries (rows) below it, such as `choose_queries` returns.
-    neighbours, distances : arrays (n, k)
+    neighbors, distances : arrays (n, k)
         The nearest images of each query, nearest first; only the queries' rows are looked at.
     labels : array (n,)
         An index into the class names for each image.
@@ -73,7 +73,7 @@ def gallery(
         The file, PNG or SVG by its suffix.
     title : str
     searched : tuple, optional
-        Labels and thumbnails of the images that `neighbours` counts, if these are not the queries.
+        Labels and thumbnails of the images that `neighbors` counts, if these are not the queries.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def gallery(
                         distance,
                         bool(found_labels[image] == labels[query]),
                     )
-                    for image, distance in zip(neighbours[query], distances[query])
+                    for image, distance in zip(neighbors[query], distances[query])
                 ),
             ]
             for query in queries
@@ -104,10 +104,10 @@ def gallery(
 
 
 @canvas.plain_style
-def search_results(
+def plot_search_results(
     query_names: Sequence[str],
     query_thumbnail: Thumbnail,
-    neighbours: np.ndarray,
+    neighbors: np.ndarray,
     distances: np.ndarray,
     names: Sequence[str],
     thumbnail: Thumbnail,
@@ -117,7 +117,7 @@ def search_results(
 ) -> None:
     """Draws queries, a row each: the query, then what was found.
 
-    A page has room for 40 lines of ten neighbours; it says how many queries do not stand on it.
+    A page has room for 40 lines of ten neighbors; it says how many queries do not stand on it.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def search_results(
         What is written below each query: its class or its file's name.
     query_thumbnail : function
         From a query's number to RGB pixels (height, width, 3).
-    neighbours, distances : arrays (q, k)
+    neighbors, distances : arrays (q, k)
         The images found, nearest first.
     names : sequence of str
         What is written below an image found, by its row.
@@ -144,8 +144,8 @@ def search_results(
     """
     rows = []
     for query, name in enumerate(query_names):
-        judged = [None] * len(neighbours[query]) if right is None else right[query].tolist()
-        found = zip(neighbours[query], distances[query], judged)
+        judged = [None] * len(neighbors[query]) if right is None else right[query].tolist()
+        found = zip(neighbors[query], distances[query], judged)
         tiles = [_Tile(thumbnail, image, names[image], *how) for image, *how in found]
         rows.append([_Tile(query_thumbnail, query, name), *tiles])
     _draw({"": rows}, path, title)
@@ -153,15 +153,15 @@ def search_results(
 
 def _draw(sections: Mapping[str, Sequence[Sequence[_Tile]]], path: str, title: str) -> None:
     """Sections of rows of tiles, the query first."""
-    canvas.check_path(path)
+    canvas.check_plot_path(path)
     placed, headings, height, left_out = _placed(sections)
     most = max((column for _, column, _ in placed), default=0)
-    caption = "Left: the query. Below each neighbour: its distance and its name."
+    caption = "Left: the query. Below each neighbor: its distance and its name."
     if any(tile.right is not None for tile, _, _ in placed):
         caption = f"Left: the query. {_RIGHT[2]} right, {_WRONG[2]} wrong, and the distance."
     if left_out:
         caption = f"{left_out:,} further queries are not shown. {caption}"
-    # Few neighbours are narrower than the line above them.
+    # Few neighbors are narrower than the line above them.
     line = canvas.text_width(caption, _SMALL)
     width = max(_left(most) + _SIDE + _BORDER, 5 * _SIDE, math.ceil(line) + 2 * _BORDER + 1)
     sheet = canvas.blank(width, height + _BORDER)
@@ -172,7 +172,7 @@ def _draw(sections: Mapping[str, Sequence[Sequence[_Tile]]], path: str, title: s
     canvas.show(axes, sheet)
     room = width - 2 * _BORDER
     canvas.write(axes, _BORDER, 50, title, _TEXT, room, weight="bold")
-    canvas.write(axes, _BORDER, 88, caption, _SMALL, room, color=canvas.GREY)
+    canvas.write(axes, _BORDER, 88, caption, _SMALL, room, color=canvas.GRAY)
     for heading, bottom in headings:
         canvas.write(axes, _BORDER, bottom, heading, _HEADING, room, weight="bold")
     for tile, column, top in placed:
@@ -213,21 +213,83 @@ def _left(column: int) -> int:
 
 def _caption(axes: Axes, tile: _Tile, left: int, top: int) -> None:
     """The frame of a tile and what stands below it."""
-    colour, line, sign = _QUERY
+    color, line, sign = _QUERY
     if tile.right is not None:
-        colour, line, sign = _RIGHT if tile.right else _WRONG
+        color, line, sign = _RIGHT if tile.right else _WRONG
     elif tile.distance is not None:
-        colour = canvas.FAINT
+        color = canvas.FAINT
     # Around the photograph, not over it.
     frame = Rectangle((left - 3, top - 3), _SIDE + 6, _SIDE + 6, fill=False)
-    frame.set(edgecolor=colour, linewidth=canvas.points(6), linestyle=line)
+    frame.set(edgecolor=color, linewidth=canvas.points(6), linestyle=line)
     axes.add_patch(frame)
     below = top + _SIDE + _LINE + 3
     if tile.distance is not None:
-        ink = colour if tile.right is not None else canvas.GREY
+        ink = color if tile.right is not None else canvas.GRAY
         text = f"{sign} {tile.distance:.3f}".strip()
         canvas.write(axes, left, below, text, _NAME, weight="bold", color=ink)
     else:
         canvas.write(axes, left, below, "query", _NAME, weight="bold")
     for number, text in enumerate(canvas.wrapped(tile.name, _NAME, _SIDE, _NAME_LINES), 1):
         canvas.write(axes, left, below + number * _LINE, text, _NAME, _SIDE)
+
+
+def average_precision(right: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+    """How early the right ones stand among k neighbors: average precision at k, (q,).
+
+    The precision at the rank of each right neighbor, summed and divided by min(k, relevant): 1 if
+    all are right that can be. NaN where nothing is relevant.
+
+    Parameters
+    ----------
+    right : bool array (q, k)
+        Which neighbors are of the query's class, nearest first.
+    relevant : array (q,)
+        How many images could have been found.
+    """
+    right = np.asarray(right, bool)
+    most = np.minimum(relevant, right.shape[1])
+    precision = right.cumsum(axis=1) / np.arange(1, right.shape[1] + 1)
+    total = (precision * right).sum(axis=1)
+    return np.where(most > 0, total / np.maximum(most, 1), np.nan)
+
+
+def choose_queries(
+    scores: np.ndarray, labels: np.ndarray, count: int, seed: int
+) -> dict[str, np.ndarray]:
+    """The best, the worst and some random queries, up to `count` of each, none twice.
+
+    Of equal scores one is drawn. Each group takes its queries from different classes while there
+    are any, for else the best would be one class over and over.
+
+    Parameters
+    ----------
+    scores : array (n,)
+        How well each query does, such as `average_precision`; NaN leaves it out.
+    labels : array (n,)
+        The class of each query.
+    count : int
+    seed : int
+
+    Returns
+    -------
+    dict
+        "Best", "Worst" and "Random" to rows; a group that nothing is left for is not there.
+    """
+    order = np.random.default_rng(seed).permutation(len(scores))
+    order = order[~np.isnan(scores[order])]
+    rising = order[np.argsort(scores[order], kind="stable")]
+    share = [min(count, (len(order) + 2 - group) // 3) for group in range(3)]
+    best = _of_many_classes(rising[::-1], labels, share[0])
+    worst = _of_many_classes(rising[~np.isin(rising, best)], labels, share[1])
+    rest = order[~np.isin(order, np.concatenate([best, worst]))]
+    random = _of_many_classes(rest, labels, share[2])
+    groups = {"Best": best, "Worst": worst, "Random": random}
+    return {name: rows for name, rows in groups.items() if len(rows)}
+
+
+def _of_many_classes(rows: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """The first rows of classes not seen before, and as many others as are missing, in order."""
+    _, firsts = np.unique(labels[rows], return_index=True)
+    chosen = np.sort(firsts)[:count]
+    others = np.setdiff1d(np.arange(len(rows)), firsts)[: count - len(chosen)]
+    return rows[np.sort(np.concatenate([chosen, others]))]

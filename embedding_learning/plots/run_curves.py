@@ -14,12 +14,12 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, Percent
 from embedding_learning.errors import DataError
 from embedding_learning.plots import canvas
 
-# Distinct also to the colour-blind (Okabe and Ito's), and dark enough on white.
-_COLOURS = ("#0072b2", "#d55e00", "#008f68", "#b5518f", "#8a6d00", "#3f9bd1", "#1b1f24")
+# Distinct also to the color-blind (Okabe and Ito's), and dark enough on white.
+_COLORS = ("#0072b2", "#d55e00", "#008f68", "#b5518f", "#8a6d00", "#3f9bd1", "#1b1f24")
 # What is no measurement, in records of evaluations.
 _WHEN = {"kind", "epoch", "batch", "seconds"}
 # Values of one panel: with more, lines cannot be told apart.
-_MOST_LINES = len(_COLOURS)
+_MOST_LINES = len(_COLORS)
 _WIDE, _HIGH, _LEGEND = 900, 430, 210  # pixels of a panel, and of the legend in it
 _TEXT = 20
 _MARKED = 30  # values up to which each has a mark
@@ -51,7 +51,9 @@ _TRAINING = (
 
 
 @canvas.plain_style
-def curves(records: Iterable[Mapping[str, Any]], path: str, title: str = "The run") -> None:
+def plot_run_curves(
+    records: Iterable[Mapping[str, Any]], path: str, title: str = "The run"
+) -> None:
     """Draws a run's values over its epochs, a panel for each kind; none for what no record has.
 
     Parameters
@@ -73,7 +75,7 @@ def curves(records: Iterable[Mapping[str, Any]], path: str, title: str = "The ru
     DataError
         If no record has a value to draw.
     """
-    canvas.check_path(path)
+    canvas.check_plot_path(path)
     records = list(records)
     evaluations = [record for record in records if record.get("kind") == "evaluation"]
     training = [record for record in records if record.get("kind") != "evaluation"]
@@ -173,14 +175,14 @@ def _draw(axes: Axes, panel: _Panel, lines: Lines, epochs: tuple[float, float]) 
     """Draws the panel from the start of the first epoch to the end of the last."""
     small = canvas.font(_TEXT)
     _scale(axes, panel, lines)
-    for name, colour in zip(panel.values, _COLOURS):
+    for name, color in zip(panel.values, _COLORS):
         if name in lines:
             at, values = lines[name]
             axes.plot(
                 at,
                 values,
                 "o-" if len(at) <= _MARKED else "-",
-                color=colour,
+                color=color,
                 label=panel.values[name],
                 linewidth=canvas.points(3),
                 clip_on=False,
@@ -194,7 +196,7 @@ def _draw(axes: Axes, panel: _Panel, lines: Lines, epochs: tuple[float, float]) 
                 at,
                 low,
                 high,
-                color=_COLOURS[0],
+                color=_COLORS[0],
                 alpha=0.2,
                 linewidth=0,
                 label="range",
@@ -206,12 +208,12 @@ def _draw(axes: Axes, panel: _Panel, lines: Lines, epochs: tuple[float, float]) 
         loc="left",
         pad=canvas.points(12),
     )
-    axes.set_xlabel("end of epoch, counted from 0", font=small, color=canvas.GREY)
+    axes.set_xlabel("end of epoch, counted from 0", font=small, color=canvas.GRAY)
     axes.set_xlim(*epochs)
     axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{at:g}" if at >= 0 else "start"))
     for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        label.set(font=small, color=canvas.GREY)
+        label.set(font=small, color=canvas.GRAY)
     axes.grid(color=canvas.FAINT, linewidth=canvas.points(1))
     axes.spines[["top", "right"]].set_visible(False)
     if len(axes.get_legend_handles_labels()[0]) > 1:

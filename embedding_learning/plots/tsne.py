@@ -41,7 +41,7 @@ _LOOKED_AT = 500
 
 
 @canvas.plain_style
-def tsne_photographs(
+def plot_tsne_photographs(
     points: np.ndarray, thumbnail: Thumbnail, path: str, title: str = "t-SNE of the embeddings"
 ) -> None:
     """Draws the photographs at their points, none over another.
@@ -65,7 +65,7 @@ def tsne_photographs(
     UsageError
         If the file cannot be written.
     """
-    canvas.check_path(path)
+    canvas.check_plot_path(path)
     rows, cells, grid = _laid_out(_unit_square(points))
     side = _PHOTOGRAPHS // grid
     cells = cells - cells.min(axis=0)
@@ -76,7 +76,7 @@ def tsne_photographs(
     above = int(_HEADING * _PHOTOGRAPHS_TEXT)
     sheet = canvas.blank(width, lines * side + above + _BORDER)
     for row, (column, line) in zip(rows, cells):
-        # A white line keeps neighbours apart.
+        # A white line keeps neighbors apart.
         canvas.paste(
             sheet, thumbnail(row), left + column * side + 1, above + line * side + 1, side - 2
         )
@@ -92,16 +92,16 @@ def tsne_photographs(
 
 
 @canvas.plain_style
-def tsne_points(
+def plot_tsne_points(
     points: np.ndarray,
     labels: np.ndarray,
     class_names: Sequence[str],
     path: str,
     title: str = "t-SNE of the embeddings",
 ) -> None:
-    """Draws a point an image, coloured by class, and the classes' names where most of them are.
+    """Draws a point an image, colored by class, and the classes' names where most of them are.
 
-    There are eighteen colours; classes that share one lie far from each other. A name that would
+    There are eighteen colors; classes that share one lie far from each other. A name that would
     cover another is moved aside, with a line to its place, or left out; more than a hundred classes
     are not named.
 
@@ -109,7 +109,7 @@ def tsne_points(
     ----------
     points : array (n, 2)
     labels : array (n,)
-        The class of each point, an index into the names; -1: not known, and drawn in grey.
+        The class of each point, an index into the names; -1: not known, and drawn in gray.
     class_names : sequence of str
     path : str
         The file, 2,000 pixels wide; PNG or SVG by its suffix.
@@ -121,7 +121,7 @@ def tsne_points(
     UsageError
         If the file cannot be written.
     """
-    canvas.check_path(path)
+    canvas.check_plot_path(path)
     margin = 3 * _BORDER
     places = margin + _unit_square(points) * (_POINTS - 2 * margin)
     above = int(_HEADING * _POINTS_TEXT)
@@ -130,9 +130,9 @@ def tsne_points(
     classes, members = np.unique(labels, return_inverse=True)
     sizes = np.bincount(members)
     by_class = np.split(np.argsort(members, kind="stable"), np.cumsum(sizes)[:-1])
-    centres = np.array([_densest(places[rows]) for rows in by_class])
+    centers = np.array([_densest(places[rows]) for rows in by_class])
     is_known = classes >= 0
-    colours = np.where(is_known, np.array(_PALETTE)[_far_apart(centres, sizes)], canvas.GREY)
+    colors = np.where(is_known, np.array(_PALETTE)[_far_apart(centers, sizes)], canvas.GRAY)
 
     figure, axes = canvas.page(_POINTS, height)
     # Many points are fewer bytes as pixels, also within an SVG.
@@ -140,7 +140,7 @@ def tsne_points(
         places[:, 0],
         places[:, 1],
         s=canvas.points(np.clip(420 / np.sqrt(len(points)), 5, 20)) ** 2,
-        c=colours[members],
+        c=colors[members],
         alpha=0.85,
         linewidths=0,
         rasterized=len(points) > 2000,
@@ -150,7 +150,7 @@ def tsne_points(
         told += ", too many to be named"
     else:
         names = [canvas.class_title(class_names[c]) for c in classes[is_known]]
-        known = colours[is_known], centres[is_known], sizes[is_known]
+        known = colors[is_known], centers[is_known], sizes[is_known]
         left_out = _write_names(axes, names, *known, (_POINTS, height))
         told += f", {left_out} of them without room for the name" if left_out else ""
     _heading(axes, _POINTS, title, told, _POINTS_TEXT)
@@ -160,11 +160,11 @@ def tsne_points(
 def _heading(axes: Axes, width: int, title: str, below: str, text: int) -> None:
     room = width - 2 * _BORDER
     canvas.write(axes, _BORDER, 1.25 * text, title, text, room, weight="bold")
-    canvas.write(axes, _BORDER, 2.25 * text, below, 0.7 * text, room, color=canvas.GREY)
+    canvas.write(axes, _BORDER, 2.25 * text, below, 0.7 * text, room, color=canvas.GRAY)
 
 
 def _unit_square(points: np.ndarray) -> np.ndarray:
-    """The points moved and scaled to fill [0, 1] along the longer side, and centred, (n, 2)."""
+    """The points moved and scaled to fill [0, 1] along the longer side, and centered, (n, 2)."""
     points = np.asarray(points, np.float64)
     if points.ndim != 2 or points.shape[1] != 2 or not len(points):
         raise ValueError(f"points (n, 2) expected, not {points.shape}")
@@ -185,8 +185,8 @@ def _laid_out(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def _snapped(points: np.ndarray, grid: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gives cells to points of the unit square; those nearest to a cell's centre choose first."""
-    at = points * grid - 0.5  # cell (column, line) has its centre there
+    """Gives cells to points of the unit square; those nearest to a cell's center choose first."""
+    at = points * grid - 0.5  # cell (column, line) has its center there
     home = np.clip(np.rint(at), 0, grid - 1).astype(int)
     reach = np.arange(-_REACH, _REACH + 1)
     steps = np.stack(np.meshgrid(reach, reach), axis=-1).reshape(-1, 2)
@@ -216,26 +216,26 @@ def _densest(points: np.ndarray) -> np.ndarray:
     return points[np.sort(distance, axis=1)[:, len(points) // 4].argmin()]
 
 
-def _far_apart(centres: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """A colour for each centre, far from the others of that colour; large classes choose first."""
-    colours = np.zeros(len(centres), int)
-    nearest = np.full((len(centres), len(_PALETTE)), np.inf)
-    for centre in np.argsort(-sizes, kind="stable"):
-        colour = colours[centre] = nearest[centre].argmax()
-        distance = np.square(centres - centres[centre]).sum(axis=1)
-        nearest[:, colour] = np.minimum(nearest[:, colour], distance)
-    return colours
+def _far_apart(centers: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """A color for each center, far from the others of that color; large classes choose first."""
+    colors = np.zeros(len(centers), int)
+    nearest = np.full((len(centers), len(_PALETTE)), np.inf)
+    for center in np.argsort(-sizes, kind="stable"):
+        color = colors[center] = nearest[center].argmax()
+        distance = np.square(centers - centers[center]).sum(axis=1)
+        nearest[:, color] = np.minimum(nearest[:, color], distance)
+    return colors
 
 
 def _write_names(
     axes: Axes,
     names: Sequence[str],
-    colours: Sequence[str],
-    centres: np.ndarray,
+    colors: Sequence[str],
+    centers: np.ndarray,
     sizes: np.ndarray,
     room: tuple[int, int],
 ) -> int:
-    """Writes names near their centres, none over another; returns how many found no place."""
+    """Writes names near their centers, none over another; returns how many found no place."""
     angles = np.arange(0, 2 * np.pi, np.pi / 8)
     ring = np.stack([2 * np.cos(angles), np.sin(angles)], axis=1)  # text is wide
     steps = np.concatenate([np.zeros((1, 2)), *(radius * ring for radius in range(15, 121, 15))])
@@ -246,7 +246,7 @@ def _write_names(
         half = np.array([canvas.text_width(text, _NAME, "bold") / 2 + 6, 0.65 * _NAME])
         most = np.array(room) - half - 10
         # A name may cover some of a cluster's points, but not a few points.
-        start = centres[row] + ([0, 1.2 * _NAME] if sizes[row] < _FEW else [0, 0])
+        start = centers[row] + ([0, 1.2 * _NAME] if sizes[row] < _FEW else [0, 0])
         for place in np.clip(
             start + steps, [half[0] + 10, _HEADING * _POINTS_TEXT + half[1]], most
         ):
@@ -259,9 +259,9 @@ def _write_names(
         boxes = np.vstack([boxes, box])
         if np.abs(place - start)[1] > _NAME:
             axes.plot(
-                *np.stack([centres[row], place]).T, color=canvas.INK, linewidth=canvas.points(1.5)
+                *np.stack([centers[row], place]).T, color=canvas.INK, linewidth=canvas.points(1.5)
             )
-        dark = 0.6 * np.array(to_rgb(colours[row]))
+        dark = 0.6 * np.array(to_rgb(colors[row]))
         how: dict[str, Any] = {"ha": "center", "va": "center_baseline", "path_effects": halo}
         canvas.write(axes, place[0], place[1], text, _NAME, weight="bold", color=dark, **how)
     return len(names) - len(boxes)

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 
 
 @contextmanager
-def replaced_whole(path: str | os.PathLike[str]) -> Iterator[str]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
     """Lets the caller write a file under another name, which takes the place of `path` at the end.
 
     Yields the name to write to, in the same folder. What stands there when the block ends is

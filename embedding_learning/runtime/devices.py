@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from collections.abc import Sequence
 
 import mxnet as mx
 
 from embedding_learning.errors import UsageError
 from embedding_learning.runtime import gpus
-from embedding_learning.runtime.mxnet_compat import how_to_install
+from embedding_learning.runtime.mxnet_compat import format_install_command
 
 
-def find_devices(options: Namespace) -> list[mx.Context]:
-    """The GPUs asked for, or CPU contexts. Raises UsageError if a GPU is not there."""
-    if not options.gpus:
-        return [mx.cpu(number) for number in range(options.cpu_contexts)]
+def find_devices(numbers: Sequence[int] = (), cpu_contexts: int = 1) -> list[mx.Context]:
+    """Returns the GPUs of these numbers, or so many CPU contexts if there are no numbers.
+
+    Raises UsageError if a GPU does not exist.
+    """
+    if not numbers:
+        return [mx.cpu(number) for number in range(cpu_contexts)]
     if not mx.runtime.Features().is_enabled("CUDA"):
         raise UsageError(
-            f"--gpus {','.join(map(str, options.gpus))}: this machine shows MXNet no GPU; install "
-            f"MXNet's GPU build, {how_to_install('requirements-gpu.txt')}, or leave --gpus out to "
-            "train on the CPU"
+            f"--gpus {','.join(map(str, numbers))}: this machine shows MXNet no GPU; install "
+            f"MXNet's GPU build, {format_install_command('requirements-gpu.txt')}, or leave --gpus "
+            "out to train on the CPU"
         )
-    gpus.check(options.gpus)
-    return [mx.gpu(number) for number in options.gpus]
+    gpus.check(list(numbers))
+    return [mx.gpu(number) for number in numbers]

@@ -67,7 +67,7 @@ def check(numbers: list[int]) -> None:
         os.environ.setdefault("MXNET_USE_FUSION", "0")
 
 
-def total_memory(number: int) -> int:
+def read_total_memory(number: int) -> int:
     """Bytes of memory that a GPU has, used or not. `check` has to have passed."""
     driver = _open_driver(f"--gpus {number}")
     driver.cuInit(0)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 # A stream that calls a function, and a variable `stderr` that may be set, are glibc's.
-CAN_BE_COLLECTED = hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
+CAN_COLLECT = hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
 
 _UNBUFFERED = 2
 _Write = ctypes.CFUNCTYPE(ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
@@ -51,7 +51,7 @@ class _Collector:
 
     @contextmanager
     def collect(self) -> Iterator[list[str]]:
-        """See `collect`."""
+        """See `collect_messages`."""
         parts: list[str] = []
         self._collected.parts = parts
         with self._lock:
@@ -78,11 +78,11 @@ class _Collector:
         return size
 
 
-_collector = _Collector() if CAN_BE_COLLECTED else None
+_collector = _Collector() if CAN_COLLECT else None
 
 
 @contextmanager
-def collect() -> Iterator[list[str]]:
+def collect_messages() -> Iterator[list[str]]:
     """Within the block, what C code of this thread prints on the error output is put into a list.
 
     The list stays empty, and the text is printed, on systems where it cannot be collected.

@@ -72,16 +72,16 @@ _MISSING_LIBRARY = re.compile(r"\b(lib[\w+-]+(?:\.\d+)?\.so)([.\d]*): cannot ope
 
 
 # Whether OMP_NUM_THREADS is ours and not the user's.
-chose_threads = False
+has_chosen_threads = False
 
 
 def install() -> None:
     """Arrange that `import mxnet` works and uses all cores. Cheap, and harmless to repeat."""
     # Left unset, it costs up to half of the speed: on two cores MXNet trained ResNet-50 at 3.4
     # images/s instead of 4.6 to 5.1. libgomp reads it only once, when it is loaded.
-    global chose_threads
+    global has_chosen_threads
     if "OMP_NUM_THREADS" not in os.environ:
-        chose_threads = True
+        has_chosen_threads = True
         os.environ["OMP_NUM_THREADS"] = str(_usable_cores())
     # `python -m` on this module would warn that the package has imported it already. It has to.
     warnings.filterwarnings("ignore", f"'{__name__}' found in sys.modules", RuntimeWarning)
@@ -223,10 +223,12 @@ def _explain_missing_module(name: str) -> str | None:
     package = _PYTHON_PACKAGES.get(name.split(".")[0])
     if package is None:
         return None
-    return f"The Python package {package} is missing: run {how_to_install('requirements.txt')}"
+    return (
+        f"The Python package {package} is missing: run {format_install_command('requirements.txt')}"
+    )
 
 
-def how_to_install(file: str) -> str:
+def format_install_command(file: str) -> str:
     """Return the command that installs a list of requirements on this Python."""
     if sys.version_info < (3, 13):
         return f"pip install -r {file}"
@@ -242,10 +244,11 @@ def _explain_missing_library(name: str, file: str) -> str | None:
     if name == "libcuda.so":
         return (
             f"The NVIDIA driver ({file}) is missing: install it, or use the CPU build: "
-            f"pip uninstall mxnet-cu112 && {how_to_install('requirements.txt')}"
+            f"pip uninstall mxnet-cu112 && {format_install_command('requirements.txt')}"
         )
     if name.startswith(_CUDA_LIBRARIES):
-        return f"The CUDA library {file} is missing: run {how_to_install('requirements-gpu.txt')}"
+        command = format_install_command("requirements-gpu.txt")
+        return f"The CUDA library {file} is missing: run {command}"
     return None
 
 

@@ -67,7 +67,7 @@ def _tell(text: str) -> None:
 
 
 @contextmanager
-def interrupted_by_signals() -> Iterator[None]:
+def raise_on_signals() -> Iterator[None]:
     """Within, Ctrl-C and SIGTERM raise Interrupted."""
 
     def interrupt(number: int, _: FrameType | None) -> None:

@@ -11,9 +11,9 @@ import sys
 from contextlib import suppress
 
 
-def begin(program: str) -> None:
+def prepare_process(program: str) -> None:
     """Mends the standard streams; from here on Ctrl-C ends the process with a line, status 130."""
-    mend_streams()
+    repair_streams()
 
     def interrupt(number: int, _: object) -> None:
         with suppress(OSError):
@@ -24,7 +24,7 @@ def begin(program: str) -> None:
     signal.signal(signal.SIGINT, interrupt)
 
 
-def mend_streams() -> None:
+def repair_streams() -> None:
     """Opens closed standard streams on /dev/null, and lets all of them write any character.
 
     A file that is opened while 1 or 2 is closed would get that number, and what libraries print

@@ -10,7 +10,7 @@ from contextlib import suppress
 from embedding_learning.errors import UsageError
 
 
-def cache_folder() -> str:
+def find_cache_folder() -> str:
     """Return the folder for decoded and drawn images.
 
     It is ``embedding_learning`` below the user's cache folder, or the temporary folder of a user
@@ -24,7 +24,7 @@ def cache_folder() -> str:
     return _temporary_folder()
 
 
-def zoo_folder() -> str:
+def find_zoo_folder() -> str:
     """Return the folder of MXNet's model zoo: MXNET_HOME, else ``~/.mxnet``.
 
     A user without a home gets the temporary folder. Raises UsageError if there is none.

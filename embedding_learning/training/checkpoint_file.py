@@ -15,7 +15,8 @@ import logging
 import os
 import re
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,8 +25,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from embedding_learning.errors import UsageError
-from embedding_learning.runtime.atomic_files import replaced_whole
+from embedding_learning.errors import TrainingError, UsageError
+from embedding_learning.runtime.atomic_files import atomic_write
 
 # Goes up when an older program could not go on from what is written.
 FORMAT = 2
@@ -68,7 +69,7 @@ def write(path: Path, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> N
     """Writes a checkpoint; raises OSError if it cannot, and leaves the former content then."""
     text = json.dumps(state)
     metadata = {"state": text, "sha256": _digest(arrays, text)}
-    with replaced_whole(path) as partial:
+    with atomic_write(path) as partial:
         try:
             save_file(arrays, partial, metadata=metadata)
         except SafetensorError as error:
@@ -231,7 +232,7 @@ class RunFolder:
     def _take(self, file: Path) -> bool:
         """Copies a file into the folder, unless it is there; whether there is one."""
         if file.exists() and not file.parent.samefile(self.path):
-            with replaced_whole(self.path / file.name) as partial:
+            with atomic_write(self.path / file.name) as partial:
                 shutil.copyfile(file, partial)
         return file.exists()
 
@@ -266,7 +267,7 @@ class RunFolder:
     def _write_network(self, path: Path) -> None:
         assert self._network
         self._network.seek(0)
-        with replaced_whole(path) as partial, open(partial, "wb") as file:
+        with atomic_write(path) as partial, open(partial, "wb") as file:
             shutil.copyfileobj(self._network, file)
 
     def save(
@@ -276,7 +277,7 @@ class RunFolder:
 
         Raises OSError if it cannot be written; the former ones are left as they are.
         """
-        self.restore()
+        self.recreate_if_removed()
         write(self.path / f"checkpoint-{epoch:04d}-{batch:06d}.safetensors", arrays, state)
         files = _newest_first(self.path)
         for file in files[self._keep :]:
@@ -292,11 +293,11 @@ class RunFolder:
         matches = (_BEST_NAME.fullmatch(file.name) for file in self.path.iterdir())
         return [int(match[1]) for match in matches if match]
 
-    def restore(self) -> bool:
-        """Makes the folder anew if it was removed while the run went on; whether it was."""
+    def recreate_if_removed(self) -> bool:
+        """Creates the folder again if it was removed meanwhile; returns whether it was."""
         if self.path.exists() and os.path.samestat(os.fstat(self._lock), self.path.stat()):
             return False
-        logging.warning("%s was removed while the run went on; it is made anew.", self.path)
+        logging.warning("%s was removed while the run trains; it is created again.", self.path)
         self._claim()
         return True
 
@@ -383,3 +384,15 @@ def _position(file: Path) -> tuple[int, int]:
     match = _NAME.fullmatch(file.name)
     assert match
     return int(match[1]), int(match[2])
+
+
+@contextmanager
+def disk_faults(folder: Path) -> Iterator[None]:
+    """Within, an error in writing to a run's folder is a TrainingError."""
+    try:
+        yield
+    except (OSError, UsageError) as error:
+        raise TrainingError(
+            f"{folder}: cannot be written to: {getattr(error, 'strerror', None) or error}; what "
+            "was written before is complete: remove the cause and continue with --resume auto"
+        ) from error

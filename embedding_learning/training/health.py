@@ -12,12 +12,12 @@ from embedding_learning.evaluation import pair_distances
 # In a row; fewer happen by chance late in a successful training.
 _BATCHES_WITHOUT_PAIRS = 20
 _SKIPPED_IN_A_ROW = 20
-# The cutoff of distance weighted sampling, which tells nearer ones not apart.
+# The cutoff of distance weighted sampling, which makes no difference between nearer ones.
 _COLLAPSED = 0.5
 
 
-class Monitor:
-    """Looks at what training shows, and warns once of each thing that is wrong.
+class HealthMonitor:
+    """Examines what training computes, and warns once of each thing that is wrong.
 
     Parameters
     ----------
@@ -31,13 +31,13 @@ class Monitor:
         self._skipped_in_a_row = 0
         self._warned: set[str] = set()
 
-    def see_batch(self, epoch: int, batch: int, finite: bool, loss: float) -> None:
-        """One batch's number within its epoch, counted from 1, and the devices' loss.
+    def check_batch(self, epoch: int, batch: int, is_finite: bool, loss: float) -> None:
+        """Checks the loss of a batch, summed over the devices. `batch` counts from 1 in its epoch.
 
-        Raises TrainingFault if the batch is not finite and that ends the run.
+        Raises TrainingError if the batch is not finite and that ends the run.
         """
-        if not finite:
-            self._see_nonfinite(epoch, batch)
+        if not is_finite:
+            self._handle_nonfinite(epoch, batch)
             return
         self._skipped_in_a_row = 0
         # A loss is exactly 0 where no pair violates the margin, and only there.
@@ -50,7 +50,7 @@ class Monitor:
                 "and --beta where the loss has one, let every pair pass.",
             )
 
-    def _see_nonfinite(self, epoch: int, batch: int) -> None:
+    def _handle_nonfinite(self, epoch: int, batch: int) -> None:
         what = f"epoch {epoch}, batch {batch}: the loss or a gradient is not finite"
         if self._stop_on_nonfinite:
             raise TrainingError(
@@ -65,9 +65,9 @@ class Monitor:
             )
         logging.warning("%s; it is skipped.", what.capitalize())
 
-    def see_embeddings(self, embeddings: np.ndarray) -> None:
-        """The embeddings (n, d) of a device's batch."""
-        farthest = pair_distances.all_distances(embeddings).max()
+    def check_embeddings(self, embeddings: np.ndarray) -> None:
+        """Checks the embeddings (n, d) of one device's batch."""
+        farthest = pair_distances.pairwise_distances(embeddings).max()
         if farthest < _COLLAPSED:
             self._warn(
                 "collapse",
@@ -76,15 +76,15 @@ class Monitor:
                 "--lr is too high; pretrained weights help too.",
             )
 
-    def see_beta(self, beta: np.ndarray | float) -> None:
-        """All boundaries, or the constant."""
+    def check_beta(self, beta: np.ndarray | float) -> None:
+        """Checks all values of beta, or the constant."""
         values = np.atleast_1d(beta)
-        outside = np.sum((values <= 0) | (values >= pair_distances.FARTHEST))
+        outside = np.sum((values <= 0) | (values >= pair_distances.MAX_DISTANCE))
         if outside:
             self._warn(
                 "beta",
-                f"Beta has left (0, {pair_distances.FARTHEST:g}), the range of distances, for "
-                f"{outside} of {len(values)} boundaries: they part nothing any "
+                f"Beta has left (0, {pair_distances.MAX_DISTANCE:g}), the range of distances, for "
+                f"{outside} of {len(values)} values: they separate no pairs any "
                 "more. Most often --lr-beta is too high, or --nu or --beta unfit.",
             )
 

@@ -1,4 +1,4 @@
-"""What a run trains: the network, the boundaries beta, the loss and their optimizers."""
+"""What a run trains: the network, beta, the loss and their optimizers."""
 
 from __future__ import annotations
 
@@ -12,67 +12,73 @@ import numpy as np
 from mxnet import autograd, gluon
 from mxnet.gluon import HybridBlock
 
-from embedding_learning.distributed.worker_group import Job
-from embedding_learning.model.losses import distances
+from embedding_learning.distributed.worker_group import WorkerGroup
+from embedding_learning.model.losses import rowwise_distance
 from embedding_learning.model.net import MarginNet
 from embedding_learning.training.mixed_precision import LossScale, finiteness
 
-# What boundaries are made of, learned, or one constant; None where the loss has no boundary.
+# A learned beta, a constant one, or None where the loss has no beta.
 Beta = Union[gluon.Parameter, float, None]
+# The numbers that a step packs into one array, so that workers add them up in one exchange.
+_LOSS, _FINITE, _STOP = range(3)
 
 
 @dataclass
 class Step:
-    """What a training step leaves to be read once the devices have come to it.
+    """A training step that was queued; its values can be read once the devices have computed it.
 
     Attributes
     ----------
-    signals : list of NDArray (3,)
+    packed : list of NDArray (3,)
         They add up to the loss of all devices; a number that is finite if their losses, embeddings
-        and gradients all are; and how many processes have been asked to stop.
+        and gradients all are; and how many workers have been asked to stop.
     embeddings : list of NDArray (n, d)
-        Each device's.
-    triples : list of tuple
-        What each device's loss was computed of: anchors, positives, negatives (m, d) and, where
-        there is one, beta as it was before the step's update and the anchors' labels, or None if it
-        is one constant.
-    overflowed : bool
+        Those of each device.
+    triplets : list of tuple
+        What each device's loss was computed from: anchors, positives, negatives (m, d) and, where
+        the loss has one, beta as it was before the step's update and the anchors' labels, or None
+        if beta is constant.
+    has_overflowed : bool
         Its gradients were not finite for the scale of the loss, and its update was left out.
     """
 
-    signals: list[mx.nd.NDArray]
+    packed: list[mx.nd.NDArray]
     embeddings: list[mx.nd.NDArray]
-    triples: list[tuple[Any, ...]]
-    overflowed: bool = False
+    triplets: list[tuple[Any, ...]]
+    has_overflowed: bool = False
 
-    def _signal(self, place: int) -> float:
-        """Waits for the step."""
-        return sum(float(signals.asnumpy()[place]) for signals in self.signals)
+    def wait(self) -> None:
+        """Blocks until the step is done."""
+        self.packed[0].wait_to_read()
 
     @property
     def loss(self) -> float:
-        """Of all devices, added up; waits for the step."""
-        return self._signal(0)
+        """The loss summed over all devices. Blocks until the step is done."""
+        return self._sum(_LOSS)
 
+    @property
     def is_finite(self) -> bool:
-        """Whether all losses, embeddings and gradients are; waits for the step."""
-        return math.isfinite(self._signal(1))
+        """Whether all losses, embeddings and gradients are. Blocks until the step is done."""
+        return math.isfinite(self._sum(_FINITE))
 
-    def is_to_stop(self) -> bool:
-        """Whether any process had been asked to stop; waits for the step."""
-        return self._signal(2) > 0
+    @property
+    def is_stop_requested(self) -> bool:
+        """Whether any worker had been asked to stop. Blocks until the step is done."""
+        return self._sum(_STOP) > 0
+
+    def _sum(self, index: int) -> float:
+        return sum(float(of_device.asnumpy()[index]) for of_device in self.packed)
 
 
 @dataclass
 class Learner:
-    """All that learns, on its devices.
+    """The network, beta, their loss and optimizers, on the devices of this process.
 
     Attributes
     ----------
     net : MarginNet
     beta : Parameter (b,), float or None
-        What the loss's boundaries are made of, the constant if it is not learned, or None if the
-        loss has none.
+        Learned, constant, or None if the loss has no beta.
     loss : HybridBlock
         One of `losses`.
     trainers : list of Trainer
@@ -80,13 +86,14 @@ class Learner:
     devices : list of Context
         Of this process.
     skip_nonfinite : bool
-        Do without the updates of batches whose loss, embeddings or gradients are not finite.
-    job : Job
-        The processes that learn together.
+        Skip the updates of batches whose loss, embeddings or gradients are not finite.
+    group : WorkerGroup
+        The workers that train together.
     loss_scale : LossScale, optional
-        Of a network in float16. All processes have the same.
-    beta_terms : ndarray of int (boundaries, j), optional
-        The entries of a learned beta that add up to each boundary; else each is one by itself.
+        For a network in float16. All workers have the same.
+    beta_terms : ndarray of int (values, j), optional
+        The entries of a learned beta that add up to each class's or image's value (equation 7 of
+        Wu et al., 2017); by default each entry is a value by itself.
     """
 
     net: MarginNet
@@ -95,162 +102,171 @@ class Learner:
     trainers: list[gluon.Trainer]
     devices: list[mx.Context]
     skip_nonfinite: bool = False
-    job: Job = field(default_factory=Job)
+    group: WorkerGroup = field(default_factory=WorkerGroup)
     loss_scale: LossScale | None = None
     beta_terms: np.ndarray | None = None
 
     @property
-    def shares(self) -> int:
-        """Devices of all processes; each has one share of a batch."""
-        return len(self.devices) * self.job.size
+    def device_count(self) -> int:
+        """Devices of all workers; each has an equal part of a batch."""
+        return len(self.devices) * self.group.size
 
     @property
-    def first_share(self) -> int:
-        """The number of the first device here among them."""
-        return len(self.devices) * self.job.rank if self.job.size > 1 else 0
+    def first_device(self) -> int:
+        """The number of the first device of this process among those of all workers."""
+        return len(self.devices) * self.group.rank if self.group.size > 1 else 0
 
-    def step(self, batch: mx.io.DataBatch, is_to_stop: bool = False) -> Step:
-        """One update from this process's part of a batch, queued without waiting for any device.
+    def step(self, batch: mx.io.DataBatch, is_stop_requested: bool = False) -> Step:
+        """Makes one update from this worker's part of a batch, queued without waiting.
 
-        `is_to_stop` is told to all processes. With `skip_nonfinite` or `loss_scale` the step has to
-        wait: only then can an update be left out.
+        All workers learn `is_stop_requested`. With `skip_nonfinite` or `loss_scale` the step blocks
+        until it is done: only then can an update be left out.
         """
         images = gluon.utils.split_and_load(batch.data[0], self.devices)
         labels = gluon.utils.split_and_load(batch.label[0], self.devices)
         scale = self.loss_scale.value if self.loss_scale else 1.0
-        former = self._statistics() if self.skip_nonfinite or self.loss_scale else []
-        losses, embeddings, triples = [], [], []
+        former = self._copy_statistics() if self.skip_nonfinite or self.loss_scale else []
+        losses, embeddings, triplets = [], [], []
         with autograd.record():
             for x, y in zip(images, labels):
                 anchor_rows, anchors, positives, negatives, embedded = self.net(x)
-                triple = (anchors, positives, negatives, *self._boundary(y, anchor_rows))
-                losses.append(self.loss(*triple))
+                triplet = (anchors, positives, negatives, *self._beta_arguments(y, anchor_rows))
+                losses.append(self.loss(*triplet))
                 embeddings.append(embedded)
-                triples.append(self._kept(triple, x.context))
+                triplets.append(self._with_beta_copied(triplet, x.context))
         # Only after the forward pass has been queued on every device, so that all compute at once.
         autograd.backward(
-            losses, self.loss_scale.head_gradients(self.devices) if self.loss_scale else None
+            losses, self.loss_scale.initial_gradients(self.devices) if self.loss_scale else None
         )
         if self.loss_scale:
-            # Before they are looked at, since their sum over the devices may overflow, too.
+            # Before they are examined, since their sum over the devices may overflow, too.
             for trainer in self.trainers:
                 trainer.allreduce_grads()
-        signals = [
-            self._signals(*parts, is_to_stop) for parts in zip(self.devices, losses, embeddings)
+        packed = [
+            self._pack(*of_device, is_stop_requested)
+            for of_device in zip(self.devices, losses, embeddings)
         ]
-        step = Step(self.job.queue_total(signals), embeddings, triples)
+        step = Step(self.group.queue_sum(packed), embeddings, triplets)
         if self.loss_scale:
-            step.overflowed = self.loss_scale.see(step.is_finite())
-        if step.overflowed or (self.skip_nonfinite and not step.is_finite()):
+            step.has_overflowed = self.loss_scale.update(step.is_finite)
+        if step.has_overflowed or (self.skip_nonfinite and not step.is_finite):
             for statistics, copy in former:
                 copy.copyto(statistics)
             return step
         for trainer in self.trainers:
             update = trainer.update if self.loss_scale else trainer.step
-            update(batch.data[0].shape[0] * self.job.size * scale)
+            update(batch.data[0].shape[0] * self.group.size * scale)
         return step
 
-    def _boundary(self, labels: mx.nd.NDArray, anchor_rows: mx.nd.NDArray) -> tuple[Any, ...]:
-        """What the loss takes beside triples: beta and, where it is learned, whose it is."""
+    def _beta_arguments(self, labels: mx.nd.NDArray, anchor_rows: mx.nd.NDArray) -> tuple[Any, ...]:
+        """The loss's last arguments: beta, and the anchors' labels if it is learned."""
         if self.beta is None:
             return ()
         is_learned = isinstance(self.beta, gluon.Parameter)
         return self.beta, labels.take(anchor_rows) if is_learned else None
 
-    def _kept(self, triple: tuple[Any, ...], device: mx.Context) -> tuple[Any, ...]:
-        """The triple with a copy of a learned beta, which the step's update changes in place."""
+    def _with_beta_copied(self, triplet: tuple[Any, ...], device: mx.Context) -> tuple[Any, ...]:
+        """The triplet with a copy of a learned beta, which the step's update changes in place."""
         if not isinstance(self.beta, gluon.Parameter):
-            return triple
-        anchors, positives, negatives, beta, labels = triple
+            return triplet
+        anchors, positives, negatives, beta, labels = triplet
         with autograd.pause():
             return anchors, positives, negatives, beta.data(device).copy(), labels
 
     def measure(self, step: Step) -> dict[str, np.ndarray]:
-        """The step's pairs, all devices', (m,) each; waits for the step.
+        """Returns the distances of the step's pairs on all devices, (m,) each. Blocks until done.
 
         `positive_distances` and `negative_distances`, and `active`: whether each term of the loss
         is above zero, those of positive pairs first where it has such.
         """
         positive, negative, active = [], [], []
-        for triple in step.triples:
-            anchors, positives, negatives = triple[:3]
-            positive.append(distances(mx.nd, anchors, positives).asnumpy())
-            negative.append(distances(mx.nd, anchors, negatives).asnumpy())
-            active += [term.asnumpy() > 0 for term in self.loss.terms(*triple)]
+        for triplet in step.triplets:
+            anchors, positives, negatives = triplet[:3]
+            positive.append(rowwise_distance(mx.nd, anchors, positives).asnumpy())
+            negative.append(rowwise_distance(mx.nd, anchors, negatives).asnumpy())
+            active += [term.asnumpy() > 0 for term in self.loss.terms(*triplet)]
         return {
             "positive_distances": np.concatenate(positive),
             "negative_distances": np.concatenate(negative),
             "active": np.concatenate(active),
         }
 
-    def boundaries(self) -> np.ndarray | float | None:
-        """All boundaries, or the constant, or None; waits for the steps before."""
+    def beta_values(self) -> np.ndarray | float | None:
+        """Returns beta of each class or image, the constant, or None. Blocks until it is there."""
         if not isinstance(self.beta, gluon.Parameter):
             return self.beta
         values = self.beta.data(self.devices[0]).asnumpy()
         return values if self.beta_terms is None else values[self.beta_terms].sum(axis=1)
 
     def start(self) -> None:
-        """Gives all devices of all processes the first one's weights.
+        """Gives all devices of all workers the weights of the first one.
 
-        Raises TrainingFault if the weights differ afterwards.
+        Raises TrainingError if the weights differ afterwards.
         """
         for trainer in self.trainers:
-            connect(trainer)
+            initialize_kvstore(trainer)
         mx.nd.waitall()
-        # What batch norm has counted may differ: a run may go on from within an epoch.
-        weights = (data.asnumpy().tobytes() for p in self._learned() for data in p.list_data())
-        self.job.check_equal("the first weights", weights)
+        # Running statistics may differ: a run may be resumed within an epoch.
+        weights = (
+            data.asnumpy().tobytes()
+            for parameter in self._learned_parameters()
+            for data in parameter.list_data()
+        )
+        self.group.check_equal("the first weights", weights)
 
-    def _signals(
-        self, device: mx.Context, loss: mx.nd.NDArray, embeddings: mx.nd.NDArray, is_to_stop: bool
+    def _pack(
+        self,
+        device: mx.Context,
+        loss: mx.nd.NDArray,
+        embeddings: mx.nd.NDArray,
+        is_stop_requested: bool,
     ) -> mx.nd.NDArray:
-        """A device's share of a step's signals."""
-        gradients = [parameter.grad(device) for parameter in self._learned()]
+        """Returns a device's part of `Step.packed`."""
+        gradients = [parameter.grad(device) for parameter in self._learned_parameters()]
         halves = [gradient for gradient in gradients if gradient.dtype == np.float16]
         arrays = [loss, embeddings, *(g for g in gradients if g.dtype != np.float16)]
         # Whatever is not finite shows in them; multi_all_finite takes twenty times as long.
         finite = mx.nd.multi_sum_sq(*arrays, num_arrays=len(arrays)).sum()
         if halves:
             finite = finite + finiteness(halves)
-        stop = mx.nd.full((1,), float(is_to_stop), device)
+        stop = mx.nd.full((1,), float(is_stop_requested), device)
         return mx.nd.concat(loss, finite, stop, dim=0)
 
-    def _learned(self) -> Iterator[gluon.Parameter]:
+    def _learned_parameters(self) -> Iterator[gluon.Parameter]:
         """What the trainers update."""
         for trainer in self.trainers:
             yield from (p for p in trainer._params if p.grad_req != "null")
 
-    def unite_statistics(self) -> None:
-        """Gives every device the mean of what batch norm has counted on each; waits for the steps.
+    def average_running_statistics(self) -> None:
+        """Gives every device the mean of batch norm's running statistics. Blocks until done.
 
         The network that is evaluated and saved is then one and the same.
         """
-        if self.shares == 1:
+        if self.device_count == 1:
             return
         mx.nd.waitall()
-        counted = self._counted()
-        if not counted:
+        statistics = self._running_statistics()
+        if not statistics:
             return
-        own = [sum(data.asnumpy() for data in arrays).ravel() for arrays in counted]
-        mean = self.job.total(np.concatenate(own)) / np.float32(self.shares)
+        own = [sum(data.asnumpy() for data in arrays).ravel() for arrays in statistics]
+        mean = self.group.sum(np.concatenate(own)) / np.float32(self.device_count)
         ends = np.cumsum([part.size for part in own])
-        for arrays, values in zip(counted, np.split(mean, ends[:-1])):
+        for arrays, values in zip(statistics, np.split(mean, ends[:-1])):
             for data in arrays:
                 data[:] = values.reshape(data.shape)
 
-    def _counted(self) -> list[list[mx.nd.NDArray]]:
+    def _running_statistics(self) -> list[list[mx.nd.NDArray]]:
         """Batch norm's running statistics, on each device."""
         parameters = self.net.collect_params().values()
         return [p.list_data() for p in parameters if p.grad_req == "null"]
 
-    def _statistics(self) -> list[tuple[mx.nd.NDArray, mx.nd.NDArray]]:
+    def _copy_statistics(self) -> list[tuple[mx.nd.NDArray, mx.nd.NDArray]]:
         """Batch norm's running statistics on each device, and copies of them."""
-        return [(data, data.copy()) for arrays in self._counted() for data in arrays]
+        return [(data, data.copy()) for arrays in self._running_statistics() for data in arrays]
 
 
-def connect(trainer: gluon.Trainer) -> None:
-    """Before its first step a trainer gives all devices what the first one has; here and now."""
+def initialize_kvstore(trainer: gluon.Trainer) -> None:
+    """Gives all devices the first one's parameters now, not only at the trainer's first step."""
     if not trainer._kv_initialized:
         trainer._init_kvstore()
     if trainer._params_to_init:

@@ -12,7 +12,7 @@ from mxnet import gluon
 
 from embedding_learning.errors import TrainingError, UsageError
 from embedding_learning.model.weights.params_file import set_parameters
-from embedding_learning.training.learner import Learner, connect
+from embedding_learning.training.learner import Learner, initialize_kvstore
 
 # What optimizers keep beside their arrays, where they have it: Nadam's schedule, LARS's last rate,
 # LBSGD's progress. How often each parameter was updated is kept apart.
@@ -64,7 +64,7 @@ def gather(learner: Learner) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
                 f"{name} is not finite any more; most often --lr or --lr-beta is too high: try a "
                 "tenth, from the last checkpoint with --resume"
             )
-    told = {"devices": learner.shares, "optimizers": optimizers}
+    told = {"devices": learner.device_count, "optimizers": optimizers}
     if learner.loss_scale:
         told["loss_scale"] = learner.loss_scale.state()
     return arrays, told
@@ -83,11 +83,11 @@ def _statistics(learner: Learner) -> dict[str, np.ndarray]:
     devices = len(learner.devices)
     rows = np.concatenate([values.reshape(devices, -1) for values in counted.values()], axis=1)
     ends = np.cumsum([values[0].size for values in counted.values()])
-    parts = np.split(learner.job.gather(rows), ends[:-1], axis=1)
+    parts = np.split(learner.group.gather(rows), ends[:-1], axis=1)
     return {
         f"statistics/{number}/{name}": part[number].reshape(values.shape[1:])
         for (name, values), part in zip(counted.items(), parts)
-        for number in range(learner.shares)
+        for number in range(learner.device_count)
     }
 
 
@@ -107,7 +107,7 @@ def restore(
         set_parameters({"beta": learner.beta}, beta, source, learner.devices)
     # With several devices a trainer begins by giving all of them what the first one has.
     for trainer in learner.trainers:
-        connect(trainer)
+        initialize_kvstore(trainer)
     _restore_statistics(learner, left, state, source)
     try:
         for number, trainer in enumerate(learner.trainers):
@@ -146,9 +146,9 @@ def _restore_statistics(
         values = [arrays.pop(name, None) for arrays in counted]
         if any(value is None or value.shape != parameter.shape for value in values):
             raise UsageError(f"{source}: has no fitting {name} for each device")
-        if devices != learner.shares:
-            values = [sum(values) / devices] * learner.shares
-        for data, value in zip(parameter.list_data(), values[learner.first_share :]):
+        if devices != learner.device_count:
+            values = [sum(values) / devices] * learner.device_count
+        for data, value in zip(parameter.list_data(), values[learner.first_device :]):
             value.copyto(data)
     if any(counted):
         raise UsageError(f"{source}: has statistics that are no part of this run")
@@ -203,7 +203,7 @@ def _network(learner: Learner) -> dict[str, gluon.Parameter]:
 
 def _updaters(trainer: gluon.Trainer) -> list[mx.optimizer.Updater]:
     """Where a trainer keeps its optimizer's arrays, as `Trainer.save_states` finds them."""
-    connect(trainer)
+    initialize_kvstore(trainer)
     return [trainer._kvstore._updater] if trainer._update_on_kvstore else trainer._updaters
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock
 
+from embedding_learning.config import OptimizerConfig, TrainConfig
 from embedding_learning.errors import TrainingError
 from embedding_learning.model import backbones
 from embedding_learning.model.net import MarginNet
@@ -30,7 +30,7 @@ _RESERVED = 3 * 2**29
 
 
 @contextmanager
-def memory_faults(options: Namespace) -> Iterator[None]:
+def memory_faults(config: TrainConfig) -> Iterator[None]:
     """Within, a GPU without memory left is a TrainingFault that names the batch that would fit.
 
     MXNet tells of it anywhere: the step that needs the memory was queued long before. Whatever
@@ -41,20 +41,20 @@ def memory_faults(options: Namespace) -> Iterator[None]:
     except mx.base.MXNetError as error:
         if not gpus.is_out_of_memory(error):
             raise
-        raise TrainingError(_advice(options)) from error
+        raise TrainingError(_advice(config)) from error
 
 
-def _advice(options: Namespace) -> str:
-    memory = min(gpus.total_memory(number) for number in options.gpus)
-    devices, batch_k = len(options.gpus) * options.processes, options.batch_k
-    share = options.total_batch_size // devices
-    flag = "--batch-size" if share == options.batch_size else "--total-batch-size"
+def _advice(config: TrainConfig) -> str:
+    memory = min(gpus.read_total_memory(number) for number in config.devices.gpus)
+    devices, batch_k = config.devices.count, config.batch.batch_k
+    share = config.batch.total // devices
+    flag = "--batch-size" if share == config.batch.per_device else "--total-batch-size"
     factor = 1 if flag == "--batch-size" else devices
     what = f"{flag} {share * factor}: the memory of a GPU, {memory / 2**30:.1f} GiB, is used up"
     smaller = "a smaller --crop-size or another --model takes less"
     if share == 2 * batch_k:
         return f"{what}, and there is no smaller batch of --batch-k {batch_k}; {smaller}"
-    fitting = fitting_share(options, memory)
+    fitting = fitting_share(config, memory)
     if fitting is None:
         return f"{what}; by estimate not even {2 * batch_k * factor} would fit: {smaller}"
     if fitting < share:
@@ -67,49 +67,51 @@ def _advice(options: Namespace) -> str:
     )
 
 
-def fitting_share(options: Namespace, memory: int) -> int | None:
+def fitting_share(config: TrainConfig, memory: int) -> int | None:
     """The images of the largest batch on a device of this many bytes.
 
     At most the flags' share; a multiple of --batch-k. None if not even two classes fit.
     """
-    net = _network(options)
-    devices = len(options.gpus) * options.processes
-    least, most = 2, options.total_batch_size // devices // options.batch_k
+    net = _network(config)
+    batch_k = config.batch.batch_k
+    least, most = 2, config.batch.total // config.devices.count // batch_k
 
     def fits(classes: int) -> bool:
-        return bytes_of_step(options, classes * options.batch_k, net) + _RESERVED <= memory
+        return bytes_of_step(config, classes * batch_k, net) + _RESERVED <= memory
 
     if not fits(least):
         return None
     while least < most:
         middle = (least + most + 1) // 2
         least, most = (middle, most) if fits(middle) else (least, middle - 1)
-    return least * options.batch_k
+    return least * batch_k
 
 
-def bytes_of_step(options: Namespace, share: int, net: HybridBlock | None = None) -> int:
+def bytes_of_step(config: TrainConfig, share: int, net: HybridBlock | None = None) -> int:
     """An estimate of the bytes that a training step with `share` images takes on its device.
 
     Weights, gradients and the optimizer's arrays; what the layers put out, which stays until the
     way back; and the largest gradients on that way. `net` is the flags' network where there is
     one already.
     """
-    shape = (share, 3, options.crop_size, options.crop_size)
-    weights, outputs = _sizes(net or _network(options), shape)
-    optimizer = _optimizer_arrays(options)
-    if options.dtype == "float16":
+    shape = (share, 3, config.data.crop_size, config.data.crop_size)
+    weights, outputs = _sizes(net or _network(config), shape)
+    optimizer = _optimizer_arrays(config.optimizer)
+    if config.model.dtype == "float16":
         # These are float32, and so is the copy of the weights that is updated.
         optimizer = 2 * (optimizer + 1)
     # Several devices' gradients are added up in an array of their own.
-    copies = 2 + optimizer + (len(options.gpus) * options.processes > 1)
+    copies = 2 + optimizer + (config.devices.count > 1)
     return copies * sum(weights) + sum(outputs) + _GRADIENTS_AT_ONCE * max(outputs)
 
 
-def _network(options: Namespace) -> MarginNet:
+def _network(config: TrainConfig) -> MarginNet:
     """The network that is trained, its weights not there."""
-    net = build.join(options, backbones.create(options.model, [mx.cpu()], pool=options.pool))
-    if options.dtype != "float32":
-        net.cast(options.dtype)
+    net = build.join(
+        config, backbones.create(config.model.backbone, [mx.cpu()], pool=config.model.pool)
+    )
+    if config.model.dtype != "float32":
+        net.cast(config.model.dtype)
     return net
 
 
@@ -132,10 +134,10 @@ def _sizes(net: HybridBlock, shape: tuple[int, ...]) -> tuple[list[int], list[in
     return parameters, kept
 
 
-def _optimizer_arrays(options: Namespace) -> int:
+def _optimizer_arrays(config: OptimizerConfig) -> int:
     """How many arrays of a weight's size the optimizer keeps for it."""
-    settings = {"momentum": options.momentum} if options.optimizer == "sgd" else {}
-    optimizer = mx.optimizer.create(options.optimizer, **settings)
+    settings = {"momentum": config.momentum} if config.name == "sgd" else {}
+    optimizer = mx.optimizer.create(config.name, **settings)
     return _count_arrays(optimizer.create_state(0, mx.nd.zeros(1)))
 
 

@@ -6,12 +6,12 @@ After Micikevicius et al., Mixed Precision Training (ICLR 2018), section 3.
 from __future__ import annotations
 
 import logging
-from argparse import Namespace
 from typing import Any
 
 import mxnet as mx
 from mxnet.gluon import nn
 
+from embedding_learning.config import TrainConfig
 from embedding_learning.errors import UsageError
 
 # The start, the growth and the most are those of MXNet's own scaler, mxnet.contrib.amp; PyTorch's
@@ -26,7 +26,7 @@ _WITHOUT_MASTER_WEIGHTS = {"lars"}
 
 
 class LossScale:
-    """What the loss is multiplied by on the way back, so that small gradients survive float16.
+    """Dynamic loss scaling for float16: small gradients survive since the loss is multiplied.
 
     It halves whenever a gradient is not finite, and doubles after 2000 steps in which all were
     (section 3.2 of the paper). A power of two, so that dividing by it rounds nothing.
@@ -43,16 +43,17 @@ class LossScale:
         self.value = _FIRST
         self.good_steps = 0
 
-    def head_gradients(self, devices: list[mx.Context]) -> list[mx.nd.NDArray]:
-        """What the way back begins with, in place of ones, at each device's loss (1,)."""
+    def initial_gradients(self, devices: list[mx.Context]) -> list[mx.nd.NDArray]:
+        """Returns what the backward pass starts from on each device, in place of ones (1,)."""
         return [mx.nd.full((1,), self.value, device) for device in devices]
 
-    def see(self, finite: bool) -> bool:
-        """After a step's way back: whether the scale was too high, so that its update is left out.
+    def update(self, is_finite: bool) -> bool:
+        """Adapts the scale after a backward pass; returns whether to skip the step's update.
 
-        At the least scale there is something else wrong with a step that is not finite.
+        It is skipped if the scale was too high. At the least scale something else is wrong with a
+        step that is not finite.
         """
-        if finite:
+        if is_finite:
             self.good_steps += 1
             if self.good_steps == _GOOD_STEPS_TO_GROW:
                 self.value, self.good_steps = min(_MOST, 2 * self.value), 0
@@ -69,11 +70,11 @@ class LossScale:
         return True
 
     def state(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """Returns a JSON-serializable state."""
         return {"value": self.value, "good_steps": self.good_steps}
 
     def restore(self, state: Any) -> None:
-        """Raises ValueError if the state is none that `state` returns."""
+        """Sets what `state` returned. Raises ValueError for anything else."""
         fits = isinstance(state, dict) and state.keys() == self.state().keys()
         if not fits or type(state["value"]) is not float or type(state["good_steps"]) is not int:
             raise ValueError(state)
@@ -83,21 +84,21 @@ class LossScale:
         self.value, self.good_steps = state["value"], state["good_steps"]
 
 
-def check(options: Namespace) -> None:
+def check(config: TrainConfig) -> None:
     """Raises UsageError if the flags ask for float16 where it does not work."""
-    if options.dtype != "float16":
+    if config.model.dtype != "float16":
         return
-    if options.optimizer in _WITHOUT_MASTER_WEIGHTS:
+    if config.optimizer.name in _WITHOUT_MASTER_WEIGHTS:
         raise UsageError(
-            f"--dtype float16: not with --optimizer {options.optimizer}, which reads float16 "
+            f"--dtype float16: not with --optimizer {config.optimizer.name}, which reads float16 "
             "gradients; use another, such as sgd or adam"
         )
-    if options.kvstore == "dist_async":
+    if config.devices.kvstore == "dist_async":
         raise UsageError(
             "--dtype float16: not with --kvstore dist_async, where servers update and no process "
             "sees the sum of the gradients first; use dist_sync"
         )
-    if not options.gpus and not _cpu_convolves():
+    if not config.devices.gpus and not _cpu_convolves():
         raise UsageError(
             "--dtype float16: MXNet has no convolution in float16 for CPUs; train on GPUs with "
             "--gpus, or leave --dtype out"

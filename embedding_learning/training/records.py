@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from embedding_learning.errors import DataError
 from embedding_learning.evaluation import pair_distances
-from embedding_learning.runtime.atomic_files import replaced_whole
+from embedding_learning.runtime.atomic_files import atomic_write
 from embedding_learning.training.checkpoint_file import RECORDS
 from embedding_learning.training.tensorboard import TensorBoard
 
@@ -44,6 +45,7 @@ class Recorder:
 
     def __init__(self, folder: Path, size: int, seconds: float, board: TensorBoard | None) -> None:
         self._board = board
+        self.folder = folder
         self._path = folder / RECORDS
         self._file = open(self._path, "a+b")  # noqa: SIM115
         self._file.truncate(min(size, self._file.tell()))
@@ -144,8 +146,8 @@ class Recorder:
         os.fsync(self._file.fileno())
         return self._file.tell()
 
-    def write_anew(self) -> None:
-        """Goes on in a new file of the same name, the former having been removed."""
+    def write_again(self) -> None:
+        """Continues in a new file of the same name, after the former one was removed."""
         self.flush()
         self._file.seek(0)
         written = self._file.read()
@@ -153,35 +155,55 @@ class Recorder:
         self._file = open(self._path, "a+b")  # noqa: SIM115
         self._file.write(written)
 
-    def close(self) -> None:
-        # What a full disk did not take was told when it was flushed.
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # What a full disk did not take was reported when it was flushed.
         with suppress(OSError):
             self._file.close()
         if self._board:
             self._board.close()
 
 
-def describe(
-    folder: Path, arguments: Sequence[str], title: str, made_with: Mapping[str, str]
-) -> None:
-    """Writes down what the run is: its flags as typed, its data and what it is made with."""
-    told = {"arguments": list(arguments), "data": title, "made_with": dict(made_with)}
-    with replaced_whole(folder / _RUN) as partial, open(partial, "w", encoding="utf-8") as file:
-        json.dump(told, file, indent=1)
+@dataclass(frozen=True)
+class RunInfo:
+    """What a run is: the content of ``run.json`` in its folder.
 
+    Attributes
+    ----------
+    arguments : list of str
+        The flags as they were typed.
+    title : str
+        The data set, and what is seen of each image.
+    made_with : dict of str to str
+        Versions of packages, and the number of threads.
+    """
 
-def read_description(folder: Path) -> tuple[list[str], str, dict[str, str]]:
-    """What `describe` wrote: arguments, title, made with. Raises DataError if it is not there."""
-    file = folder / _RUN
-    try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        arguments, title, made_with = told["arguments"], told["data"], told["made_with"]
-        fits = all(isinstance(text, str) for text in [title, *arguments, *made_with.values()])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        fits = False
-    if not fits:
-        raise DataError(f"{file}: is missing or damaged; this is no folder of a run")
-    return arguments, title, made_with
+    arguments: list[str]
+    title: str
+    made_with: dict[str, str]
+
+    def write(self, folder: Path) -> None:
+        """Writes the file atomically; raises OSError if it cannot."""
+        content = {"arguments": self.arguments, "data": self.title, "made_with": self.made_with}
+        with atomic_write(folder / _RUN) as partial, open(partial, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
+
+    @classmethod
+    def read(cls, folder: Path) -> RunInfo:
+        """Reads the file of a run's folder. Raises DataError if it is missing or damaged."""
+        file = folder / _RUN
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            info = cls(content["arguments"], content["data"], content["made_with"])
+            texts = [info.title, *info.arguments, *info.made_with.values()]
+            is_valid = all(isinstance(text, str) for text in texts)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            is_valid = False
+        if not is_valid:
+            raise DataError(f"{file}: is missing or damaged; this is no folder of a run")
+        return info
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

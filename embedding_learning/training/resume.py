@@ -2,112 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
-from argparse import Namespace
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from embedding_learning.config import DTYPES, FIRST_METHOD, POOLS, RESIZES, SAVED_EPOCHS
+from embedding_learning.config import FLAGS, MAY_CHANGE, SAME, TrainConfig, as_flag
 from embedding_learning.errors import UsageError
 from embedding_learning.model.methods import LOSSES
 from embedding_learning.training.checkpoint_file import FORMAT, Checkpoint
+from embedding_learning.training.progress import Progress
+from embedding_learning.training.settings import LOWER_CASE
 
 # What the state was made with; with another value it would not fit, or not be the same run.
-_MUST_AGREE = (
-    "model", "pool", "embed_dim", "feat_dim", "batch_k", "total_batch_size", "batch_num",
-    "image_size", "crop_size", "exif_orientation", "resize", "normalize_weights", "optimizer",
-    "seed", "dtype", "loss", "sampling", "beta_per",
-)  # fmt: skip
+_MUST_AGREE = tuple(key for key, flag in FLAGS.items() if flag.on_resume == SAME)
 # What may change, but leads to another model.
-_MAY_CHANGE = (
-    "lr", "lr_beta", "margin", "nu", "factor", "steps", "wd", "momentum", "kvstore",
-    "on_nonfinite", "freeze_bn", "lr_mult_backbone", "warm_up_epochs", "wd_exclude_bn_bias",
-    "grad_clip", "saved_epoch",
-)  # fmt: skip
-# What a run of before there were these flags was made with.
-_FORMERLY = {
-    "dtype": DTYPES[0], "pool": POOLS[0], "freeze_bn": False, "warm_up_epochs": 0,
-    "wd_exclude_bn_bias": False, "saved_epoch": SAVED_EPOCHS[0], "exif_orientation": False,
-    "resize": RESIZES[0], **FIRST_METHOD,
-}  # fmt: skip
-_LOWER_CASE = ("optimizer", "kvstore")
+_MAY_CHANGE = tuple(key for key, flag in FLAGS.items() if flag.on_resume == MAY_CHANGE)
+# What a run was made with before there were these flags.
+_FORMERLY = {key: flag.before for key, flag in FLAGS.items() if flag.before is not None}
 _PACKAGES = ("mxnet", "mxnet-cu112", "numpy", "opencv-python", "gluoncv")
 _LARGEST = 2**31
 _LARGEST_NUMBER = sys.float_info.max
 _LONGEST_SHOWN = 500  # characters
 
 
-@dataclass
-class Progress:
-    """How far a run has come; what the log lines to come depend on.
-
-    Attributes
-    ----------
-    epoch : int
-        The one in hand, counted from 0.
-    batch : int
-        Batches of it that are done.
-    interval_loss : float
-        Sum of the losses since the last log interval.
-    epoch_loss : float
-        Sum of the losses of the epoch's log intervals.
-    seconds : float
-        Spent on the epoch's batches.
-    best : float
-        The best Recall@1.
-    best_epoch : int, optional
-        The epoch whose network is saved; None if none is so far.
-    before : float, optional
-        Recall@1 before training, where that was asked for.
-    run_seconds : float
-        Spent on all epochs, evaluation included.
-    records_bytes : int
-        Size of the run's records.
-    to_beat : float, optional
-        Recall@1 of the network that is saved or was resumed; the best so far has a higher one.
-        None if there is no such network: the next one is saved whatever its recall.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    interval_loss: float = 0.0
-    epoch_loss: float = 0.0
-    seconds: float = 0.0
-    best: float = 0.0
-    best_epoch: int | None = None
-    before: float | None = None
-    run_seconds: float = 0.0
-    records_bytes: int = 0
-    to_beat: float | None = None
-
-    def has_work_left(self, options: Namespace) -> bool:
-        """Whether an epoch is to be trained, or a network to be saved."""
-        return self.epoch < options.epochs or self.lacks_network(options)
-
-    def lacks_network(self, options: Namespace) -> bool:
-        """Whether the network after the last epoch is the one to save, but was not saved.
-
-        This happens when a finished run is resumed with `--saved-epoch last`, or was made by a
-        version that saved no network with a Recall@1 of 0.
-        """
-        if self.epoch <= options.start_epoch or self.batch > 0:
-            return False
-        if options.saved_epoch == "last":
-            return self.best_epoch != self.epoch - 1
-        return self.to_beat is None
-
-
-def describe(options: Namespace, data_digest: str, progress: Progress) -> dict[str, Any]:
+def describe(config: TrainConfig, data_digest: str, progress: Progress) -> dict[str, Any]:
     """The part of a checkpoint's state that is not the learner's."""
     return {
         "format": FORMAT,
         "progress": asdict(progress),
-        "flags": json.loads(json.dumps(vars(options))),
+        "flags": config.as_flags(),
         "data": data_digest,
         "made_with": made_with(),
     }
@@ -150,7 +77,7 @@ def _former_to_beat(progress: dict[str, Any]) -> Any:
     return progress["best"] if is_saved else None
 
 
-def check_flags(checkpoint: Checkpoint, options: Namespace) -> None:
+def check_flags(checkpoint: Checkpoint, config: TrainConfig) -> None:
     """Compares the flags with those of the checkpoint's run.
 
     Raises UsageError that names all that must agree and do not; logs what else makes the rest of
@@ -162,8 +89,8 @@ def check_flags(checkpoint: Checkpoint, options: Namespace) -> None:
         raise UsageError(f"--resume {checkpoint.path}: does not tell the flags of its run")
     former = {**_FORMERLY, **former}
     # Earlier programs kept the spelling that was typed.
-    former.update({n: former[n].lower() for n in _LOWER_CASE if isinstance(former.get(n), str)})
-    now = json.loads(json.dumps(vars(options)))
+    former.update({n: former[n].lower() for n in LOWER_CASE if isinstance(former.get(n), str)})
+    now = config.as_flags()
     differing = [_flag(name, former) for name in _MUST_AGREE if former.get(name) != now[name]]
     if _is_pretrained(former) != _is_pretrained(now):
         differing.append("pretrained weights" if _is_pretrained(former) else "random weights")
@@ -186,7 +113,7 @@ def check_flags(checkpoint: Checkpoint, options: Namespace) -> None:
         )
     learner = checkpoint.state.get("learner")
     former_devices = learner.get("devices") if isinstance(learner, dict) else None
-    devices = (len(options.gpus) or options.cpu_contexts) * options.processes
+    devices = config.devices.count
     if former_devices != devices and _is_showable(former_devices):
         logging.warning(
             "The run goes on with %d devices instead of %s: from the same state, but not to the "
@@ -204,12 +131,12 @@ def check_flags(checkpoint: Checkpoint, options: Namespace) -> None:
             )  # fmt: skip
 
 
-def check_data(checkpoint: Checkpoint, data_digest: str, options: Namespace) -> None:
+def check_data(checkpoint: Checkpoint, data_digest: str, data_path: str) -> None:
     """Raises UsageError if the run was trained on other images."""
     if checkpoint.state.get("data") != data_digest:
         raise UsageError(
             f"--resume {checkpoint.path}: was trained on other images, classes or boxes than "
-            f"--data-path {options.data_path} holds with these flags; give those of its run"
+            f"--data-path {data_path} holds with these flags; give those of its run"
         )
 
 
@@ -227,12 +154,12 @@ def _is_showable(value: Any) -> bool:
 
 
 def _flag(name: str, flags: dict[str, Any]) -> str:
-    flag, value = name.replace("_", "-"), flags.get(name)
+    flag, value = as_flag(name), flags.get(name)
     if isinstance(value, bool) or value is None:
-        return f"--{flag}" if value else f"no --{flag}"
+        return flag if value else f"no {flag}"
     if isinstance(value, list):
         value = ",".join(map(str, value))
-    return f"--{flag} {value}"
+    return f"{flag} {value}"
 
 
 def made_with() -> dict[str, str]:

@@ -1,169 +1,220 @@
-"""A run from its flags to its end: data, network, what it goes on from, training."""
+"""A run from its configuration to its end: data, network, what it resumes from, training."""
 
 from __future__ import annotations
 
 import logging
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import mxnet as mx
+import numpy as np
 
-from embedding_learning.config import resumes_network
-from embedding_learning.data.build import digest, open_data, read_split
-from embedding_learning.distributed.asynchronous import AsynchronousJob
-from embedding_learning.distributed.heartbeat import Member
-from embedding_learning.distributed.synchronous import ParameterServerJob
-from embedding_learning.distributed.worker_group import Job
-from embedding_learning.errors import UsageError
-from embedding_learning.evaluation.metrics import parse_metrics
+from embedding_learning.config import TrainConfig
+from embedding_learning.data.build import Data, digest, open_data, read_split
+from embedding_learning.distributed.asynchronous import AsynchronousGroup
+from embedding_learning.distributed.heartbeat import HeartbeatClient
+from embedding_learning.distributed.synchronous import SynchronousGroup
+from embedding_learning.distributed.worker_group import WorkerGroup
+from embedding_learning.errors import TrainingError, UsageError
 from embedding_learning.runtime.devices import find_devices
-from embedding_learning.training import (
-    checkpoint_file,
-    learner_state,
-    log_lines,
-    records,
-    resume,
-)
-from embedding_learning.training.build import build, build_network, check_names
-from embedding_learning.training.checkpoint_file import Checkpoint, RunFolder
+from embedding_learning.runtime.signals import stop_on_signals
+from embedding_learning.training import checkpoint_file, learner_state, log_lines, loop, resume
+from embedding_learning.training.build import build, build_network, check
+from embedding_learning.training.checkpoint_file import Checkpoint, RunFolder, disk_faults
+from embedding_learning.training.health import HealthMonitor
 from embedding_learning.training.learner import Learner
-from embedding_learning.training.loop import Loop, disk_faults
 from embedding_learning.training.memory_estimate import memory_faults
-from embedding_learning.training.resume import Progress
+from embedding_learning.training.progress import Progress
+from embedding_learning.training.records import Recorder, RunInfo
+from embedding_learning.training.run_log import RunLog
+from embedding_learning.training.saver import Saver
+from embedding_learning.training.step_reader import StepReader
+from embedding_learning.training.stop_signal import StopSignal
 from embedding_learning.training.tensorboard import TensorBoard
+from embedding_learning.training.validation import criterion, evaluate_test
 
 
 def run(
-    options: Namespace,
+    config: TrainConfig,
     arguments: Sequence[str],
-    member: Member | None = None,
+    client: HeartbeatClient | None = None,
     warnings: Sequence[str] = (),
 ) -> None:
-    """Everything that train.py does once its flags are read.
+    """Does everything that train.py does once its flags are read.
 
-    `arguments` are the flags as they were typed; the run's folder keeps them. `member` is this
-    process's place on the roll if it is one of several that train together: the first logs and
-    saves. `warnings` are lines about the flags, which are logged once nothing refuses them.
+    Parameters
+    ----------
+    config : TrainConfig
+    arguments : sequence of str
+        The flags as they were typed; the run's folder keeps them.
+    client : HeartbeatClient, optional
+        Connects this process with the other workers that train together, of which the first logs
+        and saves.
+    warnings : sequence of str
+        Lines about the flags, which are logged once nothing refuses them.
 
     Raises
     ------
     UsageError, DataError
-        If flags, data and checkpoint do not fit; flags and annotations are checked before anything
-        is decoded.
-    TrainingFault
-        If training cannot go on; the last good checkpoint stays.
+        If settings, data and checkpoint do not fit; settings and annotations are checked before
+        anything is decoded.
+    TrainingError
+        If training cannot continue; the last good checkpoint stays.
     Interrupted
         After a signal, once the state is saved.
     """
-    check_names(options)
-    options.metrics = _metrics(options)
-    devices = find_devices(options)
-    job = _job(options, member)
-    with _folder(options, job) as folder, memory_faults(options):
-        logging.info(options)
-        checkpoint, progress = _find_start(options, job, folder.path)
-        split = read_split(options)
+    check(config)
+    devices = find_devices(config.devices.gpus, config.devices.cpu_contexts)
+    group = _worker_group(config, client)
+    with _run_folder(config, group) as folder, memory_faults(config):
+        settings = ", ".join(f"{key}={value!r}" for key, value in config.as_flags().items())
+        logging.info("Namespace(%s)", settings)
+        checkpoint, progress = _find_start(config, group, folder.path)
+        split = read_split(config)
         for line in warnings:
             logging.warning(line)
-        if checkpoint and not options.skip_bad_images:
-            # With bad images left out, what trains is known only after they are found.
-            resume.check_data(checkpoint, digest(split.parts), options)
-        if checkpoint and progress.epoch >= options.epochs:
+        if checkpoint and not config.data.skip_bad_images:
+            # With bad images left out, the training images are known only after these are found.
+            resume.check_data(checkpoint, digest(split.parts), config.data.path)
+        if checkpoint and progress.epoch >= config.run.epochs:
             logging.info(
-                "The run is finished: %d of %d epochs are done; a higher --epochs goes on with it.",
-                progress.epoch, options.epochs,
+                "The run is finished: %d of %d epochs are done; a higher --epochs continues it.",
+                progress.epoch, config.run.epochs,
             )  # fmt: skip
-            if not progress.lacks_network(options):
-                if job.rank == 0:
+            if not progress.lacks_network(config.run):
+                if group.rank == 0:
                     log_lines.print_best(split.title, progress.best, progress.before)
                 return
         board = None
-        if options.tensorboard and job.rank == 0:
-            step = progress.epoch * options.batch_num + progress.batch
-            board = TensorBoard(options.tensorboard, step)
-        mx.random.seed(options.seed)
-        net = build_network(options, devices, is_resumed=checkpoint is not None)
-        data = open_data(split, options, job.rank, job.size)
+        if config.run.tensorboard and group.rank == 0:
+            board = TensorBoard(config.run.tensorboard, progress.step(config.batch.batch_num))
+        mx.random.seed(config.run.seed)
+        net = build_network(config, devices, is_resumed=checkpoint is not None)
+        data = open_data(split, config, group.rank, group.size)
         try:
-            job.check_equal("the data", [data.digest.encode()])
-            learner = build(options, data.beta_terms, net, devices, job)
+            group.check_equal("the data", [data.digest.encode()])
+            learner = build(config, data.beta_terms, net, devices, group)
             if checkpoint:
-                resume.check_data(checkpoint, data.digest, options)
+                resume.check_data(checkpoint, data.digest, config.data.path)
                 _restore(learner, checkpoint)
             learner.start()
-
-            def describe() -> None:
-                records.describe(folder.path, arguments, split.title, resume.made_with())
-
-            if progress.has_work_left(options):
-                with disk_faults(folder.path):
-                    folder.begin(checkpoint, progress.best_epoch)
-                    describe()
-            Loop(options, learner, data, folder, describe, progress, board).run()
+            info = RunInfo(list(arguments), split.title, resume.made_with())
+            _train(config, data, learner, progress, folder, checkpoint, info, board)
         finally:
-            # What is queued still reads the batches' memory.
+            # Queued computations still read the batches' memory.
             mx.nd.waitall()
             data.close()
 
 
-def _metrics(options: Namespace) -> list[str]:
-    """The metrics to log; Recall@1, by which the best network is chosen, is always among them."""
+def _train(
+    config: TrainConfig,
+    data: Data,
+    learner: Learner,
+    progress: Progress,
+    folder: RunFolder,
+    checkpoint: Checkpoint | None,
+    info: RunInfo,
+    board: TensorBoard | None,
+) -> None:
+    """Evaluates before training if asked to, trains what is left, and prints the closing line."""
+    before = None
+    if progress.is_at_start(config.run):
+        before = _evaluate_before_training(config, data, learner, progress)
+    if progress.has_work_left(config.run):
+        with disk_faults(folder.path):
+            folder.begin(checkpoint, progress.best_epoch)
+            info.write(folder.path)
+            recorder = Recorder(folder.path, progress.records_bytes, progress.run_seconds, board)
+        with recorder, stop_on_signals() as request:
+            health = HealthMonitor(stop_on_nonfinite=config.run.on_nonfinite == "stop")
+            reader = StepReader(progress, health)
+            log = RunLog(config, data, learner, progress, health, recorder, board)
+            saver = Saver(config, data, learner, progress, reader, folder, recorder, info)
+            stop = StopSignal(request, learner.group, saver)
+            if before:
+                log.record_evaluation(None, *before)
+            loop.train(loop.Run(config, data, learner, progress, reader, log, saver, stop))
+    if learner.group.rank == 0:
+        is_trained = progress.epoch > config.run.start_epoch
+        log_lines.print_best(data.title, progress.best, progress.before, is_trained)
+
+
+def _evaluate_before_training(
+    config: TrainConfig, data: Data, learner: Learner, progress: Progress
+) -> tuple[dict[str, float], np.ndarray] | None:
+    """Returns metrics and embeddings, which it logs; None if nobody asked, or another measures."""
+    run = config.run
+    if not run.evaluate_first and not run.resumes_network:
+        return None
     try:
-        names = parse_metrics(options.metrics)
-    except ValueError as error:
-        raise UsageError(f"--metrics {options.metrics}: {error}") from None
-    return list(dict.fromkeys(["recall@1", *names]))
+        metrics, embeddings = evaluate_test(learner, data, run.metrics)
+    except TrainingError as error:
+        if run.resumes_network:
+            raise UsageError(f"--resume {run.resume}: {error}") from error
+        raise
+    if not metrics:
+        return None
+    log_lines.log_metrics(None, metrics)
+    progress.before = criterion(metrics)
+    if run.resumes_network:
+        # It is replaced by a better one only.
+        progress.best = progress.to_beat = progress.before
+    return metrics, embeddings
 
 
-def _job(options: Namespace, member: Member | None) -> Job:
-    """The processes that train together; waits for all of them."""
-    if member is None:
-        return Job()
-    kind = AsynchronousJob if options.kvstore == "dist_async" else ParameterServerJob
-    return kind(options.kvstore, member)
+def _worker_group(config: TrainConfig, client: HeartbeatClient | None) -> WorkerGroup:
+    """Returns the workers that train together. Blocks until all have come."""
+    if client is None:
+        return WorkerGroup()
+    is_asynchronous = config.devices.kvstore == "dist_async"
+    group = AsynchronousGroup if is_asynchronous else SynchronousGroup
+    return group(config.devices.kvstore, client)
 
 
 @contextmanager
-def _folder(options: Namespace, job: Job) -> Iterator[RunFolder]:
-    """The run's folder; a process that does not save works in one that is thrown away."""
-    if job.rank == 0:
-        with RunFolder(options.save_model_prefix, options.keep) as folder:
+def _run_folder(config: TrainConfig, group: WorkerGroup) -> Iterator[RunFolder]:
+    """Opens the run's folder; a worker that does not save gets a temporary one."""
+    prefix, keep = config.run.prefix, config.run.keep
+    if group.rank == 0:
+        with RunFolder(prefix, keep) as folder:
             yield folder
         return
-    # The first says all there is to say.
+    # The first worker logs for all.
     logging.getLogger().setLevel(logging.ERROR)
-    with TemporaryDirectory() as scratch, RunFolder(f"{scratch}/worker", options.keep) as folder:
+    with TemporaryDirectory() as scratch, RunFolder(f"{scratch}/worker", keep) as folder:
         yield folder
 
 
-def _find_start(options: Namespace, job: Job, folder: Path) -> tuple[Checkpoint | None, Progress]:
-    """The checkpoint to go on from, its flags checked, and how far its run had come.
+def _find_start(
+    config: TrainConfig, group: WorkerGroup, folder: Path
+) -> tuple[Checkpoint | None, Progress]:
+    """Returns the checkpoint to resume from, its flags checked, and how far its run had come.
 
-    Only the first process looks for it; the others need not share its disk.
+    Only the first worker looks for it; the others need not share its disk.
     """
-    start = Progress(epoch=options.start_epoch)
-    if not options.resume or resumes_network(options):
+    run = config.run
+    start = Progress(epoch=run.start_epoch)
+    if not run.resume or run.resumes_network:
         return None, start
     checkpoint, content = None, None
-    if job.rank == 0:
-        checkpoint = checkpoint_file.find(options.resume, options.save_model_prefix)
-    if options.processes > 1:
-        content = job.from_first(checkpoint.path.read_bytes() if checkpoint else None)
-    if job.rank > 0 and content is not None:
+    if group.rank == 0:
+        checkpoint = checkpoint_file.find(run.resume, run.prefix)
+    if config.devices.processes > 1:
+        content = group.broadcast(checkpoint.path.read_bytes() if checkpoint else None)
+    if group.rank > 0 and content is not None:
         received = folder / "received"
         received.write_bytes(content)
         checkpoint = checkpoint_file.read(received)
         received.unlink()
     if checkpoint is None:
-        logging.info("There is no run of this prefix to resume: it starts anew.")
+        logging.info("There is no run of this prefix to resume: it starts from scratch.")
         return None, start
-    resume.check_flags(checkpoint, options)
-    progress = resume.read_progress(checkpoint, options.batch_num)
+    resume.check_flags(checkpoint, config)
+    progress = resume.read_progress(checkpoint, config.batch.batch_num)
     to_beat = progress.to_beat
-    if options.saved_epoch == "best" and to_beat is not None and to_beat < progress.best:
+    if run.saved_epoch == "best" and to_beat is not None and to_beat < progress.best:
         logging.warning(
             "The run saved its last epoch's network (Recall@1 %.4f), not its best (%.4f), which is "
             "lost; a later one is saved if it is better than the saved one.",
@@ -177,6 +228,7 @@ def _find_start(options: Namespace, job: Job, folder: Path) -> tuple[Checkpoint 
 
 
 def _restore(learner: Learner, checkpoint: Checkpoint) -> None:
+    """Gives a learner the state of a checkpoint. Raises UsageError if it does not fit."""
     source = f"--resume {checkpoint.path}"
     state = checkpoint.state.get("learner")
     if not isinstance(state, dict):

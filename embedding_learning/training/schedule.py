@@ -1,31 +1,34 @@
-"""How a backbone that has learned before learns on: what is fixed, and what learns more slowly."""
+"""Learning rates by epoch, and what of a pretrained backbone is fixed or learns more slowly."""
 
 from __future__ import annotations
 
 import logging
-from argparse import Namespace
 
 import mxnet as mx
+from mxnet import gluon
 from mxnet.gluon import Block, nn
 
+from embedding_learning.config import TrainConfig
 from embedding_learning.errors import UsageError
 from embedding_learning.inference.run_files import find_network
 from embedding_learning.model.backbones import PRETRAINED_CONVOLUTION_LR_MULT
 from embedding_learning.model.net import MarginNet
 from embedding_learning.model.weights.params_file import read_parameters, set_parameters
+from embedding_learning.training.learner import Learner
 
 _WITHOUT_WEIGHT_DECAY = ("_gamma", "_beta", "_bias")
 
 
-def prepare(options: Namespace, net: MarginNet) -> None:
+def prepare(config: TrainConfig, net: MarginNet) -> None:
     """Fixes the backbone's statistics, sets its rates and lifts weight decay, as the flags say."""
     # Servers that update are told the rates before the first epoch.
-    set_backbone_rates(options, net, options.start_epoch)
-    if options.freeze_bn and not _freeze_batch_norm(net.base_net):
+    set_backbone_rates(config, net, config.run.start_epoch)
+    if config.model.freeze_bn and not _freeze_batch_norm(net.base_net):
         raise UsageError(
-            f"--freeze-bn: has no effect: --model {options.model} has no batch norm; leave it out"
+            f"--freeze-bn: has no effect: --model {config.model.backbone} has no batch norm; leave "
+            "it out"
         )
-    if options.wd_exclude_bn_bias:
+    if config.optimizer.wd_exclude_bn_bias:
         for name, parameter in net.collect_params().items():
             if name.endswith(_WITHOUT_WEIGHT_DECAY):
                 parameter.wd_mult = 0.0
@@ -45,18 +48,36 @@ def _freeze_batch_norm(block: Block) -> int:
     return count
 
 
-def set_backbone_rates(options: Namespace, net: MarginNet, epoch: int) -> None:
-    """What the learning rate of each of the backbone's parameters is multiplied by in an epoch."""
-    if options.lr_mult_backbone is None and not options.warm_up_epochs:
+def set_learning_rates(config: TrainConfig, learner: Learner, epoch: int) -> list[float]:
+    """Sets the learning rates of an epoch, and returns the network's and beta's, if it is learned.
+
+    Both are multiplied by the factor at each epoch listed in the steps.
+    """
+    set_trainer_rates(config, learner.trainers, epoch)
+    set_backbone_rates(config, learner.net, epoch)
+    rates = [trainer.learning_rate for trainer in learner.trainers]
+    learner.group.send_learning_rates(rates)
+    return rates
+
+
+def set_trainer_rates(config: TrainConfig, trainers: list[gluon.Trainer], epoch: int) -> None:
+    """Sets the rates of the network's trainer and of beta's, if there is one."""
+    for trainer, rate in zip(trainers, (config.optimizer.lr, config.method.lr_beta)):
+        trainer.set_learning_rate(rate * config.optimizer.decay(epoch))
+
+
+def set_backbone_rates(config: TrainConfig, net: MarginNet, epoch: int) -> None:
+    """Sets what the learning rate of each backbone parameter is multiplied by in an epoch."""
+    optimizer = config.optimizer
+    if optimizer.lr_mult_backbone is None and not optimizer.warm_up_epochs:
         return  # as the backbone was made
-    is_pretrained = options.use_pretrained or options.pretrained_params
     for parameter in net.base_net.collect_params().values():
         usual = 1.0
-        if options.lr_mult_backbone is not None:
-            usual = options.lr_mult_backbone
-        elif is_pretrained and "conv" in parameter.name:
+        if optimizer.lr_mult_backbone is not None:
+            usual = optimizer.lr_mult_backbone
+        elif config.model.has_pretrained_backbone and "conv" in parameter.name:
             usual = PRETRAINED_CONVOLUTION_LR_MULT
-        parameter.lr_mult = 0.0 if epoch < options.warm_up_epochs else usual
+        parameter.lr_mult = 0.0 if epoch < optimizer.warm_up_epochs else usual
 
 
 def start_from(path: str, net: MarginNet, devices: list[mx.Context]) -> None:
@@ -85,7 +106,7 @@ def start_from(path: str, net: MarginNet, devices: list[mx.Context]) -> None:
         if name.startswith("base_net.") or name in taken
     }
     set_parameters(wanted, taken, source, devices)
-    for names, told in ((parameters, "starts anew"), (arrays, "is not used")):
+    for names, outcome in ((parameters, "starts from scratch"), (arrays, "is not used")):
         left = [name for name in names if name not in taken]
         if left:
-            logging.info("%s: %s %s.", source, ", ".join(left), told)
+            logging.info("%s: %s %s.", source, ", ".join(left), outcome)

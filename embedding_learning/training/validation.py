@@ -1,7 +1,8 @@
-"""The test images, embedded and measured while a network trains."""
+"""Embeds and measures the test images while a network trains."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -20,15 +21,17 @@ def evaluate_test(
     metrics: Sequence[str],
     after_batch: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, float], np.ndarray]:
-    """The metrics of the test images, among each other or in the gallery, and their embeddings.
+    """Returns the metrics of the test images and their embeddings (n, d).
 
-    Processes that make a step together each embed a part of the images. Only the first measures;
-    the others get no metrics.
+    The images are searched among each other or in the gallery. Workers that make a step together
+    each embed a part of the images. Only the first worker measures; the others get no metrics.
+
+    Raises TrainingError if an embedding is not finite.
     """
 
-    def embedded(batches: SequentialBatches) -> tuple[np.ndarray, np.ndarray]:
+    def embed(batches: SequentialBatches) -> tuple[np.ndarray, np.ndarray]:
         parts = embed_all(learner.net, learner.devices, batches, after_batch)
-        embeddings, labels = (learner.job.gather(part) for part in parts)
+        embeddings, labels = (learner.group.gather(part) for part in parts)
         if not np.isfinite(embeddings).all():
             raise TrainingError(
                 "the embeddings of the test images are not finite: training diverged; try a lower "
@@ -36,10 +39,17 @@ def evaluate_test(
             )
         return embeddings, labels
 
-    if learner.job.rank > 0 and learner.job.size == 1:
+    # With dist_async each worker's group has size 1, whatever its rank.
+    if learner.group.rank > 0 and learner.group.size == 1:
         return {}, np.empty((0, 0))
-    queries, labels = embedded(data.test)
-    gallery = embedded(data.gallery) if data.gallery else ()
-    if learner.job.rank > 0:
+    queries, labels = embed(data.test)
+    gallery = embed(data.gallery) if data.gallery else ()
+    if learner.group.rank > 0:
         return {}, queries
     return evaluate(queries, labels, metrics, *gallery), queries
+
+
+def criterion(metrics: dict[str, float]) -> float:
+    """Returns the Recall@1 that networks are compared by; 0 where it is not defined (NaN)."""
+    recall = metrics["recall@1"]
+    return 0.0 if math.isnan(recall) else recall

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from embedding_learning.distributed.dmlc_environment import ROLES
 from embedding_learning.errors import Interrupted
-from embedding_learning.runtime.signals import interrupted_by_signals
+from embedding_learning.runtime.signals import raise_on_signals
 from tests.benchmarks.namespaces import Machine, Unavailable, network
 from tests.benchmarks.processes import (
     ROOT,
@@ -56,7 +56,7 @@ def main() -> int:
     count = 1 + arguments.servers + arguments.machines
     try:
         with (
-            interrupted_by_signals(),
+            raise_on_signals(),
             tempfile.TemporaryDirectory() as folder,
             network(count, arguments.bandwidth) as machines,
         ):

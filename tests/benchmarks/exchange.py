@@ -26,19 +26,19 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=5)
     arguments, flags = parser.parse_known_args()
     options = parse(flags)
-    member = heartbeat.join("exchange")
+    client = heartbeat.join_group("exchange")
 
     import mxnet as mx
     import numpy as np
 
-    from embedding_learning.distributed.synchronous import ParameterServerJob
-    from embedding_learning.distributed.worker_group import Job
+    from embedding_learning.distributed.synchronous import SynchronousGroup
+    from embedding_learning.distributed.worker_group import WorkerGroup
     from embedding_learning.training import build, loop
 
-    job = ParameterServerJob(options.kvstore, member) if member else Job()
+    group = SynchronousGroup(options.kvstore, client) if client else WorkerGroup()
     devices = [mx.cpu()]
     learning = build.build(
-        options, np.arange(100)[:, None], build.build_network(options, devices), devices, job
+        options, np.arange(100)[:, None], build.build_network(options, devices), devices, group
     )
     learning.start()
     shape = (options.batch_size, 3, options.crop_size, options.crop_size)
@@ -52,25 +52,25 @@ def main() -> int:
 
     def sleep() -> None:
         time.sleep(arguments.seconds)
-        job.queue_total(signals)
+        group.queue_sum(signals)
         for trainer in learning.trainers:
             trainer.allreduce_grads()
         mx.nd.waitall()
 
     step = compute if arguments.step == "compute" else sleep
-    loop.seed_step(1, 0, job.rank)
+    loop.seed_step(1, 0, group.rank)
     for _ in range(_WARMUP):
         step()
     mx.nd.waitall()
     # All begin together.
-    job.total(np.zeros(1, np.float32))
+    group.sum(np.zeros(1, np.float32))
     print("begin", flush=True)
     started = time.perf_counter()
     for _ in range(arguments.steps):
         step()
     mx.nd.waitall()
     print("seconds", (time.perf_counter() - started) / arguments.steps, flush=True)
-    job.total(np.zeros(1, np.float32))
+    group.sum(np.zeros(1, np.float32))
     # For the servers' processor time to be read before they end with the last worker.
     time.sleep(1)
     return 0
@@ -78,5 +78,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     status = main()
-    heartbeat.leave(status)
+    heartbeat.exit_group(status)
     sys.exit(status)

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from embedding_learning.data.batches import BalancedBatches
 from embedding_learning.data.datasets import ImageSet, load
-from embedding_learning.data.pixel_cache import open_store
-from embedding_learning.data.preprocessing import Decoder, crop, read_image
+from embedding_learning.data.pixel_cache import open_pixel_cache
+from embedding_learning.data.preprocessing import PixelsFromFiles, read_square, write_crop
 
 # isort: split
 import cv2
@@ -74,10 +74,10 @@ def torch_way(images: ImageSet, workers: int) -> Iterator[object] | None:
 
         def __getitem__(self, row: int) -> np.ndarray:
             box = None if images.boxes is None else images.boxes[row]
-            image = read_image(images.paths[row], box, SIZE)
+            image = read_square(images.paths[row], box, SIZE)
             out = np.empty((3, CROP, CROP), np.uint8)
             top, left = random.randint(0, SIZE - CROP), random.randint(0, SIZE - CROP)
-            crop(image, top, left, random.random() < 0.5, out)
+            write_crop(image, top, left, random.random() < 0.5, out)
             return out
 
     photographs = Photographs()
@@ -116,8 +116,8 @@ def main() -> None:
     split = load(args.data_path, "", train_classes=None)
     images = split.train
     with tempfile.TemporaryDirectory() as folder:
-        stored, _ = open_store(images, SIZE, Path(folder), workers)
-        decoder = Decoder(images, SIZE)
+        stored, _ = open_pixel_cache(images, SIZE, Path(folder), workers)
+        decoder = PixelsFromFiles(images, SIZE)
         # Name, batches, how many are made ahead, how many are timed.
         ways: list[tuple[str, Iterator[object] | None, int, int]] = [
             (f"here, store, {workers} workers", here(stored, images, workers), workers + 3, 200),

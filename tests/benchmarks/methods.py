@@ -32,7 +32,7 @@ def steps_of(loss_name: str, sampling_name: str, n: int) -> Callable[[], None]:
     x, labels = embeddings(n), nd.array(np.arange(n) // BATCH_K % CLASSES)
     beta = mx.gluon.Parameter("beta", shape=(CLASSES,))
     beta.initialize(mx.init.Constant(1.2))
-    sampling = getattr(samplings, methods.SAMPLINGS[sampling_name])(BATCH_K)
+    sampling = getattr(samplings, methods.SAMPLINGS[sampling_name].class_name)(BATCH_K)
     loss = getattr(losses, methods.LOSSES[loss_name].class_name)()
     for block in (sampling, loss):
         block.hybridize(static_alloc=True, static_shape=True)
@@ -40,7 +40,7 @@ def steps_of(loss_name: str, sampling_name: str, n: int) -> Callable[[], None]:
     def step() -> None:
         with autograd.record():
             rows, anchors, positives, negatives, _ = sampling(x)
-            boundary = (beta, labels.take(rows)) if loss_name == "margin" else ()
+            boundary = (beta, labels.take(rows)) if methods.LOSSES[loss_name].has_beta else ()
             value = loss(anchors, positives, negatives, *boundary)
         value.backward()
 

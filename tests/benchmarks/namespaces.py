@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from embedding_learning.errors import Interrupted
-from embedding_learning.runtime.signals import interrupted_by_signals
+from embedding_learning.runtime.signals import raise_on_signals
 
 _ADDRESS = "10.77.{}.{}"
 # Bytes that may pass at once, more than the largest packet between namespaces; how long packets
@@ -135,7 +135,7 @@ def main() -> int:
     parser.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
     try:
-        with interrupted_by_signals(), network(arguments.machines, arguments.bandwidth) as machines:
+        with raise_on_signals(), network(arguments.machines, arguments.bandwidth) as machines:
             print(*(machine.address for machine in machines), flush=True)
             command = machines[0].command(arguments.command or ["bash"])
             return subprocess.run(command).returncode

@@ -22,7 +22,7 @@ from embedding_learning.data.build import open_data, read_split
 from embedding_learning.model import backbones
 from embedding_learning.model.losses import MarginLoss
 from embedding_learning.model.net import ImageNormalization, MarginNet
-from embedding_learning.original.compare_arrays import largest_difference
+from embedding_learning.original.compare_arrays import find_largest_difference
 
 # isort: split
 import mxnet as mx
@@ -49,7 +49,7 @@ def main() -> None:
             net.cast("float64")
             double = gradients(net, images.astype("float64"), rows, told)
             net.cast("float32")
-        difference, array = largest_difference(double, single)
+        difference, array = find_largest_difference(double, single)
         turned = sum(int(np.sum(a != b)) for a, b in zip(singles, gates))
         print(
             f"{told.model} {kind}: gradients of float32 and float64 are {difference:.1e} apart "

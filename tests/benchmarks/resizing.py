@@ -17,7 +17,7 @@ from PIL import Image
 from embedding_learning import recall_at_k
 from embedding_learning.config import RESIZES
 from embedding_learning.data.datasets import load
-from embedding_learning.data.preprocessing import read_whole, resize_square
+from embedding_learning.data.preprocessing import read_full_image, resize_to_square
 from embedding_learning.model.net import ImageNormalization
 
 # isort: split
@@ -52,7 +52,7 @@ def main() -> None:
     net.load_parameters(args.parameters)
     split = load(args.data_path, "", use_boxes=False)
     photographs = [
-        cv2.cvtColor(read_whole(path, False), cv2.COLOR_BGR2RGB)
+        cv2.cvtColor(read_full_image(path, False), cv2.COLOR_BGR2RGB)
         for part in split.parts
         for path in part.paths
     ]
@@ -64,7 +64,7 @@ def main() -> None:
         thumbnails = features(net, [np.asarray(image) for image in small])
         shrinks = np.mean([max(photograph.shape) for photograph in photographs]) / size
         for how in RESIZES:
-            found = features(net, [resize_square(photo, size, how) for photo in photographs])
+            found = features(net, [resize_to_square(photo, size, how) for photo in photographs])
             distance = np.linalg.norm(found - thumbnails, axis=1).mean()
             recall = recall_at_k(found, labels, ks=(1,))[1]
             print(f"{shrinks:.1f} a side | {how} | {distance:.3f} | {recall:.4f}")

@@ -32,7 +32,7 @@ from embedding_learning.cli.train_flags import parse
 from embedding_learning.distributed import dmlc_environment
 from embedding_learning.distributed.synchronous import KEYS_OF_TRAINER
 from embedding_learning.errors import Interrupted
-from embedding_learning.runtime.signals import interrupted_by_signals
+from embedding_learning.runtime.signals import raise_on_signals
 from embedding_learning.training import build
 from tests.benchmarks.namespaces import Machine, Unavailable, network
 from tests.benchmarks.processes import (
@@ -104,7 +104,7 @@ def main() -> int:
     compute, rate = arguments.step_seconds, arguments.rate
     if not compute:
         try:
-            with interrupted_by_signals():
+            with raise_on_signals():
                 compute, rate = measure(arguments, flags, parameters, options.batch_size)
         except Interrupted as interrupted:
             return 128 + interrupted.number
@@ -131,7 +131,7 @@ def gradient_sizes(parameters: Parameters, servers: int) -> dict[int, int]:
         for index, parameter in enumerate(of_trainer):
             elements = math.prod(parameter.shape)
             first = number * KEYS_OF_TRAINER
-            key = dmlc_environment.key_on_lightest(first, index, elements, loads)
+            key = dmlc_environment.least_loaded_key(first, index, elements, loads)
             if parameter.grad_req != "null":
                 sizes[key] = elements
     return sizes

@@ -81,8 +81,8 @@ def faiss_recalls(rows: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
 
     def recalls() -> list[float]:
         hit = np.zeros(max(SOP_RANKS) + 1)
-        for query, neighbours in enumerate(found):
-            match = labels[neighbours[neighbours != query]] == labels[query]
+        for query, neighbors in enumerate(found):
+            match = labels[neighbors[neighbors != query]] == labels[query]
             hit[match.argmax()] += match.any()
         return [float(hit[:k].sum() / len(rows)) for k in SOP_RANKS]
 
@@ -115,13 +115,13 @@ def million(queries: np.ndarray, file: Path, who: str) -> Callable[[], object]:
         index = faiss.IndexFlatL2(DIMENSIONS)
         index.add(gallery)
         return lambda: last_distance(np.sqrt(index.search(queries, NEAREST)[0]))
-    from embedding_learning.evaluation.neighbors import nearest
+    from embedding_learning.evaluation.neighbors import find_nearest
 
-    return lambda: last_distance(nearest(queries, NEAREST, gallery)[0])
+    return lambda: last_distance(find_nearest(queries, NEAREST, gallery)[0])
 
 
 def last_distance(distances: np.ndarray) -> float:
-    """Mean distance of the last neighbour."""
+    """Mean distance of the last neighbor."""
     return float(distances[:, -1].mean(dtype=np.float64))
 
 

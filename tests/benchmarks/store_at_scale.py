@@ -17,7 +17,7 @@ from pathlib import Path
 
 from embedding_learning.data.batches import BalancedBatches
 from embedding_learning.data.datasets import ImageSet, load
-from embedding_learning.data.pixel_cache import open_store
+from embedding_learning.data.pixel_cache import open_pixel_cache
 
 # isort: split
 import cv2
@@ -65,7 +65,7 @@ def main() -> None:
             np.concatenate([split.train.labels, split.test.labels]),
             [],
         )
-        pixels, _ = open_store(whole, SIZE, args.folder / "store", workers=4)
+        pixels, _ = open_pixel_cache(whole, SIZE, args.folder / "store", workers=4)
         print(f"ready after {time.perf_counter() - started:.2f} s in all")
 
     labels = np.arange(len(whole)) // IMAGES_PER_CLASS

@@ -301,7 +301,7 @@ def test_a_failure_before_the_final_training_ends_the_run(here: Path) -> None:
 def test_runs_go_on_side_by_side_each_with_its_share_of_the_machine(
     here: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], slots: list[str]
 ) -> None:
-    monkeypatch.setattr(compare.mxnet_compat, "chose_threads", True)
+    monkeypatch.setattr(compare.mxnet_compat, "has_chosen_threads", True)
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
     (here / "what").write_text(json.dumps({"seconds": 0.4}))
     parallel = [] if flags else ["--parallel=2"]
@@ -329,7 +329,7 @@ def test_fewer_runs_at_a_time_than_there_are_gpus_leave_the_last_idle(here: Path
 
 
 def test_threads_that_the_user_has_set_stay(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare.mxnet_compat, "chose_threads", False)
+    monkeypatch.setattr(compare.mxnet_compat, "has_chosen_threads", False)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     arguments = ["--losses=margin", "--samplings=hard", "--seeds=2", "--parallel=2"]
     assert compare.main([*arguments, "--", *FLAGS]) == 0

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from embedding_learning.__main__ import main
-from embedding_learning.data.preprocessing import crop, read_image
+from embedding_learning.data.preprocessing import read_square, write_crop
 from embedding_learning.errors import DataError, TrainingError, UsageError
 from embedding_learning.model.net import ImageNormalization
 from tests.original.stand_in import change, write
@@ -180,7 +180,7 @@ def test_the_original_makes_the_same_pixels(the_original: Path, birds: Path) -> 
         box = np.array([3, 2, 90, 30])
         theirs = data.transform(mx.image.imread(str(path)), 256, 256, False, box).asnumpy()
         ours = np.empty((3, 224, 224), np.uint8)
-        crop(read_image(str(path), box, 256), 16, 16, False, out=ours)
+        write_crop(read_square(str(path), box, 256), 16, 16, False, out=ours)
         ours = ImageNormalization()(mx.nd.array(ours[None], dtype=np.uint8)).asnumpy()
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
 

@@ -18,7 +18,7 @@ import pytest
 
 import embedding_learning
 from embedding_learning.__main__ import main as program
-from embedding_learning.cli.exit_codes import exit_status
+from embedding_learning.cli.exit_codes import run_command
 from embedding_learning.data.datasets import ImageSet, cub200
 from embedding_learning.errors import DataError, Interrupted, UsageError
 from embedding_learning.inference import resumable_output
@@ -181,7 +181,7 @@ def spoil(*numbers: int) -> list[str]:
 def test_a_bad_image_is_named(here: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = spoil(13, 20)
     command = ["embed", str(file), "data/images", "--output=e.npy", "--batch-size=4"]
-    assert exit_status("program", lambda: program(command)) == 2
+    assert run_command("program", lambda: program(command)) == 2
     error = capsys.readouterr().err
     told = re.escape(paths[13])
     assert re.fullmatch(rf"program: error: {told}: is a text file; .*\n", error)
@@ -198,7 +198,7 @@ def test_a_refused_image_leaves_nothing_behind_that_holds_nothing(
 ) -> None:
     spoil(2)
     command = ["embed", str(file), "data/images", "--output=e.npy", "--batch-size=4"]
-    assert exit_status("program", lambda: program(command)) == 2
+    assert run_command("program", lambda: program(command)) == 2
     assert ".partial" not in capsys.readouterr().err
     assert left(here) == set()
 
@@ -285,7 +285,7 @@ def test_the_same_command_goes_on_to_the_same_bytes(
     stopping = Stopping(monkeypatch)
     for done in (0, 1, 3, 2):
         stopping.after = done
-        assert exit_status("program", lambda: program(command)) == 143
+        assert run_command("program", lambda: program(command)) == 143
         told = capsys.readouterr().err
         hint = "e.npy.partial holds what is done, and the same command resumes from it"
         is_resumable = hint in told
@@ -321,12 +321,12 @@ def test_a_killed_process_is_gone_on_from_to_the_same_bytes(here: Path, file: Pa
         "from embedding_learning.inference import embedding_model, resumable_output\n"
         "from embedding_learning.__main__ import main\n"
         "resumable_output._SECONDS_BETWEEN_SAVES = -1\n"
-        "read, count = preprocessing.read_image, []\n"
+        "read, count = preprocessing.read_square, []\n"
         "def kill_late(*arguments):\n"
         "    count.append(1)\n"
         "    os.kill(os.getpid(), 9) if len(count) == 28 else None\n"
         "    return read(*arguments)\n"
-        "preprocessing.read_image = kill_late\n"
+        "preprocessing.read_square = kill_late\n"
         "main(sys.argv[1:])\n"
     )
     command = ["embed", str(file), "data/images", "--output=e.npy", "--batch-size=4"]
@@ -391,7 +391,7 @@ def test_a_full_disk_is_told_in_one_line(
     command = ["embed", str(file), "data/images", "--output=e.npy", "--batch-size=4"]
     with monkeypatch.context() as patched:
         patched.setattr(resumable_output.ResumableOutput, "append", full)
-        assert exit_status("program", lambda: program(command)) == 2
+        assert run_command("program", lambda: program(command)) == 2
     told = "--output e.npy: cannot be written: No space left on device; .* same command resumes"
     assert re.fullmatch(rf"program: error: {told}\n", capsys.readouterr().err)
     assert program(command) == 0
@@ -427,7 +427,7 @@ def test_a_mistake_is_told_in_one_line(
 ) -> None:
     (here / "empty").mkdir()
     command = ["embed", *arguments.replace("MODEL", str(file)).split()]
-    assert exit_status("program", lambda: program(command)) == 2
+    assert run_command("program", lambda: program(command)) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert re.fullmatch(rf"program: error: {told}.*\n", err), err

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from embedding_learning.cli.exit_codes import exit_status
+from embedding_learning.cli.exit_codes import run_command
 from embedding_learning.errors import DataError, Interrupted, TrainingError, UsageError
 from embedding_learning.runtime import mxnet_compat
 
@@ -19,7 +19,7 @@ def status_of(error: BaseException | None) -> int:
             raise error
         return 7
 
-    return exit_status("prog", act)
+    return run_command("prog", act)
 
 
 def test_what_ends_well_has_its_own_status(capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,7 +36,7 @@ def test_what_ends_well_has_its_own_status(capsys: pytest.CaptureFixture[str]) -
             ModuleNotFoundError("No module named 'mxnet'", name="mxnet"),
             2,
             "prog: error: The Python package mxnet is missing: run "
-            + mxnet_compat.how_to_install("requirements.txt"),
+            + mxnet_compat.format_install_command("requirements.txt"),
         ),
         (TrainingError("the disk is full"), 3, "prog: stopped: the disk is full"),
         (Interrupted(signal.SIGINT), 130, "prog: interrupted"),
@@ -70,6 +70,6 @@ def test_a_signal_ends_what_runs(
         time.sleep(10)
         return 0
 
-    assert exit_status("prog", act) == status
+    assert run_command("prog", act) == status
     assert capsys.readouterr().err == "prog: interrupted\n"
     assert [signal.getsignal(some) for some in (signal.SIGINT, signal.SIGTERM)] == former

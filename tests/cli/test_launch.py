@@ -84,9 +84,9 @@ def test_flags_reach_the_processes_as_they_were_typed():
     """As the program is started here, and through the shell at the other end of ssh."""
     command = ["printf", "%s|", *ODD]
     typed = "".join(f"{text}|" for text in ODD)
-    for process in launcher.plan(command, HERE, []):
+    for process in launcher.plan_processes(command, HERE, []):
         assert subprocess.check_output(process.command, text=True) == typed
-    for process in launcher.plan(command, HERE, [launcher.Host("one", "22")])[1:]:
+    for process in launcher.plan_processes(command, HERE, [launcher.Host("one", "22")])[1:]:
         remote = process.command[-1]
         assert subprocess.check_output(["sh", "-c", remote], text=True) == typed
 
@@ -122,7 +122,7 @@ def test_a_process_on_another_host_gets_its_own_address(monkeypatch, name, resol
 
     monkeypatch.setattr(socket, "gethostbyname", resolve)
     scheduler = HERE._replace(host="10.0.0.9")
-    _, *processes = launcher.plan(["true"], scheduler, [launcher.Host(name, "22")])
+    _, *processes = launcher.plan_processes(["true"], scheduler, [launcher.Host(name, "22")])
     for process in processes:
         found = re.search(r"DMLC_NODE_HOST=(\S+)", process.command[-1])
         assert (found and found[1]) == expected
@@ -132,11 +132,11 @@ def test_a_port_is_taken_only_if_the_one_1000_above_is_free_too(monkeypatch):
     first, second = free_ports(2)
     monkeypatch.setattr(launcher, "_PORTS", [first, second])
     with socket.create_server(("", first + 1000)):
-        assert launcher.place_scheduler(2, 1, None) == dmlc_environment.Environment(
+        assert launcher.create_scheduler_environment(2, 1, None) == dmlc_environment.Environment(
             "scheduler", "127.0.0.1", second, 2, 1
         )
         with socket.create_server(("", second)), pytest.raises(UsageError, match="no port from"):
-            launcher.place_scheduler(2, 1, None)
+            launcher.create_scheduler_environment(2, 1, None)
 
 
 # Stands in for the processes of a job. They write down their number and how they were stopped.
@@ -176,19 +176,22 @@ def asked(tmp_path, monkeypatch):
         asked.append(message)
         return len(asked) > 1
 
-    monkeypatch.setattr(launcher.heartbeat, "ask_to_stop", ask)
-    monkeypatch.setattr(launcher.heartbeat, "give_up", ask)
+    monkeypatch.setattr(launcher.heartbeat, "request_stop", ask)
+    monkeypatch.setattr(launcher.heartbeat, "abort_group", ask)
     return asked
 
 
 def test_the_status_is_the_schedulers_and_what_outlives_it_is_killed(asked, monkeypatch):
     monkeypatch.setattr(launcher, "_PARTING", 0.2)
     began = time.monotonic()
-    assert launcher.run([stand_in(0, 0.5, 3), stand_in(1, 0, 1), stand_in(2, 600)], HERE) == 3
+    assert (
+        launcher.run_processes([stand_in(0, 0.5, 3), stand_in(1, 0, 1), stand_in(2, 600)], HERE)
+        == 3
+    )
     assert time.monotonic() - began < 300
     assert asked == []
     dead = launcher.Process("scheduler", None, ["sh", "-c", "kill -9 $$"])
-    assert launcher.run([dead], HERE) == 137
+    assert launcher.run_processes([dead], HERE) == 137
 
 
 def test_a_signal_is_passed_on_once_the_scheduler_hears_and_the_second_kills(
@@ -204,7 +207,7 @@ def test_a_signal_is_passed_on_once_the_scheduler_hears_and_the_second_kills(
 
     thread = threading.Thread(target=send_signals)
     thread.start()
-    assert launcher.run([stand_in(0, 600), stand_in(1, 600)], HERE) == 143
+    assert launcher.run_processes([stand_in(0, 600), stand_in(1, 600)], HERE) == 143
     thread.join()
     assert asked == [signal.SIGTERM] * 2
     assert not list(tmp_path.glob("*got*"))
@@ -215,7 +218,7 @@ def test_nothing_is_left_when_a_process_cannot_be_started(asked, tmp_path):
     (tmp_path / "none").touch(0o644)
     wrong = launcher.Process("server", None, [str(tmp_path / "none")])
     with pytest.raises(OSError):
-        launcher.run([stand_in(0, 600), wrong], HERE)
+        launcher.run_processes([stand_in(0, 600), wrong], HERE)
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 
@@ -223,7 +226,7 @@ def test_nothing_is_left_when_a_process_cannot_be_started(asked, tmp_path):
 def test_a_host_that_ssh_does_not_reach_ends_the_job(asked):
     """The status 255 is of ssh itself."""
     jobs = [stand_in(0, 1.5, 3), stand_in(1, 0, host="one"), stand_in(2, 0, 255, host="two")]
-    assert launcher.run(jobs, HERE) == 3
+    assert launcher.run_processes(jobs, HERE) == 3
     assert asked == ["ssh does not get to two, or lost it"] * 2
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from embedding_learning import load_model, plots
 from embedding_learning.cli import export, plot, report
-from embedding_learning.data.preprocessing import read_image
+from embedding_learning.data.preprocessing import read_square
 from embedding_learning.errors import DataError, UsageError
 from embedding_learning.inference import embedding_file
 from embedding_learning.training.checkpoint_file import RunFolder
@@ -104,11 +104,11 @@ def test_photographs_of_a_file_of_vectors_are_drawn(
         assert points.shape == (32, 2)
         shown.update({row: thumbnail(row) for row in range(len(points))})
 
-    monkeypatch.setattr(plots, "tsne_photographs", draw)
+    monkeypatch.setattr(plots, "plot_tsne_photographs", draw)
     file = write_vectors(tmp_path, tiny_cub)
     assert plot.main(["tsne", file, f"{tmp_path}/tsne.png"]) == 0
     for row, path in enumerate(sorted(tiny_cub.rglob("*.jpg"))):
-        np.testing.assert_array_equal(shown[row], read_image(str(path), None, 224))
+        np.testing.assert_array_equal(shown[row], read_square(str(path), None, 224))
 
 
 def test_a_map_of_photographs_needs_the_photographs(tmp_path: Path, tiny_cub: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import embedding_learning
 from embedding_learning import plots
 from embedding_learning.__main__ import main as program
-from embedding_learning.cli.exit_codes import exit_status
+from embedding_learning.cli.exit_codes import run_command
 from embedding_learning.data.datasets import ImageSet, cub200
 from embedding_learning.errors import UsageError
 from embedding_learning.inference.embedding_model import EmbeddingModel, load_model
@@ -360,7 +360,9 @@ def test_what_is_drawn(
         "query_names", "query_thumbnail", "neighbours", "distances", "names", "thumbnail", "path",
         "right",
     )  # fmt: skip
-    monkeypatch.setattr(plots, "search_results", lambda *values: drawn.update(zip(names, values)))
+    monkeypatch.setattr(
+        plots, "plot_search_results", lambda *values: drawn.update(zip(names, values))
+    )
     shutil.copy(birds.paths[3], "new-one.jpg")
     queries = [birds.paths[11], "new-one.jpg"]
     found = embedding_learning.search(model, "birds.npy", queries, 7)
@@ -437,7 +439,7 @@ def test_a_mistake_is_told_in_one_line(
     lines = [f"{row},gone/{row}.jpg," for row in range(32)]
     Path("gone.csv").write_text("\n".join(["row,path,label", *lines]))
     words = arguments.replace("MODEL", str(file)).replace("QUERY", birds.paths[0]).split()
-    assert exit_status("program", lambda: program(["search", *words])) == 2
+    assert run_command("program", lambda: program(["search", *words])) == 2
     err = capsys.readouterr().err
     assert re.fullmatch(rf"program: error: {told}.*\n", err), err
     assert not Path("x.png").exists()

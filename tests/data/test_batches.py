@@ -19,7 +19,7 @@ from scipy import stats
 
 from embedding_learning.data.batches import BalancedBatches, SequentialBatches
 from embedding_learning.data.datasets import ImageSet, cub200
-from embedding_learning.data.preprocessing import Decoder, read_image
+from embedding_learning.data.preprocessing import PixelsFromFiles, read_square
 from embedding_learning.errors import DataError
 
 WORKERS = pytest.mark.parametrize("workers", [0, 1, 3])
@@ -53,7 +53,7 @@ def birds(tiny_cub: Path) -> ImageSet:
 def balanced(images: ImageSet, **settings: Any) -> Iterator[BalancedBatches]:
     """Small training batches, closed in the end."""
     settings = {**{"batch_size": 12, "batch_k": 4, "seed": 0}, **SMALL, **settings}
-    pixels = Decoder(images, settings.pop("image_size"))
+    pixels = PixelsFromFiles(images, settings.pop("image_size"))
     batches = BalancedBatches(pixels, images.labels, **settings)
     try:
         yield batches
@@ -65,7 +65,7 @@ def balanced(images: ImageSet, **settings: Any) -> Iterator[BalancedBatches]:
 def sequential(images: ImageSet, **settings: Any) -> Iterator[SequentialBatches]:
     """Small evaluation batches, closed in the end."""
     settings = {"batch_size": 10, **SMALL, **settings}
-    pixels = Decoder(images, settings.pop("image_size"))
+    pixels = PixelsFromFiles(images, settings.pop("image_size"))
     batches = SequentialBatches(pixels, images.labels, **settings)
     try:
         yield batches
@@ -131,7 +131,7 @@ def test_images_are_cut_to_their_boxes_cropped_and_mirrored_as_planned(birds: Im
             plan = batches._plan(number)
             data, labels = arrays(batches.next())
             for place, row in enumerate(plan.rows):
-                image = read_image(birds.paths[row], birds.boxes[row], 32)
+                image = read_square(birds.paths[row], birds.boxes[row], 32)
                 top, left = plan.tops[place], plan.lefts[place]
                 square = image[top : top + 20, left : left + 20]
                 if plan.flips[place]:
@@ -203,7 +203,7 @@ def test_the_images_of_a_class_are_drawn_equally_often(
     told_apart: ImageSet, plans: dict[str, np.ndarray]
 ) -> None:
     counts = np.bincount(plans["rows"][:, 0], minlength=len(told_apart))
-    for rows in told_apart.rows_by_class():
+    for rows in told_apart.group_rows_by_class():
         assert_uniform(counts[rows])
 
 
@@ -266,7 +266,7 @@ def test_the_centre_is_cut_out_unmirrored(birds: ImageSet) -> None:
         with sequential(birds, image_size=image_size, crop_size=crop_size) as batches:
             data, _ = arrays(batches.next())
         for row in range(10):
-            image = read_image(birds.paths[row], birds.boxes[row], image_size)
+            image = read_square(birds.paths[row], birds.boxes[row], image_size)
             square = image[margin : margin + crop_size, margin : margin + crop_size]
             np.testing.assert_array_equal(data[row], square.transpose(2, 0, 1))
 
@@ -293,7 +293,7 @@ def test_reset_begins_anew_in_the_middle_and_at_the_end(told_apart: ImageSet, wo
 def test_an_array_of_pixels_gives_the_batches_that_decoding_gives(
     birds: ImageSet, workers: int
 ) -> None:
-    decoder = Decoder(birds, 32)
+    decoder = PixelsFromFiles(birds, 32)
     array = np.stack([decoder[row] for row in range(len(birds))])
     sizes = {"batch_size": 12, "crop_size": 20, "workers": workers}
     for open_batches, batches in (

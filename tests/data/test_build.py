@@ -23,7 +23,7 @@ from embedding_learning.data import preprocessing
 from embedding_learning.data.batches import SequentialBatches
 from embedding_learning.data.build import Data, open_data, read_split
 from embedding_learning.data.datasets import ImageSet, Split, cub200
-from embedding_learning.data.preprocessing import read_image
+from embedding_learning.data.preprocessing import read_square
 from embedding_learning.errors import DataError, UsageError
 from tests.helpers.tiny_networks import recalls
 
@@ -475,7 +475,9 @@ def test_a_missing_image_is_named_before_any_is_decoded(
 ) -> None:
     data = photos(tmp_path / "data", EVEN + GALLERY)
     (data.parent / "16.png").unlink()
-    monkeypatch.setattr(preprocessing, "read_image", lambda *_: pytest.fail("an image was decoded"))
+    monkeypatch.setattr(
+        preprocessing, "read_square", lambda *_: pytest.fail("an image was decoded")
+    )
     options = flags(data, f"--cache={cache}")
     with pytest.raises(DataError, match=r"16\.png: listed but not there"):
         open_data(read_split(options), options)
@@ -574,7 +576,7 @@ def test_images_are_cut_to_their_boxes_unless_they_are_left_whole(
         found = np.concatenate([batch.data[0].asnumpy() for batch in data.test])
     for row in range(16):
         box = birds.boxes[16 + row] if boxed else None
-        centre = read_image(birds.paths[16 + row], box, 32)[4:28, 4:28]
+        centre = read_square(birds.paths[16 + row], box, 32)[4:28, 4:28]
         np.testing.assert_array_equal(found[row], centre.transpose(2, 0, 1))
 
 
@@ -617,7 +619,7 @@ def noisy_photos(folder: Path, counts: Sequence[int], classes: int) -> ImageSet:
 
 def mean_colours(some: ImageSet) -> np.ndarray:
     """Of the centre of each image, (n, 3)."""
-    decoded = [read_image(path, None, 8)[1:7, 1:7] for path in some.paths]
+    decoded = [read_square(path, None, 8)[1:7, 1:7] for path in some.paths]
     return np.stack([pixels.astype(np.float64).mean(axis=(0, 1)) for pixels in decoded])
 
 

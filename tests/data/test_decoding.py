@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedding_learning.data.decoding import decode
+from embedding_learning.data.decoding import decode_image
 from embedding_learning.errors import DataError
 from embedding_learning.runtime import library_messages
 from tests.fuzzing.samples import animation_of_16_bits, pixels
 
 only_glibc = pytest.mark.skipif(
-    not library_messages.CAN_BE_COLLECTED, reason="libjpeg's messages are collected with glibc"
+    not library_messages.CAN_COLLECT, reason="libjpeg's messages are collected with glibc"
 )
 
 
@@ -46,7 +46,7 @@ def saved(name: str, mode: str = "RGB", **settings: Any) -> bytes:
 
 
 def decoded(content: bytes) -> np.ndarray:
-    return decode("x.jpg", content, cv2.IMREAD_COLOR)
+    return decode_image("x.jpg", content, cv2.IMREAD_COLOR)
 
 
 def refused(content: bytes) -> str:
@@ -183,7 +183,9 @@ def test_padding_before_the_end_of_a_jpeg_file_is_no_damage(
     whole = encoded(".jpg", picture())
     padded = whole[:-2] + b"\x01\x02\x03" + whole[-2:]
     flags = cv2.IMREAD_COLOR
-    np.testing.assert_array_equal(decode("a.jpg", padded, flags), decode("a.jpg", whole, flags))
+    np.testing.assert_array_equal(
+        decode_image("a.jpg", padded, flags), decode_image("a.jpg", whole, flags)
+    )
     assert capfd.readouterr() == ("", "")
     assert "is damaged" in refused(whole[:-2] + bytes(range(1, 100)) + whole[-2:])
 
@@ -195,7 +197,7 @@ def test_a_tiff_file_damaged_in_the_middle_is_refused(
     content = overwritten(saved("TIFF", compression=compression), bytes(range(256)))
     message = refused(content)
     assert "is damaged" in message or "is not a whole image" in message
-    if library_messages.CAN_BE_COLLECTED:
+    if library_messages.CAN_COLLECT:
         assert capfd.readouterr() == ("", "")
 
 
@@ -229,7 +231,7 @@ def test_each_thread_collects_what_it_prints() -> None:
 @only_glibc
 def test_what_another_thread_prints_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     damaged = np.frombuffer(JPEG_DAMAGE["a part lost"](encoded(".jpg", picture())), np.uint8)
-    with library_messages.collect() as printed:
+    with library_messages.collect_messages() as printed:
         thread = threading.Thread(target=cv2.imdecode, args=(damaged, cv2.IMREAD_COLOR))
         thread.start()
         thread.join()
@@ -246,9 +248,9 @@ def test_a_picture_beyond_the_limit_is_told_with_its_size_and_the_way_out(tmp_pa
     read = f"""
 import embedding_learning
 from embedding_learning.data.datasets import DataError
-from embedding_learning.data.preprocessing import read_image
+from embedding_learning.data.preprocessing import read_square
 try:
-    print(read_image({str(file)!r}, None, 8).shape)
+    print(read_square({str(file)!r}, None, 8).shape)
 except DataError as error:
     print(error)
 """

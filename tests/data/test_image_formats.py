@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from embedding_learning.data.image_formats import READ, describe, identify
+from embedding_learning.data.image_formats import READABLE, describe_unreadable, identify_format
 
 PICTURES = {
     "JPEG 2000": [
@@ -48,11 +48,11 @@ OTHERS = {
 def test_what_is_not_read_is_refused_by_its_name(name: str) -> None:
     way_out = "convert it to JPEG or PNG" if name in PICTURES else "replace the file"
     for content in {**PICTURES, **OTHERS}[name]:
-        assert describe(content) in (
+        assert describe_unreadable(content) in (
             f"is a {name} file; {way_out}",
             f"is an {name} file; {way_out}",
         )
-        assert identify(content) not in READ
+        assert identify_format(content) not in READABLE
 
 
 @pytest.mark.parametrize(
@@ -69,13 +69,13 @@ def test_what_is_not_read_is_refused_by_its_name(name: str) -> None:
     ],
 )
 def test_what_is_read_is_known(name: str, content: bytes) -> None:
-    assert identify(content) == name in READ
+    assert identify_format(content) == name in READABLE
 
 
 def test_the_article_is_right() -> None:
-    assert describe(b"GIF89a").startswith("is a GIF file")
-    assert describe(b"<svg>").startswith("is an SVG file")
-    assert describe(b"\0\0\0\x20ftypavif").startswith("is an AVIF file")
+    assert describe_unreadable(b"GIF89a").startswith("is a GIF file")
+    assert describe_unreadable(b"<svg>").startswith("is an SVG file")
+    assert describe_unreadable(b"\0\0\0\x20ftypavif").startswith("is an AVIF file")
 
 
 @pytest.mark.parametrize(
@@ -90,11 +90,11 @@ def test_the_article_is_right() -> None:
     ],
 )
 def test_what_has_no_signature_is_told_too(content: bytes, told: str) -> None:
-    assert describe(content).startswith(told)
+    assert describe_unreadable(content).startswith(told)
 
 
 def test_no_beginning_takes_long() -> None:
     """A pattern that tries all ways to part a text would not come to an end."""
     for start in (b"<?xml", b"<!--", b"<", b" ", b"P2", b"\0\0\0\x20ftyp", b"<!-- -->"):
         for filler in (b" ", b"<", b"<!--", b"-->", b"#", b"a"):
-            describe(start + filler * 2000)
+            describe_unreadable(start + filler * 2000)

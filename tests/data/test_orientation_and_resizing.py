@@ -13,21 +13,22 @@ from PIL import Image
 
 from embedding_learning import load_model, plots
 from embedding_learning.__main__ import main
-from embedding_learning.cli import model_flags, pictures
+from embedding_learning.cli import model_flags, plot
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.data.build import open_data, read_split
-from embedding_learning.data.datasets import TESTS, ImageSet, Split
-from embedding_learning.data.pixel_cache import open_store
+from embedding_learning.data.datasets import TEST_CHOICES, ImageSet, Split
+from embedding_learning.data.pixel_cache import open_pixel_cache
 from embedding_learning.data.preprocessing import (
-    ORIGINAL,
-    Decoder,
+    ORIGINAL_PREPROCESSING,
+    PixelsFromFiles,
     Preprocessing,
-    read_image,
-    resize_square,
+    read_square,
+    resize_to_square,
 )
 from embedding_learning.errors import DataError
 from embedding_learning.inference import embedded_split, search
 from embedding_learning.inference.embedding_model import EmbeddingModel
+from embedding_learning.plots import projection
 from embedding_learning.training.tensorboard import TensorBoard
 from tests.helpers.saved_models import FLAGS, save_model
 
@@ -96,8 +97,8 @@ def test_images_are_turned_upright_only_if_asked_to(
     path = tmp_path / f"image.{suffix}"
     stored = save(path, orientation)
     expected = upright(stored, orientation)
-    np.testing.assert_array_equal(read_image(str(path), None, 24), linear(stored, 24))
-    np.testing.assert_array_equal(read_image(str(path), None, 24, UPRIGHT), linear(expected, 24))
+    np.testing.assert_array_equal(read_square(str(path), None, 24), linear(stored, 24))
+    np.testing.assert_array_equal(read_square(str(path), None, 24, UPRIGHT), linear(expected, 24))
     if orientation > 1:
         assert np.abs(linear(expected, 24).astype(int) - linear(stored, 24)).mean() > 5
 
@@ -108,20 +109,20 @@ def test_boxes_count_on_the_upright_image_if_it_is_turned(tmp_path: Path, orient
     stored = save(path, orientation)
     turned = upright(stored, orientation)
     box = np.array([5, 3, 17, 11])
-    for image, preprocessing in ((stored, ORIGINAL), (turned, UPRIGHT)):
-        found = read_image(str(path), box, 24, preprocessing)
+    for image, preprocessing in ((stored, ORIGINAL_PREPROCESSING), (turned, UPRIGHT)):
+        found = read_square(str(path), box, 24, preprocessing)
         np.testing.assert_array_equal(found, linear(image[3:14, 5:22], 24))
 
 
 def test_a_box_can_lie_outside_of_one_of_the_two(tmp_path: Path) -> None:
     save(tmp_path / "image.jpg", 6)  # stored 48 x 32, upright 32 x 48
     for box, inside, outside in (
-        (np.array([0, 33, 9, 9]), UPRIGHT, ORIGINAL),
-        (np.array([33, 0, 9, 9]), ORIGINAL, UPRIGHT),
+        (np.array([0, 33, 9, 9]), UPRIGHT, ORIGINAL_PREPROCESSING),
+        (np.array([33, 0, 9, 9]), ORIGINAL_PREPROCESSING, UPRIGHT),
     ):
-        read_image(str(tmp_path / "image.jpg"), box, 8, inside)
+        read_square(str(tmp_path / "image.jpg"), box, 8, inside)
         with pytest.raises(DataError, match="lies outside of the image"):
-            read_image(str(tmp_path / "image.jpg"), box, 8, outside)
+            read_square(str(tmp_path / "image.jpg"), box, 8, outside)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
@@ -131,7 +132,7 @@ def test_without_a_note_that_makes_sense_nothing_is_turned(
 ) -> None:
     path = tmp_path / f"image.{suffix}"
     stored = save(path, orientation)
-    np.testing.assert_array_equal(read_image(str(path), None, 24, UPRIGHT), linear(stored, 24))
+    np.testing.assert_array_equal(read_square(str(path), None, 24, UPRIGHT), linear(stored, 24))
 
 
 def test_a_damaged_note_in_a_webp_file_turns_nothing(tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_a_damaged_note_in_a_webp_file_turns_nothing(tmp_path: Path) -> None:
     content = (tmp_path / "image.webp").read_bytes()
     at = content.index(b"EXIF") + 8
     (tmp_path / "image.webp").write_bytes(content[:at] + b"\xff" * 12 + content[at + 12 :])
-    found = read_image(str(tmp_path / "image.webp"), None, 24, UPRIGHT)
+    found = read_square(str(tmp_path / "image.webp"), None, 24, UPRIGHT)
     np.testing.assert_array_equal(found, linear(stored, 24))
 
 
@@ -164,7 +165,7 @@ def test_area_is_the_mean_of_what_falls_into_a_pixel(height: int, width: int) ->
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     columns = side_as_area(image.astype(np.float64), 24)
     expected = side_as_area(columns.transpose(1, 0, 2), 24).transpose(1, 0, 2)
-    np.testing.assert_allclose(resize_square(image, 24, "area"), expected, atol=1)
+    np.testing.assert_allclose(resize_to_square(image, 24, "area"), expected, atol=1)
     assert np.abs(linear(image, 24) - expected).mean() > 10
 
 
@@ -172,9 +173,9 @@ def test_a_side_that_grows_is_interpolated_with_area_too() -> None:
     image = np.random.default_rng(0).integers(0, 256, (10, 120, 3), dtype=np.uint8)
     shrunk = side_as_area(image.transpose(1, 0, 2).astype(np.float64), 24).transpose(1, 0, 2)
     expected = cv2.resize(shrunk, (24, 24), interpolation=cv2.INTER_LINEAR)
-    np.testing.assert_allclose(resize_square(image, 24, "area"), expected, atol=1.5)
+    np.testing.assert_allclose(resize_to_square(image, 24, "area"), expected, atol=1.5)
     small = image[:, :20]
-    np.testing.assert_array_equal(resize_square(small, 24, "area"), linear(small, 24))
+    np.testing.assert_array_equal(resize_to_square(small, 24, "area"), linear(small, 24))
 
 
 # Wherever the flags have to reach
@@ -196,7 +197,12 @@ def images(folder: Path) -> ImageSet:
     return ImageSet(paths, np.repeat(np.arange(4), 3).astype(np.int32), list("abcd"))
 
 
-PREPROCESSINGS = [ORIGINAL, UPRIGHT, Preprocessing(resize="area"), Preprocessing(True, "area")]
+PREPROCESSINGS = [
+    ORIGINAL_PREPROCESSING,
+    UPRIGHT,
+    Preprocessing(resize="area"),
+    Preprocessing(True, "area"),
+]
 
 
 def flags_of(preprocessing: Preprocessing) -> list[str]:
@@ -206,9 +212,11 @@ def flags_of(preprocessing: Preprocessing) -> list[str]:
 
 def test_each_has_a_store_of_its_own(images: ImageSet, tmp_path: Path) -> None:
     for number, preprocessing in enumerate(PREPROCESSINGS, 1):
-        decoder = Decoder(images, 24, preprocessing)
+        decoder = PixelsFromFiles(images, 24, preprocessing)
         for _ in range(2):
-            opened = open_store(images, 24, tmp_path / "store", 2, preprocessing=preprocessing)
+            opened = open_pixel_cache(
+                images, 24, tmp_path / "store", 2, preprocessing=preprocessing
+            )
             assert opened is not None
             np.testing.assert_array_equal(opened[0], [decoder[row] for row in range(12)])
         assert len(list((tmp_path / "store").iterdir())) == number
@@ -226,7 +234,7 @@ def test_a_run_sees_what_its_flags_say(
     split = read_split(options)
     data = open_data(split, options)
     try:
-        expected = Decoder(split.test, 40, preprocessing)
+        expected = PixelsFromFiles(split.test, 40, preprocessing)
         for row in range(len(split.test)):
             np.testing.assert_array_equal(data.test.pixels[row], expected[row])
     finally:
@@ -241,12 +249,12 @@ def test_a_saved_model_sees_what_it_was_trained_with(
     save_model(file, *flags_of(preprocessing))
     model = load_model(file)
     assert model.preprocessing == preprocessing
-    squares = [read_image(path, None, 40, preprocessing) for path in images.paths]
+    squares = [read_square(path, None, 40, preprocessing) for path in images.paths]
     np.testing.assert_allclose(model.embed(images.paths), model.embed(squares), atol=1e-5)
     # Unless something else is asked for.
     asked = load_model(file, exif_orientation=False, resize="linear")
-    assert asked.preprocessing == ORIGINAL
-    squares = [read_image(path, None, 40) for path in images.paths]
+    assert asked.preprocessing == ORIGINAL_PREPROCESSING
+    squares = [read_square(path, None, 40) for path in images.paths]
     np.testing.assert_allclose(asked.embed(images.paths), model.embed(squares), atol=1e-5)
 
 
@@ -259,7 +267,7 @@ def test_a_file_from_before_the_flags_has_the_original_preprocessing(tmp_path: P
     described = description.read(str(file), None, {})
     del described["exif_orientation"], described["resize"]
     save_parameters(net, str(file), described)
-    assert load_model(file).preprocessing == ORIGINAL
+    assert load_model(file).preprocessing == ORIGINAL_PREPROCESSING
 
 
 def test_a_word_that_is_no_way_to_resize_is_refused(tmp_path: Path) -> None:
@@ -300,7 +308,7 @@ def test_the_picture_of_a_search_shows_what_the_model_sees(
     shown: dict[str, Any] = {}
     monkeypatch.setattr(
         plots,
-        "search_results",
+        "plot_search_results",
         lambda names, query, rows, distances, titles, thumbnail, *rest: shown.update(
             query=query, thumbnail=thumbnail
         ),
@@ -325,19 +333,21 @@ def test_other_pictures_show_what_the_model_sees(
     )
     options = Namespace(
         data_path="", cache_dir="", train_classes=None, dataset=None, bbox=None, held_out=0,
-        skip_bad_images=False, workers=0, batch_size=12, test=TESTS[0],
+        skip_bad_images=False, workers=0, batch_size=12, test=TEST_CHOICES[0],
     )  # fmt: skip
     found = embedded_split.embed_split(upright_model, options)
     np.testing.assert_allclose(found.queries, upright_model.embed(images.paths), atol=1e-5)
     shown: dict[str, Any] = {}
-    monkeypatch.setattr(plots, "tsne_photographs", lambda points, row, *_: shown.update(tsne=row))
-    monkeypatch.setattr(pictures.projection, "tsne", lambda *_: np.zeros((12, 2)))
-    monkeypatch.setattr(plots, "gallery", lambda *values: shown.update(gallery=values[5]))
-    pictures.draw_photographs(found, "a.png")
-    pictures.draw_gallery(found, "a.png")
+    monkeypatch.setattr(
+        plots, "plot_tsne_photographs", lambda points, row, *_: shown.update(tsne=row)
+    )
+    monkeypatch.setattr(projection, "tsne", lambda *_: np.zeros((12, 2)))
+    monkeypatch.setattr(plots, "plot_gallery", lambda *values: shown.update(gallery=values[5]))
+    plot.draw_tsne_photographs(found, "a.png")
+    plot.draw_gallery(found, "a.png")
     for picture in ("tsne", "gallery"):
         for row, path in enumerate(images.paths):
-            expected = read_image(path, None, 224, UPRIGHT)
+            expected = read_square(path, None, 224, UPRIGHT)
             np.testing.assert_array_equal(shown[picture](row), expected)
 
 
@@ -346,7 +356,7 @@ def test_the_projector_shows_what_the_model_sees(images: ImageSet, tmp_path: Pat
     board = TensorBoard(str(tmp_path / "board"), 0)
     shown: dict[str, Any] = {}
     board._writer.add_embedding = lambda *_, label_img, **__: shown.update(images=label_img)
-    pixels = Decoder(images, 40, UPRIGHT)
+    pixels = PixelsFromFiles(images, 40, UPRIGHT)
     board.project(1, np.zeros((12, 4)), images.labels, list("abcdefghijkl"), pixels)
     board.close()
     rows = np.random.default_rng(0).permutation(12)

@@ -16,8 +16,8 @@ import pytest
 
 from embedding_learning.data import pixel_cache
 from embedding_learning.data.datasets import ImageSet, cub200
-from embedding_learning.data.pixel_cache import open_store
-from embedding_learning.data.preprocessing import Decoder
+from embedding_learning.data.pixel_cache import open_pixel_cache
+from embedding_learning.data.preprocessing import PixelsFromFiles
 from embedding_learning.errors import DataError
 from tests.helpers.paths import ROOT
 
@@ -35,17 +35,17 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows that were decoded for a store, in order."""
     rows: list[int] = []
 
-    class Counted(Decoder):
+    class Counted(PixelsFromFiles):
         def __getitem__(self, row: int) -> np.ndarray:
             rows.append(int(row))
             return super().__getitem__(row)
 
-    monkeypatch.setattr(pixel_cache, "Decoder", Counted)
+    monkeypatch.setattr(pixel_cache, "PixelsFromFiles", Counted)
     return rows
 
 
 def anew(images: ImageSet, size: int = SIZE) -> np.ndarray:
-    decoder = Decoder(images, size)
+    decoder = PixelsFromFiles(images, size)
     return np.stack([decoder[row] for row in range(len(images))])
 
 
@@ -58,7 +58,7 @@ def home_of(folder: Path) -> Path:
 def test_the_store_holds_what_decoding_gives(
     images: ImageSet, tmp_path: Path, workers: int
 ) -> None:
-    pixels, good = open_store(images, SIZE, tmp_path / "store", workers)
+    pixels, good = open_pixel_cache(images, SIZE, tmp_path / "store", workers)
     np.testing.assert_array_equal(pixels, anew(images))
     assert pixels.dtype == np.uint8
     assert not pixels.flags.writeable
@@ -66,9 +66,9 @@ def test_the_store_holds_what_decoding_gives(
 
 
 def test_a_warm_store_decodes_nothing(images: ImageSet, tmp_path: Path, decoded: list[int]) -> None:
-    open_store(images, SIZE, tmp_path, 2)
+    open_pixel_cache(images, SIZE, tmp_path, 2)
     assert sorted(decoded) == list(range(12))
-    pixels, _ = open_store(images, SIZE, tmp_path, 2)
+    pixels, _ = open_pixel_cache(images, SIZE, tmp_path, 2)
     assert len(decoded) == 12
     np.testing.assert_array_equal(pixels, anew(images))
 
@@ -77,10 +77,10 @@ def test_a_changed_image_is_decoded_again_and_no_other(
     images: ImageSet, tmp_path: Path, decoded: list[int]
 ) -> None:
     folder = tmp_path / "store"
-    open_store(images, SIZE, folder, 2)
+    open_pixel_cache(images, SIZE, folder, 2)
     Path(images.paths[7]).write_bytes(Path(images.paths[0]).read_bytes())
     decoded.clear()
-    pixels, _ = open_store(images, SIZE, folder, 2)
+    pixels, _ = open_pixel_cache(images, SIZE, folder, 2)
     assert decoded == [7]
     np.testing.assert_array_equal(pixels, anew(images))
 
@@ -88,10 +88,10 @@ def test_a_changed_image_is_decoded_again_and_no_other(
 def test_a_change_of_the_same_length_shows_by_its_time(
     images: ImageSet, tmp_path: Path, decoded: list[int]
 ) -> None:
-    open_store(images, SIZE, tmp_path / "store", 2)
+    open_pixel_cache(images, SIZE, tmp_path / "store", 2)
     os.utime(images.paths[3], ns=(0, 0))
     decoded.clear()
-    open_store(images, SIZE, tmp_path / "store", 2)
+    open_pixel_cache(images, SIZE, tmp_path / "store", 2)
     assert decoded == [3]
 
 
@@ -101,7 +101,7 @@ def test_other_sizes_boxes_and_lists_have_stores_of_their_own(
     whole = ImageSet(images.paths, images.labels, images.class_names)
     some = images.take(np.arange(3))
     for number, (kept, size) in enumerate(((images, 24), (images, 20), (whole, 24), (some, 24)), 1):
-        pixels, _ = open_store(kept, size, tmp_path / "store", 2)
+        pixels, _ = open_pixel_cache(kept, size, tmp_path / "store", 2)
         np.testing.assert_array_equal(pixels, anew(kept, size))
         assert len(list((tmp_path / "store").iterdir())) == number
 
@@ -114,7 +114,7 @@ def test_a_damaged_store_is_built_anew_and_says_so(
     if (file, damage) == ("pixels", "foreign"):
         pytest.skip("pixels carry no name of their own")
     folder = tmp_path / "store"
-    before, _ = open_store(images, SIZE, folder, 2)
+    before, _ = open_pixel_cache(images, SIZE, folder, 2)
     victim = home_of(folder) / file
     content = victim.read_bytes()
     if damage == "gone":
@@ -124,7 +124,7 @@ def test_a_damaged_store_is_built_anew_and_says_so(
         replacement = victim.with_name("replacement")
         replacement.write_bytes(new[damage])
         replacement.replace(victim)
-    pixels, _ = open_store(images, SIZE, folder, 2)
+    pixels, _ = open_pixel_cache(images, SIZE, folder, 2)
     np.testing.assert_array_equal(pixels, anew(images))
     assert ("is damaged: it is built anew" in caplog.text) == ((file, damage) != ("index", "gone"))
     # A run that had mapped the former store still reads it.
@@ -138,7 +138,7 @@ def test_a_link_in_a_store_leads_to_no_other_file(
 ) -> None:
     """The link's target has the size and the beginning of what the store should have there."""
     folder = tmp_path / "store"
-    open_store(images, SIZE, folder, 2)
+    open_pixel_cache(images, SIZE, folder, 2)
     home, precious = home_of(folder), tmp_path / "precious"
     content = (home / name.replace(".new", "")).read_bytes() or b"not to be changed"
     precious.write_bytes(content)
@@ -148,7 +148,7 @@ def test_a_link_in_a_store_leads_to_no_other_file(
         (home / ("pixels" if name.startswith("index") else "index")).unlink()
     os.utime(images.paths[4], ns=(0, 0))
     Path(images.paths[5]).write_bytes(Path(images.paths[0]).read_bytes())
-    store = open_store(images, SIZE, folder, 2)
+    store = open_pixel_cache(images, SIZE, folder, 2)
     assert precious.read_bytes() == content
     if name != "lock":
         assert store is not None
@@ -165,7 +165,7 @@ def test_a_full_disk_falls_back_with_a_warning(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    assert open_store(images, SIZE, tmp_path / "store", 2) is None
+    assert open_pixel_cache(images, SIZE, tmp_path / "store", 2) is None
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "No space left on device" in record.message
@@ -177,7 +177,7 @@ def test_a_folder_that_cannot_be_made_falls_back_with_a_warning(
     images: ImageSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    assert open_store(images, SIZE, tmp_path / "file" / "store", 2) is None
+    assert open_pixel_cache(images, SIZE, tmp_path / "file" / "store", 2) is None
     assert "--cache-dir" in caplog.text
 
 
@@ -188,10 +188,10 @@ def test_a_bad_image_is_named_and_what_was_decoded_is_kept(
     good = Path(images.paths[9]).read_bytes()
     Path(images.paths[9]).write_bytes(b"no image")
     with pytest.raises(DataError, match=os.path.basename(images.paths[9])):
-        open_store(images, SIZE, tmp_path / "store", 1)
+        open_pixel_cache(images, SIZE, tmp_path / "store", 1)
     Path(images.paths[9]).write_bytes(good)
     decoded.clear()
-    pixels, _ = open_store(images, SIZE, tmp_path / "store", 1)
+    pixels, _ = open_pixel_cache(images, SIZE, tmp_path / "store", 1)
     assert sorted(decoded) == [8, 9, 10, 11]
     np.testing.assert_array_equal(pixels, anew(images))
 
@@ -202,13 +202,13 @@ def test_bad_images_can_be_skipped_and_are_remembered_until_they_change(
     healthy = Path(images.paths[5]).read_bytes()
     Path(images.paths[5]).write_bytes(b"no image")
     for _ in range(2):
-        _, good = open_store(images, SIZE, tmp_path / "store", 2, skip_bad=True)
+        _, good = open_pixel_cache(images, SIZE, tmp_path / "store", 2, skip_bad=True)
         assert np.flatnonzero(~good).tolist() == [5]
     assert len(decoded) == 12
     with pytest.raises(DataError):
-        open_store(images, SIZE, tmp_path / "store", 2)
+        open_pixel_cache(images, SIZE, tmp_path / "store", 2)
     Path(images.paths[5]).write_bytes(healthy)
-    pixels, good = open_store(images, SIZE, tmp_path / "store", 2, skip_bad=True)
+    pixels, good = open_pixel_cache(images, SIZE, tmp_path / "store", 2, skip_bad=True)
     assert good.all()
     np.testing.assert_array_equal(pixels, anew(images))
 
@@ -218,16 +218,16 @@ import sys, time
 from pathlib import Path
 from embedding_learning.data import pixel_cache
 from embedding_learning.data.datasets import cub200
-from embedding_learning.data.preprocessing import Decoder
+from embedding_learning.data.preprocessing import PixelsFromFiles
 
-class Slow(Decoder):
+class Slow(PixelsFromFiles):
     def __getitem__(self, row):
         time.sleep(0.01)
         return super().__getitem__(row)
 
-pixel_cache.Decoder, pixel_cache._IMAGES_PER_SYNC = Slow, 3
+pixel_cache.PixelsFromFiles, pixel_cache._IMAGES_PER_SYNC = Slow, 3
 print("ready", flush=True)
-pixel_cache.open_store(cub200.read(Path(sys.argv[1]), True), 24, Path(sys.argv[2]), 2)
+pixel_cache.open_pixel_cache(cub200.read(Path(sys.argv[1]), True), 24, Path(sys.argv[2]), 2)
 """
 
 
@@ -248,7 +248,7 @@ def test_a_build_killed_at_any_moment_goes_on(
         time.sleep(rng.uniform(0, 0.08))
         build.kill()
         build.wait()
-    pixels, good = open_store(images, SIZE, tmp_path / "store", 2)
+    pixels, good = open_pixel_cache(images, SIZE, tmp_path / "store", 2)
     np.testing.assert_array_equal(pixels, anew(images))
     assert good.all()
     assert len(decoded) < 12
@@ -260,7 +260,7 @@ def test_two_builds_at_once_do_no_harm(images: ImageSet, tmp_path: Path) -> None
     for build in builds:
         assert build.stdout is not None
         build.stdout.close()
-    pixels, _ = open_store(images, SIZE, tmp_path / "store", 2)
+    pixels, _ = open_pixel_cache(images, SIZE, tmp_path / "store", 2)
     np.testing.assert_array_equal(pixels, anew(images))
 
 
@@ -270,10 +270,10 @@ def test_a_missing_file_is_skipped_as_a_bad_one_until_it_is_back(
     content = Path(images.paths[2]).read_bytes()
     Path(images.paths[2]).unlink()
     with pytest.raises(DataError, match=r"listed but not there"):
-        open_store(images, SIZE, tmp_path / "store", 2)
-    _, good = open_store(images, SIZE, tmp_path / "store", 2, skip_bad=True)
+        open_pixel_cache(images, SIZE, tmp_path / "store", 2)
+    _, good = open_pixel_cache(images, SIZE, tmp_path / "store", 2, skip_bad=True)
     assert np.flatnonzero(~good).tolist() == [2]
     Path(images.paths[2]).write_bytes(content)
-    pixels, good = open_store(images, SIZE, tmp_path / "store", 2)
+    pixels, good = open_pixel_cache(images, SIZE, tmp_path / "store", 2)
     assert good.all()
     np.testing.assert_array_equal(pixels, anew(images))

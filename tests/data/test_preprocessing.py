@@ -17,10 +17,10 @@ from PIL import Image
 from embedding_learning.data.batches import SequentialBatches
 from embedding_learning.data.datasets import ImageSet, text_files
 from embedding_learning.data.preprocessing import (
-    Decoder,
-    crop,
-    find_faults,
-    read_image,
+    PixelsFromFiles,
+    find_decoding_errors,
+    read_square,
+    write_crop,
 )
 from embedding_learning.errors import DataError
 from embedding_learning.model.net import ImageNormalization
@@ -89,45 +89,45 @@ def test_files_of_every_kind_become_the_pixels_that_mxnet_decodes(
 ) -> None:
     path = tmp_path / f"image.{suffix}"
     save(path)
-    found = read_image(str(path), None, SIDE)
+    found = read_square(str(path), None, SIDE)
     assert (found.shape, found.dtype) == ((SIDE, SIDE, 3), np.uint8)
     np.testing.assert_array_equal(found, mx.image.imread(str(path)).asnumpy())
 
 
 def test_an_image_wider_than_20000_pixels_works(tmp_path: Path) -> None:
     Image.fromarray(np.tile(picture(), (1, 20_000 // SIDE + 1, 1))).save(tmp_path / "wide.jpg")
-    assert read_image(str(tmp_path / "wide.jpg"), None, 24).shape == (24, 24, 3)
+    assert read_square(str(tmp_path / "wide.jpg"), None, 24).shape == (24, 24, 3)
 
 
 @pytest.mark.parametrize("name", ["two words.jpg", "Grünspecht 啄木鳥.jpg"])
 def test_names_of_any_letters_work(tmp_path: Path, name: str) -> None:
     save_plain(tmp_path / name)
-    assert read_image(str(tmp_path / name), None, SIDE).shape == (SIDE, SIDE, 3)
+    assert read_square(str(tmp_path / name), None, SIDE).shape == (SIDE, SIDE, 3)
 
 
 def test_a_broken_link_is_named(tmp_path: Path) -> None:
     (tmp_path / "link.jpg").symlink_to(tmp_path / "gone.jpg")
     with pytest.raises(DataError, match=r"link\.jpg: cannot be read"):
-        read_image(str(tmp_path / "link.jpg"), None, SIDE)
+        read_square(str(tmp_path / "link.jpg"), None, SIDE)
 
 
 @pytest.mark.parametrize("save", [save_plain, save_with_alpha, save_16_bits])
 def test_pixels_are_rgb_and_8_bits_deep(tmp_path: Path, save: Callable[[Path], None]) -> None:
     save(tmp_path / "image.png")
-    found = read_image(str(tmp_path / "image.png"), None, SIDE)
+    found = read_square(str(tmp_path / "image.png"), None, SIDE)
     np.testing.assert_array_equal(found, picture())
 
 
 def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
     save_grey(tmp_path / "image.png")
-    found = read_image(str(tmp_path / "image.png"), None, SIDE)
+    found = read_square(str(tmp_path / "image.png"), None, SIDE)
     np.testing.assert_array_equal(found[..., 0], found[..., 1])
     np.testing.assert_array_equal(found[..., 0], found[..., 2])
 
 
 def test_the_box_is_cut_and_resized_without_keeping_the_aspect_ratio(tmp_path: Path) -> None:
     save_plain(tmp_path / "image.png")
-    found = read_image(str(tmp_path / "image.png"), np.array([3, 5, 16, 8]), 32)
+    found = read_square(str(tmp_path / "image.png"), np.array([3, 5, 16, 8]), 32)
     expected = mx.image.imresize(mx.nd.array(picture()[5:13, 3:19], dtype=np.uint8), 32, 32)
     np.testing.assert_array_equal(found, expected.asnumpy())
 
@@ -147,7 +147,7 @@ def test_what_leaves_the_image_is_cut_off_the_box(
 ) -> None:
     save_plain(tmp_path / "image.png")
     expected = picture()[rows, columns]
-    found = read_image(str(tmp_path / "image.png"), np.array(box), 40)
+    found = read_square(str(tmp_path / "image.png"), np.array(box), 40)
     resized = cv2.resize(expected, (40, 40), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_array_equal(found, resized)
 
@@ -163,7 +163,7 @@ def test_a_box_outside_of_the_image_is_refused(tmp_path: Path, box: tuple[int, .
     path = tmp_path / "image.png"
     save_plain(path)
     with pytest.raises(DataError, match="lies outside of the image, 24x24 pixels") as caught:
-        read_image(str(path), np.array(box), 32)
+        read_square(str(path), np.array(box), 32)
     assert str(caught.value).startswith(f"{path}: the box {box} ")
 
 
@@ -180,7 +180,7 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, suffix: str, share: 
     path = tmp_path / f"image{suffix}"
     path.write_bytes(encoded[: int(share * len(encoded))])
     with pytest.raises(DataError) as caught:
-        read_image(str(path), None, SIDE)
+        read_square(str(path), None, SIDE)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
 
@@ -190,7 +190,7 @@ def test_a_whole_thumbnail_does_not_hide_a_cut_off_picture(tmp_path: Path) -> No
     path = tmp_path / "image.jpg"
     path.write_bytes(encoded[:2] + thumbnail_segment() + encoded[2:-100])
     with pytest.raises(DataError, match="whole image"):
-        read_image(str(path), None, SIDE)
+        read_square(str(path), None, SIDE)
 
 
 def test_bytes_around_a_whole_picture_do_no_harm(tmp_path: Path) -> None:
@@ -198,28 +198,28 @@ def test_bytes_around_a_whole_picture_do_no_harm(tmp_path: Path) -> None:
     (tmp_path / "plain.jpg").write_bytes(encoded)
     path = tmp_path / "image.jpg"
     path.write_bytes(encoded[:2] + thumbnail_segment() + encoded[2:] + b"\0" * 50)
-    expected = read_image(str(tmp_path / "plain.jpg"), None, SIDE)
-    np.testing.assert_array_equal(read_image(str(path), None, SIDE), expected)
+    expected = read_square(str(tmp_path / "plain.jpg"), None, SIDE)
+    np.testing.assert_array_equal(read_square(str(path), None, SIDE), expected)
 
 
 def test_a_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "image.jpg"
     path.write_text("<html>404 Not Found</html>")
     with pytest.raises(DataError) as caught:
-        read_image(str(path), None, SIDE)
+        read_square(str(path), None, SIDE)
     assert str(caught.value).startswith(f"{path}: ")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.jpg", tmp_path):
         with pytest.raises(DataError) as caught:
-            read_image(str(path), None, SIDE)
+            read_square(str(path), None, SIDE)
         assert str(caught.value).startswith(f"{path}: cannot be read: ")
 
 
 def test_a_path_with_a_zero_byte_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\\x00b\.jpg: cannot be read: "):
-        read_image(f"{tmp_path}/a\0b.jpg", None, SIDE)
+        read_square(f"{tmp_path}/a\0b.jpg", None, SIDE)
 
 
 def test_what_is_no_plain_file_or_too_large_is_not_read(
@@ -228,13 +228,13 @@ def test_what_is_no_plain_file_or_too_large_is_not_read(
     """As a link to /dev/zero would be, which never ends; /dev/null ends at once."""
     (tmp_path / "link.jpg").symlink_to("/dev/null")
     with pytest.raises(DataError, match=r"link\.jpg: cannot be read: it is no plain file"):
-        read_image(str(tmp_path / "link.jpg"), None, SIDE)
+        read_square(str(tmp_path / "link.jpg"), None, SIDE)
     save_plain(tmp_path / "image.png")
     monkeypatch.setattr(text_files, "_MOST_BYTES", (tmp_path / "image.png").stat().st_size)
-    read_image(str(tmp_path / "image.png"), None, SIDE)
+    read_square(str(tmp_path / "image.png"), None, SIDE)
     monkeypatch.setattr(text_files, "_MOST_BYTES", (tmp_path / "image.png").stat().st_size - 1)
     with pytest.raises(DataError, match=r"image\.png: cannot be read: it is larger than"):
-        read_image(str(tmp_path / "image.png"), None, SIDE)
+        read_square(str(tmp_path / "image.png"), None, SIDE)
 
 
 @pytest.mark.parametrize("height, refused", [(2**14, False), (2**14 + 1, True)])
@@ -262,16 +262,16 @@ def test_a_png_chunk_that_claims_gigabytes_takes_no_memory(
     at = encoded.index(b"IDAT") - 4
     (tmp_path / "claims.png").write_bytes(encoded[:at] + b"\xff" * 4 + encoded[at + 4 :])
     (tmp_path / "longer.png").write_bytes(encoded + b"\xff" * 9)
-    read_image(str(tmp_path / "longer.png"), None, SIDE)
+    read_square(str(tmp_path / "longer.png"), None, SIDE)
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("was decoded"))
     with pytest.raises(DataError, match=r"claims\.png: is not a whole image"):
-        read_image(str(tmp_path / "claims.png"), None, SIDE)
+        read_square(str(tmp_path / "claims.png"), None, SIDE)
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_crop_copies_a_square_with_the_channels_first(flip: bool) -> None:
     out = np.zeros((3, 10, 10), np.uint8)
-    crop(picture(), 4, 9, flip, out)
+    write_crop(picture(), 4, 9, flip, out)
     square = picture()[4:14, 9:19]
     expected = square[:, ::-1] if flip else square
     np.testing.assert_array_equal(out, expected.transpose(2, 0, 1))
@@ -296,7 +296,7 @@ def test_every_fault_is_found_and_nothing_else(tmp_path: Path, workers: int) -> 
     boxes = np.tile(np.int32([2, 3, 10, 10]), (9, 1))
     boxes[8] = SIDE, 0, 5, 5
     images = ImageSet([str(file) for file in files], np.zeros(9, np.int32), ["one"], boxes)
-    faults = find_faults(images, 16, workers)
+    faults = find_decoding_errors(images, 16, workers)
     for row, told in {
         1: "is not a whole image",
         2: "is empty",
@@ -310,7 +310,7 @@ def test_every_fault_is_found_and_nothing_else(tmp_path: Path, workers: int) -> 
 
 def test_whole_images_have_no_fault(tmp_path: Path) -> None:
     files = [str(file) for file in pictures(tmp_path, 3)]
-    assert find_faults(ImageSet(files, np.zeros(3, np.int32), ["one"]), 16, 2) == {}
+    assert find_decoding_errors(ImageSet(files, np.zeros(3, np.int32), ["one"]), 16, 2) == {}
 
 
 def test_a_decoder_gives_each_row_with_its_own_box(tmp_path: Path) -> None:
@@ -318,11 +318,11 @@ def test_a_decoder_gives_each_row_with_its_own_box(tmp_path: Path) -> None:
     boxes = np.int32([[3, 5, 16, 8], [0, 0, 9, 9]])
     labels = np.zeros(2, np.int32)
     for images in (ImageSet(files, labels, ["one"], boxes), ImageSet(files, labels, ["one"])):
-        decoder = Decoder(images, 20)
+        decoder = PixelsFromFiles(images, 20)
         assert decoder.shape == (2, 20, 20, 3)
         for row in range(2):
             box = None if images.boxes is None else boxes[row]
-            np.testing.assert_array_equal(decoder[row], read_image(files[row], box, 20))
+            np.testing.assert_array_equal(decoder[row], read_square(files[row], box, 20))
 
 
 @pytest.mark.shared
@@ -332,7 +332,7 @@ def test_the_evaluation_transform_is_that_of_the_original(
 ) -> None:
     path = shared / "data" / "cub_fullres" / "images" / str(golden[f"{group}/image"])
     image = ImageSet([str(path)], np.zeros(1, np.int32), ["bird"], golden[f"{group}/box"][None])
-    pixels = Decoder(image, 256)
+    pixels = PixelsFromFiles(image, 256)
     batch = SequentialBatches(pixels, image.labels, 1, crop_size=224, workers=0).next()
     found = ImageNormalization()(batch.data[0])[0].asnumpy()
     np.testing.assert_allclose(found, golden[f"{group}/output"], atol=1e-5, rtol=0)

@@ -8,7 +8,7 @@ import pytest
 from mxnet import nd
 
 from embedding_learning import MarginLoss
-from embedding_learning.distributed.asynchronous import Updates, _ServerUpdates
+from embedding_learning.distributed.asynchronous import ServerOptimizers, _ServerUpdates
 from embedding_learning.distributed.synchronous import KEYS_OF_TRAINER
 from embedding_learning.training import build, learner, schedule
 from tests.helpers.tiny_networks import batch_of, options, small_net
@@ -53,18 +53,18 @@ def test_the_updates_are_those_of_the_trainers(flags):
     schedule.prepare(opt, net)
     schedule.set_backbone_rates(opt, net, 0)
     trainers = build.build_trainers(opt, net, beta)
-    updates, store = Updates(servers=2), Store()
+    updates, store = ServerOptimizers(servers=2), Store()
     for number, trainer in enumerate(trainers):
         part = _ServerUpdates(store, number, 2)
         part.set_optimizer(trainer.optimizer)
-        updates.follow(store.sent[-1])
+        updates.apply_command(store.sent[-1])
     weights = [[p.data().copy() for p in trainer._params] for trainer in trainers]
     learning = learner.Learner(net, beta, MarginLoss(), trainers, [mx.cpu()])
     for step in range(2):
         if step == 1:
             for number, trainer in enumerate(trainers):
                 trainer.set_learning_rate(0.003)
-                updates.follow({"trainer": number, "rate": 0.003})
+                updates.apply_command({"trainer": number, "rate": 0.003})
         learning.step(batch_of(8, seed=step))
         for number, trainer in enumerate(trainers):
             for index, parameter in enumerate(trainer._params):
@@ -94,20 +94,20 @@ def test_the_updates_are_those_of_the_trainers(flags):
 )
 def test_what_is_no_command_is_refused(command):
     with pytest.raises((LookupError, TypeError, ValueError)):
-        Updates(1).follow(command)
+        ServerOptimizers(1).apply_command(command)
 
 
 def test_a_command_is_followed():
-    Updates(1).follow(SGD)
+    ServerOptimizers(1).apply_command(SGD)
 
 
 def test_a_key_belongs_to_its_trainer():
-    updates = Updates(1)
+    updates = ServerOptimizers(1)
     for trainer, rate in ((0, 1.0), (1, 0.5)):
         optimizer = mx.optimizer.SGD(learning_rate=rate, param_dict={})
         store = Store()
         _ServerUpdates(store, trainer, 1).set_optimizer(optimizer)
-        updates.follow(store.sent[0])
+        updates.apply_command(store.sent[0])
     for key, expected in ((3, -1.0), (KEYS_OF_TRAINER + 3, -0.5)):
         weight = nd.zeros((2,))
         updates.update(key, nd.ones((2,)), weight)

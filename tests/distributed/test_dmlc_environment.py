@@ -11,8 +11,8 @@ from embedding_learning.cli.train_flags import parse
 from embedding_learning.distributed import dmlc_environment
 from embedding_learning.distributed.dmlc_environment import (
     Environment,
-    hidden_role,
-    is_helper,
+    hide_role,
+    is_non_worker,
     read_environment,
 )
 from embedding_learning.errors import UsageError
@@ -40,7 +40,7 @@ def job(no_job: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_variables_there_is_no_job() -> None:
     assert read_environment() is None
-    assert not is_helper()
+    assert not is_non_worker()
 
 
 def test_empty_variables_are_none(job: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,13 +52,13 @@ def test_empty_variables_are_none(job: None, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_place_is_read(job: None) -> None:
     environment = read_environment()
     assert environment == Environment("worker", "10.0.0.1", 9091, workers=4, servers=2)
-    assert environment.roll_port == 10091
+    assert environment.heartbeat_port == 10091
 
 
 @pytest.mark.parametrize("role", dmlc_environment.ROLES)
 def test_all_but_workers_are_helpers(job: None, monkeypatch: pytest.MonkeyPatch, role: str) -> None:
     monkeypatch.setenv("DMLC_ROLE", role)
-    assert is_helper() == (role != "worker")
+    assert is_non_worker() == (role != "worker")
 
 
 @pytest.mark.parametrize("name", FIRST)
@@ -98,7 +98,7 @@ def test_the_port_leaves_room_for_the_roll(job: None, monkeypatch: pytest.Monkey
     monkeypatch.setenv("DMLC_PS_ROOT_PORT", "64535")
     environment = read_environment()
     assert environment
-    assert environment.roll_port == 65535
+    assert environment.heartbeat_port == 65535
     monkeypatch.setenv("DMLC_PS_ROOT_PORT", "64536")
     with pytest.raises(ValueError, match=r"^DMLC_PS_ROOT_PORT 64536: 64535 is the most"):
         read_environment()
@@ -106,7 +106,7 @@ def test_the_port_leaves_room_for_the_roll(job: None, monkeypatch: pytest.Monkey
 
 def test_the_role_is_hidden_within_and_there_again_after_a_fault(job: None) -> None:
     def fail() -> None:
-        with hidden_role():
+        with hide_role():
             assert "DMLC_ROLE" not in os.environ
             raise RuntimeError
 
@@ -157,7 +157,7 @@ def test_arrays_are_dealt_to_the_servers_by_their_sizes(servers: int) -> None:
     sizes = [size for number in range(100) for size in (64, 50_000 + number)]
     loads, placed, keys = [0] * servers, [0] * servers, set()
     for index, size in enumerate(sizes):
-        key = dmlc_environment.key_on_lightest(1_000_000, index, size, loads)
+        key = dmlc_environment.least_loaded_key(1_000_000, index, size, loads)
         assert 1_000_000 + index * servers <= key < 1_000_000 + (index + 1) * servers
         placed[key * 9973 % servers] += size
         keys.add(key)
@@ -168,7 +168,7 @@ def test_arrays_are_dealt_to_the_servers_by_their_sizes(servers: int) -> None:
 
 def test_what_mxnet_cuts_itself_counts_for_no_server() -> None:
     loads = [0, 0]
-    dmlc_environment.key_on_lightest(0, 0, dmlc_environment.BIG_ARRAY, loads)
+    dmlc_environment.least_loaded_key(0, 0, dmlc_environment.BIG_ARRAY, loads)
     assert loads == [0, 0]
-    dmlc_environment.key_on_lightest(0, 1, dmlc_environment.BIG_ARRAY - 1, loads)
+    dmlc_environment.least_loaded_key(0, 1, dmlc_environment.BIG_ARRAY - 1, loads)
     assert loads == [dmlc_environment.BIG_ARRAY - 1, 0]

@@ -1,4 +1,4 @@
-"""The roll of a job: whoever is lost is told to all others, and nobody waits for ever."""
+"""The roll of a group: whoever is lost is told to all others, and nobody waits for ever."""
 
 from __future__ import annotations
 
@@ -18,47 +18,46 @@ import pytest
 
 from embedding_learning.distributed import heartbeat
 from embedding_learning.distributed.dmlc_environment import Environment
-from embedding_learning.distributed.heartbeat import LOST, ask_to_stop
+from embedding_learning.distributed.heartbeat import LOST_STATUS, request_stop
 from tests.helpers.paths import ROOT
 
 # Joins the roll as train.py does, then follows the lines of its input. The times are in seconds.
 SCRIPT = """
 import sys, time
 from embedding_learning.distributed import heartbeat
-from embedding_learning.cli.exit_codes import exit_status
+from embedding_learning.cli.exit_codes import run_command
 
-heartbeat._BEAT, heartbeat._SILENCE, heartbeat._GATHERING, heartbeat._GRACE = map(
-    float, sys.argv[1:]
-)
-heartbeat._LATE = 2.0
+heartbeat.HEARTBEAT_INTERVAL, heartbeat.HEARTBEAT_TIMEOUT, heartbeat.JOIN_TIMEOUT, \
+    heartbeat.ABORT_DELAY = map(float, sys.argv[1:])
+heartbeat.LATE_JOIN_DELAY = 2.0
 
 def follow():
-    member = heartbeat.join("train.py")
+    client = heartbeat.join_group("train.py")
     print("joined", flush=True)
     for line in sys.stdin:
         command, number = line.split()
         if command == "rank":
-            member.tell_rank(int(number))
+            client.send_rank(int(number))
         elif command == "leave":
             return int(number)
         elif command == "stop":
-            while member.stop != int(number):
+            while client.stop_signal != int(number):
                 time.sleep(0.01)
         elif command == "unasked":
-            assert member.stop is None, member.stop
+            assert client.stop_signal is None, client.stop_signal
         print("done", flush=True)
     return 0
 
-status = exit_status("train.py", follow)
-heartbeat.leave(status)
+status = run_command("train.py", follow)
+heartbeat.exit_group(status)
 sys.exit(status)
 """
 BEAT, SILENCE, GATHERING, GRACE = 0.1, 1.0, 20.0, 0.5
-AFTER = "; what the run had saved is whole, and the job goes on from it with --resume auto\n"
+AFTER = "; all saved files are complete, and --resume auto continues the run\n"
 
 
 class Process:
-    """One of the processes of a job."""
+    """One of the processes of a group."""
 
     def __init__(self, role: str, variables: dict[str, str], times: tuple[float, ...]) -> None:
         self.role = role
@@ -110,7 +109,7 @@ Start = Callable[..., list[Process]]
 
 @pytest.fixture
 def environment() -> Environment:
-    """Of a job of two workers and a server, on ports nobody has."""
+    """Of a group of two workers and a server, on ports nobody has."""
     for port in range(20000 + os.getpid() % 5000, 30000):
         try:
             for each in (port, port + 1000):
@@ -123,7 +122,7 @@ def environment() -> Environment:
 
 @pytest.fixture
 def start(environment: Environment) -> Iterator[Start]:
-    """A function that starts processes of the job, which are killed in the end."""
+    """A function that starts processes of the group, which are killed in the end."""
     started = []
     variables = {
         "DMLC_PS_ROOT_URI": environment.host,
@@ -144,14 +143,14 @@ def start(environment: Environment) -> Iterator[Start]:
 
 
 @pytest.fixture
-def job(start: Start) -> list[Process]:
+def group(start: Start) -> list[Process]:
     """Scheduler, server and two workers; all have come, and the workers have their numbers."""
-    job = start("scheduler", "server", "worker", "worker")
-    for process in job:
+    group = start("scheduler", "server", "worker", "worker")
+    for process in group:
         process.told("joined")
-    for rank, worker in enumerate(job[2:]):
+    for rank, worker in enumerate(group[2:]):
         worker.follow("rank", rank)
-    return job
+    return group
 
 
 def seconds_since(began: float) -> float:
@@ -159,60 +158,62 @@ def seconds_since(began: float) -> float:
 
 
 @pytest.mark.parametrize("place, lost", [(1, "server"), (2, "worker 0"), (3, "worker 1")])
-def test_one_that_dies_is_told_to_all_others(job: list[Process], place: int, lost: str) -> None:
-    dead = job.pop(place)
+def test_one_that_dies_is_told_to_all_others(group: list[Process], place: int, lost: str) -> None:
+    dead = group.pop(place)
     # Its number may still be under way.
     time.sleep(2 * BEAT)
     began = time.monotonic()
     dead.process.kill()
-    ended = [process.end() for process in job]
+    ended = [process.end() for process in group]
     assert seconds_since(began) < 1
     names = {1: "server", 2: "worker 0", 3: "worker 1"}
     names.pop(place)
     reason = f"{lost} {dead.name} was lost"
-    assert ended[0] == (LOST, f"train.py: scheduler: stopped: {reason}\n")
+    assert ended[0] == (LOST_STATUS, f"train.py: scheduler: stopped: {reason}\n")
     assert ended[1:] == [
-        (LOST, f"train.py: {name}: stopped: {reason}{AFTER}") for name in names.values()
+        (LOST_STATUS, f"train.py: {name}: stopped: {reason}{AFTER}") for name in names.values()
     ]
 
 
-def test_a_dead_scheduler_ends_all(job: list[Process]) -> None:
-    scheduler, *members = job
+def test_a_dead_scheduler_ends_all(group: list[Process]) -> None:
+    scheduler, *members = group
     began = time.monotonic()
     scheduler.process.kill()
     ended = [process.end() for process in members]
     assert seconds_since(began) < 1
     for name, (status, told) in zip(("server", "worker 0", "worker 1"), ended):
-        assert status == LOST
+        assert status == LOST_STATUS
         assert told == f"train.py: {name}: stopped: the scheduler was lost{AFTER}"
 
 
 @pytest.mark.parametrize("place, lost", [(0, "the scheduler"), (1, "server"), (3, "worker 1")])
-def test_one_that_is_frozen_is_lost_after_a_time(job: list[Process], place: int, lost: str) -> None:
-    frozen = job.pop(place)
+def test_one_that_is_frozen_is_lost_after_a_time(
+    group: list[Process], place: int, lost: str
+) -> None:
+    frozen = group.pop(place)
     began = time.monotonic()
     frozen.process.send_signal(signal.SIGSTOP)
-    ended = [process.end() for process in job]
+    ended = [process.end() for process in group]
     assert SILENCE - 2 * BEAT < seconds_since(began) < SILENCE + 1
     for status, told in ended:
-        assert status == LOST
+        assert status == LOST_STATUS
         assert f"stopped: {lost}" in told
         assert "was lost" in told
     # Should it wake up, it finds itself left.
     frozen.process.send_signal(signal.SIGCONT)
-    assert frozen.end()[0] == LOST
+    assert frozen.end()[0] == LOST_STATUS
 
 
-def test_one_that_beats_is_not_lost(job: list[Process]) -> None:
+def test_one_that_beats_is_not_lost(group: list[Process]) -> None:
     time.sleep(2 * SILENCE)
-    assert [process.process.poll() for process in job] == [None] * 4
+    assert [process.process.poll() for process in group] == [None] * 4
 
 
 @pytest.mark.parametrize("status", [1, 2, 143])
 def test_a_worker_s_fault_is_told_to_the_others_after_a_grace(
-    job: list[Process], status: int
+    group: list[Process], status: int
 ) -> None:
-    scheduler, server, worker, other = job
+    scheduler, server, worker, other = group
     began = time.monotonic()
     worker.follow("leave", status)
     assert worker.end() == (status, "")
@@ -220,16 +221,16 @@ def test_a_worker_s_fault_is_told_to_the_others_after_a_grace(
     assert GRACE / 2 < seconds_since(began) < GRACE + 1
     reason = f"worker 0 {worker.name} ended with status {status}"
     for name, process in zip(("server", "worker 1"), ended):
-        assert process == (LOST, f"train.py: {name}: stopped: {reason}{AFTER}")
+        assert process == (LOST_STATUS, f"train.py: {name}: stopped: {reason}{AFTER}")
     assert scheduler.end() == (status, f"train.py: scheduler: stopped: {reason}\n")
 
 
 @pytest.mark.parametrize("statuses", [(0, 0), (2, 2), (0, 2), (143, 3)])
 def test_once_all_workers_have_left_the_others_end(
-    job: list[Process], statuses: tuple[int, int]
+    group: list[Process], statuses: tuple[int, int]
 ) -> None:
     """Servers with 0, the scheduler with the workers' greatest status."""
-    scheduler, server, *workers = job
+    scheduler, server, *workers = group
     for worker, status in zip(workers, statuses):
         worker.follow("leave", status)
     assert [worker.end() for worker in workers] == [(status, "") for status in statuses]
@@ -237,8 +238,8 @@ def test_once_all_workers_have_left_the_others_end(
     assert scheduler.end() == (max(statuses), "")
 
 
-def test_a_worker_that_is_done_is_not_missed(job: list[Process]) -> None:
-    scheduler, server, worker, other = job
+def test_a_worker_that_is_done_is_not_missed(group: list[Process]) -> None:
+    scheduler, server, worker, other = group
     worker.follow("leave", 0)
     assert worker.end() == (0, "")
     time.sleep(SILENCE + GRACE)
@@ -249,25 +250,25 @@ def test_a_worker_that_is_done_is_not_missed(job: list[Process]) -> None:
 
 
 @pytest.mark.parametrize("status", [0, 2])
-def test_a_server_that_ends_first_is_missed(job: list[Process], status: int) -> None:
+def test_a_server_that_ends_first_is_missed(group: list[Process], status: int) -> None:
     """Workers would wait for its sums for ever."""
-    scheduler, server, *workers = job
+    scheduler, server, *workers = group
     server.follow("leave", status)
     assert server.end() == (status, "")
     for process in workers:
         ended, told = process.end()
-        assert ended == LOST
+        assert ended == LOST_STATUS
         assert f"stopped: server {server.name} ended with status {status}{AFTER}" in told
-    assert scheduler.end()[0] == (status or LOST)
+    assert scheduler.end()[0] == (status or LOST_STATUS)
 
 
 def test_only_part_of_the_job_comes(start: Start) -> None:
     processes = start("scheduler", "server", "worker", gathering=1.0)
     reason = "only 2 of 3 processes came in 1.0 s"
     ended = [process.end() for process in processes]
-    assert ended[0] == (LOST, f"train.py: scheduler: stopped: {reason}\n")
+    assert ended[0] == (LOST_STATUS, f"train.py: scheduler: stopped: {reason}\n")
     for role, process in zip(("server", "worker"), ended[1:]):
-        assert process == (LOST, f"train.py: {role}: stopped: {reason}{AFTER}")
+        assert process == (LOST_STATUS, f"train.py: {role}: stopped: {reason}{AFTER}")
 
 
 def test_one_that_comes_after_the_end_is_told_of_it(start: Start) -> None:
@@ -279,7 +280,7 @@ def test_one_that_comes_after_the_end_is_told_of_it(start: Start) -> None:
     time.sleep(GRACE)
     (late,) = start("server")
     status, told = late.end()
-    assert status == LOST
+    assert status == LOST_STATUS
     assert f"process {worker.process.pid}) ended with status 2" in told
     assert scheduler.end()[0] == 2
 
@@ -311,28 +312,28 @@ def test_a_scheduler_that_never_comes_is_told(start: Start, environment: Environ
     assert status == 2
     assert told == (
         "train.py: error: DMLC_PS_ROOT_URI 127.0.0.1: the scheduler cannot be reached at port "
-        f"{environment.roll_port}: Connection refused\n"
+        f"{environment.heartbeat_port}: Connection refused\n"
     )
 
 
 def test_a_port_that_is_taken_is_told(start: Start, environment: Environment) -> None:
-    with socket.create_server(("", environment.roll_port)):
+    with socket.create_server(("", environment.heartbeat_port)):
         (scheduler,) = start("scheduler")
         status, told = scheduler.end()
     assert status == 2
     assert told.count("\n") == 1
     assert told.startswith(
-        f"train.py: error: DMLC_PS_ROOT_PORT {environment.port}: port {environment.roll_port}, "
-        "which the job needs too, cannot be had: Address already in use"
+        f"train.py: error: DMLC_PS_ROOT_PORT {environment.port}: port "
+        f"{environment.heartbeat_port}, which is needed too, cannot be opened: Address"
     )
 
 
-def test_all_workers_can_be_asked_to_stop(job: list[Process], environment: Environment) -> None:
-    ask_to_stop(environment, int(signal.SIGTERM))
-    for worker in job[2:]:
+def test_all_workers_can_be_asked_to_stop(group: list[Process], environment: Environment) -> None:
+    request_stop(environment, int(signal.SIGTERM))
+    for worker in group[2:]:
         worker.follow("stop", int(signal.SIGTERM))
     # And nothing else has become of them.
-    assert [process.process.poll() for process in job] == [None] * 4
+    assert [process.process.poll() for process in group] == [None] * 4
 
 
 def test_a_worker_that_comes_later_is_asked_to_stop_too(
@@ -340,14 +341,14 @@ def test_a_worker_that_comes_later_is_asked_to_stop_too(
 ) -> None:
     (scheduler,) = start("scheduler")
     scheduler.told("joined")
-    assert ask_to_stop(environment, int(signal.SIGTERM))
+    assert request_stop(environment, int(signal.SIGTERM))
     (worker,) = start("worker")
     worker.told("joined")
     worker.follow("stop", int(signal.SIGTERM))
 
 
 def test_asking_a_job_that_is_gone_does_nothing(environment: Environment) -> None:
-    assert not ask_to_stop(environment, int(signal.SIGTERM))
+    assert not request_stop(environment, int(signal.SIGTERM))
 
 
 NONSENSE = {
@@ -372,9 +373,9 @@ NONSENSE = {
 }
 
 
-def test_strangers_do_no_harm(job: list[Process], environment: Environment) -> None:
-    address = (environment.host, environment.roll_port)
-    scheduler, server, *workers = job
+def test_strangers_do_no_harm(group: list[Process], environment: Environment) -> None:
+    address = (environment.host, environment.heartbeat_port)
+    scheduler, server, *workers = group
     silent = [socket.create_connection(address, 5) for _ in range(20)]
     for what, text in NONSENSE.items():
         # It may be shown the door before all is sent, or before it says that this was all.
@@ -384,11 +385,11 @@ def test_strangers_do_no_harm(job: list[Process], environment: Environment) -> N
             while stranger.recv(4096):
                 pass
         time.sleep(BEAT / 2)
-        assert [process.process.poll() for process in job] == [None] * 4, what
+        assert [process.process.poll() for process in group] == [None] * 4, what
         for worker in workers:
             worker.follow("unasked", 0)
     # All listen as before.
-    ask_to_stop(environment, int(signal.SIGINT))
+    request_stop(environment, int(signal.SIGINT))
     for worker in workers:
         worker.follow("stop", int(signal.SIGINT))
         worker.follow("leave", 0)
@@ -399,32 +400,32 @@ def test_strangers_do_no_harm(job: list[Process], environment: Environment) -> N
 
 
 def test_strangers_who_only_listen_are_shown_the_door(
-    job: list[Process], environment: Environment
+    group: list[Process], environment: Environment
 ) -> None:
-    address = (environment.host, environment.roll_port)
+    address = (environment.host, environment.heartbeat_port)
     with socket.create_connection(address, SILENCE + 2) as stranger:
         began = time.monotonic()
         assert stranger.recv(1) == b""
         assert seconds_since(began) < SILENCE + 1
-    assert [process.process.poll() for process in job] == [None] * 4
+    assert [process.process.poll() for process in group] == [None] * 4
 
 
-def test_a_member_whose_error_output_is_gone_ends_all_the_same(job: list[Process]) -> None:
+def test_a_member_whose_error_output_is_gone_ends_all_the_same(group: list[Process]) -> None:
     """As when the launcher, which reads it, was killed."""
-    scheduler, server, worker, other = job
+    scheduler, server, worker, other = group
     for process in (scheduler, worker):
         assert process.process.stderr
         process.process.stderr.close()
     other.process.kill()
     for process in (scheduler, worker):
-        assert process.process.wait(timeout=60) == LOST
-    assert server.end()[0] == LOST
+        assert process.process.wait(timeout=60) == LOST_STATUS
+    assert server.end()[0] == LOST_STATUS
 
 
 def test_without_a_job_nothing_is_joined_or_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DMLC_ROLE", raising=False)
-    assert heartbeat.join("train.py") is None
-    heartbeat.leave(2)
+    assert heartbeat.join_group("train.py") is None
+    heartbeat.exit_group(2)
 
 
 def test_messages_are_read_line_by_line() -> None:
@@ -438,14 +439,15 @@ def test_messages_are_read_line_by_line() -> None:
         assert list(messages) == [{"b": [2]}, {"c": "\u00e9"}, {}]
 
 
-def test_nothing_is_left_open(job: list[Process], environment: Environment) -> None:
+def test_nothing_is_left_open(group: list[Process], environment: Environment) -> None:
     """A scheduler runs for days; strangers must not use up its files."""
-    files = Path(f"/proc/{job[0].process.pid}/fd")
+    files = Path(f"/proc/{group[0].process.pid}/fd")
     if not files.is_dir():
         pytest.skip("needs /proc")
     before = len(list(files.iterdir()))
     for text in (b"", b"no\n", b"[" * 4000 + b"\n") * 10:
-        with socket.create_connection((environment.host, environment.roll_port), 5) as stranger:
+        address = (environment.host, environment.heartbeat_port)
+        with socket.create_connection(address, 5) as stranger:
             stranger.sendall(text)
     deadline = time.monotonic() + 5
     while len(list(files.iterdir())) > before:

@@ -26,8 +26,8 @@ from embedding_learning.cli import train
 from embedding_learning.data.batches import BalancedBatches, SequentialBatches
 from embedding_learning.data.build import Data
 from embedding_learning.distributed import heartbeat
-from embedding_learning.distributed.synchronous import ParameterServerJob
-from embedding_learning.distributed.worker_group import Job
+from embedding_learning.distributed.synchronous import SynchronousGroup
+from embedding_learning.distributed.worker_group import WorkerGroup
 from embedding_learning.errors import TrainingError
 from embedding_learning.evaluation.metrics import recall_metrics
 from embedding_learning.model.net import ImageNormalization
@@ -47,7 +47,7 @@ from tests.training.test_learner import draw_from_the_next_class
 
 PREFIX = "margin_loss_model"
 # Of the processes that are left, seconds to their end.
-SOON = 120
+SOON = 600
 FLAGS = [
     *("--model=mobilenet0.25", "--image-size=40", "--crop-size=32", "--embed-dim=16", "--lr=0.001"),
     *("--batch-size=6", "--batch-k=3", "--epochs=2", "--batch-num=4", "--log-interval=2"),
@@ -61,7 +61,7 @@ CALL = (
 
 
 class Process:
-    """One of the processes of a job; each has a folder of its own, as on machines of their own."""
+    """A process of a group, in a folder of its own, as on a machine of its own."""
 
     def __init__(self, command: list[str], folder: Path, variables: dict[str, str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,15 +111,15 @@ def free_ports(count: int) -> list[int]:
         return ports
 
 
-StartJob = Callable[..., list[Process]]
+StartGroup = Callable[..., list[Process]]
 
 
 @pytest.fixture(scope="module")
-def start_job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartJob]:
+def start_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGroup]:
     """A function that starts a scheduler, a server and two workers, in folders in the one given."""
     started: list[Process] = []
 
-    def start_job(folder: Path, *flags: str, worker: str = "train_worker", **variables: str):
+    def start_group(folder: Path, *flags: str, worker: str = "train_worker", **variables: str):
         port, *own_ports = free_ports(3)
         variables = {
             "DMLC_PS_ROOT_URI": "127.0.0.1",
@@ -128,7 +128,7 @@ def start_job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartJob]:
             "DMLC_NUM_SERVER": "1",
             **variables,
         }
-        job = []
+        group = []
         for role, number in (("scheduler", 0), ("server", 0), ("worker", 0), ("worker", 1)):
             own = {"DMLC_ROLE": role}
             command = [str(ROOT / "train.py")]
@@ -137,23 +137,23 @@ def start_job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartJob]:
                 own["PORT"] = str(sorted(own_ports)[number])
                 command = ["-c", CALL.format(worker)]
             place = folder / f"{role}{number}"
-            job.append(Process([*command, *flags], place, {**variables, **own}))
-        started.extend(job)
-        return job
+            group.append(Process([*command, *flags], place, {**variables, **own}))
+        started.extend(group)
+        return group
 
-    yield start_job
+    yield start_group
     for process in started:
         process.close()
 
 
-def statuses(job: list[Process], seconds: float = 60) -> list[int]:
+def statuses(group: list[Process], seconds: float = SOON) -> list[int]:
     deadline = time.monotonic() + seconds
-    return [process.end(max(0.1, deadline - time.monotonic())) for process in job]
+    return [process.end(max(0.1, deadline - time.monotonic())) for process in group]
 
 
-def cause_of(job: list[Process]) -> str:
+def cause_of(group: list[Process]) -> str:
     """Shown if a test fails."""
-    return "\n".join(f"{process.folder.name}: {process.err}" for process in job)
+    return "\n".join(f"{process.folder.name}: {process.err}" for process in group)
 
 
 def last_state(folder: Path) -> dict[str, bytes]:
@@ -175,7 +175,7 @@ def train_worker() -> int:
     run, step, calls = loop.Loop.run, Learner.step, iter(range(1, 10**6))
 
     def stepping(self, *arguments, **named):
-        if next(calls) == int(call) and self.job.rank == int(rank):
+        if next(calls) == int(call) and self.group.rank == int(rank):
             Path("here").touch()
             if what == "wait":
                 time.sleep(60)
@@ -188,7 +188,7 @@ def train_worker() -> int:
         mx.nd.waitall()
         weights = [*parameters_of(self.learner.net), self.learner.boundaries()]
         digest = hashlib.sha256(b"".join(map(bytes, weights))).hexdigest()
-        Path(f"weights-of-{self.learner.job.rank}").write_text(digest)
+        Path(f"weights-of-{self.learner.group.rank}").write_text(digest)
 
     Learner.step, loop.Loop.run = stepping, running
     return train.main()
@@ -196,21 +196,21 @@ def train_worker() -> int:
 
 def exchange_worker() -> int:
     """All that two workers exchange; what comes of it is checked by the tests, or here."""
-    environment = heartbeat.join("train.py")
-    job = ParameterServerJob("dist_sync", environment)
+    environment = heartbeat.join_group("train.py")
+    group = SynchronousGroup("dist_sync", environment)
     found: dict[str, np.ndarray] = {}
     try:
-        exchange_arrays(job)
-        exchange_gradients(job, found)
-        exchange_statistics(job, found)
-        evaluate_together(job, found)
+        exchange_arrays(group)
+        exchange_gradients(group, found)
+        exchange_statistics(group, found)
+        evaluate_together(group, found)
         np.savez("found.npz", **found)
     except BaseException:
         import traceback
 
         traceback.print_exc()
-        heartbeat.leave(1)
-    heartbeat.leave(0)
+        heartbeat.exit_group(1)
+    heartbeat.exit_group(0)
     return 1
 
 
@@ -220,48 +220,48 @@ CONTENTS += [np.random.default_rng(0).bytes(4096 * k + 1) for k in (1, 7, 1100)]
 CONTENTS.append(np.array([0x7F800001, 0xFFC00000, 0x80000000, 1], "<u4").tobytes())
 
 
-def exchange_arrays(job: Job) -> None:
-    assert job.size == 2
+def exchange_arrays(group: WorkerGroup) -> None:
+    assert group.size == 2
     for content in CONTENTS:
-        assert job.from_first(content if job.rank == 0 else None) == content
+        assert group.broadcast(content if group.rank == 0 else None) == content
     for shape in ((3,), (2,), (3,), (2, 3), (1,)):
-        own = np.arange(np.prod(shape)).reshape(shape).astype(np.float32) * 10**job.rank
-        np.testing.assert_array_equal(job.total(own), own * 11 / 10**job.rank)
+        own = np.arange(np.prod(shape)).reshape(shape).astype(np.float32) * 10**group.rank
+        np.testing.assert_array_equal(group.sum(own), own * 11 / 10**group.rank)
     for counts in ((2, 3), (0, 4), (1, 0), (2, 3), (5, 5)):
         parts = [np.random.default_rng(n).random((count, 3), np.float32) for n, count in
                  enumerate(counts)]  # fmt: skip
-        np.testing.assert_array_equal(job.gather(parts[job.rank]), np.concatenate(parts))
+        np.testing.assert_array_equal(group.gather(parts[group.rank]), np.concatenate(parts))
     labels = [np.array([7, 2**24 - 1], np.float32), np.array([0], np.float32)]
-    np.testing.assert_array_equal(job.gather(labels[job.rank]), np.concatenate(labels))
-    arrays = [nd.array([1, 10]) * (job.rank + 1), nd.array([100, 1000], mx.cpu(1))]
-    total = sum(array.asnumpy() for array in job.queue_total(arrays))
+    np.testing.assert_array_equal(group.gather(labels[group.rank]), np.concatenate(labels))
+    arrays = [nd.array([1, 10]) * (group.rank + 1), nd.array([100, 1000], mx.cpu(1))]
+    total = sum(array.asnumpy() for array in group.queue_sum(arrays))
     np.testing.assert_array_equal(total, [203, 2030])
-    job.check_equal("the same", [b"a", b"bc"])
+    group.check_equal("the same", [b"a", b"bc"])
     with pytest.raises(TrainingError, match=r"^the others of worker 1 differ from .* worker 0; "):
-        job.check_equal("the others", [b"a", str(job.rank).encode()])
+        group.check_equal("the others", [b"a", str(group.rank).encode()])
 
 
 class Shifted:
-    """A job whose trainers have other keys: MXNet's store knows each of them once only."""
+    """A group whose trainers have other keys: MXNet's store knows each of them once only."""
 
-    def __init__(self, job: Job, by: int) -> None:
-        self._job, self._by = job, by
+    def __init__(self, group: WorkerGroup, by: int) -> None:
+        self._group, self._by = group, by
 
     def __getattr__(self, name: str):
-        return getattr(self._job, name)
+        return getattr(self._group, name)
 
-    def kvstore(self, name: str, trainer: int):
-        return self._job.kvstore(name, trainer + self._by)
+    def create_kvstore(self, name: str, trainer: int):
+        return self._group.create_kvstore(name, trainer + self._by)
 
 
-def twenty_steps(job: Job | None, opt, part: slice, worker: int = 0) -> list[np.ndarray]:
+def twenty_steps(group: WorkerGroup | None, opt, part: slice, worker: int = 0) -> list[np.ndarray]:
     """The parameters afterwards, beta's among them."""
     devices = find_devices(opt)
     net = small_net(devices)
     for parameter in net.collect_params().values():
         # All have to begin with the first one's.
         parameter.set_data(parameter.data(devices[0]) + worker)
-    learning = build.build(opt, each_class(5), net, devices, job)
+    learning = build.build(opt, each_class(5), net, devices, group)
     learning.start()
     for step in range(20):
         batch = batch_of(32, seed=step)
@@ -274,20 +274,22 @@ def twenty_steps(job: Job | None, opt, part: slice, worker: int = 0) -> list[np.
 STEPS = ["--batch-k=2", "--total-batch-size=32", "--lr=0.01"]
 
 
-def exchange_gradients(job: Job, found: dict[str, np.ndarray]) -> None:
+def exchange_gradients(group: WorkerGroup, found: dict[str, np.ndarray]) -> None:
     with pytest.MonkeyPatch.context() as patched:
         draw_from_the_next_class(patched)
         for count in (1, 2):
             opt = options("--kvstore=dist_sync", f"--cpu-contexts={count}", *STEPS)
-            part = slice(16 * job.rank, 16 * job.rank + 16)
-            weights = twenty_steps(Shifted(job, 10 * count), opt, part, worker=job.rank)
+            part = slice(16 * group.rank, 16 * group.rank + 16)
+            weights = twenty_steps(Shifted(group, 10 * count), opt, part, worker=group.rank)
             for number, array in enumerate(weights):
                 found[f"weights/{count}/{number}"] = array
 
 
-def exchange_statistics(job: Job, found: dict[str, np.ndarray]) -> None:
+def exchange_statistics(group: WorkerGroup, found: dict[str, np.ndarray]) -> None:
     opt = options("--kvstore=dist_sync", "--total-batch-size=16", "--batch-k=2")
-    learning = build.build(opt, each_class(5), net_with_statistics(), [mx.cpu()], Shifted(job, 40))
+    learning = build.build(
+        opt, each_class(5), net_with_statistics(), [mx.cpu()], Shifted(group, 40)
+    )
     learning.start()
     count_apart(learning)
     arrays, told = learner_state.gather(learning)
@@ -307,7 +309,7 @@ def exchange_statistics(job: Job, found: dict[str, np.ndarray]) -> None:
 def count_apart(learning: Learner) -> None:
     """As if batch norm had counted something else on each device."""
     for place, data in enumerate(data for p in null_parameters(learning) for data in p.list_data()):
-        rng = np.random.default_rng((learning.job.rank, place))
+        rng = np.random.default_rng((learning.group.rank, place))
         data[:] = nd.array(rng.random(data.shape))
 
 
@@ -342,13 +344,13 @@ def image_net() -> MarginNet:
     return net
 
 
-def evaluate_together(job: Job, found: dict[str, np.ndarray]) -> None:
-    data = searched_data((job.rank, job.size))
-    learning = Learner(image_net(), 1.2, None, [], [mx.cpu()], job=job)
+def evaluate_together(group: WorkerGroup, found: dict[str, np.ndarray]) -> None:
+    data = searched_data((group.rank, group.size))
+    learning = Learner(image_net(), 1.2, None, [], [mx.cpu()], group=group)
     for name, gallery in (("among", None), ("gallery", data.gallery)):
         parts = Data(None, data.test, gallery, 3, "", "")
         metrics, embeddings = loop.evaluate_test(learning, parts, recall_metrics())
-        assert bool(metrics) == (job.rank == 0)
+        assert bool(metrics) == (group.rank == 0)
         found[f"{name}/embeddings"] = embeddings
         found[f"{name}/metrics"] = np.array(list(metrics.values()))
 
@@ -400,15 +402,15 @@ def test_the_parts_of_the_searched_images_are_each_image_once(count: int, parts:
     assert max(lengths) - min(lengths) <= 1
 
 
-class Others(Job):
-    """A job of three, of which the other two's arrays are given."""
+class Others(WorkerGroup):
+    """A group of three, of which the other two's arrays are given."""
 
     rank, size = 1, 3
 
     def __init__(self, *others: np.ndarray) -> None:
         self._others = others
 
-    def total(self, array: np.ndarray) -> np.ndarray:
+    def sum(self, array: np.ndarray) -> np.ndarray:
         assert all(other.shape == array.shape for other in self._others)
         return sum(self._others, array)
 
@@ -421,7 +423,7 @@ def test_the_statistics_are_the_mean_over_devices_and_workers() -> None:
     before = [[d.asnumpy() for d in p.list_data()] for p in null_parameters(learning)]
     assert [len(arrays) for arrays in before] == [2, 2]
     others = [np.full(8, 6, np.float32), np.arange(8, dtype=np.float32)]  # of two devices each
-    learning.job = Others(*others)
+    learning.group = Others(*others)
     learning.unite_statistics()
     for place, (parameter, (first, second)) in enumerate(zip(null_parameters(learning), before)):
         theirs = sum(others)[4 * place : 4 * place + 4]
@@ -434,14 +436,14 @@ def test_the_statistics_are_the_mean_over_devices_and_workers() -> None:
 
 @pytest.fixture(scope="module")
 def exchanged(
-    start_job: StartJob, tmp_path_factory: pytest.TempPathFactory
+    start_group: StartGroup, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, np.ndarray]]:
     """What each of two workers found."""
     folder = tmp_path_factory.mktemp("exchange")
-    job = start_job(folder, "--kvstore=dist_sync", worker="exchange_worker")
-    assert statuses(job) == [0, 0, 0, 0], cause_of(job)
+    group = start_group(folder, "--kvstore=dist_sync", worker="exchange_worker")
+    assert statuses(group) == [0, 0, 0, 0], cause_of(group)
     found = []
-    for process in job[2:]:
+    for process in group[2:]:
         with np.load(process.folder / "found.npz", allow_pickle=False) as arrays:
             found.append(dict(arrays))
     return found
@@ -482,10 +484,10 @@ def test_statistics_are_gathered_united_and_restored(
     )
     counted = []
     for rank in range(2):
-        learning.job.rank = rank
+        learning.group.rank = rank
         count_apart(learning)
         counted.append(statistics_of(learning))
-    learning.job.rank = 0
+    learning.group.rank = 0
     names = [n for n, p in learner_state._network(learning).items() if p.grad_req == "null"]
     state = {
         name[len("state/") :]: array
@@ -530,12 +532,12 @@ def data_flags(tiny_cub: Path, tmp_path_factory: pytest.TempPathFactory) -> list
 
 @pytest.fixture(scope="module")
 def alone(
-    start_job: StartJob, tmp_path_factory: pytest.TempPathFactory, data_flags: list[str]
+    start_group: StartGroup, tmp_path_factory: pytest.TempPathFactory, data_flags: list[str]
 ) -> list[Process]:
-    """A job left alone."""
-    job = start_job(tmp_path_factory.mktemp("alone"), *data_flags)
-    assert statuses(job) == [0, 0, 0, 0], cause_of(job)
-    return job
+    """A group left alone."""
+    group = start_group(tmp_path_factory.mktemp("alone"), *data_flags)
+    assert statuses(group) == [0, 0, 0, 0], cause_of(group)
+    return group
 
 
 def test_only_the_first_worker_logs_prints_and_saves(alone: list[Process]) -> None:
@@ -556,23 +558,23 @@ def test_the_weights_of_all_workers_are_equal_in_the_end(alone: list[Process]) -
 
 
 def test_a_worker_that_is_told_to_stop_stops_all_and_they_go_on_to_the_same_bytes(
-    alone: list[Process], start_job: StartJob, tmp_path: Path, data_flags: list[str]
+    alone: list[Process], start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:
     """Within the epoch, though every step is logged; the others wait for the first one's saving.
 
     Only the first worker's folder has the state.
     """
     flags = [*data_flags, "--log-interval=1"]
-    job = start_job(tmp_path, *flags, worker="slow_worker", TEST_AT="1 1 SIGTERM")
-    assert statuses(job) == [143, 0, 143, 143], cause_of(job)
-    first, second = job[2:]
+    group = start_group(tmp_path, *flags, worker="slow_worker", TEST_AT="1 1 SIGTERM")
+    assert statuses(group) == [143, 0, 143, 143], cause_of(group)
+    first, second = group[2:]
     told = f"train.py: stopped by SIGTERM; the state is in {PREFIX}.run, and --resume auto goes on"
     assert told in first.err
     assert second.err.endswith("train.py: stopped by SIGTERM\n")
     saved = max((first.folder / f"{PREFIX}.run").glob("checkpoint-*")).name
     assert "checkpoint-0000-000001" <= saved < "checkpoint-0000-000004"
-    job = start_job(tmp_path, *flags, "--resume=auto")
-    assert statuses(job) == [0, 0, 0, 0], cause_of(job)
+    group = start_group(tmp_path, *flags, "--resume=auto")
+    assert statuses(group) == [0, 0, 0, 0], cause_of(group)
     assert last_state(tmp_path) == last_state(alone[2].folder.parent)
 
 
@@ -582,7 +584,7 @@ def slow_worker() -> int:
 
     def saving(self, epoch, batch, *arguments):
         if batch:
-            time.sleep(heartbeat._GRACE + 2)
+            time.sleep(heartbeat.ABORT_DELAY + 2)
         return save(self, epoch, batch, *arguments)
 
     loop.RunFolder.save = saving
@@ -590,7 +592,7 @@ def slow_worker() -> int:
 
 
 def test_whoever_is_killed_ends_the_job_and_it_goes_on_to_the_same_bytes(
-    alone: list[Process], start_job: StartJob, tmp_path: Path, data_flags: list[str]
+    alone: list[Process], start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:
     """A worker, the server, the scheduler; one after the other in one run."""
     flags = [*data_flags, "--checkpoint-interval=1", "--resume=auto"]
@@ -598,62 +600,62 @@ def test_whoever_is_killed_ends_the_job_and_it_goes_on_to_the_same_bytes(
     for place, lost in kills:
         # One waits before its second step, the other in the store.
         waiting = 1 if place != 3 else 0
-        job = start_job(tmp_path, *flags, TEST_AT=f"{waiting} 2 wait")
-        here = job[2 + waiting].folder / "here"
+        group = start_group(tmp_path, *flags, TEST_AT=f"{waiting} 2 wait")
+        here = group[2 + waiting].folder / "here"
         while not here.exists():
-            assert [process.process.poll() for process in job] == [None] * 4, cause_of(job)
+            assert [process.process.poll() for process in group] == [None] * 4, cause_of(group)
             time.sleep(0.01)
         here.unlink()
         time.sleep(0.3)
         began = time.monotonic()
-        killed = job.pop(place)
+        killed = group.pop(place)
         killed.process.kill()
-        assert statuses(job, SOON) == [3, 3, 3], cause_of(job)
+        assert statuses(group, SOON) == [3, 3, 3], cause_of(group)
         print(f"{lost} killed: {time.monotonic() - began:.2f} s")
-        for process in job:
-            line = rf"^train\.py: .*: stopped: {lost}.* was lost(; .* --resume auto)?$"
+        for process in group:
+            line = rf"^train\.py: .*: stopped: {lost}.* was lost(; .* --resume auto .*)?$"
             assert re.search(line, process.err, re.M), process.err
             assert "Traceback" not in process.err
-    job = start_job(tmp_path, *flags)
-    assert statuses(job) == [0, 0, 0, 0], cause_of(job)
+    group = start_group(tmp_path, *flags)
+    assert statuses(group) == [0, 0, 0, 0], cause_of(group)
     assert last_state(tmp_path) == last_state(alone[2].folder.parent)
     assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_a_mistake_in_the_flags_ends_all_with_its_line(
-    start_job: StartJob, tmp_path: Path, data_flags: list[str]
+    start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:
-    job = start_job(tmp_path, *data_flags, "--lr=-1")
-    assert statuses(job, SOON) == [2, 2, 2, 2], cause_of(job)
-    for process in job:
+    group = start_group(tmp_path, *data_flags, "--lr=-1")
+    assert statuses(group, SOON) == [2, 2, 2, 2], cause_of(group)
+    for process in group:
         assert process.err == "train.py: error: --lr -1.0: must be at least 0\n"
 
 
 def test_a_mistake_in_the_data_ends_all_workers_with_its_line(
-    start_job: StartJob, tmp_path: Path, data_flags: list[str]
+    start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:
-    job = start_job(tmp_path, *data_flags, "--data-path=nowhere")
-    assert statuses(job, 30) == [2, 0, 2, 2], cause_of(job)
-    for process in job[2:]:
+    group = start_group(tmp_path, *data_flags, "--data-path=nowhere")
+    assert statuses(group, 30) == [2, 0, 2, 2], cause_of(group)
+    for process in group[2:]:
         assert re.search(r"^train\.py: error: .*nowhere.*\n\Z", process.err, re.M), process.err
         assert "Traceback" not in process.err
 
 
 def test_a_fault_nobody_foresaw_ends_the_job(
-    start_job: StartJob, tmp_path: Path, data_flags: list[str]
+    start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:
     """With its traceback, and without the others waiting for ever."""
-    job = start_job(tmp_path, *data_flags, worker="faulty_worker")
-    assert statuses(job, 40)[1:] == [3, 3, 1], cause_of(job)
-    assert "RuntimeError: unforeseen" in job[3].err
-    assert "worker 1 " in job[2].err
+    group = start_group(tmp_path, *data_flags, worker="faulty_worker")
+    assert statuses(group, 40)[1:] == [3, 3, 1], cause_of(group)
+    assert "RuntimeError: unforeseen" in group[3].err
+    assert "worker 1 " in group[2].err
 
 
 def faulty_worker() -> int:
     step = Learner.step
 
     def stepping(self, *arguments, **named):
-        if self.job.rank == 1:
+        if self.group.rank == 1:
             raise RuntimeError("unforeseen")
         return step(self, *arguments, **named)
 

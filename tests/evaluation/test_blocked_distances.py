@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 from embedding_learning.evaluation import blocked_distances
-from embedding_learning.evaluation.blocked_distances import gallery_of, products, squared_distances
+from embedding_learning.evaluation.blocked_distances import (
+    make_gallery,
+    products,
+    squared_distances_of_pairs,
+)
 
 
 def normal(count: int, dimensions: int, seed: int = 0) -> np.ndarray:
@@ -38,7 +42,7 @@ def test_products_are_within_their_margin(name: str, dimensions: int) -> None:
     queries, rows = x[:50], x[50:]
     precise = queries[:, None].astype(np.longdouble) - rows.astype(np.longdouble)
     exact = (precise**2).sum(axis=2)
-    gallery = gallery_of(rows, len(rows))
+    gallery = make_gallery(rows, len(rows))
     seen = []
     for block, columns, approximations in products(queries, gallery, None, (700, 33)):
         for product in approximations:
@@ -52,7 +56,7 @@ def test_products_are_within_their_margin(name: str, dimensions: int) -> None:
 def test_the_margin_is_not_so_wide_that_it_decides_nothing() -> None:
     x = normal(150, 128)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    for _, _, approximations in products(x, gallery_of(x, 150), None, (2**20, 2**16)):
+    for _, _, approximations in products(x, make_gallery(x, 150), None, (2**20, 2**16)):
         margins = [product.margin.max() for product in approximations]
         assert margins[0] < 5e-5 and margins[1] < 2e-13
 
@@ -60,11 +64,11 @@ def test_the_margin_is_not_so_wide_that_it_decides_nothing() -> None:
 def test_limits_are_decided_right_unless_within_the_margin() -> None:
     """Each pair is held against limits about its own exact distance, to the last bit."""
     x = normal(40, 20)
-    gallery = gallery_of(x, 40)
+    gallery = make_gallery(x, 40)
     everyone = np.arange(40)
     for _, _, approximations in products(x, gallery, None, (2**20, 2**16)):
         for product, row in itertools.product(approximations, range(40)):
-            exact = squared_distances(x, x, everyone, np.full(40, row))
+            exact = squared_distances_of_pairs(x, x, everyone, np.full(40, row))
             assert not product.at_most(exact - product.margin)[:, row].any()
             assert product.at_most(exact + product.margin)[:, row].all()
 
@@ -73,7 +77,7 @@ def test_a_query_is_infinitely_far_from_the_row_it_is_itself() -> None:
     x = normal(60, 8)
     own = np.array([5, 0, 59, 30])
     found = np.zeros((4, 60))
-    for block, columns, approximations in products(x[own], gallery_of(x, 60), own, (30, 7)):
+    for block, columns, approximations in products(x[own], make_gallery(x, 60), own, (30, 7)):
         for product in approximations:
             found[block, columns] += np.isinf(product.squares)
             assert not product.at_most(np.full(len(found[block]), np.inf))[
@@ -90,7 +94,7 @@ def test_all_pairs_are_covered_once_in_pieces_of_the_size_that_is_asked(
 ) -> None:
     x = normal(23, 4)
     covered = np.zeros((23, 23))
-    for block, columns, _ in products(x, gallery_of(x, 23), None, size):
+    for block, columns, _ in products(x, make_gallery(x, 23), None, size):
         covered[block, columns] += 1
         assert columns.stop - columns.start <= size[1]
         assert (block.stop - block.start) * (columns.stop - columns.start) <= max(size)
@@ -101,11 +105,11 @@ def test_all_pairs_are_covered_once_in_pieces_of_the_size_that_is_asked(
 def test_the_distance_of_a_pair_does_not_depend_on_where_it_stands(dimensions: int) -> None:
     x = normal(50, dimensions)
     left, right = np.random.default_rng(1).integers(0, 50, (2, 5000))
-    squares = squared_distances(x, x, left, right)
+    squares = squared_distances_of_pairs(x, x, left, right)
     for order in (np.arange(5000)[::-1], np.arange(3, 5000), np.arange(17), np.array([4711])):
-        again = squared_distances(x, x, left[order], right[order])
+        again = squared_distances_of_pairs(x, x, left[order], right[order])
         np.testing.assert_array_equal(again, squares[order])
-    np.testing.assert_array_equal(squared_distances(x, x, right, left), squares)
+    np.testing.assert_array_equal(squared_distances_of_pairs(x, x, right, left), squares)
     expected = ((x[left].astype(np.float64) - x[right]) ** 2).sum(axis=1)
     np.testing.assert_allclose(squares, expected, rtol=1e-14)
 
@@ -121,7 +125,7 @@ def test_of_equal_rows_the_first_are_kept(copies: int) -> None:
         seen[values] = seen.get(values, 0) + 1
         if seen[values] <= copies:
             expected.append(row)
-    assert gallery_of(x, copies).kept.tolist() == expected
+    assert make_gallery(x, copies).kept.tolist() == expected
 
 
 def test_rows_that_only_look_equal_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,14 +133,14 @@ def test_rows_that_only_look_equal_are_kept(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(blocked_distances, "_ROWS", 3)
     x = np.zeros((40, 6), np.float32)
     x[::2, 0] = np.float32(1e-45)  # the key of these is 0 as well, or nearly
-    assert set(gallery_of(x, 1).kept) >= {0, 1}
+    assert set(make_gallery(x, 1).kept) >= {0, 1}
 
 
 def test_columns_of_rows_that_were_left_out() -> None:
     x = normal(6, 3)
     x[3] = x[1]
-    gallery = gallery_of(x, 1)
+    gallery = make_gallery(x, 1)
     assert gallery.kept.tolist() == [0, 1, 2, 4, 5]
     assert gallery.columns_of(np.arange(6)).tolist() == [0, 1, 2, -1, 3, 4]
     x[5] = x[0]
-    assert gallery_of(x, 1).columns_of(np.array([5, 4])).tolist() == [-1, 3]
+    assert make_gallery(x, 1).columns_of(np.array([5, 4])).tolist() == [-1, 3]

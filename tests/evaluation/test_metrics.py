@@ -13,9 +13,9 @@ from embedding_learning.data.datasets import registry
 from embedding_learning.evaluation import metrics, neighbors
 from embedding_learning.evaluation.clustering import ami, k_means, nmi
 from embedding_learning.evaluation.metrics import (
+    compute_metrics,
     evaluate,
     map_at_r,
-    measure,
     parse_metrics,
     r_precision,
     recall_at_k,
@@ -159,7 +159,7 @@ DRAWS = [unit_rows, duplicated, collapsed, nearly_collapsed, lattice, far_from_t
 
 @pytest.fixture(params=["listed", "counted"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A match is found among listed neighbours, or those before it are counted."""
+    """A match is found among listed neighbors, or those before it are counted."""
     if request.param == "counted":
         monkeypatch.setattr(metrics, "_LISTED_RANKS", 0)
 
@@ -276,14 +276,14 @@ def test_a_single_image_has_no_recall() -> None:
 
 
 @pytest.mark.usefixtures("way")
-def test_a_duplicate_is_a_neighbour() -> None:
+def test_a_duplicate_is_a_neighbor() -> None:
     x = np.array([[1.0, 0.0], [1.0, 0.0], [0.9, 0.1], [0.8, 0.3]])
     assert recall_at_k(x, np.array([0, 1, 0, 1]), (1, 2)) == {1: 0.25, 2: 0.5}
     assert recall_at_k(x, np.array([0, 0, 1, 1]), (1, 2)) == {1: 0.75, 2: 0.75}
 
 
 @pytest.mark.usefixtures("way")
-def test_of_equally_distant_neighbours_the_lower_index_is_the_nearer() -> None:
+def test_of_equally_distant_neighbors_the_lower_index_is_the_nearer() -> None:
     x = np.array([[0.0], [1.0], [-1.0]])
     assert recall_at_k(x, np.array([0, 1, 0]), (1, 2)) == {1: 1 / 3, 2: 2 / 3}
     assert recall_at_k(x, np.array([0, 0, 1]), (1, 2)) == {1: 2 / 3, 2: 2 / 3}
@@ -393,7 +393,7 @@ def test_precision_and_map_at_k_of_a_list_done_by_hand() -> None:
     assert found == pytest.approx(expected)
 
 
-def test_of_equally_distant_neighbours_the_lower_index_counts_first() -> None:
+def test_of_equally_distant_neighbors_the_lower_index_counts_first() -> None:
     x, names = np.array([[0.0], [1.0], [-1.0]]), ["precision@1", "map@1"]
     in_gallery = np.zeros((1, 1)), np.array([0]), names, x[1:]
     assert evaluate(*in_gallery, np.array([0, 1])) == dict.fromkeys(names, 1.0)
@@ -415,7 +415,7 @@ def test_each_metric_names_how_many_images_it_is_computed_over() -> None:
     x = np.array([[0.0], [0.1], [5.0], [5.1], [9.0]])
     over_all = {"recall@1": 0.8, "cmc@1": 0.8, "precision@1": 0.8, "nmi": 1.0, "ami": 1.0}
     over_matched = {"map@1": 1.0, "map@r": 1.0, "r-precision": 1.0}
-    found = measure(x, np.array([0, 0, 1, 1, 2]), [*over_all, *over_matched])
+    found = compute_metrics(x, np.array([0, 0, 1, 1, 2]), [*over_all, *over_matched])
     assert found.values == pytest.approx({**over_all, **over_matched})
     assert found.bases == {**dict.fromkeys(over_all, 5), **dict.fromkeys(over_matched, 4)}
     assert (found.queries, found.without_match, found.others) == (5, 1, 4)
@@ -426,7 +426,7 @@ def test_each_metric_names_how_many_images_it_is_computed_over() -> None:
 
 def test_queries_of_classes_that_the_gallery_lacks_have_no_match() -> None:
     x, labels = unit_rows(6, 3), np.array([0, 0, 1, 2, 2, 2])
-    found = measure(x, labels, ["recall@9", "map@r"], x[:2], np.array([0, 1]))
+    found = compute_metrics(x, labels, ["recall@9", "map@r"], x[:2], np.array([0, 1]))
     assert found.bases == {"recall@9": 6, "map@r": 3}
     assert (found.without_match, found.others) == (3, 2)
 
@@ -434,18 +434,19 @@ def test_queries_of_classes_that_the_gallery_lacks_have_no_match() -> None:
 def test_a_precision_of_more_images_than_are_searched_is_noted() -> None:
     names = ["precision@5", "precision@6", "recall@6", "map@6"]
     x, labels = unit_rows(6, 3), np.array([0, 0, 1, 1, 2, 2])
-    (note,) = measure(x, labels, names).notes()
+    (note,) = compute_metrics(x, labels, names).notes()
     assert note.startswith("precision@6: fewer images are searched") and note.endswith("all 5.")
 
 
 def test_data_in_which_each_image_has_a_match_needs_no_notes() -> None:
-    assert measure(unit_rows(6, 3), np.array([0, 0, 1, 1, 2, 2]), ["recall@5"]).notes() == []
+    found = compute_metrics(unit_rows(6, 3), np.array([0, 0, 1, 1, 2, 2]), ["recall@5"])
+    assert found.notes() == []
 
 
 @pytest.mark.parametrize("labels", [np.arange(5), np.arange(1)])
 def test_without_any_match_a_metric_of_none_is_computed_over_none(labels: np.ndarray) -> None:
     names = ["recall@1", "precision@2", "map@2", "map@r"]
-    found = measure(unit_rows(len(labels), 3), labels, names)
+    found = compute_metrics(unit_rows(len(labels), 3), labels, names)
     assert [found.bases[name] for name in names] == [len(labels), len(labels), 0, 0]
     assert found.values["recall@1"] == found.values["precision@2"] == 0.0
     assert math.isnan(found.values["map@2"])
@@ -485,7 +486,7 @@ def test_of_one_class_all_is_right() -> None:
 
 
 def test_many_metrics_at_once_are_those_of_one_at_a_time() -> None:
-    """Also where a match is not among the neighbours that MAP@R lists."""
+    """Also where a match is not among the neighbors that MAP@R lists."""
     x, labels = unit_rows(300, 5), some_labels(300, 60)
     names = ["nmi", "recall@1", "map@r", "recall@2", "recall@100", "recall@299", "ami"]
     names += ["r-precision", "precision@1", "precision@170", "map@3", "map@200", "cmc@2"]
@@ -515,7 +516,7 @@ def test_one_search_serves_all_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def counted(*arguments: object) -> object:
         searches.append(arguments[1])
-        return neighbors.nearest_blocks(*arguments)
+        return neighbors.find_nearest_in_blocks(*arguments)
 
     monkeypatch.setattr(metrics, "nearest_blocks", counted)
     x, labels = unit_rows(60, 4), np.arange(60) // 5
@@ -531,7 +532,7 @@ def test_one_search_serves_all_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_metrics_that_papers_report() -> None:
     assert recall_metrics() == [f"recall@{k}" for k in (1, 2, 4, 8, 16)]
-    ranks = {layout.name: layout.recall_at for layout in registry.LAYOUTS}
+    ranks = {layout.name: layout.recall_at for layout in registry.FORMATS}
     assert ranks.pop("sop") == (1, 10, 100, 1000)
     assert ranks.pop("inshop") == (1, 10, 20, 30, 40, 50)
     assert set(ranks.values()) == {(1, 2, 4, 8, 16)}

@@ -1,4 +1,4 @@
-"""Nearest neighbours against sorting all distances, on inputs that make it hard."""
+"""Nearest neighbors against sorting all distances, on inputs that make it hard."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from embedding_learning.evaluation import blocked_distances, neighbors
-from embedding_learning.evaluation.neighbors import nearest, ranks
+from embedding_learning.evaluation.neighbors import find_nearest, find_ranks
 
 Draw = Callable[[int, int], np.ndarray]
 
@@ -90,10 +90,10 @@ def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("name", DRAWS)
 @pytest.mark.parametrize("count, dimensions", [(40, 2), (101, 33), (260, 128)])
 @pytest.mark.parametrize("k", [1, 10, 300])
-def test_neighbours_follow_the_definition(name: str, count: int, dimensions: int, k: int) -> None:
+def test_neighbors_follow_the_definition(name: str, count: int, dimensions: int, k: int) -> None:
     x = DRAWS[name](count, dimensions)
     expected_distances, expected = naive_nearest(x, k)
-    found_distances, found = nearest(x, k)
+    found_distances, found = find_nearest(x, k)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_allclose(found_distances, expected_distances, rtol=1e-6)
     assert found.dtype == np.int64 and found_distances.dtype == np.float32
@@ -104,13 +104,13 @@ def test_neighbours_follow_the_definition(name: str, count: int, dimensions: int
     "count, gallery_count, dimensions", [(40, 3, 2), (33, 70, 33), (60, 200, 128), (1, 12, 4)]
 )
 @pytest.mark.parametrize("k", [1, 10, 300])
-def test_neighbours_in_a_gallery_follow_the_definition(
+def test_neighbors_in_a_gallery_follow_the_definition(
     name: str, count: int, gallery_count: int, dimensions: int, k: int
 ) -> None:
     both = DRAWS[name](count + gallery_count, dimensions)
     queries, gallery = both[:count], both[count:]
     expected_distances, expected = naive_nearest(queries, k, gallery)
-    found_distances, found = nearest(queries, k, gallery)
+    found_distances, found = find_nearest(queries, k, gallery)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_allclose(found_distances, expected_distances, rtol=1e-6)
 
@@ -118,12 +118,12 @@ def test_neighbours_in_a_gallery_follow_the_definition(
 @pytest.mark.parametrize("name", ["unit rows", "duplicates", "lattice", "an outlier"])
 @pytest.mark.parametrize("k", [1, 7, 14, 30])
 @pytest.mark.usefixtures("pieces")
-def test_neighbours_do_not_depend_on_the_pieces_they_are_found_in(name: str, k: int) -> None:
+def test_neighbors_do_not_depend_on_the_pieces_they_are_found_in(name: str, k: int) -> None:
     x = DRAWS[name](30, 5)
-    np.testing.assert_array_equal(nearest(x, k)[1], naive_nearest(x, k)[1])
+    np.testing.assert_array_equal(find_nearest(x, k)[1], naive_nearest(x, k)[1])
     queries, gallery = x[:10], x[10:]
     np.testing.assert_array_equal(
-        nearest(queries, k, gallery)[1], naive_nearest(queries, k, gallery)[1]
+        find_nearest(queries, k, gallery)[1], naive_nearest(queries, k, gallery)[1]
     )
 
 
@@ -134,20 +134,20 @@ def test_long_rows_are_bounded_by_the_minima_of_groups(k: int) -> None:
     gallery = np.concatenate([gallery, gallery[np.argsort(gallery[:, 0])]])
     queries = unit_rows(10, 3, seed=1)
     np.testing.assert_array_equal(
-        nearest(queries, k, gallery)[1], naive_nearest(queries, k, gallery)[1]
+        find_nearest(queries, k, gallery)[1], naive_nearest(queries, k, gallery)[1]
     )
 
 
 @pytest.mark.parametrize("name", DRAWS)
 @pytest.mark.usefixtures("pieces")
-def test_the_rank_of_the_kth_neighbour_is_k(name: str) -> None:
+def test_the_rank_of_the_kth_neighbor_is_k(name: str) -> None:
     x = DRAWS[name](24, 7)
     _, rows = naive_nearest(x, 23)
     _, gallery_rows = naive_nearest(x[:7], 17, x[7:])
     for k in (0, 2, 16):
-        found = ranks(x, rows[:, k], x, np.arange(24))
+        found = find_ranks(x, rows[:, k], x, np.arange(24))
         np.testing.assert_array_equal(found, np.full(24, k))
-        found = ranks(x[:7], gallery_rows[:, k], x[7:])
+        found = find_ranks(x[:7], gallery_rows[:, k], x[7:])
         np.testing.assert_array_equal(found, np.full(7, k))
 
 
@@ -156,7 +156,7 @@ def test_ranks_follow_the_definition(name: str) -> None:
     x = DRAWS[name](150, 20)
     _, rows = naive_nearest(x, 149)
     for k in (0, 1, 75, 148):
-        assert (ranks(x, rows[:, k], x, np.arange(150)) == k).all()
+        assert (find_ranks(x, rows[:, k], x, np.arange(150)) == k).all()
 
 
 @pytest.mark.parametrize("name", ["duplicates", "one row", "lattice", "unit rows"])
@@ -165,7 +165,7 @@ def test_ranks_are_right_below_what_is_asked(name: str, below: int) -> None:
     x = DRAWS[name](60, 3)
     _, rows = naive_nearest(x, 59)
     for k in range(59):
-        found = ranks(x, rows[:, k], x, np.arange(60), below)
+        found = find_ranks(x, rows[:, k], x, np.arange(60), below)
         assert (found == k).all() if k < below else (found >= below).all()
 
 
@@ -173,16 +173,16 @@ def test_some_of_the_rows_are_searched_with_their_own_left_out() -> None:
     x = duplicated(90, 4)
     chosen = np.array([80, 3, 41])
     _, expected = naive_nearest(x, 12)
-    for block, _, found in neighbors.nearest_blocks(x[chosen], 12, x, chosen):
+    for block, _, found in neighbors.find_nearest_in_blocks(x[chosen], 12, x, chosen):
         np.testing.assert_array_equal(found, expected[chosen][block])
-    found = ranks(x[chosen], expected[chosen, 5], x, chosen)
+    found = find_ranks(x[chosen], expected[chosen, 5], x, chosen)
     np.testing.assert_array_equal(found, [5, 5, 5])
 
 
 def test_lists_are_filled_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbors, "_LISTED", 60)
     x = unit_rows(40, 3)
-    pieces = [block for block, _, _ in neighbors.nearest_blocks(x, 5, x)]
+    pieces = [block for block, _, _ in neighbors.find_nearest_in_blocks(x, 5, x)]
     assert pieces == [slice(0, 12), slice(12, 24), slice(24, 36), slice(36, 40)]
 
 
@@ -193,22 +193,22 @@ def test_where_float32_decides_little_float64_is_asked(monkeypatch: pytest.Monke
     def counted(left: object, right: object, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
         nonlocal compared
         compared += len(rows)
-        return squared_distances(left, right, rows, others)
+        return squared_distances_of_pairs(left, right, rows, others)
 
-    squared_distances = blocked_distances.squared_distances
-    monkeypatch.setattr(neighbors, "squared_distances", counted)
+    squared_distances_of_pairs = blocked_distances.squared_distances_of_pairs
+    monkeypatch.setattr(neighbors, "squared_distances_of_pairs", counted)
     for draw in (unit_rows, with_an_outlier, in_two_places):
         x = draw(1500, 32)
         compared = 0
-        _, rows = nearest(x, 3)
+        _, rows = find_nearest(x, 3)
         assert 3 * 1500 <= compared < 5 * 1500
         compared = 0
-        ranks(x, rows[:, 2], x, np.arange(1500))
+        find_ranks(x, rows[:, 2], x, np.arange(1500))
         assert 1500 <= compared < 4 * 1500
     # Of further pieces of a gallery only what is nearer than what has been listed is compared.
     monkeypatch.setattr(neighbors, "_LISTING", (2**20, 50))
     compared = 0
-    nearest(unit_rows(1500, 32), 3)
+    find_nearest(unit_rows(1500, 32), 3)
     assert compared < 20 * 1500  # 90 without
 
 
@@ -219,31 +219,31 @@ def test_a_collapsed_network_takes_no_longer(monkeypatch: pytest.MonkeyPatch) ->
     def counted(left: object, right: object, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
         nonlocal compared
         compared += len(rows)
-        return squared_distances(left, right, rows, others)
+        return squared_distances_of_pairs(left, right, rows, others)
 
-    squared_distances = blocked_distances.squared_distances
-    monkeypatch.setattr(neighbors, "squared_distances", counted)
+    squared_distances_of_pairs = blocked_distances.squared_distances_of_pairs
+    monkeypatch.setattr(neighbors, "squared_distances_of_pairs", counted)
     x = np.repeat(unit_rows(3, 16), 500, axis=0)
-    _, rows = nearest(x, 2)
+    _, rows = find_nearest(x, 2)
     np.testing.assert_array_equal(rows[:3], [[1, 2], [0, 2], [0, 1]])
     np.testing.assert_array_equal(rows[-1], [1000, 1001])
     assert compared <= 1500 * 9
-    assert (ranks(x, rows[:, 1], x, np.arange(1500), 2) == 1).all()
+    assert (find_ranks(x, rows[:, 1], x, np.arange(1500), 2) == 1).all()
 
 
 def test_a_duplicate_of_a_query_is_found_but_not_the_query() -> None:
     x = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    found_distances, found = nearest(x, 2)
+    found_distances, found = find_nearest(x, 2)
     np.testing.assert_array_equal(found, [[2, 1], [0, 2], [0, 1]])
     np.testing.assert_allclose(found_distances, [[0, 2**0.5], [2**0.5] * 2, [0, 2**0.5]])
-    assert nearest(x, 1, x)[1].ravel().tolist() == [0, 1, 0]
+    assert find_nearest(x, 1, x)[1].ravel().tolist() == [0, 1, 0]
 
 
 def test_where_there_are_fewer_rows_all_are_found() -> None:
     x = unit_rows(4, 3)
-    assert nearest(x, 1000)[1].shape == (4, 3)
-    assert nearest(x, 1000, x)[1].shape == (4, 4)
-    found_distances, found = nearest(x[:1], 5)
+    assert find_nearest(x, 1000)[1].shape == (4, 3)
+    assert find_nearest(x, 1000, x)[1].shape == (4, 4)
+    found_distances, found = find_nearest(x[:1], 5)
     assert found_distances.shape == found.shape == (1, 0)
 
 
@@ -265,7 +265,7 @@ def test_what_cannot_be_searched_is_refused(
     queries: np.ndarray, k: int, gallery: np.ndarray | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        nearest(queries, k, gallery)
+        find_nearest(queries, k, gallery)
 
 
 def test_a_gallery_in_a_file_is_searched_in_pieces(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_gallery_in_a_file_is_searched_in_pieces(tmp_path: Path) -> None:
     queries = np.asarray(gallery[[0, 150_003, 199_999]])
     tracemalloc.start()
     try:
-        _, found = nearest(queries, 3, gallery)
+        _, found = find_nearest(queries, 3, gallery)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -294,8 +294,8 @@ def test_memory_is_bounded(queries: int, k: int) -> None:
     x = unit_rows(12_000, 8)
     tracemalloc.start()
     try:
-        nearest(x[:queries], k, x)
-        ranks(x[:queries], np.arange(queries), x, below=k)
+        find_nearest(x[:queries], k, x)
+        find_ranks(x[:queries], np.arange(queries), x, below=k)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -26,8 +26,8 @@ from PIL import Image
 
 from embedding_learning.data import datasets
 from embedding_learning.data.datasets import cub200
-from embedding_learning.data.pixel_cache import open_store
-from embedding_learning.data.preprocessing import find_faults, read_image
+from embedding_learning.data.pixel_cache import open_pixel_cache
+from embedding_learning.data.preprocessing import find_decoding_errors, read_square
 from embedding_learning.errors import DataError
 from tests.fuzzing import crafted, samples
 from tests.helpers.paths import ROOT
@@ -59,8 +59,8 @@ def _read_data_set(path: Path) -> None:
     """What training and `check` do with a data set before a batch is drawn."""
     split = datasets.load(str(path), "nowhere")
     for part in split.parts:
-        part.file_stats(missing_ok=True)
-        for fault in find_faults(part, _SIZE, workers=1).values():
+        part.read_file_stats(missing_ok=True)
+        for fault in find_decoding_errors(part, _SIZE, workers=1).values():
             raise DataError(fault)
 
 
@@ -96,7 +96,7 @@ def _write_pictures(folder: Path) -> None:
 def _read_pictures(folder: Path) -> None:
     """Each file becomes pixels of 8 bits, or is refused."""
     for file in sorted(folder.iterdir()):
-        pixels = read_image(str(file), np.array([2, 3, 9, 9]), _SIZE)
+        pixels = read_square(str(file), np.array([2, 3, 9, 9]), _SIZE)
         assert (pixels.shape, pixels.dtype) == ((_SIZE, _SIZE, 3), np.uint8)
 
 
@@ -125,7 +125,7 @@ def _read_other_pictures(folder: Path) -> None:
     """Each is refused, unless a change has made a format of it that is read."""
     for file in sorted(folder.iterdir()):
         with contextlib.suppress(DataError):
-            assert read_image(str(file), None, _SIZE).dtype == np.uint8
+            assert read_square(str(file), None, _SIZE).dtype == np.uint8
 
 
 def _write_store(folder: Path) -> None:
@@ -138,7 +138,7 @@ def _write_store(folder: Path) -> None:
 
 
 def _read_store(folder: Path) -> None:
-    store = open_store(cub200.read(folder), _SIZE, folder / "store", workers=2)
+    store = open_pixel_cache(cub200.read(folder), _SIZE, folder / "store", workers=2)
     if store is not None:
         pixels, good = store
         assert pixels.sum() > 0 and good.all()

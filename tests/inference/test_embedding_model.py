@@ -17,7 +17,7 @@ import embedding_learning
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.data.batches import SequentialBatches
 from embedding_learning.data.datasets import cub200
-from embedding_learning.data.preprocessing import read_image
+from embedding_learning.data.preprocessing import read_square
 from embedding_learning.errors import DataError, UsageError
 from embedding_learning.inference import batched
 from embedding_learning.inference.embedding_model import EmbeddingModel, load_model
@@ -80,7 +80,7 @@ def test_embeddings_are_those_of_the_definition(
 ) -> None:
     paths = birds.paths[:11]
     found = model.embed(paths, batch_size=batch_size, workers=workers)
-    expected = by_hand(load_model(file).net, [read_image(path, None, IMAGE_SIZE) for path in paths])
+    expected = by_hand(load_model(file).net, [read_square(p, None, IMAGE_SIZE) for p in paths])
     assert (found.shape, found.dtype) == ((11, DIMENSION), np.float32)
     np.testing.assert_allclose(found, expected, atol=CLOSE)
     # Or the order would not show.
@@ -90,7 +90,7 @@ def test_embeddings_are_those_of_the_definition(
 def test_boxes_are_cut_out(file: Path, model: EmbeddingModel, birds: Any) -> None:
     rng = np.random.default_rng(3)
     boxes = np.column_stack([rng.integers(-5, 20, (9, 2)), rng.integers(8, 60, (9, 2))])
-    squares = [read_image(p, box, IMAGE_SIZE) for p, box in zip(birds.paths, boxes)]
+    squares = [read_square(p, box, IMAGE_SIZE) for p, box in zip(birds.paths, boxes)]
     found = model.embed(birds.paths[:9], boxes)
     np.testing.assert_allclose(found, by_hand(load_model(file).net, squares), atol=CLOSE)
     assert np.abs(found - model.embed(birds.paths[:9])).max() > 100 * CLOSE
@@ -254,7 +254,7 @@ def test_embed_all_gives_rows_and_labels_in_order_and_reports_each_batch(
         shape = (32, IMAGE_SIZE, IMAGE_SIZE, 3)
 
         def __getitem__(self, row: int) -> np.ndarray:
-            return read_image(birds.paths[row], None, IMAGE_SIZE)
+            return read_square(birds.paths[row], None, IMAGE_SIZE)
 
     batches = SequentialBatches(Squares(), birds.labels, 6, CROP_SIZE, 0)
     next(batches)
@@ -288,7 +288,7 @@ def test_a_further_layer_is_rebuilt(tmp_path: Path, birds: Any) -> None:
     net = save_model(path, "--feat-dim=24")
     model = load_model(path)
     assert (model.dimension, model.description["feat_dim"]) == (DIMENSION, 24)
-    squares = [read_image(path, None, IMAGE_SIZE) for path in birds.paths[:3]]
+    squares = [read_square(path, None, IMAGE_SIZE) for path in birds.paths[:3]]
     np.testing.assert_allclose(model.embed(birds.paths[:3]), by_hand(net, squares), atol=CLOSE)
 
 

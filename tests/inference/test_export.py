@@ -16,7 +16,7 @@ import pytest
 from mxnet import gluon, nd
 from mxnet.gluon import nn
 
-from embedding_learning.data.preprocessing import read_image
+from embedding_learning.data.preprocessing import read_square
 from embedding_learning.errors import UsageError
 from embedding_learning.inference.export import export_onnx, export_symbol
 from embedding_learning.model.net import ImageNormalization, MarginNet
@@ -307,7 +307,7 @@ def test_searching_with_onnxruntime_alone(tmp_path):
     )
     printed = [line.split() for line in run.stdout.splitlines()]
 
-    images = [read_image(str(tmp_path / path), None, 256) for path in ["query.jpg", *paths]]
+    images = [read_square(str(tmp_path / path), None, 256) for path in ["query.jpg", *paths]]
     pixels = np.stack([image[16:240, 16:240].transpose(2, 0, 1) for image in images])
     query, *gallery = net.embed(nd.array(pixels, dtype=np.uint8)).asnumpy()
     distances = np.linalg.norm(gallery - query, axis=1)

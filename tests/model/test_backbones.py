@@ -149,17 +149,17 @@ def test_features_have_their_shape(name: str, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_table_tells_parameters_and_features_of_each_network(name: str) -> None:
     """Nothing is computed: only shapes are."""
-    trunk = backbones.build(name)
+    backbone = backbones.build_uninitialized(name)
     expected = ARCHITECTURES[name]
     shape = (1, 3, expected.crop_size, expected.crop_size)
-    trunk.features.infer_shape(mx.nd.zeros(shape))
-    learned = [p for p in trunk.parameters.values() if p.grad_req != "null"]
+    backbone.features.infer_shape(mx.nd.zeros(shape))
+    learned = [p for p in backbone.parameters.values() if p.grad_req != "null"]
     assert sum(math.prod(parameter.shape) for parameter in learned) == expected.parameters
-    symbol = trunk.features(mx.sym.var("data"))
+    symbol = backbone.features(mx.sym.var("data"))
     _, ((count, *rest),), _ = symbol.infer_shape(data=shape)
     assert (count, math.prod(rest)) == (1, expected.features)
     # The last layer alone is missing.
-    layers = {parameter.rpartition(".")[0] for parameter in trunk.head}
+    layers = {parameter.rpartition(".")[0] for parameter in backbone.head}
     last = {"output", "output.0", "fc", "classifier", "out.3"}
     # GoogLeNet has it in two places.
     assert layers == {"head.2", "output"} if name == "googlenet" else len(layers & last) == 1
@@ -189,7 +189,7 @@ def test_the_features_of_a_network_without_an_order_are_before_its_last_layer(
 
     mx.random.seed(1)
     classifier = model_zoo.get_model(name)
-    features = backbones.build(name).features
+    features = backbones.build_uninitialized(name).features
     x = images(96 if name != "googlenet" else 224)[:1]
     for net in (classifier, features):
         net.initialize(mx.init.Xavier())
@@ -205,7 +205,7 @@ def test_the_features_of_a_network_without_an_order_are_before_its_last_layer(
 
 @needs_gluoncv
 def test_nothing_is_dropped_at_random_that_would_be_in_evaluation() -> None:
-    features = backbones.build("resnest26").features
+    features = backbones.build_uninitialized("resnest26").features
     features.initialize()
     with mx.autograd.train_mode():
         one, other = (features(images()).asnumpy() for _ in range(2))
@@ -215,14 +215,14 @@ def test_nothing_is_dropped_at_random_that_would_be_in_evaluation() -> None:
 def test_a_network_that_onednn_cannot_train_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MXNET_MKLDNN_ENABLED", raising=False)
     with pytest.raises(UsageError, match=r"^--model NASNet_4_1056: the oneDNN in MXNet fails"):
-        backbones.check_training("NASNet_4_1056", on_cpu=True)
+        backbones.check_trainable("NASNet_4_1056", on_cpu=True)
     for name in ("nasnet_7_1920", "nasnet_6_4032"):
         with pytest.raises(UsageError, match=f"^--model {name}: the oneDNN in MXNet fails"):
-            backbones.check_training(name, on_cpu=True)
-    backbones.check_training("nasnet_4_1056", on_cpu=False)
-    backbones.check_training("nasnet_5_1538", on_cpu=True)
+            backbones.check_trainable(name, on_cpu=True)
+    backbones.check_trainable("nasnet_4_1056", on_cpu=False)
+    backbones.check_trainable("nasnet_5_1538", on_cpu=True)
     monkeypatch.setenv("MXNET_MKLDNN_ENABLED", "0")
-    backbones.check_training("nasnet_4_1056", on_cpu=True)
+    backbones.check_trainable("nasnet_4_1056", on_cpu=True)
 
 
 # Pooling

@@ -14,7 +14,7 @@ from mxnet.gluon.model_zoo import vision
 
 from embedding_learning import MarginNet
 from embedding_learning.cli.train_flags import parse
-from embedding_learning.model.cpu_fusion import fuse_batch_norm_and_relu, trains_fused
+from embedding_learning.model.cpu_fusion import can_train_fused, fuse_batch_norm_and_relu
 from embedding_learning.training import build
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_networks import each_class
@@ -136,17 +136,17 @@ def train_a_step(backbone):
 
 def test_what_onednn_cannot_train_fused_is_trained_as_it_is():
     backbone = grouped_backbone()
-    assert train_a_step(backbone) == trains_fused(backbone, 14)
+    assert train_a_step(backbone) == can_train_fused(backbone, 14)
 
 
 def test_a_backbone_is_fused_where_the_trial_succeeds_only(monkeypatch):
-    assert trains_fused(plain_backbone(), 14)
+    assert can_train_fused(plain_backbone(), 14)
     assert train_a_step(plain_backbone())
 
     with monkeypatch.context() as patched:
         patched.setattr(mx.nd, "CachedOp", refuse)
-        assert not trains_fused(plain_backbone(), 14)
-    monkeypatch.setattr(build, "trains_fused", lambda features, size: False)
+        assert not can_train_fused(plain_backbone(), 14)
+    monkeypatch.setattr(build, "can_train_fused", lambda features, size: False)
     assert not train_a_step(plain_backbone())
 
 
@@ -158,7 +158,7 @@ def test_nothing_is_tried_where_nothing_can_be_fused(monkeypatch):
     monkeypatch.delattr(mx.nd, "CachedOp")
     backbone = nn.HybridSequential()
     backbone.add(nn.Conv2D(8, 3, in_channels=3), nn.Activation("relu"))
-    assert trains_fused(backbone, 14)
+    assert can_train_fused(backbone, 14)
 
 
 def test_without_onednn_nothing_is_fused():

@@ -75,7 +75,7 @@ def test_feat_dim_adds_one_layer():
 
 
 def test_the_sampling_is_the_one_given():
-    sampled = small_net(sampling=HardSampling).sampled
+    sampled = small_net(sampling=HardSampling).sampling
     assert isinstance(sampled, HardSampling)
     assert sampled._batch_k == 3
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from embedding_learning.original.free_runs import Run, mean_and_spread, read_log
+from embedding_learning.original.free_runs import Run, compute_mean_and_spread, read_log
 
 _LOG = """INFO:root:Epoch 0 learning rate=0.000100
 INFO:root:[Epoch 0, Iter 20] training loss=9.1
@@ -31,13 +31,13 @@ def _run(program: str, *recall_at_1: float) -> Run:
 
 def test_means_and_deviations_of_a_program_alone() -> None:
     runs = [_run("here", 0.1, 0.4), _run("the original", 9, 9), _run("here", 0.3, 0.8)]
-    mean, deviation = mean_and_spread(runs, "here")
+    mean, deviation = compute_mean_and_spread(runs, "here")
     np.testing.assert_allclose(mean, [[0.2] * 5, [0.6] * 5])
     # Of a sample: the root of the squared deviations' sum over one less than their number.
     np.testing.assert_allclose(deviation, [[np.sqrt(0.02)] * 5, [np.sqrt(0.08)] * 5])
 
 
 def test_a_single_seed_has_no_spread() -> None:
-    mean, deviation = mean_and_spread([_run("here", 0.25)], "here")
+    mean, deviation = compute_mean_and_spread([_run("here", 0.25)], "here")
     np.testing.assert_array_equal(mean, [[0.25] * 5])
     assert np.isnan(deviation).all()

@@ -62,6 +62,8 @@ def test_any_split_becomes_the_layout_of_cub(tmp_path: Path, boxes: bool) -> Non
 
 
 def test_what_a_process_said_last() -> None:
-    fault = processes.fault("the original", "at step 3", "Traceback\n  x\nValueError: no\n\n")
+    fault = processes.create_error(
+        "the original", "at step 3", "Traceback\n  x\nValueError: no\n\n"
+    )
     assert str(fault) == "the original failed at step 3: ValueError: no"
-    assert str(processes.fault("here", "at all", "")) == "here failed at all: without a word"
+    assert str(processes.create_error("here", "at all", "")) == "here failed at all: without a word"

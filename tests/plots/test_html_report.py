@@ -14,7 +14,7 @@ import pytest
 
 from embedding_learning.errors import UsageError
 from embedding_learning.plots import html_report
-from embedding_learning.plots.html_report import Picture
+from embedding_learning.plots.html_report import ReportFigure
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg"><circle r="5"/></svg>'
 NASTY = "</td><script>alert(1)</script>\"'&amp;{title} \ud800 %s 日本"
@@ -49,7 +49,7 @@ def written(folder: Path, **given: Any) -> str:
     """A report with what is given and else little."""
     values: dict[str, Any] = {"title": "A run", "command": "python3 train.py", "flags": {}}
     values.update({"versions": {}, "metrics": [], "pictures": [], **given})
-    html_report.write(str(folder / "report.html"), **values)
+    html_report.write_report(str(folder / "report.html"), **values)
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -70,7 +70,7 @@ def test_everything_given_stands_on_the_page(tmp_path: Path) -> None:
             flags={"--lr": 0.0001, "--gpus": ""},
             versions={"mxnet": "1.9.1"},
             metrics=[{"epoch": 3, "recall@1": 0.5}],
-            pictures=[Picture("Curves", str(tmp_path / "a.svg"), "Over the epochs.")],
+            pictures=[ReportFigure("Curves", str(tmp_path / "a.svg"), "Over the epochs.")],
             notes=["Written today."],
             notes_on_metrics=["2 of 9 images have no match."],
         )
@@ -94,7 +94,7 @@ def test_no_text_becomes_markup(tmp_path: Path) -> None:
             flags={NASTY: NASTY},
             versions={NASTY: NASTY},
             metrics=[{NASTY: NASTY}],
-            pictures=[Picture(NASTY, str(tmp_path / "a.svg"), NASTY)],
+            pictures=[ReportFigure(NASTY, str(tmp_path / "a.svg"), NASTY)],
             notes=[NASTY],
         )
     )
@@ -108,7 +108,7 @@ def test_no_text_becomes_markup(tmp_path: Path) -> None:
 
 def test_the_page_asks_for_nothing_and_runs_nothing(tmp_path: Path) -> None:
     path = photograph(tmp_path / "a.png", 8, 8)
-    html = written(tmp_path, pictures=[Picture("a", path)])
+    html = written(tmp_path, pictures=[ReportFigure("a", path)])
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in html
     assert not re.search(r"https?:|<script|<link|<iframe|@import|url\(|\son\w+=", html)
     assert "prefers-color-scheme: dark" in html
@@ -134,7 +134,7 @@ def test_a_value_that_is_no_number_hides_none(tmp_path: Path) -> None:
 
 def test_small_pictures_are_embedded_to_the_bit(tmp_path: Path) -> None:
     path = photograph(tmp_path / "a.png", 40, 30)
-    (image,) = Page(written(tmp_path, pictures=[Picture("a", path)])).images()
+    (image,) = Page(written(tmp_path, pictures=[ReportFigure("a", path)])).images()
     kind, content = image.split(",")
     assert kind == "data:image/png;base64"
     assert base64.b64decode(content) == Path(path).read_bytes()
@@ -142,7 +142,7 @@ def test_small_pictures_are_embedded_to_the_bit(tmp_path: Path) -> None:
 
 def test_large_pictures_are_embedded_small_enough(tmp_path: Path) -> None:
     path = photograph(tmp_path / "a.png", 3000, 1500)
-    html = written(tmp_path, pictures=[Picture("a", path)])
+    html = written(tmp_path, pictures=[ReportFigure("a", path)])
     kind, content = Page(html).images()[0].split(",")
     assert kind == "data:image/jpeg;base64"
     assert len(html) < 4.1e6
@@ -156,11 +156,11 @@ def test_large_pictures_are_embedded_small_enough(tmp_path: Path) -> None:
 def test_a_picture_that_cannot_be_read_is_told_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "missing.png"
     with pytest.raises(UsageError, match=r"missing\.png: cannot be read") as caught:
-        written(tmp_path, pictures=[Picture("a", str(path))])
+        written(tmp_path, pictures=[ReportFigure("a", str(path))])
     assert "\n" not in str(caught.value)
     path.write_bytes(b"no picture" * 200_000)
     with pytest.raises(UsageError, match=r"missing\.png: is damaged"):
-        written(tmp_path, pictures=[Picture("a", str(path))])
+        written(tmp_path, pictures=[ReportFigure("a", str(path))])
 
 
 def test_a_path_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_path_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> No
     (tmp_path / "folder.html").mkdir()
     for name in ("report.txt", "no/report.html", "folder.html"):
         with pytest.raises(UsageError, match=name) as caught:
-            html_report.write(str(tmp_path / name), "", "", {}, {}, nothing, nothing)
+            html_report.write_report(str(tmp_path / name), "", "", {}, {}, nothing, nothing)
         assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["folder.html"]
 
@@ -176,5 +176,5 @@ def test_a_path_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> No
 def test_a_former_report_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
     before = written(tmp_path)
     with pytest.raises(UsageError):
-        written(tmp_path, title="Other", pictures=[Picture("a", "missing.png")])
+        written(tmp_path, title="Other", pictures=[ReportFigure("a", "missing.png")])
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before

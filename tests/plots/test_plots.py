@@ -45,20 +45,20 @@ def small_map(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Thumbnails:
-    """Each image one colour of its own; remembers which were asked for."""
+    """Each image one color of its own; remembers which were asked for."""
 
     def __init__(self, height: int = 12, width: int = 12) -> None:
         self.asked: list[int] = []
         self._shape = (height, width, 3)
 
     @staticmethod
-    def colour(row: int) -> tuple[int, int, int]:
+    def color(row: int) -> tuple[int, int, int]:
         """Differs for rows below 8,000, and from what is drawn around photographs."""
         return 10 + row % 20 * 10, 10 + row // 20 % 20 * 10, 5 + row // 400 % 20 * 10
 
     def __call__(self, row: int) -> np.ndarray:
         self.asked.append(int(row))
-        return np.full(self._shape, self.colour(int(row)), np.uint8)
+        return np.full(self._shape, self.color(int(row)), np.uint8)
 
 
 def read(path: Path) -> np.ndarray:
@@ -69,8 +69,8 @@ def read(path: Path) -> np.ndarray:
 
 
 def where(image: np.ndarray, row: int) -> np.ndarray:
-    """Pixels (y, x) in the colour of the row's thumbnail."""
-    red, green, blue = Thumbnails.colour(row)
+    """Pixels (y, x) in the color of the row's thumbnail."""
+    red, green, blue = Thumbnails.color(row)
     return np.argwhere((image[..., 2] == blue) & (image[..., 1] == green) & (image[..., 0] == red))
 
 
@@ -90,7 +90,7 @@ def scattered(count: int) -> np.ndarray:
 @pytest.mark.parametrize("count", [1, 2, 40, 250])
 def test_every_photograph_shown_is_whole_and_at_its_place(tmp_path: Path, count: int) -> None:
     points, thumbnails = scattered(count), Thumbnails()
-    plots.tsne_photographs(points, thumbnails, str(tmp_path / "a.png"))
+    plots.plot_tsne_photographs(points, thumbnails, str(tmp_path / "a.png"))
     image = read(tmp_path / "a.png")
     assert len(thumbnails.asked) == len(set(thumbnails.asked)) >= 0.9 * count
     places = np.array([where(image, row) for row in thumbnails.asked])
@@ -110,7 +110,7 @@ def test_every_photograph_shown_is_whole_and_at_its_place(tmp_path: Path, count:
 def test_of_very_many_photographs_some_are_shown_large_enough(tmp_path: Path) -> None:
     thumbnails = Thumbnails()
     points = scattered(7000)
-    plots.tsne_photographs(points, thumbnails, str(tmp_path / "a.svg"), "Birds")
+    plots.plot_tsne_photographs(points, thumbnails, str(tmp_path / "a.svg"), "Birds")
     # 3,000 pixels for 32 photographs: 93 for each.
     assert 32 * 32 * 0.95 < len(thumbnails.asked) == len(set(thumbnails.asked)) <= 32 * 32
     heading = (
@@ -121,7 +121,7 @@ def test_of_very_many_photographs_some_are_shown_large_enough(tmp_path: Path) ->
 
 def test_photographs_on_one_spot_are_not_piled_up(tmp_path: Path) -> None:
     thumbnails = Thumbnails()
-    plots.tsne_photographs(np.zeros((100, 2)), thumbnails, str(tmp_path / "a.png"))
+    plots.plot_tsne_photographs(np.zeros((100, 2)), thumbnails, str(tmp_path / "a.png"))
     assert len(thumbnails.asked) == 5 * 5
 
 
@@ -142,7 +142,7 @@ def test_snapping_keeps_to_free_cells_near_the_point(grid: int) -> None:
 
 
 def test_a_photograph_keeps_its_shape(tmp_path: Path) -> None:
-    plots.tsne_photographs(np.zeros((1, 2)), Thumbnails(30, 60), str(tmp_path / "a.png"))
+    plots.plot_tsne_photographs(np.zeros((1, 2)), Thumbnails(30, 60), str(tmp_path / "a.png"))
     height, width = np.ptp(where(read(tmp_path / "a.png"), 0), axis=0) + 1
     assert width == 3000 // 8 - 2
     assert width / 2 == pytest.approx(height, abs=1)
@@ -171,7 +171,7 @@ def names_drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[float,
 
 def test_names_stand_apart_and_on_the_page(tmp_path: Path, names_drawn: list[Any]) -> None:
     names = [f"{label:03d}.Some_kind_of_bird_{label}" for label in range(40)]
-    plots.tsne_points(scattered(400), np.arange(400) % 40, names, str(tmp_path / "a.png"))
+    plots.plot_tsne_points(scattered(400), np.arange(400) % 40, names, str(tmp_path / "a.png"))
     height, width, _ = read(tmp_path / "a.png").shape
     texts, boxes = zip(*names_drawn)
     assert len(texts) > 30
@@ -192,7 +192,7 @@ def test_a_name_stands_where_most_of_its_class_is() -> None:
 def test_names_without_room_are_counted(tmp_path: Path, names_drawn: list[Any]) -> None:
     """All classes are on one spot."""
     names = [f"A long name that covers much {label}" for label in range(100)]
-    plots.tsne_points(np.zeros((200, 2)), np.arange(200) % 100, names, str(tmp_path / "a.svg"))
+    plots.plot_tsne_points(np.zeros((200, 2)), np.arange(200) % 100, names, str(tmp_path / "a.svg"))
     assert 1 <= len(names_drawn) < 50
     left_out = 100 - len(names_drawn)
     heading = f"Images: 200. Classes: 100, {left_out} of them without room for the name"
@@ -202,42 +202,42 @@ def test_names_without_room_are_counted(tmp_path: Path, names_drawn: list[Any]) 
 def test_more_than_a_hundred_classes_are_not_named(tmp_path: Path, names_drawn: list[Any]) -> None:
     path = tmp_path / "a.svg"
     names = [f"bird {label}" for label in range(101)]
-    plots.tsne_points(scattered(300), np.arange(300) % 101, names, str(path), "Birds")
+    plots.plot_tsne_points(scattered(300), np.arange(300) % 101, names, str(path), "Birds")
     assert texts(path) == ["Birds", "Images: 300. Classes: 101, too many to be named"]
     assert names_drawn == []
-    plots.tsne_points(scattered(300), np.arange(300) % 3, names, str(path), "Birds")
+    plots.plot_tsne_points(scattered(300), np.arange(300) % 3, names, str(path), "Birds")
     assert sorted(name for name, _ in names_drawn) == ["bird 0", "bird 1", "bird 2"]
 
 
-def test_classes_that_share_a_colour_are_far_apart() -> None:
-    centres = np.stack(np.meshgrid(range(6), range(6)), axis=-1).reshape(-1, 2).astype(float)
-    colours = tsne._far_apart(centres, np.ones(36))
-    assert len(np.unique(colours)) == len(tsne._PALETTE)
-    distance = np.linalg.norm(centres[:, None] - centres, axis=-1) + 9 * np.eye(36)
-    same = colours[:, None] == colours
+def test_classes_that_share_a_color_are_far_apart() -> None:
+    centers = np.stack(np.meshgrid(range(6), range(6)), axis=-1).reshape(-1, 2).astype(float)
+    colors = tsne._far_apart(centers, np.ones(36))
+    assert len(np.unique(colors)) == len(tsne._PALETTE)
+    distance = np.linalg.norm(centers[:, None] - centers, axis=-1) + 9 * np.eye(36)
+    same = colors[:, None] == colors
     assert distance[same].min() >= 2
 
 
-def test_the_points_are_coloured_by_class(tmp_path: Path) -> None:
+def test_the_points_are_colored_by_class(tmp_path: Path) -> None:
     points = np.repeat([[0.0, 0.0], [1.0, 1.0]], 5, axis=0)
-    plots.tsne_points(points, np.repeat([7, 3], 5), [""] * 9, str(tmp_path / "a.png"))
+    plots.plot_tsne_points(points, np.repeat([7, 3], 5), [""] * 9, str(tmp_path / "a.png"))
     image = read(tmp_path / "a.png").astype(int)
-    dots = [np.argwhere(np.abs(image - _rgb(colour)).sum(axis=-1) < 20).mean(axis=0)
-            for colour in tsne._PALETTE[:2]]  # fmt: skip
+    dots = [np.argwhere(np.abs(image - _rgb(color)).sum(axis=-1) < 20).mean(axis=0)
+            for color in tsne._PALETTE[:2]]  # fmt: skip
     assert abs(dots[0] - dots[1]).min() > 1500
     sides = [np.sign(dot - np.array(image.shape[:2]) / 2).tolist() for dot in dots]
-    # Of equal classes the first has the first colour: 3, the second half.
+    # Of equal classes the first has the first color: 3, the second half.
     assert sides == [[1, 1], [-1, -1]]
 
 
-def test_points_of_no_known_class_are_grey_and_not_counted(
+def test_points_of_no_known_class_are_gray_and_not_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures: list[Any] = []
     monkeypatch.setattr(canvas, "save", lambda figure, _: figures.append(figure))
     points, path = np.random.default_rng(0).normal(size=(10, 2)), str(tmp_path / "a.png")
-    plots.tsne_points(points, np.repeat([-1, 0], 5), ["wren"], path)
-    plots.tsne_points(points, np.full(10, -1), [], path)
+    plots.plot_tsne_points(points, np.repeat([-1, 0], 5), ["wren"], path)
+    plots.plot_tsne_points(points, np.full(10, -1), [], path)
     written = [[text.get_text() for text in figure.axes[0].texts] for figure in figures]
     title = "t-SNE of the embeddings"
     assert written == [
@@ -246,21 +246,21 @@ def test_points_of_no_known_class_are_grey_and_not_counted(
     ]
     for figure, known in zip(figures, (5, 0)):
         (dots,) = figure.axes[0].collections
-        is_grey = (np.round(255 * dots.get_facecolors()[:, :3]) == _rgb(canvas.GREY)).all(axis=1)
-        assert is_grey.tolist() == [True] * (10 - known) + [False] * known
+        is_gray = (np.round(255 * dots.get_facecolors()[:, :3]) == _rgb(canvas.GRAY)).all(axis=1)
+        assert is_gray.tolist() == [True] * (10 - known) + [False] * known
 
 
-def _rgb(colour: str) -> np.ndarray:
-    return np.round(255 * np.array(matplotlib.colors.to_rgb(colour))).astype(int)
+def _rgb(color: str) -> np.ndarray:
+    return np.round(255 * np.array(matplotlib.colors.to_rgb(color))).astype(int)
 
 
 @pytest.mark.parametrize("points", [np.zeros((0, 2)), np.zeros((3, 3)), np.full((2, 2), np.inf)])
 def test_what_are_no_points_is_refused(tmp_path: Path, points: np.ndarray) -> None:
     with pytest.raises(ValueError, match="points"):
-        plots.tsne_photographs(points, Thumbnails(), str(tmp_path / "a.png"))
+        plots.plot_tsne_photographs(points, Thumbnails(), str(tmp_path / "a.png"))
 
 
-# Queries and their neighbours
+# Queries and their neighbors
 
 
 def test_average_precision_follows_the_definition() -> None:
@@ -325,12 +325,12 @@ def test_few_queries_are_shared_out(count: int, sizes: list[int]) -> None:
 
 
 def frame(image: np.ndarray, row: int) -> np.ndarray:
-    """The commonest colour of the pixels just above a photograph."""
+    """The commonest color of the pixels just above a photograph."""
     places = where(image, row)
     top, left = places.min(axis=0)
     above = image[top - 3, left : left + 150]
-    colours, counts = np.unique(above, axis=0, return_counts=True)
-    return colours[counts.argmax()]
+    colors, counts = np.unique(above, axis=0, return_counts=True)
+    return colors[counts.argmax()]
 
 
 def drawn_gallery(path: Path, **given: Any) -> Thumbnails:
@@ -343,17 +343,17 @@ def drawn_gallery(path: Path, **given: Any) -> Thumbnails:
     distances[0] = [0.25, 0.5, 1.125]
     groups = {"Best": np.array([0]), "Worst": np.array([4])}
     names = ["001.Green_Jay", "Rock Wren", "Mallard"]
-    plots.gallery(groups, found, distances, labels, names, thumbnails, str(path), **given)
+    plots.plot_gallery(groups, found, distances, labels, names, thumbnails, str(path), **given)
     return thumbnails
 
 
-def test_right_neighbours_are_framed_green_and_wrong_ones_red(tmp_path: Path) -> None:
+def test_right_neighbors_are_framed_green_and_wrong_ones_red(tmp_path: Path) -> None:
     thumbnails = drawn_gallery(tmp_path / "a.png")
     assert sorted(thumbnails.asked) == list(range(8))
     image = read(tmp_path / "a.png")
-    for row, colour in ((0, canvas.INK), (1, "#14803c"), (2, "#d7263d"), (3, "#d7263d"),
+    for row, color in ((0, canvas.INK), (1, "#14803c"), (2, "#d7263d"), (3, "#d7263d"),
                         (5, "#14803c"), (6, "#d7263d")):  # fmt: skip
-        np.testing.assert_array_equal(frame(image, row), _rgb(colour))
+        np.testing.assert_array_equal(frame(image, row), _rgb(color))
         # The photograph is whole: no frame lies over it.
         assert len(where(image, row)) == 168 * 168
     left = [where(image, row)[:, 1].min() for row in (0, 1, 2, 3)]
@@ -374,7 +374,7 @@ def test_sign_distance_and_name_are_legend_below(tmp_path: Path) -> None:
 def test_queries_may_be_searched_in_a_gallery(tmp_path: Path) -> None:
     """The gallery's image 0 is of class 1, and has thumbnails of its own."""
     queries, searched = Thumbnails(), Thumbnails()
-    plots.gallery(
+    plots.plot_gallery(
         {"All": np.array([1])},
         np.array([[0, 1], [0, 1]]),
         np.zeros((2, 2)),
@@ -390,11 +390,11 @@ def test_queries_may_be_searched_in_a_gallery(tmp_path: Path) -> None:
 
 def search(path: Path, queries: int, k: int, **given: Any) -> tuple[Thumbnails, Thumbnails]:
     own, found = Thumbnails(), Thumbnails()
-    neighbours_found = np.arange(queries * k).reshape(queries, k) + 500
-    plots.search_results(
+    neighbors_found = np.arange(queries * k).reshape(queries, k) + 500
+    plots.plot_search_results(
         [f"query{query}.jpg" for query in range(queries)],
         own,
-        neighbours_found,
+        neighbors_found,
         np.full((queries, k), 0.5),
         [f"{row}.jpg" for row in range(500 + queries * k)],
         found,
@@ -415,7 +415,7 @@ def test_search_results_are_framed_only_if_they_are_judged(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("judged", [None, True])
-def test_a_single_neighbour_leaves_room_for_the_line_above(
+def test_a_single_neighbor_leaves_room_for_the_line_above(
     tmp_path: Path, judged: bool | None
 ) -> None:
     right = None if judged is None else np.array([[judged]])
@@ -424,7 +424,7 @@ def test_a_single_neighbour_leaves_room_for_the_line_above(
     assert heading.startswith("Left: the query.") and heading.endswith(".")
 
 
-def test_many_neighbours_stand_on_further_lines(tmp_path: Path) -> None:
+def test_many_neighbors_stand_on_further_lines(tmp_path: Path) -> None:
     search(tmp_path / "a.png", 2, 25)
     image = read(tmp_path / "a.png")
     places = np.array([where(image, row) for row in range(500, 550)])
@@ -489,7 +489,7 @@ def test_metrics_are_named_in_the_curves_as_papers_write_them() -> None:
 
 def test_a_panel_is_drawn_for_what_is_recorded(tmp_path: Path) -> None:
     path = tmp_path / "a.svg"
-    plots.curves(RUN, str(path), "Birds")
+    plots.plot_run_curves(RUN, str(path), "Birds")
     titles = ["Recall on the test images", "Other metrics", "Training loss, mean of a batch",
               "Beta over the classes", "Learning rate"]  # fmt: skip
     found = texts(path)
@@ -513,7 +513,9 @@ def test_the_axis_counts_epochs_as_the_log_does(
 ) -> None:
     path = tmp_path / "a.svg"
     evaluations = [record("evaluation", epoch, **{"recall@1": 0.5}) for epoch in epochs]
-    plots.curves([record("evaluation", None, **{"recall@1": 0.25}), *evaluations], str(path))
+    plots.plot_run_curves(
+        [record("evaluation", None, **{"recall@1": 0.25}), *evaluations], str(path)
+    )
     found = texts(path)
     assert found[1 : found.index("end of epoch, counted from 0")] == ticks
 
@@ -531,7 +533,7 @@ def test_the_axis_counts_epochs_as_the_log_does(
 )
 def test_records_without_values_are_not_drawn(tmp_path: Path, records: Any) -> None:
     with pytest.raises(DataError, match=r"^birds\.run: no values are recorded yet, so .* nothing"):
-        plots.curves(records, str(tmp_path / "a.svg"), "birds.run")
+        plots.plot_run_curves(records, str(tmp_path / "a.svg"), "birds.run")
     assert os.listdir(tmp_path) == []
 
 
@@ -548,7 +550,7 @@ def test_records_without_values_are_not_drawn(tmp_path: Path, records: Any) -> N
     ],
 )
 def test_odd_values_are_drawn(tmp_path: Path, values: dict[str, float]) -> None:
-    plots.curves([record("interval", 0, batch=20, **values)], str(tmp_path / "a.png"))
+    plots.plot_run_curves([record("interval", 0, batch=20, **values)], str(tmp_path / "a.png"))
     image = read(tmp_path / "a.png")
     assert (np.ptp(image, axis=-1) > 50).any() or "beta_min" in values
 
@@ -557,7 +559,7 @@ def test_many_metrics_are_shared_among_panels(tmp_path: Path) -> None:
     metrics = {f"recall@{k}": k / 99 for k in range(1, 16)}
     panels = curves._metric_panels([record("evaluation", 0, **metrics)])
     assert [len(panel.values) for panel in panels] == [7, 7, 1]
-    plots.curves([record("evaluation", 0, **metrics)], str(tmp_path / "a.svg"))
+    plots.plot_run_curves([record("evaluation", 0, **metrics)], str(tmp_path / "a.svg"))
     assert {f"Recall@{k}" for k in range(1, 15)} <= set(texts(tmp_path / "a.svg"))
 
 
@@ -589,7 +591,7 @@ def legend_below(path: Path, heading: str) -> list[str]:
 def test_distances_of_the_first_and_the_last_epoch_are_drawn(tmp_path: Path) -> None:
     path = tmp_path / "a.svg"
     found = [counted(1, drawn=None), *RUN, *map(counted, (3, 4, 7, 7)), counted(9, drawn=[])]
-    plots.distances(found, str(path), "Birds")
+    plots.plot_distances(found, str(path), "Birds")
     assert texts(path)[0] == "Birds"
     assert legend_below(path, "All negative") == ["epoch 3", "epoch 7", "q(D), 128 dimensions"]
     drawn = ["all, epoch 7", "positives, epoch 7", "drawn, epoch 3", "drawn, epoch 7", "cutoffs"]
@@ -597,7 +599,7 @@ def test_distances_of_the_first_and_the_last_epoch_are_drawn(tmp_path: Path) -> 
     noises = [f"noise, σ = {noise}" for noise in ("0.01", "0.02", "0.05", "0.1")]
     assert legend_below(path, "Variance") == [*noises, "drawn, epoch 7"]
     assert "Variance of the gradient's direction, 128 dimensions" in texts(path)
-    plots.distances([counted(3, cutoffs=[])], str(path), "Birds")
+    plots.plot_distances([counted(3, cutoffs=[])], str(path), "Birds")
     assert legend_below(path, "All negative") == ["epoch 3", "q(D), 128 dimensions"]
     drawn = ["all, epoch 3", "positives, epoch 3", "drawn, epoch 3"]
     assert legend_below(path, "What the sampling drew") == drawn
@@ -639,10 +641,10 @@ def test_an_epochs_histograms_are_added_up_and_have_an_area_of_1() -> None:
 )
 def test_distances_that_no_run_records_are_left_out(tmp_path: Path, changes: Any) -> None:
     with pytest.raises(DataError, match=r"^birds\.run: no distances are recorded, so .* nothing"):
-        plots.distances([{**counted(), **changes}], str(tmp_path / "a.svg"), "birds.run")
+        plots.plot_distances([{**counted(), **changes}], str(tmp_path / "a.svg"), "birds.run")
     assert os.listdir(tmp_path) == []
     path = tmp_path / "b.svg"
-    plots.distances([counted(3), {**counted(4), **changes}], str(path))
+    plots.plot_distances([counted(3), {**counted(4), **changes}], str(path))
     assert legend_below(path, "All negative")[0] == "epoch 3"
 
 
@@ -660,14 +662,14 @@ def test_distances_that_no_run_records_are_left_out(tmp_path: Path, changes: Any
 )
 def test_odd_distances_are_drawn(tmp_path: Path, changes: Any) -> None:
     path = tmp_path / "a.svg"
-    plots.distances([counted(0, **changes), counted(2**31 - 1, **changes)], str(path))
+    plots.plot_distances([counted(0, **changes), counted(2**31 - 1, **changes)], str(path))
     has_density = changes.get("dimension") != 1
     assert len(legend_below(path, "All negative")) == 2 + has_density
 
 
 def test_what_is_drawn_lies_at_its_distance(tmp_path: Path) -> None:
     """The second panel's filled bar: all negatives, in the bin from 1.4 to 1.425."""
-    plots.distances([counted()], str(tmp_path / "a.png"))
+    plots.plot_distances([counted()], str(tmp_path / "a.png"))
     image = read(tmp_path / "a.png").astype(int)
     # A quarter of the blue on white; nothing else has it.
     y, x = np.nonzero(np.abs(image - (191, 220, 236)).max(axis=-1) <= 4)
@@ -679,9 +681,9 @@ def test_what_is_drawn_lies_at_its_distance(tmp_path: Path) -> None:
 
 
 def test_the_curves_of_a_run_do_not_change_by_its_distances(tmp_path: Path) -> None:
-    plots.curves(RUN, str(tmp_path / "a.svg"))
+    plots.plot_run_curves(RUN, str(tmp_path / "a.svg"))
     among = [RUN[0], RUN[1], counted(0), RUN[2], counted(0), *RUN[3:]]
-    plots.curves(among, str(tmp_path / "b.svg"))
+    plots.plot_run_curves(among, str(tmp_path / "b.svg"))
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
@@ -694,19 +696,21 @@ def test_any_name_can_be_drawn(tmp_path: Path, suffix: str) -> None:
     path, title, count = str(tmp_path / f"a.{suffix}"), "$\\frac{$ \ud800" + "W" * 9999, len(NASTY)
     rows, thumbnails = np.arange(count), Thumbnails()
     found, distances = rows[:, None], np.zeros((count, 1))
-    plots.tsne_photographs(scattered(2), thumbnails, path, title)
-    plots.tsne_points(scattered(count), rows, NASTY, path, title)
+    plots.plot_tsne_photographs(scattered(2), thumbnails, path, title)
+    plots.plot_tsne_points(scattered(count), rows, NASTY, path, title)
     groups = {name: rows[number : number + 1] for number, name in enumerate(NASTY)}
-    plots.gallery(groups, found, distances, rows, NASTY, thumbnails, path, title)
-    plots.search_results(NASTY, thumbnails, found, distances, NASTY, thumbnails, path, None, title)
-    plots.curves([record("evaluation", 0, **{name: 0.5 for name in NASTY})], path, title)
-    plots.distances([counted()], path, title)
+    plots.plot_gallery(groups, found, distances, rows, NASTY, thumbnails, path, title)
+    plots.plot_search_results(
+        NASTY, thumbnails, found, distances, NASTY, thumbnails, path, None, title
+    )
+    plots.plot_run_curves([record("evaluation", 0, **{name: 0.5 for name in NASTY})], path, title)
+    plots.plot_distances([counted()], path, title)
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "PNG"])
 def test_the_same_picture_is_the_same_bytes(tmp_path: Path, suffix: str) -> None:
     for name in "ab":
-        plots.tsne_points(
+        plots.plot_tsne_points(
             scattered(9), np.arange(9), list("abcdefghi"), str(tmp_path / f"{name}.{suffix}")
         )
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"a.{suffix}", f"b.{suffix}"]
@@ -724,15 +728,17 @@ def test_a_path_that_cannot_be_written_is_told_before_drawing(tmp_path: Path, na
     path = str(tmp_path / name) if name else ""
     match = "^" + re.escape(path)
     with pytest.raises(UsageError, match=match) as caught:
-        plots.tsne_photographs(scattered(5), thumbnails, path)
+        plots.plot_tsne_photographs(scattered(5), thumbnails, path)
     assert "\n" not in str(caught.value)
     assert thumbnails.asked == []
     for draw_other in (
-        lambda: plots.tsne_points(scattered(1), np.zeros(1, int), ["a"], path),
-        lambda: plots.gallery({}, *[np.zeros((1, 1))] * 2, np.zeros(1), [], thumbnails, path),
-        lambda: plots.search_results([], thumbnails, *[np.zeros((0, 1))] * 2, [], thumbnails, path),
-        lambda: plots.curves([], path),
-        lambda: plots.distances([], path),
+        lambda: plots.plot_tsne_points(scattered(1), np.zeros(1, int), ["a"], path),
+        lambda: plots.plot_gallery({}, *[np.zeros((1, 1))] * 2, np.zeros(1), [], thumbnails, path),
+        lambda: plots.plot_search_results(
+            [], thumbnails, *[np.zeros((0, 1))] * 2, [], thumbnails, path
+        ),
+        lambda: plots.plot_run_curves([], path),
+        lambda: plots.plot_distances([], path),
     ):
         with pytest.raises(UsageError, match=match):
             draw_other()
@@ -743,7 +749,7 @@ def test_a_full_disk_leaves_the_former_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.svg"
-    plots.curves(RUN, str(path))
+    plots.plot_run_curves(RUN, str(path))
     before = path.read_bytes()
 
     def full(*_: Any) -> None:
@@ -751,16 +757,16 @@ def test_a_full_disk_leaves_the_former_picture(
 
     monkeypatch.setattr(canvas.os, "replace", full)
     with pytest.raises(UsageError, match=r"a\.svg: cannot be written: No space left on device"):
-        plots.curves(RUN[:1], str(path))
+        plots.plot_run_curves(RUN[:1], str(path))
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.svg"]
 
 
 def test_a_users_own_settings_change_nothing(tmp_path: Path) -> None:
-    plots.curves(RUN, str(tmp_path / "a.svg"))
+    plots.plot_run_curves(RUN, str(tmp_path / "a.svg"))
     own = {"axes.facecolor": "black", "font.size": 40, "svg.fonttype": "none", "lines.marker": "x"}
     with matplotlib.rc_context(own):
-        plots.curves(RUN, str(tmp_path / "b.svg"))
+        plots.plot_run_curves(RUN, str(tmp_path / "b.svg"))
         assert matplotlib.rcParams["font.size"] == 40
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
@@ -885,7 +891,7 @@ def test_an_installed_typeface_draws_what_the_first_lacks(
     assert canvas.text_width("鳥鳥", 100) - canvas.text_width("鳥", 100) == pytest.approx(
         100, abs=1
     )
-    plots.tsne_points(np.zeros((1, 2)), np.array([0]), ["鳥"], str(tmp_path / "a.png"))
+    plots.plot_tsne_points(np.zeros((1, 2)), np.array([0]), ["鳥"], str(tmp_path / "a.png"))
     assert caplog.messages == []
 
 
@@ -901,7 +907,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, panels: Any, caption:
     figures = []
     save = canvas.save
     monkeypatch.setattr(canvas, "save", lambda f, path: (figures.append(f), save(f, path)))
-    plots.spreads(panels, str(tmp_path / "spreads.png"), caption)
+    plots.plot_comparison(panels, str(tmp_path / "spreads.png"), caption)
     return figures[0]
 
 

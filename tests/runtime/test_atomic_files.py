@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding_learning.runtime.atomic_files import replaced_whole
+from embedding_learning.runtime.atomic_files import atomic_write
 from tests.helpers.paths import ROOT
 
 
@@ -25,7 +25,7 @@ def test_the_file_is_replaced_when_the_block_ends(tmp_path: Path, former: bytes 
     before = {} if former is None else {"file": former}
     for name, content in before.items():
         (tmp_path / name).write_bytes(content)
-    with replaced_whole(str(path)) as partial:
+    with atomic_write(str(path)) as partial:
         assert partial == f"{path}.{os.getpid()}.partial"
         assert contents(tmp_path) == before
         Path(partial).write_bytes(b"new")
@@ -40,7 +40,7 @@ def test_an_exception_leaves_the_former_file_alone(
 ) -> None:
     (tmp_path / "file").write_bytes(b"former")
     raised = error("why")
-    with pytest.raises(error) as caught, replaced_whole(tmp_path / "file") as partial:
+    with pytest.raises(error) as caught, atomic_write(tmp_path / "file") as partial:
         if written:
             Path(partial).write_bytes(written)
         raise raised
@@ -50,7 +50,7 @@ def test_an_exception_leaves_the_former_file_alone(
 
 def test_a_block_that_writes_nothing_leaves_the_former_file_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"former")
-    with pytest.raises(FileNotFoundError), replaced_whole(tmp_path / "file"):
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "file"):
         pass
     assert contents(tmp_path) == {"file": b"former"}
 
@@ -72,13 +72,13 @@ def test_the_bytes_are_on_the_disk_before_the_name_and_the_name_before_the_end(
     monkeypatch.setattr(os, "replace", watch_replace)
     monkeypatch.chdir(tmp_path)
     for path in (tmp_path / "file", Path("file")):
-        with replaced_whole(path) as partial:
+        with atomic_write(path) as partial:
             Path(partial).write_bytes(b"new")
         name = f"{tmp_path / 'file'}.{os.getpid()}.partial"
         assert steps == [name, "replace", str(tmp_path)]
         steps.clear()
     before = len(os.listdir("/proc/self/fd"))
-    with replaced_whole("file") as partial:
+    with atomic_write("file") as partial:
         Path(partial).write_bytes(b"new")
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -93,7 +93,7 @@ def test_a_failing_disk_leaves_the_former_file_alone(
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, call, fail)
-    with pytest.raises(OSError) as caught, replaced_whole(tmp_path / "file") as partial:
+    with pytest.raises(OSError) as caught, atomic_write(tmp_path / "file") as partial:
         Path(partial).write_bytes(b"new")
     assert caught.value.errno == errno.EIO
     assert contents(tmp_path) == {"file": b"former"}
@@ -111,25 +111,25 @@ def test_a_folder_that_cannot_be_flushed_is_no_error(
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", refuse_folders)
-    with replaced_whole(tmp_path / "file") as partial:
+    with atomic_write(tmp_path / "file") as partial:
         Path(partial).write_bytes(b"new")
     assert contents(tmp_path) == {"file": b"new"}
 
 
 def test_a_target_that_is_a_folder_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").mkdir()
-    with pytest.raises(IsADirectoryError), replaced_whole(tmp_path / "file") as partial:
+    with pytest.raises(IsADirectoryError), atomic_write(tmp_path / "file") as partial:
         Path(partial).write_bytes(b"new")
     assert os.listdir(tmp_path) == ["file"]
 
 
 _FILL = """
 import resource, sys
-from embedding_learning.runtime.atomic_files import replaced_whole
+from embedding_learning.runtime.atomic_files import atomic_write
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
 try:
-    with replaced_whole(sys.argv[1]) as partial, open(partial, "wb") as file:
+    with atomic_write(sys.argv[1]) as partial, open(partial, "wb") as file:
         file.write(bytes(9_000))
         file.write(bytes(9_000))
 except OSError as error:

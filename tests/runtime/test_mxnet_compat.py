@@ -191,7 +191,7 @@ def test_a_missing_package_is_explained(module: str, package: str) -> None:
     explanation = mxnet_compat.explain_import_error(error)
     assert explanation is not None
     assert f"package {package} is missing" in explanation
-    assert explanation.endswith(mxnet_compat.how_to_install("requirements.txt"))
+    assert explanation.endswith(mxnet_compat.format_install_command("requirements.txt"))
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_from_python_3_13_on_installing_takes_two_steps(
     monkeypatch: pytest.MonkeyPatch, python: tuple[int, int, int], commands: str
 ) -> None:
     monkeypatch.setattr(sys, "version_info", python)
-    assert mxnet_compat.how_to_install("requirements.txt") == commands
+    assert mxnet_compat.format_install_command("requirements.txt") == commands
 
 
 @pytest.mark.parametrize("program", [["train.py"], ["-m", "embedding_learning", "check"]])
@@ -218,7 +218,7 @@ def test_one_line_says_that_nothing_is_installed(program: list[str], tmp_path: P
     (tmp_path / "numpy.py").write_text("raise ModuleNotFoundError('none', name='numpy')\n")
     done = python(*program, PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
-    command = mxnet_compat.how_to_install("requirements.txt")
+    command = mxnet_compat.format_install_command("requirements.txt")
     assert done.stderr == f"{name}: error: The Python package numpy is missing: run {command}\n"
 
 

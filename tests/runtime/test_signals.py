@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from embedding_learning.errors import Interrupted
-from embedding_learning.runtime.signals import interrupted_by_signals, stop_on_signals
+from embedding_learning.runtime.signals import raise_on_signals, stop_on_signals
 from tests.helpers.paths import ROOT
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -203,7 +203,7 @@ def test_signals_are_seen_where_nobody_reads_the_lines(
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_interrupts_at_once_outside_of_training(number: signal.Signals) -> None:
-    with pytest.raises(Interrupted) as interruption, interrupted_by_signals():
+    with pytest.raises(Interrupted) as interruption, raise_on_signals():
         os.kill(os.getpid(), number)
         time.sleep(10)
     assert interruption.value.number == number
@@ -215,7 +215,7 @@ def test_nobody_takes_an_interruption_for_an_error() -> None:
 
 
 def test_training_s_own_handling_goes_before_the_program_s() -> None:
-    with interrupted_by_signals():
+    with raise_on_signals():
         with stop_on_signals() as request:
             os.kill(os.getpid(), signal.SIGINT)
             until(lambda: request.number)

@@ -44,7 +44,7 @@ def test_closed_streams_change_no_status(command: list[str], status: int, redire
 def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
     """What libraries print would be written into it."""
     code = (
-        "import os, sys; from embedding_learning.runtime import startup; startup.mend_streams()\n"
+        "import os, sys; from embedding_learning.runtime import startup; startup.repair_streams()\n"
         "file = open(sys.argv[1], 'w'); print('lost'); os.write(1, b'lost'); os.write(2, b'lost')\n"
         "file.write(str(file.fileno()))"
     )
@@ -59,7 +59,7 @@ def test_names_that_the_terminal_cannot_write_are_escaped(
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", encoding)
     code = (
-        "from embedding_learning.runtime.startup import mend_streams; mend_streams(); "
+        "from embedding_learning.runtime.startup import repair_streams; repair_streams(); "
         "print('a\\u9ce5\\udcff.jpg')"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60)

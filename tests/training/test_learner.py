@@ -32,7 +32,7 @@ def draw_from_the_next_class(monkeypatch, batch_k=2):
         rows = F.where(past_end > 0, past_end - 1, row + batch_k)
         return F.broadcast_add(F.expand_dims(rows, axis=1), F.zeros_like(like))
 
-    monkeypatch.setattr("embedding_learning.model.sampling.DistanceWeightedSampling._draw", draw)
+    monkeypatch.setattr("embedding_learning.model.sampling.DistanceWeightedSampling._sample", draw)
 
 
 @pytest.mark.shared
@@ -53,8 +53,8 @@ def test_golden_two_steps_of_the_whole_network(golden, shared, monkeypatch):
     net.dense.bias.set_data(nd.array(golden["step/dense_bias0"]))
     given = iter(golden["step/negative_indices"])
     monkeypatch.setattr(
-        net.sampled,
-        "_draw",
+        net.sampling,
+        "_sample",
         lambda F, weights, row, like: nd.array(next(given)).reshape(like.shape),
     )
     beta = build.build_beta(opt, len(golden["step/beta2"]), devices)

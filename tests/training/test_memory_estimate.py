@@ -114,7 +114,7 @@ def fault(monkeypatch: pytest.MonkeyPatch, memory: int, *flags: str) -> str:
     """
     opt = options(*SMALL, *flags)
     sizes = {number: memory * (1 + (number != opt.gpus[-1])) for number in opt.gpus}
-    monkeypatch.setattr(memory_estimate.gpus, "total_memory", sizes.__getitem__)
+    monkeypatch.setattr(memory_estimate.gpus, "read_total_memory", sizes.__getitem__)
     error = mx.base.MXNetError("line 161\nMXNetError: cudaMalloc retry failed: out of memory")
     with pytest.raises(TrainingError) as raised, memory_estimate.memory_faults(opt):
         raise error

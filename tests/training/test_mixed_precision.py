@@ -20,7 +20,7 @@ from mxnet.gluon import nn
 from embedding_learning import MarginNet, load_model
 from embedding_learning.cli import train
 from embedding_learning.distributed.synchronous import GradientSum
-from embedding_learning.distributed.worker_group import Job
+from embedding_learning.distributed.worker_group import WorkerGroup
 from embedding_learning.errors import TrainingError, UsageError
 from embedding_learning.evaluation.metrics import recall_at_k
 from embedding_learning.model.net import ImageNormalization
@@ -497,15 +497,15 @@ def test_two_devices_have_the_same_weights_and_nearly_those_of_float32(
 def test_what_overflows_in_another_process_is_left_out_here_too(float16_works: None) -> None:
     """So that all go on with one scale."""
 
-    class WithAnother(Job):
+    class WithAnother(WorkerGroup):
         size = 2
 
-        def queue_total(self, arrays: list[nd.NDArray]) -> list[nd.NDArray]:
+        def queue_sum(self, arrays: list[nd.NDArray]) -> list[nd.NDArray]:
             return [*arrays, nd.array([0.5, np.inf, 0.0])]
 
     learning = new_learner()
     learning.loss_scale.value = 64.0
-    learning.job = WithAnother()
+    learning.group = WithAnother()
     before = values_of(learning)
     assert step_of(learning, 0).overflowed
     assert learning.loss_scale.value == 32

@@ -11,14 +11,26 @@ from pathlib import Path
 
 from embedding_learning.data.datasets import glyphs, registry
 from embedding_learning.data.datasets.registry import NAMES
-from embedding_learning.data.datasets.splits import by_class_order, every_class, hold_out
+from embedding_learning.data.datasets.splits import (
+    hold_out_validation_classes,
+    make_test_only_split,
+    split_by_class_order,
+)
 from embedding_learning.data.image_set import ImageSet, Split
 from embedding_learning.errors import DataError
 
-__all__ = ["NAMES", "TESTS", "DataError", "ImageSet", "Split", "hold_out", "load"]
+__all__ = [
+    "NAMES",
+    "TEST_CHOICES",
+    "DataError",
+    "ImageSet",
+    "Split",
+    "hold_out_validation_classes",
+    "load",
+]
 
 # What tests; the first is the default.
-TESTS = ("split", "all")
+TEST_CHOICES = ("split", "all")
 
 
 def load(
@@ -27,12 +39,12 @@ def load(
     train_classes: int | None = None,
     name: str | None = None,
     use_boxes: bool = True,
-    test: str = TESTS[0],
-    usual_train_classes: int | None = None,
+    test: str = TEST_CHOICES[0],
+    default_train_classes: int | None = None,
 ) -> Split:
     """What trains, which may be nothing, and what tests.
 
-    Whether the images are there is for ``ImageSet.file_stats``.
+    Whether the images are there is for ``ImageSet.read_file_stats``.
 
     Parameters
     ----------
@@ -50,8 +62,8 @@ def load(
     use_boxes : bool
         Whether to read boxes where there are any.
     test : str
-        One of TESTS; with "all" every image tests and none trains, however the data is split.
-    usual_train_classes : int, optional
+        One of TEST_CHOICES; with "all" every image tests and none trains, whatever the split.
+    default_train_classes : int, optional
         Stands in for half of the classes where `train_classes` is not given.
 
     Raises
@@ -62,10 +74,10 @@ def load(
     """
     try:
         if name == glyphs.NAME or (name is None and data_path == glyphs.NAME):
-            layout, path = registry.GLYPHS, glyphs.cached(Path(cache_dir))
+            layout, path = registry.GLYPHS, glyphs.find_or_draw(Path(cache_dir))
         else:
             path = Path(data_path)
-            layout = registry.of_name(name) if name else registry.recognize(path)
+            layout = registry.find_format(name) if name else registry.recognize_format(path)
         found = layout.read(path, use_boxes)
         if isinstance(found, Split):
             found = replace(found, recall_at=layout.recall_at)
@@ -78,10 +90,10 @@ def load(
     if isinstance(found, ImageSet):
         title = layout.title or os.path.basename(os.path.abspath(path))
         if test == "all":
-            return every_class(title, found)
-        return by_class_order(title, path, found, train_classes, usual_train_classes)
+            return make_test_only_split(title, found)
+        return split_by_class_order(title, path, found, train_classes, default_train_classes)
     if test == "all":
-        return every_class(found.name, found)
+        return make_test_only_split(found.name, found)
     if train_classes is not None:
         raise DataError(
             f"--train-classes {train_classes}: the files of {path} decide the split "

@@ -18,10 +18,10 @@ import numpy as np
 
 from embedding_learning.data.datasets import mat_file
 from embedding_learning.data.datasets.text_files import (
-    check_each_once,
     check_folder,
-    check_plain,
-    to_box,
+    check_no_duplicates,
+    check_regular_file,
+    parse_box,
 )
 from embedding_learning.data.image_set import ImageSet
 from embedding_learning.errors import DataError
@@ -51,13 +51,13 @@ def read(folder: Path, use_boxes: bool = True) -> ImageSet:
         raise DataError(f"{file}: holds no image; {_LAYOUT}")
     for row, (path, number) in enumerate(zip(paths, numbers)):
         _check(path, number, class_names, place(row))
-    check_each_once(paths, place)
+    check_no_duplicates(paths, place)
 
     classes, class_of_image = np.unique([int(number) for number in numbers], return_inverse=True)
     boxes = None
     if use_boxes:
         rows = enumerate(zip(*corners))
-        boxes = np.array([to_box(box, place(row), corners=True) for row, box in rows])
+        boxes = np.array([parse_box(box, place(row), corners=True) for row, box in rows])
     return ImageSet(
         paths=[f"{folder}/{path}" for path in paths],
         labels=class_of_image.astype(np.int32),
@@ -69,7 +69,7 @@ def read(folder: Path, use_boxes: bool = True) -> ImageSet:
 def _read_mat(file: Path) -> tuple[dict[str, list[Any]], list[Any]]:
     """annotations, a list for each field, and class_names."""
     try:
-        check_plain(file)
+        check_regular_file(file)
         found = mat_file.read(file)
     except FileNotFoundError:
         raise DataError(f"{file}: no such file; {_LAYOUT}") from None

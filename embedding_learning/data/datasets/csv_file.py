@@ -13,8 +13,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from embedding_learning.data.datasets.splits import PARTS, Entry, by_lists
-from embedding_learning.data.datasets.text_files import check_plain, to_box
+from embedding_learning.data.datasets.splits import PARTS, ListedImage, split_by_lists
+from embedding_learning.data.datasets.text_files import check_regular_file, parse_box
 from embedding_learning.data.image_set import Split
 from embedding_learning.errors import DataError
 
@@ -47,16 +47,16 @@ def read(file: Path, use_boxes: bool = True) -> Split:
                 f"{place}: a path, a label and one of {', '.join(PARTS)} expected: "
                 f"{path!r}, {label!r}, {part!r}"
             )
-        box = to_box([row[column] for column in box_columns], place) if box_columns else None
-        entries.append(Entry(os.path.join(folder, path), label, part, box, file, line))
-    return by_lists(file.name, file, entries)
+        box = parse_box([row[column] for column in box_columns], place) if box_columns else None
+        entries.append(ListedImage(os.path.join(folder, path), label, part, box, file, line))
+    return split_by_lists(file.name, file, entries)
 
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
     """Line number and stripped values of each row that is not blank."""
     reader = None
     try:
-        check_plain(file)
+        check_regular_file(file)
         with open(file, encoding="utf-8-sig", newline="") as lines:
             reader = csv.reader(lines, skipinitialspace=True, strict=True)
             for row in reader:

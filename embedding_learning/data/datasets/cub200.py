@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from embedding_learning.data.datasets.text_files import (
-    check_each_once,
     check_folder,
+    check_no_duplicates,
+    parse_box,
+    parse_class_number,
     read_lines,
-    to_box,
-    to_class,
 )
 from embedding_learning.data.image_set import ImageSet
 from embedding_learning.errors import DataError
@@ -47,9 +47,9 @@ def read(folder: Path, use_boxes: bool = True) -> ImageSet:
     if use_boxes:
         _check_same_ids(folder / IMAGES, paths, folder / BOXES, boxes)
     lines = list(paths.values())
-    check_each_once([line.value for line in lines], lambda row: lines[row].where)
+    check_no_duplicates([line.value for line in lines], lambda row: lines[row].where)
 
-    numbers = [to_class(*labels[image]) for image in paths]
+    numbers = [parse_class_number(*labels[image]) for image in paths]
     classes, class_of_image = np.unique(numbers, return_inverse=True)
     boxes_in_order = [_box(boxes[image]) for image in paths] if use_boxes else None
     return ImageSet(
@@ -96,7 +96,7 @@ def _check_same_ids(
 
 def _box(line: _Line) -> list[int]:
     """x, y, width, height: their integer parts, as the original takes them."""
-    return to_box(line.value.split(), line.where)
+    return parse_box(line.value.split(), line.where)
 
 
 def _class_names(folder: Path, classes: np.ndarray) -> list[str]:

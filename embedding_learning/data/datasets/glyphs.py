@@ -72,7 +72,7 @@ GRADIENT = 30.0  # largest change of the ground's colour from the centre to the 
 BLUR = 0.8  # largest radius, pixels
 
 
-def cached(cache_dir: Path) -> Path:
+def find_or_draw(cache_dir: Path) -> Path:
     """Return the folder of the set under `cache_dir`, drawing it there if it is missing.
 
     Raises DataError if the folder cannot be written or the typefaces are missing.
@@ -96,7 +96,7 @@ def _draw_aside(folder: Path) -> None:
     aside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     aside.mkdir()
     try:
-        count = len(characters())
+        count = len(list_characters())
         total = count * len(FACES) * VIEWS
         logging.info(
             "Drawing the glyph set (%d images of %d characters) into %s.", total, count, folder
@@ -117,7 +117,7 @@ def _publish(aside: Path, folder: Path) -> None:
             raise
 
 
-def characters() -> list[str]:
+def list_characters() -> list[str]:
     """Return the characters in the order of their classes.
 
     Neighbours of one script go to different halves, so the training classes (first half)
@@ -127,7 +127,7 @@ def characters() -> list[str]:
     return [*ordered[0::2], *ordered[1::2]]
 
 
-def faces() -> dict[str, Path]:
+def find_fonts() -> dict[str, Path]:
     """Return the font file of each typeface in FACES.
 
     Raises DataError if matplotlib or one of its files is missing, or lacks a character.
@@ -140,7 +140,7 @@ def faces() -> dict[str, Path]:
             f"The glyph set needs the typefaces of matplotlib ({error}): pip install matplotlib."
         ) from error
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    wanted = {ord(character) for character in characters()}
+    wanted = {ord(character) for character in list_characters()}
     paths = {name: fonts / f"{name}.ttf" for name in FACES}
     for name, path in paths.items():
         if not path.is_file() or not wanted <= FT2Font(str(path)).get_charmap().keys():
@@ -159,14 +159,14 @@ def draw(folder: Path, drawn: Sequence[str] | None = None, views: int = VIEWS) -
     the arguments and on the installed fonts and libraries, and on nothing else.
     Raises DataError if the typefaces are missing, OSError if `folder` cannot be written.
     """
-    drawn = characters() if drawn is None else drawn
-    fonts = {name: load(path) for name, path in faces().items()}
+    drawn = list_characters() if drawn is None else drawn
+    fonts = {name: load_font(path) for name, path in find_fonts().items()}
     names = [f"{number:03d}.{_name(character)}" for number, character in enumerate(drawn, 1)]
     files: list[str] = []
     labels: list[int] = []
     for number, (character, name) in enumerate(zip(drawn, names), 1):
         (folder / "images" / name).mkdir(parents=True)
-        for file, image in images(character, number, fonts, views):
+        for file, image in render_images(character, number, fonts, views):
             files.append(f"{name}/{file}")
             labels.append(number)
             image.save(folder / "images" / name / file, format="PNG")
@@ -188,12 +188,12 @@ def _write(path: Path, values: Sequence[object]) -> None:
     path.write_bytes("".join(lines).encode())
 
 
-def images(
+def render_images(
     character: str, number: int, fonts: Mapping[str, ImageFont.FreeTypeFont], views: int = VIEWS
 ) -> Iterator[tuple[str, Image.Image]]:
     """Yield the file name and the picture of each image of class `number`."""
     for position, (face, font) in enumerate(fonts.items()):
-        ink = trace(character, font)
+        ink = draw_ink(character, font)
         for view in range(views):
             instance = position * views + view + 1
             # One generator an image: a change to one leaves all others as they were.
@@ -201,7 +201,7 @@ def images(
             yield f"{instance:02d}_{face}.png", render(ink, rng)
 
 
-def load(path: Path) -> ImageFont.FreeTypeFont:
+def load_font(path: Path) -> ImageFont.FreeTypeFont:
     """Return the typeface in the file `path`, large enough to be reduced in every view.
 
     Raises DataError if Pillow is missing or cannot read the file.
@@ -222,7 +222,7 @@ def load(path: Path) -> ImageFont.FreeTypeFont:
         ) from error
 
 
-def trace(character: str, font: ImageFont.FreeTypeFont) -> Image.Image:
+def draw_ink(character: str, font: ImageFont.FreeTypeFont) -> Image.Image:
     """Return the ink of `character` cropped to its edges: grey, 255 where there is ink."""
     from PIL import Image, ImageDraw
 
@@ -233,7 +233,7 @@ def trace(character: str, font: ImageFont.FreeTypeFont) -> Image.Image:
 
 
 def render(ink: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Return one random view of `ink` (from `trace`): RGB, SIZE x SIZE pixels, never clipped."""
+    """Return one random view of `ink` (from `draw_ink`): RGB, SIZE x SIZE pixels, never clipped."""
     from PIL import Image, ImageFilter
 
     side = SIZE * SCALE

@@ -48,13 +48,13 @@ def read(folder: Path) -> ImageSet:
     a folder above it or, within a class, to where another link has led.
     """
     check_folder(folder)
-    names = class_folders(folder)
+    names = list_class_folders(folder)
     if not names:
         raise DataError(
             f"{folder}: holds no class folders; name another folder with --data-path, or its "
             "layout with --dataset"
         )
-    listings = [images_below(f"{folder}/{name}") for name in names]
+    listings = [find_images(f"{folder}/{name}") for name in names]
     for name, (images, passed_over) in zip(names, listings):
         if not images:
             others = f" but {_counted(passed_over)}" if passed_over else ""
@@ -62,7 +62,7 @@ def read(folder: Path) -> ImageSet:
                 f"{folder / name}: holds no image ({' '.join(EXTENSIONS)}){others}; remove it, or "
                 "list the images in a CSV file and name that with --data-path"
             )
-    warn_of_passed_over(folder, sum((passed_over for _, passed_over in listings), Counter()))
+    warn_of_skipped_files(folder, sum((passed_over for _, passed_over in listings), Counter()))
     images_of_class = [images for images, _ in listings]
     counts = [len(images) for images in images_of_class]
     return ImageSet(
@@ -72,17 +72,17 @@ def read(folder: Path) -> ImageSet:
     )
 
 
-def class_folders(folder: Path) -> list[str]:
+def list_class_folders(folder: Path) -> list[str]:
     """The names of the folders in it, sorted."""
     return sorted(entry.name for entry in _entries(str(folder)) if entry.is_dir())
 
 
-def holds_pictures(folder: Path) -> bool:
+def has_images(folder: Path) -> bool:
     """Whether any of the folders in it holds an image, or a picture that is passed over."""
-    return any(any(images_below(f"{folder}/{name}")) for name in class_folders(folder))
+    return any(any(find_images(f"{folder}/{name}")) for name in list_class_folders(folder))
 
 
-def images_below(top: str) -> tuple[list[str], Counter[str]]:
+def find_images(top: str) -> tuple[list[str], Counter[str]]:
     """The image files of a folder and all folders below it, and how many pictures are passed over.
 
     The latter are counted by ending, such as .heic.
@@ -105,7 +105,7 @@ def images_below(top: str) -> tuple[list[str], Counter[str]]:
     return [f"{folder}/{name}" for folder, name in sorted(found)], passed_over
 
 
-def warn_of_passed_over(folder: Path | str, passed_over: Counter[str]) -> None:
+def warn_of_skipped_files(folder: Path | str, passed_over: Counter[str]) -> None:
     """A line that counts the pictures of formats that are not read, if there are any."""
     count = sum(passed_over.values())
     if count:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from embedding_learning.data.datasets.splits import Entry, by_lists
-from embedding_learning.data.datasets.text_files import check_folder, read_table, to_box
+from embedding_learning.data.datasets.splits import ListedImage, split_by_lists
+from embedding_learning.data.datasets.text_files import check_folder, parse_box, read_table
 from embedding_learning.data.image_set import Split
 from embedding_learning.errors import DataError
 
@@ -51,8 +51,8 @@ def read(folder: Path, use_boxes: bool = True) -> Split:
                 "without the boxes: --no-bbox"
             )
         box = None if boxes is None else boxes[image]
-        entries.append(Entry(start + image, item, part, box, file, line))
-    return by_lists(NAME, file, entries)
+        entries.append(ListedImage(start + image, item, part, box, file, line))
+    return split_by_lists(NAME, file, entries)
 
 
 def _here_or_in(folder: Path, below: str, name: str) -> Path:
@@ -79,5 +79,5 @@ def _boxes(file: Path) -> dict[str, list[int]]:
             raise DataError(
                 f"{file}:{line}: {image} stands here a second time; remove one of the lines"
             )
-        boxes[image] = to_box(corners, f"{file}:{line}", corners=True)
+        boxes[image] = parse_box(corners, f"{file}:{line}", corners=True)
     return boxes

@@ -23,7 +23,7 @@ from embedding_learning.data.image_set import ImageSet, Split
 from embedding_learning.errors import DataError
 
 
-class Layout(NamedTuple):
+class DatasetFormat(NamedTuple):
     """A data set, what gives it away, and its reader.
 
     ``traces`` are files, or folders if they end in a slash, below the data path; any one is enough,
@@ -38,41 +38,45 @@ class Layout(NamedTuple):
     recall_at: tuple[int, ...] = COMMON_RECALL_RANKS  # the ranks that papers report
 
 
-CSV = Layout("csv", (), csv_file.read)
-FOLDERS = Layout("folders", (), lambda folder, _: image_folder.read(folder))
-GLYPHS = Layout(glyphs.NAME, (), cub200.read, glyphs.NAME)
-LAYOUTS = (
-    Layout("cub200", (cub200.IMAGES, cub200.LABELS, cub200.BOXES), cub200.read, "CUB-200-2011"),
-    Layout("cars196", (cars196.ANNOTATIONS,), cars196.read, "Cars196"),
-    Layout(
+CSV = DatasetFormat("csv", (), csv_file.read)
+FOLDERS = DatasetFormat("folders", (), lambda folder, _: image_folder.read(folder))
+GLYPHS = DatasetFormat(glyphs.NAME, (), cub200.read, glyphs.NAME)
+FORMATS = (
+    DatasetFormat(
+        "cub200", (cub200.IMAGES, cub200.LABELS, cub200.BOXES), cub200.read, "CUB-200-2011"
+    ),
+    DatasetFormat("cars196", (cars196.ANNOTATIONS,), cars196.read, "Cars196"),
+    DatasetFormat(
         "sop",
         (sop.TRAIN, sop.TEST),
         lambda folder, _: sop.read(folder),
         recall_at=(1, 10, 100, 1000),
     ),
-    Layout(
+    DatasetFormat(
         "inshop",
         (inshop.PARTITION, f"Eval/{inshop.PARTITION}"),
         inshop.read,
         recall_at=(1, 10, 20, 30, 40, 50),
     ),
-    Layout("train-val", ("train/+val/", "train/+test/"), lambda folder, _: train_val.read(folder)),
+    DatasetFormat(
+        "train-val", ("train/+val/", "train/+test/"), lambda folder, _: train_val.read(folder)
+    ),
     FOLDERS,
     CSV,
     GLYPHS,
 )
-NAMES = tuple(layout.name for layout in LAYOUTS)
+NAMES = tuple(layout.name for layout in FORMATS)
 
 
-def of_name(name: str) -> Layout:
+def find_format(name: str) -> DatasetFormat:
     """Raises DataError if there is no such name."""
-    for layout in LAYOUTS:
+    for layout in FORMATS:
         if layout.name == name:
             return layout
     raise DataError(f"--dataset {name}: unknown; choose of {', '.join(NAMES)}")
 
 
-def recognize(path: Path) -> Layout:
+def recognize_format(path: Path) -> DatasetFormat:
     """Class folders are what a folder holds if nothing gives it away as something else.
 
     Raises DataError if it could be several data sets, or none.
@@ -80,15 +84,15 @@ def recognize(path: Path) -> Layout:
     if path.suffix.lower() == ".csv" and not path.is_dir():
         return CSV
     check_folder(path)
-    found = [(layout, trace) for layout in LAYOUTS if (trace := _trace(layout, path))]
+    found = [(layout, trace) for layout in FORMATS if (trace := _trace(layout, path))]
     if len(found) > 1:
         told = " or ".join(f"{layout.name} ({trace})" for layout, trace in found)
         raise DataError(f"{path}: could be {told}; say which with --dataset")
     if found:
         return found[0][0]
-    if image_folder.holds_pictures(path):
+    if image_folder.has_images(path):
         return FOLDERS
-    looked_for = [f"{' or '.join(item.traces)} ({item.name})" for item in LAYOUTS if item.traces]
+    looked_for = [f"{' or '.join(item.traces)} ({item.name})" for item in FORMATS if item.traces]
     raise DataError(
         f"{path}: no data set is recognized; looked for {', '.join(looked_for)} and class folders "
         "with images (folders); name another folder, or a .csv file, with --data-path, or the data "
@@ -96,7 +100,7 @@ def recognize(path: Path) -> Layout:
     )
 
 
-def _trace(layout: Layout, folder: Path) -> str | None:
+def _trace(layout: DatasetFormat, folder: Path) -> str | None:
     """The first trace of the layout that the folder holds."""
     for trace in layout.traces:
         names = trace.split("+")

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from embedding_learning.data.datasets.splits import Entry, by_lists
-from embedding_learning.data.datasets.text_files import check_folder, read_table, to_class
+from embedding_learning.data.datasets.splits import ListedImage, split_by_lists
+from embedding_learning.data.datasets.text_files import check_folder, parse_class_number, read_table
 from embedding_learning.data.image_set import Split
 from embedding_learning.errors import DataError
 
@@ -27,17 +27,17 @@ def read(folder: Path) -> Split:
     """
     check_folder(folder)
     entries = _entries(folder, TRAIN, "train") + _entries(folder, TEST, "test")
-    return by_lists(NAME, folder, entries)
+    return split_by_lists(NAME, folder, entries)
 
 
-def _entries(folder: Path, name: str, part: str) -> list[Entry]:
+def _entries(folder: Path, name: str, part: str) -> list[ListedImage]:
     file, start = folder / name, f"{folder}/"
     entries = []
     for line, (_, label, _, path) in read_table(
         file, "image_id class_id super_class_id path", _LAYOUT
     ):
-        number = to_class(label, f"{file}:{line}")
-        entries.append(Entry(start + path, number, part, None, file, line))
+        number = parse_class_number(label, f"{file}:{line}")
+        entries.append(ListedImage(start + path, number, part, None, file, line))
     if not entries:
         raise DataError(f"{file}: lists no image; fetch it again")
     return entries

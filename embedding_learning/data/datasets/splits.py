@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from embedding_learning.data.datasets.text_files import check_each_once
+from embedding_learning.data.datasets.text_files import check_no_duplicates
 from embedding_learning.data.image_set import ImageSet, Split
 from embedding_learning.errors import DataError
 
 PARTS = ("train", "test", "query", "gallery")
 
 
-class Entry(NamedTuple):
+class ListedImage(NamedTuple):
     """An image as a list names it, and the line where it does."""
 
     path: str
@@ -28,29 +28,29 @@ class Entry(NamedTuple):
     line: int
 
 
-def by_class_order(
+def split_by_class_order(
     name: str,
     folder: Path,
     images: ImageSet,
     train_classes: int | None,
-    usual_train_classes: int | None = None,
+    default_train_classes: int | None = None,
 ) -> Split:
     """The first classes train and the others test; by default half of them, rounded down.
 
-    Of a single class none trains by default. `usual_train_classes` takes the place of the half: the
-    number that a model was trained with.
+    Of a single class none trains by default. `default_train_classes` takes the place of the half:
+    the number that a model was trained with.
 
     Raises DataError if nothing would test, or `train_classes` is below 1.
     """
     classes = len(images.class_names)
-    if train_classes is None and usual_train_classes is not None:
-        if usual_train_classes >= classes:
+    if train_classes is None and default_train_classes is not None:
+        if default_train_classes >= classes:
             raise DataError(
                 f"{folder}: holds {classes} classes, but the model was trained on the first "
-                f"{usual_train_classes} of its data; --train-classes says how many train here, and "
-                "--test all tests every class"
+                f"{default_train_classes} of its data; --train-classes says how many train here, "
+                "and --test all tests every class"
             )
-        train_classes = usual_train_classes
+        train_classes = default_train_classes
     elif train_classes is None:
         train_classes = classes // 2
     elif not 1 <= train_classes < classes:
@@ -60,11 +60,11 @@ def by_class_order(
             f"--train-classes {train_classes}: {folder} holds {classes} classes, of which "
             f"{can_train if classes > 2 else too_few}"
         )
-    train = images.of_classes(0, train_classes)
-    return Split(name, train, images.of_classes(train_classes, classes))
+    train = images.select_classes(0, train_classes)
+    return Split(name, train, images.select_classes(train_classes, classes))
 
 
-def hold_out(split: Split, share: float) -> Split:
+def hold_out_validation_classes(split: Split, share: float) -> Split:
     """The last `share` of the training classes tests, among each other; the others train.
 
     It is rounded to whole classes, two at least. The data set's own test images are in no part of
@@ -82,20 +82,20 @@ def hold_out(split: Split, share: float) -> Split:
         raise DataError(f"--held-out {share}: {classes} classes train in {split.name}, {way_out}")
     return Split(
         split.name,
-        split.train.of_classes(0, trained),
-        split.train.of_classes(trained, classes),
-        is_held_out=True,
+        split.train.select_classes(0, trained),
+        split.train.select_classes(trained, classes),
+        is_tested_on_validation_classes=True,
         recall_at=split.recall_at,
     )
 
 
-def every_class(name: str, found: ImageSet | Split) -> Split:
+def make_test_only_split(name: str, found: ImageSet | Split) -> Split:
     """All images test, among each other, and none trains.
 
     Where lists split the data, a class that is named in several parts is one class.
     """
     images = found if isinstance(found, ImageSet) else _united(found.parts)
-    return Split(name, images.of_classes(0, 0), images, tests_every_class=True)
+    return Split(name, images.select_classes(0, 0), images, is_tested_on_all_classes=True)
 
 
 def _united(parts: Sequence[ImageSet]) -> ImageSet:
@@ -115,7 +115,7 @@ def _united(parts: Sequence[ImageSet]) -> ImageSet:
     )
 
 
-def unmeasurable(split: Split) -> list[str]:
+def list_recall_warnings(split: Split) -> list[str]:
     """Warnings of what Recall@K of the test images cannot show, one line each.
 
     Images without a partner (another image of their class among those that are searched) can only
@@ -142,7 +142,7 @@ def unmeasurable(split: Split) -> list[str]:
     return lines
 
 
-def by_lists(name: str, source: Path, entries: list[Entry]) -> Split:
+def split_by_lists(name: str, source: Path, entries: list[ListedImage]) -> Split:
     """Each image goes where its line says; queries are searched in the gallery if there is one.
 
     Classes are numbered in the order of their labels, those that train apart from those that
@@ -153,7 +153,7 @@ def by_lists(name: str, source: Path, entries: list[Entry]) -> Split:
     Raises DataError if an image stands twice, or there are queries without a gallery or the other
     way about.
     """
-    check_each_once(
+    check_no_duplicates(
         [entry.path for entry in entries], lambda row: f"{entries[row].file}:{entries[row].line}"
     )
     parts = {part: [entry for entry in entries if entry.part == part] for part in PARTS}
@@ -180,7 +180,7 @@ def by_lists(name: str, source: Path, entries: list[Entry]) -> Split:
     )
 
 
-def _image_set(entries: list[Entry], labels: Sequence[int | str]) -> ImageSet:
+def _image_set(entries: list[ListedImage], labels: Sequence[int | str]) -> ImageSet:
     """The images, the number of each class being the place of its label among `labels`."""
     numbers = {label: number for number, label in enumerate(labels)}
     boxes = [entry.box for entry in entries]
@@ -203,5 +203,5 @@ def log_split(split: Split) -> None:
         len(np.unique(split.test.labels)),
         f" against a gallery of {len(split.gallery)}" if split.gallery else "",
     )
-    for line in unmeasurable(split):
+    for line in list_recall_warnings(split):
         logging.warning(line)

@@ -34,7 +34,7 @@ def check_folder(folder: Path) -> None:
     )
 
 
-def check_plain(file: str | Path) -> None:
+def check_regular_file(file: str | Path) -> None:
     """Raises OSError unless this is a plain file of at most 512 MiB.
 
     A data set may hold a link to /dev/zero, which never ends, or a pipe, at which reading waits.
@@ -54,7 +54,7 @@ def read_lines(file: Path, layout: str) -> list[tuple[int, str]]:
     `layout` tells what the folder should hold, for the message where the file is missing.
     """
     try:
-        check_plain(file)
+        check_regular_file(file)
         with open(file, encoding="utf-8-sig") as lines:
             stripped = ((number, line.strip()) for number, line in enumerate(lines, start=1))
             found = [(number, line) for number, line in stripped if line]
@@ -96,7 +96,7 @@ def read_table(
     return rows
 
 
-def check_each_once(images: Sequence[str], place: Callable[[int], str]) -> None:
+def check_no_duplicates(images: Sequence[str], place: Callable[[int], str]) -> None:
     """Raises DataError where a list names an image again; `place` tells where a row stands."""
     if len(set(images)) == len(images):
         return
@@ -110,7 +110,7 @@ def check_each_once(images: Sequence[str], place: Callable[[int], str]) -> None:
         first[image] = row
 
 
-def to_class(value: str, place: str) -> int:
+def parse_class_number(value: str, place: str) -> int:
     """The number of a class; `place` tells where it stands."""
     # Longer ones do not fit into 64 bits, and Python refuses to read the longest.
     if not value.isdecimal() or len(value) > 18:
@@ -118,7 +118,7 @@ def to_class(value: str, place: str) -> int:
     return int(value)
 
 
-def to_box(values: Sequence[Any], place: str, corners: bool = False) -> list[int]:
+def parse_box(values: Sequence[Any], place: str, corners: bool = False) -> list[int]:
     """x, y, width and height in pixels: the integer parts of four numbers.
 
     With `corners` the numbers are the first column and row of the box and its last ones, counted

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from embedding_learning.data.datasets.image_folder import (
     EXTENSIONS,
-    images_below,
-    warn_of_passed_over,
+    find_images,
+    warn_of_skipped_files,
 )
 from embedding_learning.data.datasets.text_files import read_lines
 from embedding_learning.data.image_set import ImageSet, number_classes
 from embedding_learning.errors import DataError
 
 # The name of the class of an image whose class is not known.
-UNLABELLED = ""
+UNLABELED = ""
 # The input that stands for a list on the standard input, and the first character of a comment.
 STANDARD_INPUT, COMMENT = "-", "#"
 
@@ -38,7 +38,7 @@ def read(inputs: Sequence[str]) -> ImageSet:
     ImageSet
         The class of an image is the name of its folder in a folder of class folders: one whose
         images all lie in folders directly in it, two or more. All other images are of the class
-        UNLABELLED. Files of a list need not be there.
+        UNLABELED. Files of a list need not be there.
 
     Raises
     ------
@@ -55,24 +55,24 @@ def read(inputs: Sequence[str]) -> ImageSet:
         else:
             found = _images_of_file(name)
             paths += found
-            names += [UNLABELLED] * len(found)
+            names += [UNLABELED] * len(found)
     return ImageSet(paths, *number_classes(names))
 
 
 def _images_of_folder(name: str) -> list[str]:
-    found, passed_over = images_below(name.rstrip("/") or "/")
-    warn_of_passed_over(name, passed_over)
+    found, passed_over = find_images(name.rstrip("/") or "/")
+    warn_of_skipped_files(name, passed_over)
     if not found:
         raise DataError(f"{name}: holds no image ({' '.join(EXTENSIONS)}); name another folder")
     return found
 
 
 def _class_names(top: str, paths: list[str]) -> list[str]:
-    """The class of each of a folder's images; UNLABELLED unless these are class folders."""
+    """The class of each of a folder's images; UNLABELED unless these are class folders."""
     begin = len(top.rstrip("/"))
     folders = [os.path.dirname(path[begin:]).strip("/") for path in paths]
     is_flat = any(not folder or "/" in folder for folder in folders)
-    return [UNLABELLED] * len(paths) if is_flat or len(set(folders)) < 2 else folders
+    return [UNLABELED] * len(paths) if is_flat or len(set(folders)) < 2 else folders
 
 
 def _images_of_file(name: str) -> list[str]:

@@ -197,21 +197,21 @@ _TORCHVISION_FILES = {
 _CROPPED = 0.875
 
 
-def find(name: str) -> str | None:
+def resolve_name(name: str) -> str | None:
     """As Gluon or gluoncv spells a name, given in any case; None if there is no such backbone."""
     name = TORCHVISION_NAMES.get(name.lower(), name.lower())
     return name if name in ARCHITECTURES else None
 
 
-def nearest(name: str) -> list[str]:
+def suggest_names(name: str) -> list[str]:
     """The known names that are most like an unknown one."""
     names = [*ARCHITECTURES, *TORCHVISION_NAMES]
     return difflib.get_close_matches(name.lower(), names, n=4, cutoff=0.0)
 
 
-def sizes(name: str) -> tuple[int, int]:
+def default_sizes(name: str) -> tuple[int, int]:
     """Pixels of the square that an image is resized to, and of the one that is cut out of it."""
-    found = find(name)
+    found = resolve_name(name)
     crop_size = ARCHITECTURES[found].crop_size if found else 224
     return round(crop_size / _CROPPED), crop_size
 
@@ -222,7 +222,7 @@ def torchvision_file(name: str) -> str | None:
     return f"{_TORCHVISION_ADDRESS}{file}" if file else None
 
 
-def table() -> str:
+def format_table() -> str:
     """All backbones, a line each."""
     lines = [f"{'name':24}{'parameters':>11}{'features':>9}{'pixels':>7}  ImageNet weights"]
     for name in sorted({*ARCHITECTURES, *TORCHVISION_NAMES}):

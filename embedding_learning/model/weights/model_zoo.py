@@ -14,8 +14,8 @@ from mxnet.gluon.utils import check_sha1
 
 from embedding_learning.errors import UsageError
 from embedding_learning.model.weights.catalog import ARCHITECTURES, torchvision_file
-from embedding_learning.runtime.atomic_files import replaced_whole
-from embedding_learning.runtime.user_folders import zoo_folder
+from embedding_learning.runtime.atomic_files import atomic_write
+from embedding_learning.runtime.user_folders import find_zoo_folder
 
 # Of requests, which are OSErrors, of a zip file and what is packed in it, and of another file.
 _FAULTS = (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, KeyError, ValueError)
@@ -35,7 +35,7 @@ _FILES = {
 }
 
 
-def weights(name: str) -> str:
+def fetch_weights(name: str) -> str:
     """The file of a network's weights, by Gluon's or gluoncv's name of it.
 
     Taken from the zoo's cache if it is there and whole, else downloaded into it.
@@ -53,7 +53,7 @@ def weights(name: str) -> str:
         raise UsageError(f"--use-pretrained: no model zoo has weights of {name}; {way_out}")
     sha1 = _sha1(name)
     file = f"{_FILES.get(name, name)}-{sha1[:8]}"
-    cache = os.path.join(zoo_folder(), "models")
+    cache = os.path.join(find_zoo_folder(), "models")
     path = os.path.join(cache, f"{file}.params")
     if os.path.isfile(path) and check_sha1(path, sha1):
         return path
@@ -86,7 +86,7 @@ def _download(address: str, path: str, sha1: str) -> None:
 
     Raises one of _FAULTS if there is no such file to be had.
     """
-    with replaced_whole(path) as partial:
+    with atomic_write(path) as partial:
         archive = f"{partial}.zip"
         try:
             with open(archive, "wb") as file:

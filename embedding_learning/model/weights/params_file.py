@@ -34,7 +34,7 @@ import mxnet as mx
 import numpy as np
 
 from embedding_learning.errors import UsageError
-from embedding_learning.runtime.atomic_files import replaced_whole
+from embedding_learning.runtime.atomic_files import atomic_write
 
 _START = struct.pack("<QQ", 0x112, 0)
 _VERSION_1, _VERSION_2 = 0xF993FAC8, 0xF993FAC9
@@ -87,7 +87,7 @@ def save_parameters(
     parameters = net._collect_params_with_prefix()
     if description is not None:
         _parsed(_described(description, "0" * 64), "0" * 64)
-    with replaced_whole(path) as partial, open(partial, "w+b") as file:
+    with atomic_write(path) as partial, open(partial, "w+b") as file:
         file.write(_START + struct.pack("<Q", len(parameters)))
         for parameter in parameters.values():
             _write_array(file, _values(parameter))

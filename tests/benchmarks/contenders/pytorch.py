@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from embedding_learning.data.datasets import ImageSet, load
-from embedding_learning.data.preprocessing import crop, read_image
+from embedding_learning.data.preprocessing import read_square, write_crop
 from tests.benchmarks.contenders import torch_networks
 from tests.benchmarks.contenders.protocol import (
     BATCH_K,
@@ -51,10 +51,10 @@ class Photographs(Dataset):
     def __getitem__(self, row: int) -> tuple[np.ndarray, int]:
         images = self._images
         box = None if images.boxes is None else images.boxes[row]
-        pixels = read_image(images.paths[row], box, SIZE)
+        pixels = read_square(images.paths[row], box, SIZE)
         out = np.empty((3, CROP, CROP), np.uint8)
         top, left = random.randint(0, SIZE - CROP), random.randint(0, SIZE - CROP)
-        crop(pixels, top, left, random.random() < 0.5, out)
+        write_crop(pixels, top, left, random.random() < 0.5, out)
         return out, int(images.labels[row])
 
 

@@ -246,8 +246,8 @@ def test_the_whole_of_cub_200_2011_is_read(shared: Path, tmp_path: Path) -> None
     assert images.boxes is not None
     expected = [[int(float(value)) for value in row[1:]] for row in rows["bounding_boxes.txt"]]
     assert images.boxes.tolist() == expected
-    assert len(images.of_classes(0, 100)) == 5864
-    assert len(images.of_classes(100, 200)) == 5924
+    assert len(images.select_classes(0, 100)) == 5864
+    assert len(images.select_classes(100, 200)) == 5924
 
 
 @pytest.mark.parametrize("name", FILES)

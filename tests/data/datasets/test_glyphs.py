@@ -54,7 +54,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `cached` draw a handful of images in place of thousands."""
-    monkeypatch.setattr(glyphs, "characters", lambda: list(FEW))
+    monkeypatch.setattr(glyphs, "list_characters", lambda: list(FEW))
 
 
 def test_lists_agree_with_each_other_and_with_the_files(whole: Path) -> None:
@@ -111,9 +111,9 @@ def test_ink_never_touches_the_rim(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(glyphs, "BLUR", 0.0)
     monkeypatch.setattr(glyphs, "LONGER_SIDE", (60.0, 90.0))
     monkeypatch.setattr(glyphs, "SHIFT", 64.0)
-    font = glyphs.load(glyphs.faces()["STIXGeneralBolIta"])
-    for number, character in enumerate(glyphs.characters()):
-        ink = glyphs.trace(character, font)
+    font = glyphs.load_font(glyphs.find_fonts()["STIXGeneralBolIta"])
+    for number, character in enumerate(glyphs.list_characters()):
+        ink = glyphs.draw_ink(character, font)
         pixels = np.asarray(glyphs.render(ink, np.random.default_rng(number)))
         assert pixels.min() < 64
         rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
@@ -122,10 +122,10 @@ def test_ink_never_touches_the_rim(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def shapes(face: str) -> np.ndarray:
     """Return a unit vector of each character's ink, scaled into a square of 20 pixels."""
-    font = glyphs.load(glyphs.faces()[face])
+    font = glyphs.load_font(glyphs.find_fonts()[face])
     vectors = []
-    for character in glyphs.characters():
-        ink = glyphs.trace(character, font)
+    for character in glyphs.list_characters():
+        ink = glyphs.draw_ink(character, font)
         factor = 20 / max(ink.size)
         size = (max(1, round(ink.width * factor)), max(1, round(ink.height * factor)))
         square = Image.new("L", (24, 24))
@@ -141,12 +141,12 @@ def test_no_two_characters_look_the_same(face: str) -> None:
     vectors = shapes(face)
     likeness = vectors @ vectors.T - np.eye(len(vectors))
     first, second = np.unravel_index(likeness.argmax(), likeness.shape)
-    pair = glyphs.characters()[first] + glyphs.characters()[second]
+    pair = glyphs.list_characters()[first] + glyphs.list_characters()[second]
     assert likeness.max() < 0.96, pair
 
 
 def test_characters_are_two_hundred_and_public() -> None:
-    characters = glyphs.characters()
+    characters = glyphs.list_characters()
     assert len(characters) == len(set(characters)) == 200
     assert not [c for c in characters if unicodedata.category(c) in ("Co", "Cn", "Mn", "Zs")]
 
@@ -156,7 +156,9 @@ def test_both_halves_mix_the_scripts() -> None:
         scripts = (glyphs.LATIN, glyphs.GREEK, glyphs.CYRILLIC, glyphs.SIGNS)
         return [len(set(half) & set(script)) for script in scripts]
 
-    train, test = (share(half) for half in (glyphs.characters()[:100], glyphs.characters()[100:]))
+    train, test = (
+        share(half) for half in (glyphs.list_characters()[:100], glyphs.list_characters()[100:])
+    )
     assert sum(train) == sum(test) == 100
     assert all(abs(one - other) <= 1 for one, other in zip(train, test))
 
@@ -180,12 +182,12 @@ def test_a_drawing_leaves_the_global_generator_alone(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("quick")
 def test_cached_draws_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    folder = glyphs.cached(tmp_path / "new" / "cache")
+    folder = glyphs.find_or_draw(tmp_path / "new" / "cache")
     assert folder == tmp_path / "new" / "cache" / "glyphs-v1"
     line = f"Drawing the glyph set (128 images of 4 characters) into {folder}."
     assert caplog.messages == [line]
     before = {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
-    assert glyphs.cached(tmp_path / "new" / "cache") == folder
+    assert glyphs.find_or_draw(tmp_path / "new" / "cache") == folder
     assert {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]} == before
     assert caplog.messages == [line]
 
@@ -206,9 +208,9 @@ def test_an_interrupted_drawing_leaves_nothing(
 
         patch.setattr(glyphs, "render", failing)
         with pytest.raises(error):
-            glyphs.cached(tmp_path)
+            glyphs.find_or_draw(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    assert len(values(glyphs.cached(tmp_path) / "images.txt")) == 128
+    assert len(values(glyphs.find_or_draw(tmp_path) / "images.txt")) == 128
 
 
 @pytest.mark.usefixtures("quick")
@@ -217,10 +219,10 @@ def test_a_killed_drawing_does_not_count(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(glyphs.shutil, "rmtree", lambda *arguments, **options: None)
     with monkeypatch.context() as patch:
         patch.setattr(glyphs, "_publish", lambda aside, folder: None)
-        glyphs.cached(tmp_path)
+        glyphs.find_or_draw(tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
     assert not (tmp_path / "glyphs-v1").exists()
-    assert (glyphs.cached(tmp_path) / "images.txt").is_file()
+    assert (glyphs.find_or_draw(tmp_path) / "images.txt").is_file()
 
 
 @pytest.mark.usefixtures("quick")
@@ -232,20 +234,20 @@ def test_the_loser_of_a_race_takes_the_winners_folder(
     def overtaken(folder: Path) -> None:
         draw(folder)
         monkeypatch.setattr(glyphs, "draw", draw)
-        glyphs.cached(tmp_path)
+        glyphs.find_or_draw(tmp_path)
         (tmp_path / "glyphs-v1" / "first").touch()
 
     monkeypatch.setattr(glyphs, "draw", overtaken)
-    folder = glyphs.cached(tmp_path)
+    folder = glyphs.find_or_draw(tmp_path)
     assert list(tmp_path.iterdir()) == [folder]
     assert (folder / "first").is_file()
 
 
 def draw_few(cache_dir: Path, barrier: multiprocessing.synchronize.Barrier) -> None:
     """Wait for the other process, then ask for a small set in `cache_dir`."""
-    glyphs.characters = lambda: list(FEW)  # this process ends with the test
+    glyphs.list_characters = lambda: list(FEW)  # this process ends with the test
     barrier.wait(30)
-    os._exit(0 if (glyphs.cached(cache_dir) / "classes.txt").is_file() else 1)
+    os._exit(0 if (glyphs.find_or_draw(cache_dir) / "classes.txt").is_file() else 1)
 
 
 def test_two_processes_at_once_leave_one_whole_set(tmp_path: Path) -> None:
@@ -269,7 +271,7 @@ def test_an_unwritable_cache_is_named_in_one_line(tmp_path: Path, blocked: str) 
     (tmp_path / blocked).parent.mkdir(exist_ok=True)
     (tmp_path / blocked).write_text("a file where a folder should be")
     with pytest.raises(DataError) as caught:
-        glyphs.cached(tmp_path / "cache")
+        glyphs.find_or_draw(tmp_path / "cache")
     message = str(caught.value)
     assert str(tmp_path / "cache") in message and "--cache-dir" in message
     assert "\n" not in message
@@ -281,20 +283,20 @@ def test_a_missing_package_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(DataError, match=r"pip install (matplotlib|pillow)"):
-        glyphs.cached(tmp_path)
+        glyphs.find_or_draw(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_typeface_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("matplotlib.get_data_path", lambda: str(tmp_path))
     with pytest.raises(DataError, match=r"DejaVuSans .*pip install"):
-        glyphs.faces()
+        glyphs.find_fonts()
 
 
 def test_a_character_without_a_glyph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(glyphs, "characters", lambda: ["漢"])
+    monkeypatch.setattr(glyphs, "list_characters", lambda: ["漢"])
     with pytest.raises(DataError, match="incomplete"):
-        glyphs.faces()
+        glyphs.find_fonts()
 
 
 def test_importing_the_module_is_cheap() -> None:

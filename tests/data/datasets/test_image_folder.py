@@ -81,7 +81,7 @@ def test_links_are_followed_but_not_in_a_circle(tmp_path: Path) -> None:
     found = image_folder.read(data)
     assert below(data, found.paths) == ["a/2.jpg", "a/3.jpg", "b/1.jpg"]
     with pytest.raises(DataError, match=r"a/3\.jpg: listed but not there"):
-        found.file_stats()
+        found.read_file_stats()
     (data / "a" / "up").symlink_to(data)
     assert fault(data).startswith(f"{data}/a/up: links to a folder that holds it")
 

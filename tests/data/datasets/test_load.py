@@ -12,7 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_learning.data.datasets import NAMES, ImageSet, Split, cub200, glyphs, hold_out, load
+from embedding_learning.data.datasets import (
+    NAMES,
+    ImageSet,
+    Split,
+    cub200,
+    glyphs,
+    hold_out_validation_classes,
+    load,
+)
 from embedding_learning.errors import DataError
 
 
@@ -76,12 +84,12 @@ def test_the_number_of_classes_that_a_model_was_trained_with_is_the_usual_one(
     seven_classes: Path,
 ) -> None:
     folder = str(seven_classes)
-    split = load(folder, "nowhere", usual_train_classes=5)
+    split = load(folder, "nowhere", default_train_classes=5)
     assert len(split.train.class_names) == 5
-    split = load(folder, "nowhere", 2, usual_train_classes=5)
+    split = load(folder, "nowhere", 2, default_train_classes=5)
     assert len(split.train.class_names) == 2
     with pytest.raises(DataError, match=r"7 classes, but the model was trained on the first 7 "):
-        load(folder, "nowhere", usual_train_classes=7)
+        load(folder, "nowhere", default_train_classes=7)
 
 
 def test_every_class_of_a_folder_tests(seven_classes: Path) -> None:
@@ -100,7 +108,7 @@ def test_every_class_of_a_list_tests_and_a_name_in_several_parts_is_one_class(
     lines = ["1.jpg,b,train", "2.jpg,a,query", "3.jpg,b,gallery", "4.jpg,c,train", "5.jpg,a,query"]
     file.write_text("\n".join(["path,label,split", *lines]))
     # Files decide the split, whatever a model was trained with.
-    split = load(str(file), "nowhere", test="all", usual_train_classes=9)
+    split = load(str(file), "nowhere", test="all", default_train_classes=9)
     names = [split.test.class_names[label] for label in split.test.labels]
     found = dict(zip((Path(path).name for path in split.test.paths), names))
     assert found == {"1.jpg": "b", "2.jpg": "a", "3.jpg": "b", "4.jpg": "c", "5.jpg": "a"}
@@ -121,12 +129,12 @@ def test_a_list_need_not_name_images_that_train_but_some_that_test(tmp_path: Pat
 
 def test_file_stats_are_size_and_time_of_each_file(tiny_cub: Path) -> None:
     images = cub200.read(tiny_cub)
-    stats = images.file_stats()
+    stats = images.read_file_stats()
     assert stats.dtype == np.int64
     found = [os.stat(path) for path in images.paths]
     assert stats.tolist() == [[stat.st_size, stat.st_mtime_ns] for stat in found]
     nothing = ImageSet([], np.zeros(0, np.int32), [])
-    assert nothing.file_stats().shape == (0, 2)
+    assert nothing.read_file_stats().shape == (0, 2)
 
 
 def test_the_first_image_that_is_not_there_is_named(tiny_cub: Path, tmp_path: Path) -> None:
@@ -135,7 +143,7 @@ def test_the_first_image_that_is_not_there_is_named(tiny_cub: Path, tmp_path: Pa
 
     def told() -> str:
         with pytest.raises(DataError) as caught:
-            images.file_stats()
+            images.read_file_stats()
         return str(caught.value)
 
     Path(images.paths[30]).unlink()
@@ -151,7 +159,9 @@ def test_glyphs_are_read_from_the_cache(
     tiny_cub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr(glyphs, "cached", lambda cache_dir: asked.append(cache_dir) or tiny_cub)
+    monkeypatch.setattr(
+        glyphs, "find_or_draw", lambda cache_dir: asked.append(cache_dir) or tiny_cub
+    )
     split = load("glyphs", str(tmp_path))
     assert asked == [tmp_path]
     assert split.name == "glyphs"
@@ -275,12 +285,12 @@ def test_boxes_can_be_left_out(tiny_cub: Path, tmp_path: Path) -> None:
 def test_rows_by_class_are_the_rows_with_each_label() -> None:
     labels = np.array([2, 0, 2, 3, 0, 2], np.int32)
     images = ImageSet(paths=list("abcdef"), labels=labels, class_names=list("wxyz"))
-    assert [rows.tolist() for rows in images.rows_by_class()] == [[1, 4], [], [0, 2, 5], [3]]
+    assert [rows.tolist() for rows in images.group_rows_by_class()] == [[1, 4], [], [0, 2, 5], [3]]
 
 
 def test_of_classes_without_boxes_has_none() -> None:
     images = ImageSet(paths=["a", "b"], labels=np.array([0, 1], np.int32), class_names=["x", "y"])
-    part = images.of_classes(1, 2)
+    part = images.select_classes(1, 2)
     assert (part.paths, part.labels.tolist(), part.class_names) == (["b"], [0], ["y"])
     assert part.boxes is None
 
@@ -329,8 +339,8 @@ def test_the_last_training_classes_are_held_out_in_place_of_the_test(
     share: float, classes: int, held_out: int
 ) -> None:
     train = sets(classes)
-    split = hold_out(Split("birds", train, sets(4), gallery=sets(4)), share)
-    assert split.is_held_out and split.gallery is None and len(split.parts) == 2
+    split = hold_out_validation_classes(Split("birds", train, sets(4), gallery=sets(4)), share)
+    assert split.is_tested_on_validation_classes and split.gallery is None and len(split.parts) == 2
     assert split.train.class_names == train.class_names[: classes - held_out]
     assert split.test.class_names == train.class_names[classes - held_out :]
     assert {*split.train.paths} | {*split.test.paths} == {*train.paths}
@@ -344,8 +354,8 @@ def test_the_last_training_classes_are_held_out_in_place_of_the_test(
 
 def test_nothing_held_out_leaves_all_as_it_is() -> None:
     split = Split("birds", sets(3), sets(4), gallery=sets(4))
-    assert hold_out(split, 0.0) is split
-    assert not split.is_held_out and split.title == "birds, cropped to boxes"
+    assert hold_out_validation_classes(split, 0.0) is split
+    assert not split.is_tested_on_validation_classes and split.title == "birds, cropped to boxes"
 
 
 @pytest.mark.parametrize("share, classes", [(0.1, 2), (0.99, 10), (0.5, 1), (0.9, 4), (0.99, 7)])
@@ -353,9 +363,12 @@ def test_held_out_classes_have_to_leave_some_to_train(share: float, classes: int
     split = Split("birds", sets(classes), sets(4))
     start = rf"^--held-out {share}: {classes} classes train in birds"
     with pytest.raises(DataError, match=start) as caught:
-        hold_out(split, share)
+        hold_out_validation_classes(split, share)
     proposed = re.search(r"([\d.]+) is the most$", str(caught.value))
     if classes < 4:
         assert str(caught.value).endswith("leave the flag out")
     else:
-        assert proposed and len(hold_out(split, float(proposed[1])).train.class_names) >= 2
+        assert (
+            proposed
+            and len(hold_out_validation_classes(split, float(proposed[1])).train.class_names) >= 2
+        )

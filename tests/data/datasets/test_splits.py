@@ -7,8 +7,8 @@ from typing import Optional
 import numpy as np
 import pytest
 
-from embedding_learning.data.datasets import ImageSet, Split, hold_out
-from embedding_learning.data.datasets.splits import unmeasurable
+from embedding_learning.data.datasets import ImageSet, Split, hold_out_validation_classes
+from embedding_learning.data.datasets.splits import list_recall_warnings
 
 ALONE = (
     "Birds: {} of {} test images have no partner, that is no {} of their class; Recall@K counts "
@@ -40,7 +40,7 @@ def test_images_that_cannot_be_found_or_missed_are_counted(
     test: list[int], gallery: Optional[list[int]], told: list[str]
 ) -> None:
     found = gallery if gallery is None else image_set(gallery)
-    lines = unmeasurable(Split("Birds", image_set([0, 1]), image_set(test), found))
+    lines = list_recall_warnings(Split("Birds", image_set([0, 1]), image_set(test), found))
     assert len(lines) == len(told)
     for line, start in zip(lines, told):
         assert line.startswith(start)
@@ -49,6 +49,6 @@ def test_images_that_cannot_be_found_or_missed_are_counted(
 
 def test_held_out_classes_are_looked_at_as_any() -> None:
     split = Split("Birds", image_set([0, 0, 1, 1, 2, 3, 3, 4]), image_set([0, 0, 1, 1]))
-    assert unmeasurable(split) == []
-    (line,) = unmeasurable(hold_out(split, 0.4))
+    assert list_recall_warnings(split) == []
+    (line,) = list_recall_warnings(hold_out_validation_classes(split, 0.4))
     assert line.startswith(ALONE.format(1, 3, "other test image"))

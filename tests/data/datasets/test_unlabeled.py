@@ -58,7 +58,7 @@ def test_images_in_class_folders_have_the_folders_names(tmp_path: Path) -> None:
 )
 def test_images_in_other_folders_have_no_class(tmp_path: Path, names: list[str]) -> None:
     touch(tmp_path, *names)
-    assert set(classes(str(tmp_path))) == {unlabeled.UNLABELLED}
+    assert set(classes(str(tmp_path))) == {unlabeled.UNLABELED}
 
 
 def test_class_folders_named_one_by_one_give_no_class(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_list_comes_from_the_standard_input(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("sys.stdin", Input(content))
     found = unlabeled.read(["-"])
     assert found.paths == ["birds/ü.jpg", "/abs/2.jpg\u2028.jpg", "./-"]
-    assert found.class_names == [unlabeled.UNLABELLED]
+    assert found.class_names == [unlabeled.UNLABELED]
 
 
 @pytest.mark.parametrize(

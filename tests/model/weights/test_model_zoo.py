@@ -92,7 +92,7 @@ def zipped(name: str, content: bytes) -> bytes:
 
 def refusal(name: str = NAME) -> str:
     with pytest.raises(UsageError) as caught:
-        model_zoo.weights(name)
+        model_zoo.fetch_weights(name)
     assert str(caught.value).isprintable()
     return str(caught.value)
 
@@ -123,7 +123,7 @@ def test_weights_are_downloaded_once(
     address = f"/mirror/gluon/models/{file.stem}.zip"
     zoo.served[address] = zipped(file.name, content)
     for _ in range(2):
-        assert model_zoo.weights(NAME) == str(file)
+        assert model_zoo.fetch_weights(NAME) == str(file)
     assert file.read_bytes() == content
     assert zoo.asked == [address]
     assert [entry.name for entry in file.parent.iterdir()] == [file.name]

@@ -73,9 +73,9 @@ def mobilenet() -> Arrays:
 
 def assert_loaded(path: Path, name: str, in_zoo: str, arrays: Arrays) -> None:
     """Every parameter has the values that torchvision's names say."""
-    trunk = backbones.build(in_zoo)
-    trunk.features.infer_shape(mx.nd.zeros((1, 3, 224, 224)))
-    parameters = trunk.parameters
+    backbone = backbones.build_uninitialized(in_zoo)
+    backbone.features.infer_shape(mx.nd.zeros((1, 3, 224, 224)))
+    parameters = backbone.parameters
     load_weights(str(path), "--pretrained-params", in_zoo, parameters, set(), CPU)
     for ours, theirs in torch_names(in_zoo, list(parameters)).items():
         values = arrays[theirs].astype(np.float32).reshape(parameters[ours].shape)
@@ -171,9 +171,11 @@ def test_a_gluon_file_of_half_precision_is_told_too(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    trunk = backbones.build("mobilenet0.25")
-    trunk.features.infer_shape(mx.nd.zeros((1, 3, 224, 224)))
-    arrays = {name: mx.nd.ones(p.shape, dtype=np.float16) for name, p in trunk.parameters.items()}
+    backbone = backbones.build_uninitialized("mobilenet0.25")
+    backbone.features.infer_shape(mx.nd.zeros((1, 3, 224, 224)))
+    arrays = {
+        name: mx.nd.ones(p.shape, dtype=np.float16) for name, p in backbone.parameters.items()
+    }
     mx.nd.save(str(tmp_path / "net.params"), arrays)
     backbones.create("mobilenet0.25", CPU, pretrained_params=str(tmp_path / "net.params"))
     assert "holds float16 values, which become float32" in caplog.text

@@ -7,7 +7,7 @@ import importlib.util
 import mxnet as mx
 import pytest
 
-from embedding_learning.model.backbones import build
+from embedding_learning.model.backbones import build_uninitialized
 from embedding_learning.model.weights.catalog import ARCHITECTURES, GLUON_NAMES, TORCHVISION_NAMES
 from embedding_learning.model.weights.torchvision_names import (
     family_of,
@@ -39,10 +39,10 @@ def test_each_parameter_has_one_of_torchvision_of_its_shape(theirs: str, ours: s
     """And all of torchvision's are used but those of the last layer and the counts of steps."""
     family = family_of(ours)
     assert family
-    trunk = build(ours)
+    backbone = build_uninitialized(ours)
     side = ARCHITECTURES[ours].crop_size
-    trunk.features.infer_shape(mx.nd.zeros((1, 3, side, side)))
-    parameters = trunk.parameters
+    backbone.features.infer_shape(mx.nd.zeros((1, 3, side, side)))
+    parameters = backbone.parameters
     wanted = names_of(theirs)
     left = {
         name

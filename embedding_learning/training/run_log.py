@@ -1,0 +1,160 @@
+"""What a run reports: log lines, records, TensorBoard, and warnings when training goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import numpy as np
+
+from embedding_learning.config import TrainConfig
+from embedding_learning.data.build import Data
+from embedding_learning.evaluation import pair_distances
+from embedding_learning.training import log_lines
+from embedding_learning.training.checkpoint_file import disk_faults
+from embedding_learning.training.health import HealthMonitor
+from embedding_learning.training.learner import Learner, Step
+from embedding_learning.training.progress import Progress
+from embedding_learning.training.records import Recorder
+from embedding_learning.training.tensorboard import TensorBoard
+
+
+class RunLog:
+    """Reports on a run while it trains.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    data : Data
+    learner : Learner
+    progress : Progress
+    health : HealthMonitor
+    recorder : Recorder
+    board : TensorBoard, optional
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: Data,
+        learner: Learner,
+        progress: Progress,
+        health: HealthMonitor,
+        recorder: Recorder,
+        board: TensorBoard | None,
+    ) -> None:
+        self._config = config
+        self._data = data
+        self._learner = learner
+        self._progress = progress
+        self._health = health
+        self._recorder = recorder
+        self._board = board
+        # An epoch shorter than the logging interval is an interval, so that each leaves records.
+        self._interval = min(config.run.log_interval, config.batch.batch_num)
+
+    def start_epoch(self, epoch: int, learning_rates: list[float]) -> None:
+        """At the start of an epoch, or where a resumed run continues within one."""
+        if self._progress.batch == 0:
+            log_lines.log_learning_rates(epoch, learning_rates)
+        self._recorder.begin_interval()
+
+    def waiting_for_data(self) -> AbstractContextManager[None]:
+        """Within, time counts as waiting for the next batch."""
+        return self._recorder.waiting()
+
+    def is_interval_over(self) -> bool:
+        """Whether the batches that are done are a whole number of logging intervals."""
+        return self._progress.batch % self._interval == 0
+
+    def interval(self, step: Step, loss: float) -> None:
+        """Logs the sum of the losses of a logging interval, and examines its last step."""
+        config, progress, learner = self._config, self._progress, self._learner
+        if progress.batch % config.run.log_interval == 0:
+            log_lines.log_interval_loss(progress.epoch, progress.batch, loss)
+        if not step.is_finite:
+            self._recorder.begin_interval()
+            return
+        embeddings = [of_device.asnumpy() for of_device in step.embeddings]
+        for of_device in embeddings:
+            self._health.check_embeddings(of_device)
+        beta = learner.beta_values()
+        if beta is not None:
+            self._health.check_beta(beta)
+        pairs = _pairs(learner, step, embeddings, config.batch.batch_k)
+        values = {
+            "loss": loss / self._interval / learner.device_count,
+            **_values(learner, pairs, beta),
+        }
+        # Samplings without cutoffs have none to record.
+        cutoffs = getattr(learner.net.sampling, "cutoffs", ())
+        with disk_faults(self._recorder.folder):
+            self._recorder.interval(
+                progress.epoch, progress.batch, self._step, config.batch.total, values, pairs
+            )
+            self._recorder.distances(
+                progress.epoch, progress.batch, embeddings[0].shape[1], cutoffs, pairs
+            )
+
+    def epoch(self, epoch: int, loss: float, seconds: float) -> None:
+        """At the end of an epoch's training: the sum of its losses."""
+        log_lines.log_epoch_loss(epoch, loss, seconds)
+
+    def evaluation(
+        self, epoch: int | None, metrics: dict[str, float], embeddings: np.ndarray
+    ) -> None:
+        """Reports the metrics of an epoch; its log line comes first."""
+        log_lines.log_metrics(epoch, metrics)
+        self.record_evaluation(epoch, metrics, embeddings)
+
+    def record_evaluation(
+        self, epoch: int | None, metrics: dict[str, float], embeddings: np.ndarray
+    ) -> None:
+        """Records metrics and shows the embedded test images (n, d) in TensorBoard's projector.
+
+        `epoch` is None before training.
+        """
+        with disk_faults(self._recorder.folder):
+            self._recorder.evaluation(epoch, self._progress.batch, self._step, metrics)
+        if self._board:
+            test, names = self._data.test, self._data.test_classes
+            self._board.project(self._step, embeddings, test.labels, names, test.pixels)
+
+    @property
+    def _step(self) -> int:
+        return self._progress.step(self._config.batch.batch_num)
+
+
+def _pairs(
+    learner: Learner, step: Step, embeddings: Sequence[np.ndarray], batch_k: int
+) -> dict[str, np.ndarray]:
+    """What `Learner.measure` returns, and `all_negative_distances`.
+
+    `embeddings` are those of the step, of each device (n, d).
+    """
+    distances = [
+        pair_distances.negative_pair_distances(of_device, batch_k) for of_device in embeddings
+    ]
+    return {**learner.measure(step), "all_negative_distances": np.concatenate(distances)}
+
+
+def _values(
+    learner: Learner, pairs: dict[str, np.ndarray], beta: np.ndarray | float | None
+) -> dict[str, float]:
+    """What is recorded of a step in addition to its loss, by name.
+
+    `pairs` are those of the step, measured with the beta that its loss was computed with; `beta`
+    is the one after the step's update.
+    """
+    values = {
+        "active_share": pairs["active"].mean(),
+        "positive_distance": pairs["positive_distances"].mean(),
+        "negative_distance": pairs["negative_distances"].mean(),
+    }
+    if beta is not None:
+        values["beta_min"], values["beta_max"] = np.min(beta), np.max(beta)
+        values["beta_median"] = np.median(beta)
+    # The second trainer, where there is one, is beta's.
+    for name, trainer in zip(("learning_rate", "learning_rate_beta"), learner.trainers):
+        values[name] = trainer.learning_rate
+    return {name: float(value) for name, value in values.items()}
