@@ -418,9 +418,9 @@ def test_the_time_left_is_of_the_epochs_left_at_the_pace_so_far(
     options = parse(["--epochs=3"])
     work = sweep.Comparison(tmp_path, runs, [], options, results.TEST, "", parallel)
     work.failed.append(runs[2])
-    assert work._time_left() == "5 runs are left"
+    assert work._format_time_left() == "5 runs are left"
     work._epochs, work._seconds = 3, 692.3
-    assert work._time_left() == told
+    assert work._format_time_left() == told
 
 
 @pytest.mark.parametrize(
