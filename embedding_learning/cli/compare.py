@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import logging
 import os
 import shlex
@@ -30,6 +29,7 @@ from embedding_learning.experiments.results import (
 )
 from embedding_learning.model import methods
 from embedding_learning.runtime import mxnet_compat
+from embedding_learning.runtime.file_locks import open_locked
 from embedding_learning.runtime.flag_values import check_range, device_numbers
 from embedding_learning.runtime.progress import log_to_terminal
 
@@ -173,14 +173,13 @@ def _held(folder: Path) -> Iterator[None]:
     """Within, the folder is there and no other comparison writes to it."""
     try:
         (folder / "runs").mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
+        lock = open_locked(folder)
+    except BlockingIOError:
+        raise UsageError(f"--output {folder}: another comparison is writing to it") from None
     except OSError as error:
         raise UsageError(f"--output {folder}: cannot be used: {error.strerror}") from None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    except BlockingIOError:
-        raise UsageError(f"--output {folder}: another comparison is writing to it") from None
     finally:
         os.close(lock)
 

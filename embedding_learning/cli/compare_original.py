@@ -14,9 +14,10 @@ from embedding_learning.cli.parser import Parser, add
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.config import TrainConfig, as_flag
 from embedding_learning.errors import UsageError
-from embedding_learning.experiments.tables import format_csv, write_file
+from embedding_learning.experiments.tables import format_csv
 from embedding_learning.model.weights.catalog import GLUON_NAMES, resolve_name
 from embedding_learning.original import source
+from embedding_learning.runtime.atomic_files import write_text
 from embedding_learning.runtime.flag_values import check_range
 from embedding_learning.runtime.progress import log_to_terminal
 
@@ -138,7 +139,7 @@ def _compare_steps(chosen: argparse.Namespace, config: TrainConfig) -> None:
         _print_largest("the original twice", [step.control for step in made if step.control])
     if chosen.output:
         columns = _STEP_COLUMNS + (_CONTROL_COLUMNS if chosen.control else ())
-        write_file(chosen.output / "steps.csv", format_csv([columns, *map(_step_row, made)]))
+        write_text(chosen.output / "steps.csv", format_csv([columns, *map(_step_row, made)]))
 
 
 def _print_heads(with_control: bool) -> None:
@@ -226,7 +227,7 @@ def _compare_runs(chosen: argparse.Namespace, config: TrainConfig, flags: Sequen
     if chosen.output:
         recalls = [f"recall@{k}" for k in free_runs.RECALL_AT]
         spread = [f"{name}{kind}" for name in recalls for kind in ("", "_deviation")]
-        write_file(
+        write_text(
             chosen.output / "recalls.csv", format_csv([["epoch", "program", *spread], *means])
         )
 
@@ -248,7 +249,7 @@ def _write_runs(path: Path, runs: Sequence[Run]) -> None:
         for epoch, row in enumerate(run.recalls)
     )
     columns = ["program", "seed", "epoch", *recalls, "images_per_second", "peak_megabytes"]
-    write_file(path, format_csv([columns, *rows]))
+    write_text(path, format_csv([columns, *rows]))
 
 
 def _mean_rows(runs: Sequence[Run]) -> Iterable[list[Any]]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Optional
 
 from embedding_learning.errors import DataError, UsageError
 from embedding_learning.model.methods import LOSSES
-from embedding_learning.runtime.atomic_files import atomic_write
+from embedding_learning.runtime.atomic_files import write_text
 from embedding_learning.training import records
 from embedding_learning.training.checkpoint_file import RECORDS
 
@@ -233,11 +233,7 @@ def claim_folder(folder: Path, plan: Mapping[str, Any]) -> None:
     plan = json.loads(json.dumps(plan))
     # What no run was begun with is bound to nothing.
     if not file.exists() or not any((folder / "runs").glob("*.run")):
-        try:
-            with atomic_write(file) as partial, open(partial, "w", encoding="utf-8") as opened:
-                json.dump(plan, opened, indent=1)
-        except OSError as error:
-            raise UsageError(f"--output {file}: cannot be written: {error.strerror}") from error
+        write_text(file, json.dumps(plan, indent=1), "name another --output")
         return
     try:
         former = json.loads(file.read_text(encoding="utf-8"))

@@ -23,6 +23,7 @@ from embedding_learning.experiments.results import (
     Trial,
     trial_prefix,
 )
+from embedding_learning.runtime.atomic_files import write_text
 from embedding_learning.training import records
 
 _LONGEST_LINE = 300  # characters
@@ -137,7 +138,7 @@ class Comparison:
             "comparison.csv": tables.format_rows(rows, self._select_on),
             "comparison.md": tables.format_markdown(*shown) + "\n",
         }.items():
-            tables.write_file(self._folder / name, content)
+            write_text(self._folder / name, content)
         panels = {
             title: {
                 pair: [

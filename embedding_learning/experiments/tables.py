@@ -7,7 +7,6 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from embedding_learning.errors import UsageError
 from embedding_learning.experiments.results import (
     CRITERION,
     HELD_OUT,
@@ -20,7 +19,6 @@ from embedding_learning.experiments.results import (
     read_evaluations,
     trial_prefix,
 )
-from embedding_learning.runtime.atomic_files import atomic_write
 
 # Titles of the reported metrics, the other metrics and the epoch of a row.
 LABELS = {
@@ -130,12 +128,3 @@ def format_csv(lines: Sequence[Sequence[object]]) -> str:
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows(lines)
     return file.getvalue()
-
-
-def write_file(path: Path, content: str) -> None:
-    """Writes a file whole or not at all. Raises UsageError."""
-    try:
-        with atomic_write(path) as partial, open(partial, "w", encoding="utf-8") as file:
-            file.write(content)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from error

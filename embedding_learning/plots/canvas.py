@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import logging
-import os
 import re
 import unicodedata
 from collections.abc import Callable
@@ -19,8 +19,7 @@ from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
-from embedding_learning.errors import UsageError
-from embedding_learning.runtime.atomic_files import atomic_write
+from embedding_learning.runtime.atomic_files import check_output_path, write_bytes
 
 # From 3.11 on matplotlib says that a typeface has no bold; it draws the regular one instead.
 logging.getLogger(font_manager.__name__).setLevel(logging.ERROR)
@@ -49,14 +48,7 @@ _MISSING, _ELLIPSIS = "\N{REPLACEMENT CHARACTER}", "\N{HORIZONTAL ELLIPSIS}"
 
 def check_plot_path(path: str) -> None:
     """Raises UsageError if no picture can be written there; nothing is written."""
-    folder = os.path.dirname(path) or "."
-    if not path.lower().endswith(SUFFIXES):
-        raise UsageError(f"{path}: pictures are PNG or SVG; end the name in .png or .svg")
-    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise UsageError(
-            f"{path}: cannot be written, for {folder} is not there or closed, or the name is a "
-            "folder's; name another file"
-        )
+    check_output_path(path, SUFFIXES)
 
 
 def save(figure: Figure, path: str) -> None:
@@ -69,13 +61,10 @@ def save(figure: Figure, path: str) -> None:
     repeatable = matplotlib.rc_context(
         {"svg.hashsalt": "embedding_learning", "svg.fonttype": "path"}
     )
-    try:
-        with atomic_write(path) as partial, repeatable:
-            figure.savefig(partial, format=kind, metadata={"Date": None} if kind == "svg" else {})
-    except OSError as error:
-        raise UsageError(
-            f"{path}: cannot be written: {error.strerror or error}; name another file"
-        ) from error
+    content = io.BytesIO()
+    with repeatable:
+        figure.savefig(content, format=kind, metadata={"Date": None} if kind == "svg" else {})
+    write_bytes(path, content.getvalue())
 
 
 def page(width: int, height: int) -> tuple[Figure, Axes]:

@@ -1,4 +1,4 @@
-"""Files that are there whole or as they were before, whatever happens while they are written."""
+"""Atomic file writes, and checks of the paths that are written to."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from embedding_learning.errors import UsageError
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Lets the caller write a file under another name, which takes the place of `path` at the end.
+    """Lets the caller write a temporary file that replaces `path` when the block ends.
 
-    Yields the name to write to, in the same folder. What stands there when the block ends is
-    brought to the disk and renamed, so that a crash or a loss of power leaves the former file or
-    the new one. If the block or the disk fails, with whatever exception, the former file is
-    untouched, nothing else remains, and the exception goes on as it is.
+    Yields the name of the temporary file, which is in the same folder. At the end of the block it
+    is flushed to the disk and renamed. So after a crash or a power failure the old file or the new
+    one is there, complete. If the block or the disk fails, the old file is unchanged, the
+    temporary file is removed, and the exception is raised again.
 
     Raises OSError if the file cannot be written.
     """
@@ -27,14 +29,63 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
         with suppress(OSError):
             os.remove(partial)
         raise
-    # The new name has to reach the disk too. Some file systems cannot flush a folder; by now the
-    # file has been replaced, and an error would say that it has not.
+    # The new name has to reach the disk too. Some file systems cannot flush a folder. The file has
+    # already been replaced, and an error would claim that it has not.
     with suppress(OSError):
         _flush(os.path.dirname(path) or os.curdir)
 
 
+def write_bytes(
+    path: str | os.PathLike[str], content: bytes, way_out: str = "name another file"
+) -> None:
+    """Writes a file atomically.
+
+    Raises UsageError if it cannot be written. The message ends with `way_out`.
+    """
+    try:
+        with atomic_write(path) as partial, open(partial, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"{path}: cannot be written: {reason}; {way_out}") from error
+
+
+def write_text(
+    path: str | os.PathLike[str], content: str, way_out: str = "name another file"
+) -> None:
+    """Writes a UTF-8 text file atomically; see `write_bytes`.
+
+    A character that UTF-8 does not have, such as half a surrogate pair, becomes a question mark.
+    """
+    write_bytes(path, content.encode("utf-8", "replace"), way_out)
+
+
+def check_output_path(path: str, suffixes: tuple[str, ...], flag: str = "") -> None:
+    """Raises UsageError if a file cannot be written there. Writes nothing.
+
+    Parameters
+    ----------
+    path : str
+        The file to be written. It may exist.
+    suffixes : tuple of str
+        The endings that its name may have, in lower case, such as ``.png``.
+    flag : str
+        The flag that names it. The messages begin with it.
+    """
+    source = f"{flag} {path}".lstrip()
+    folder = os.path.dirname(path) or os.curdir
+    if not path.lower().endswith(suffixes):
+        raise UsageError(f"{source}: end the name in {' or '.join(suffixes)}")
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise UsageError(
+            f"{source}: the folder {folder} does not exist or cannot be written to; create it first"
+        )
+    if os.path.isdir(path):
+        raise UsageError(f"{source}: is a folder; name a file")
+
+
 def _flush(path: str) -> None:
-    """Waits until the file or folder is on the disk."""
+    """Blocks until the file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -7,7 +7,6 @@ whole one.
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import hashlib
 import json
@@ -27,6 +26,7 @@ from safetensors.numpy import save_file
 
 from embedding_learning.errors import TrainingError, UsageError
 from embedding_learning.runtime.atomic_files import atomic_write
+from embedding_learning.runtime.file_locks import locked, open_locked
 
 # Goes up when an older program could not go on from what is written.
 FORMAT = 2
@@ -160,15 +160,10 @@ class RunFolder:
             self.path.rmdir()
 
     def _claim(self) -> None:
-        """Creates the folder if need be and locks it; the lock of a killed run is gone with it."""
+        """Creates the folder if it does not exist, and locks it."""
         try:
             self.path.mkdir(exist_ok=True)
-            lock = os.open(self.path, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(lock)
-                raise
+            lock = open_locked(self.path)
         except BlockingIOError:
             raise UsageError(
                 f"--save-model-prefix {self._prefix}: another run is writing to {self.path}; wait "
@@ -327,15 +322,11 @@ def state_of(prefix: str) -> RunState | None:
     files = _newest_first(folder)
     if not files:
         return None
-    lock = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with locked(folder, is_shared=True):
+            is_going_on = False
     except BlockingIOError:
         is_going_on = True
-    else:
-        is_going_on = False
-    finally:
-        os.close(lock)
     return RunState(*_position(files[0]), is_going_on)
 
 

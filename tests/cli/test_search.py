@@ -423,8 +423,11 @@ def test_a_picture_is_drawn_beside_the_table(
         ("MODEL birds.npy QUERY -k 0", "-k 0: must be at least 1"),
         ("MODEL birds.npy QUERY -k x", "argument -k: invalid int value: 'x'"),
         ("MODEL birds.npy QUERY --workers=-2", "--workers -2: must be at least 0"),
-        ("missing.params birds.npy QUERY --picture=x.gif", "x.gif: pictures are PNG or SVG"),
-        ("MODEL birds.npy QUERY --picture=nowhere/x.png", "nowhere/x.png: cannot be written"),
+        ("missing.params birds.npy QUERY --picture=x.gif", "x.gif: end the name in .png or .svg"),
+        (
+            "MODEL birds.npy QUERY --picture=nowhere/x.png",
+            "nowhere/x.png: the folder nowhere",
+        ),
         ("MODEL bare.npy QUERY --picture=x.png", "--picture: no .csv file names the image of row"),
         ("MODEL gone.npy QUERY --picture=x.png", r"gone/\d+\.jpg: cannot be read: No such file"),
     ],

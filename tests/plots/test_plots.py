@@ -755,7 +755,7 @@ def test_a_full_disk_leaves_the_former_picture(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(canvas.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UsageError, match=r"a\.svg: cannot be written: No space left on device"):
         plots.plot_run_curves(RUN[:1], str(path))
     assert path.read_bytes() == before

@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from embedding_learning.runtime.atomic_files import atomic_write
+from embedding_learning.errors import UsageError
+from embedding_learning.runtime.atomic_files import (
+    atomic_write,
+    check_output_path,
+    write_bytes,
+    write_text,
+)
 from tests.helpers.paths import ROOT
 
 
@@ -143,3 +149,47 @@ def test_a_full_disk_leaves_the_former_file_alone(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == f"{errno.EFBIG}\n"
     assert contents(tmp_path) == {"file": b"former"}
+
+
+def test_text_is_written_as_utf_8(tmp_path: Path) -> None:
+    write_text(tmp_path / "file", "é\n\ud800")
+    assert contents(tmp_path) == {"file": b"\xc3\xa9\n?"}
+
+
+def test_a_file_that_cannot_be_written_is_named_with_the_way_out(tmp_path: Path) -> None:
+    for way_out in ("name another file", "name another folder"):
+        with pytest.raises(UsageError) as error:
+            write_bytes(tmp_path / "no" / "file", b"", way_out)
+        reason = "cannot be written: No such file or directory"
+        assert str(error.value) == f"{tmp_path}/no/file: {reason}; {way_out}"
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("a.txt", r"a\.txt: end the name in \.png or \.svg$"),
+        (".png/a", r"\.png/a: end the name in"),
+        ("no/a.png", r"no/a\.png: the folder no does not exist or cannot be .*; create it first$"),
+        ("folder.png", r"folder\.png: is a folder; name a file$"),
+    ],
+)
+def test_a_path_that_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    for flag, start in (("", "^"), ("--output", "^--output ")):
+        with pytest.raises(UsageError, match=start + message):
+            check_output_path(path, (".png", ".svg"), flag)
+    assert contents_of_no_file(tmp_path)
+
+
+def contents_of_no_file(folder: Path) -> bool:
+    return not any(path.is_file() for path in folder.rglob("*"))
+
+
+def test_a_path_that_can_be_written_passes_and_stays_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "a.SVG").write_bytes(b"former")
+    check_output_path(str(tmp_path / "a.SVG"), (".png", ".svg"))
+    check_output_path(str(tmp_path / "b.png"), (".png", ".svg"))
+    assert contents(tmp_path) == {"a.SVG": b"former"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -431,7 +432,7 @@ def test_a_file_system_without_locks_is_told(monkeypatch: pytest.MonkeyPatch) ->
     def flock(*_: object) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(checkpoint_file.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     open_files = os.listdir("/proc/self/fd")
     with pytest.raises(UsageError, match=r"cannot use .*No locks available"), RunFolder("p", 2):
         pass
