@@ -6,10 +6,13 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
+from embedding_learning.config import FLAGS
 from embedding_learning.errors import DataError, UsageError
+from embedding_learning.evaluation.metrics import parse_metrics
 from embedding_learning.model.methods import LOSSES
 from embedding_learning.runtime.atomic_files import write_text
 from embedding_learning.training import records
@@ -225,13 +228,13 @@ def _compute_spreads(
 
 
 def claim_folder(folder: Path, plan: Mapping[str, Any]) -> None:
-    """Writes down what the folder's runs have in common, or compares it with what stands there.
+    """Writes the flags that all runs share into the folder, or compares them with those there.
 
-    Raises UsageError that names all that differs.
+    Raises UsageError that names all flags that differ.
     """
     file = folder / _PLAN
     plan = json.loads(json.dumps(plan))
-    # What no run was begun with is bound to nothing.
+    # As long as no run has begun, the flags may change.
     if not file.exists() or not any((folder / "runs").glob("*.run")):
         write_text(file, json.dumps(plan, indent=1), "name another --output")
         return
@@ -241,17 +244,35 @@ def claim_folder(folder: Path, plan: Mapping[str, Any]) -> None:
         former = None
     if not isinstance(former, dict):
         raise UsageError(f"--output {folder}: {file} is damaged; name another folder")
-    # A flag that was not there yet had its default.
-    differing = [name for name in plan if former.get(name, plan[name]) != plan[name]]
+    former = _complete_plan(former)
+    differing = [
+        name
+        for name, value in plan.items()
+        # A flag that did not exist and has no former value was off.
+        if (former[name] != value if name in former else value)
+    ]
     if differing:
-        told = ", ".join(_shown(name, former[name]) for name in differing)
+        flags = ", ".join(_format_flag(name, former.get(name)) for name in differing)
         raise UsageError(
-            f"--output {folder}: its runs were made with {told}; give these, or name another folder"
+            f"--output {folder}: its runs were made with {flags}; give these, or name another "
+            "folder"
         )
 
 
-def _shown(flag: str, value: Any) -> str:
-    """A flag from a file, in a line of text."""
+def _complete_plan(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a plan of any version with the flags and the form of this one."""
+    former_values = {flag.name: flag.before for flag in FLAGS.values() if flag.before is not None}
+    plan = {**former_values, **plan}
+    # Version 0.1 kept the text that was typed.
+    if isinstance(plan.get("--metrics"), str):
+        with suppress(ValueError):
+            metrics = parse_metrics(plan["--metrics"])
+            plan["--metrics"] = list(dict.fromkeys([CRITERION, *metrics]))
+    return plan
+
+
+def _format_flag(flag: str, value: Any) -> str:
+    """Returns a flag from a file as text on one line."""
     if value is None or isinstance(value, bool):
         return flag if value else f"no {flag}"
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)

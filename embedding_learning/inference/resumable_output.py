@@ -7,7 +7,6 @@ identity of the model and the images.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -28,23 +27,15 @@ from embedding_learning.inference.embedding_file import (
     write_csv,
     write_digest,
 )
-from embedding_learning.runtime.atomic_files import atomic_write
+from embedding_learning.runtime.atomic_files import atomic_write, check_output_path
+from embedding_learning.runtime.file_locks import open_locked
 
 _SECONDS_BETWEEN_SAVES = 10
 
 
 def check_output(path: str) -> None:
     """Raises UsageError if embeddings cannot be written to this path; writes nothing."""
-    folder = os.path.dirname(path) or os.curdir
-    if not path.endswith(".npy"):
-        raise UsageError(f"--output {path}: end the name in .npy")
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise UsageError(
-            f"--output {path}: the folder {folder} does not exist or cannot be written to; create "
-            "it first"
-        )
-    if os.path.isdir(path):
-        raise UsageError(f"--output {path}: is a folder; name a file")
+    check_output_path(path, (".npy",), "--output")
     try:
         # FILE.csv may be the list of a data set.
         check_csv(csv_path(path))
@@ -177,15 +168,13 @@ class ResumableOutput:
         """Opens and locks the partial file, which is created if needed."""
         # Not through a link, which may lead to a file of another program.
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-        file = os.fdopen(os.open(self._path, flags, 0o666), "r+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(BlockingIOError):
+            file = os.fdopen(open_locked(self._path, flags), "r+b")
             # The process that held it may have finished it just now.
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(self._path)):
-                return file
-        except (BlockingIOError, FileNotFoundError):
-            pass
-        file.close()
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(self._path)):
+                    return file
+            file.close()
         raise UsageError(f"--output {self._output}: another process is writing it; let it finish")
 
     def _resume(self) -> None:

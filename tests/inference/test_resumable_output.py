@@ -17,6 +17,7 @@ import pytest
 from embedding_learning.errors import UsageError
 from embedding_learning.inference import resumable_output
 from embedding_learning.inference.resumable_output import ResumableOutput, check_output
+from embedding_learning.runtime import file_locks
 from tests.helpers.paths import ROOT
 
 IMAGES, DIMENSION, AT_ONCE = 23, 3, 4
@@ -294,14 +295,14 @@ def test_a_file_that_was_finished_meanwhile_is_not_written_to(
 ) -> None:
     """The second process opens the file, the first finishes it, the second gets the lock."""
     output = tmp_path / "e.npy"
-    flock = resumable_output.fcntl.flock
+    flock = file_locks.fcntl.flock
 
     def finish_first(*arguments: object) -> None:
         monkeypatch.undo()
         os.replace(tmp_path / "e.npy.partial", output)
         flock(*arguments)
 
-    monkeypatch.setattr(resumable_output.fcntl, "flock", finish_first)
+    monkeypatch.setattr(file_locks.fcntl, "flock", finish_first)
     with pytest.raises(UsageError, match="another process is writing it"):
         embed(output)
     assert output.read_bytes() == b""
@@ -328,7 +329,7 @@ def test_all_images_may_be_left_out_so_far(tmp_path: Path) -> None:
         ("e.np", "end the name in .npy"),
         ("e", "end the name in .npy"),
         ("nowhere/e.npy", "nowhere does not exist"),
-        ("data.npy", "would overwrite data.csv, which is no list of embeddings"),
+        ("data.npy", "data.csv, which is no list of embeddings; name another"),
         ("folder.npy", "is a folder"),
     ],
 )
