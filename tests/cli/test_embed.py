@@ -186,7 +186,7 @@ def test_a_bad_image_is_named(here: Path, file: Path, capsys: pytest.CaptureFixt
     told = re.escape(paths[13])
     assert re.fullmatch(rf"program: error: {told}: is a text file; .*\n", error)
     assert "; e.npy.partial holds what is done, and the same command resumes from it\n" in error
-    # Repaired, it goes on.
+    # Once it is repaired, the command resumes.
     for number in (13, 20):
         shutil.copy(paths[0], paths[number])
     assert program(command) == 0
