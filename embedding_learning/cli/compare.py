@@ -1,4 +1,4 @@
-"""``python -m embedding_learning compare``: losses, samplings and seeds on one data set."""
+"""`compare`: trains with several losses, samplings and seeds, and compares them in a table."""
 
 from __future__ import annotations
 
@@ -36,78 +36,85 @@ from embedding_learning.runtime.progress import log_to_terminal
 # The paper's own comparison.
 _LOSSES = "margin,contrastive,triplet"
 _SAMPLINGS = "distance-weighted,semi-hard,random"
-# What each run is given a value of its own for, or none.
-_OURS = ("loss", "sampling", "seed", "save_model_prefix", "resume", "tensorboard")
-# Flags that change nothing in a run's numbers but, some of them, the last digits.
-_FREE = (
+# Flags that this command sets for each run, or does not allow.
+_SET_HERE = ("loss", "sampling", "seed", "save_model_prefix", "resume", "tensorboard")
+# Flags that change at most the last digits of a run's numbers.
+_MAY_CHANGE = (
     "gpus", "workers", "log_interval", "cache", "cache_dir", "keep", "checkpoint_interval",
-    "evaluate_first", "saved_epoch", *_OURS,
+    "evaluate_first", "saved_epoch", *_SET_HERE,
 )  # fmt: skip
-_SHARE = 0.2
-# Each of them is listed before the first one begins.
+_HELD_OUT_SHARE = 0.2
+# All runs are listed before the first one begins.
 _MOST_SEEDS, _MOST_PARALLEL = 1000, 256
 
 
 def main(arguments: list[str]) -> int:
-    """Runs what is not finished yet and writes the tables; 1 if a run failed, else 0."""
-    place = arguments.index("--") if "--" in arguments else len(arguments)
-    chosen = _parse(arguments[:place])
-    typed = arguments[place + 1 :]
-    flags, slots, config = _train_flags(typed, chosen)
-    # Only now, since these import MXNet and matplotlib.
+    """Trains what is not finished and writes the tables; returns 1 if a run failed, else 0."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    chosen = _parse(arguments[:end])
+    typed = arguments[end + 1 :]
+    flags, slots, config = _read_train_flags(typed, chosen)
+    # Imported here, since these import MXNet and matplotlib.
     from embedding_learning.data.build import read_split
     from embedding_learning.errors import Interrupted
     from embedding_learning.experiments import process_pool, sweep
     from embedding_learning.runtime.signals import stop_on_signals
 
     seeds = range(1, chosen.seeds + 1)
-    # All pairs with one seed come first: the table is whole early, and only its spread grows.
-    runs = [Trial(loss, sampling, seed) for seed in seeds for loss, sampling in chosen.pairs]
+    # All pairs with one seed come first: the table is complete early, and only its spread grows.
+    trials = [Trial(loss, sampling, seed) for seed in seeds for loss, sampling in chosen.pairs]
     folder = Path(chosen.output)
-    with log_to_terminal(), _held(folder):
-        # What is wrong with the data would be wrong in each run.
+    with log_to_terminal(), _hold_folder(folder):
+        # A mistake in the data would be one in each run.
         read_split(config)
-        results.claim_folder(folder, _in_common(config, chosen.select_on))
-        work = sweep.Comparison(
-            *(folder, runs, flags, config, chosen.select_on, shlex.join(typed), len(slots))
+        results.claim_folder(folder, _make_plan(config, chosen.select_on))
+        comparison = sweep.Comparison(
+            folder=folder,
+            trials=trials,
+            flags=flags,
+            config=config,
+            select_on=chosen.select_on,
+            typed=shlex.join(typed),
+            parallel=len(slots),
         )
-        finished = len(work.outcomes())
+        finished = len(comparison.outcomes())
         if finished:
-            logging.info("%d of %d runs are finished already.", finished, len(runs))
-        jobs = [partial(work.run_trial, run) for run in runs]
+            logging.info("%d of %d runs are finished already.", finished, len(trials))
+        tasks = [partial(comparison.run_trial, trial) for trial in trials]
         with stop_on_signals() as stop:
-            process_pool.run_all(jobs, slots, _threads(len(slots)), stop)
-        print(work.write_tables())
+            process_pool.run_all(tasks, slots, _threads_per_run(len(slots)), stop)
+        print(comparison.write_tables())
     if stop.number is not None:
         raise Interrupted(
             stop.number,
-            f"{len(work.outcomes())} of {len(runs)} runs are finished; the same command goes on",
+            f"{len(comparison.outcomes())} of {len(trials)} runs are finished; the same command "
+            "resumes",
         )
-    return 1 if work.failed else 0
+    return 1 if comparison.failed else 0
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    """The flags before --; `pairs` holds each loss with each sampling."""
+    """Parses the flags before --. `pairs` of the result holds each loss with each sampling."""
     parser = Parser(
         prog="python -m embedding_learning compare",
         usage="%(prog)s [--losses A,B] [--samplings A,B] [--seeds N] [--output DIR] "
         "[--select-on WORD] [--parallel N] -- FLAGS OF TRAIN.PY",
         description="Train with several losses, samplings and seeds, and put them in one table. "
-        "The same command goes on with what is not finished.",
+        "The same command resumes what is not finished.",
     )
     add(parser, "--losses", _LOSSES, f"of {', '.join(methods.LOSSES)}")
     add(parser, "--samplings", _SAMPLINGS, f"of {', '.join(methods.SAMPLINGS)}")
     add(parser, "--seeds", 3, "runs of each loss with each sampling: the seeds 1 to N")
-    add(parser, "--output", "comparison", "folder of the tables, the picture and the runs")
-    text = "what the best epoch is chosen by; held-out: training classes (--held-out, else a fifth)"
+    add(parser, "--output", "comparison", "folder of the tables, the plot and the runs")
+    text = "what selects the best epoch; held-out: training classes (--held-out, else a fifth)"
     add_choice(parser, "--select-on", SELECTIONS, text)
     text = "runs at a time (default: one on each of --gpus, or one)"
     add_count(parser, "--parallel", text)
     chosen = parser.parse_args(arguments)
     chosen.pairs = [
         (loss, sampling)
-        for loss in _words("--losses", chosen.losses, methods.LOSSES)
-        for sampling in _words("--samplings", chosen.samplings, methods.SAMPLINGS)
+        for loss in _parse_names("--losses", chosen.losses, methods.LOSSES)
+        for sampling in _parse_names("--samplings", chosen.samplings, methods.SAMPLINGS)
     ]
     check_range("seeds", chosen.seeds, 1, _MOST_SEEDS)
     if chosen.parallel is not None:
@@ -115,25 +122,26 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return chosen
 
 
-def _words(flag: str, text: str, known: Collection[str]) -> list[str]:
-    words = text.split(",")
-    if not set(words) <= set(known) or len(set(words)) < len(words):
+def _parse_names(flag: str, text: str, known: Collection[str]) -> list[str]:
+    """Returns the names in a list. Raises UsageError for one that is unknown or repeated."""
+    names = text.split(",")
+    if not set(names) <= set(known) or len(set(names)) < len(names):
         raise UsageError(
             f"{flag} {text}: different names expected, with commas between them, of "
             f"{', '.join(known)}"
         )
-    return words
+    return names
 
 
-def _train_flags(
+def _read_train_flags(
     typed: list[str], chosen: argparse.Namespace
 ) -> tuple[list[str], list[list[str]], TrainConfig]:
-    """Returns the flags of all runs, those of each slot, and the configuration of the former.
+    """Returns the flags of all runs, the flags of each slot, and the configuration of the former.
 
-    Raises UsageError for those that train.py would refuse.
+    Raises UsageError for flags that train.py would refuse.
     """
     given = train_flags.given(typed)
-    for name in _OURS:
+    for name in _SET_HERE:
         if name in given:
             raise UsageError(f"{as_flag(name)}: differs from run to run; leave it out")
     if chosen.select_on == TEST and given.get("held_out"):
@@ -142,7 +150,7 @@ def _train_flags(
         raise UsageError("--classes: differs with and without the held-out ones; leave it out")
     flags = ["--keep=1", *train_flags.spelled_out(typed)]
     if chosen.select_on == HELD_OUT and not given.get("held_out"):
-        flags.append(f"--held-out={_SHARE}")
+        flags.append(f"--held-out={_HELD_OUT_SHARE}")
     gpus = device_numbers("--gpus", given.get("gpus", ""))
     slots = [[f"--gpus={gpu}"] for gpu in gpus] or [[]] * (chosen.parallel or 1)
     if chosen.parallel and chosen.parallel > len(slots):
@@ -152,25 +160,28 @@ def _train_flags(
     slots = slots[: chosen.parallel]
     folder = os.path.dirname(os.path.abspath(chosen.output))
     if not os.access(folder, os.W_OK):
-        raise UsageError(f"--output {chosen.output}: {folder} is not there or closed to us")
-    anywhere = [*slots[0], f"--save-model-prefix={folder}/run"]
+        raise UsageError(
+            f"--output {chosen.output}: the folder {folder} does not exist or cannot be written to"
+        )
+    placeholders = [*slots[0], f"--save-model-prefix={folder}/run"]
     for loss, sampling in chosen.pairs:
-        train_flags.parse([*results.flags_for(loss, flags), f"--sampling={sampling}", *anywhere])
-    config = train_flags.parse([*flags, *anywhere])
+        of_loss = results.flags_for(loss, flags)
+        train_flags.parse([*of_loss, f"--sampling={sampling}", *placeholders])
+    config = train_flags.parse([*flags, *placeholders])
     if config.run.epochs < 1:
         raise UsageError("--epochs 0: there would be nothing to compare")
     return flags, slots, config
 
 
-def _in_common(config: TrainConfig, select_on: str) -> dict[str, object]:
-    """What another call for the same folder has to agree with."""
-    kept = {as_flag(n): value for n, value in config.as_flags().items() if n not in _FREE}
-    return {"--select-on": select_on, **kept}
+def _make_plan(config: TrainConfig, select_on: str) -> dict[str, object]:
+    """Returns the flags that every call for the same folder must share."""
+    shared = {as_flag(n): value for n, value in config.as_flags().items() if n not in _MAY_CHANGE}
+    return {"--select-on": select_on, **shared}
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Within, the folder is there and no other comparison writes to it."""
+def _hold_folder(folder: Path) -> Iterator[None]:
+    """Creates the folder; no other comparison can write to it within the block."""
     try:
         (folder / "runs").mkdir(parents=True, exist_ok=True)
         lock = open_locked(folder)
@@ -184,8 +195,8 @@ def _held(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _threads(runs: int) -> int | None:
-    """Parts the cores among the runs, unless the user has set the threads."""
+def _threads_per_run(runs: int) -> int | None:
+    """Divides the cores among parallel runs; None if the user has set the number of threads."""
     if not mxnet_compat.has_chosen_threads:
         return None
     return max(1, int(os.environ["OMP_NUM_THREADS"]) // runs)

@@ -1,4 +1,4 @@
-"""``compare-original``: the original example beside this program, in steps and in whole runs."""
+"""`compare-original`: compares this program with the original, step by step and in full runs."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from embedding_learning.original.free_runs import Run
     from embedding_learning.original.steps import Difference, Step
 
-# The flags of train.py that both programs can follow; the others would make a run of another kind.
-_OF_BOTH = {
+# The flags of train.py that both programs understand.
+_SHARED_FLAGS = {
     "data_path", "embed_dim", "batch_size", "batch_k", "gpus", "optimizer", "lr", "lr_beta",
     "margin", "beta", "nu", "factor", "wd", "seed", "model", "use_pretrained", "kvstore",
     "log_interval", "workers", "classes", "batch_num", "total_batch_size", "pretrained_params",
@@ -45,13 +45,13 @@ _CONTROL_COLUMNS = (
 
 
 def main(arguments: list[str]) -> int:
-    """Prints both tables as they come about, and writes them if asked to; 0."""
+    """Prints both tables line by line, and writes them if --output is given; returns 0."""
     chosen, rest = _parse(arguments)
     config = _train_config(rest)
     source.check_folder(chosen.path)
     if chosen.output:
         _make_folder(chosen.output)
-    # Only now, since MXNet takes seconds to import and mistakes in flags need none of it.
+    # Imported here: MXNet takes seconds to import, and mistakes in flags are found without it.
     from embedding_learning.training.build import check
 
     check(config)
@@ -64,13 +64,13 @@ def main(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The command's own flags, and those of train.py."""
+    """Returns the command's own flags, parsed, and the flags of train.py."""
     parser = Parser(
         prog="python -m embedding_learning compare-original",
         usage="%(prog)s PATH [--steps N] [--control] [--epochs N] [--seeds N] [--output FOLDER] "
         "[FLAGS OF TRAIN.PY]",
-        description="Hold this program against the original example: the same steps side by side, "
-        "then free runs of both. Flags of train.py go to both programs.",
+        description="Compare this program with the original example: the same steps of both, then "
+        "free runs of both. Both programs receive the flags of train.py.",
         allow_abbrev=False,
     )
     text = "the original's folder, example/gluon/embedding_learning of apache/mxnet 1.9.1"
@@ -93,22 +93,23 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _make_folder(folder: Path) -> None:
+    """Creates the folder. Raises UsageError if that is not possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"--output {folder}: cannot be made ({error.strerror}); name another folder"
+            f"--output {folder}: cannot be created ({error.strerror}); name another folder"
         ) from error
 
 
 def _train_config(flags: Sequence[str]) -> TrainConfig:
     """Reads the flags of train.py. Raises UsageError if the original cannot follow them."""
-    # Nothing is saved there.
+    # A valid prefix; nothing is saved there.
     prefix = [f"--save-model-prefix={tempfile.gettempdir()}/compare-original"]
     config = parse([*prefix, *flags])
     settings, defaults = config.as_flags(), parse(prefix).as_flags()
     for key, value in settings.items():
-        if key not in _OF_BOTH and value != defaults[key]:
+        if key not in _SHARED_FLAGS and value != defaults[key]:
             raise UsageError(
                 f"{as_flag(key)}: the original does not know it, or it is not for this command; "
                 "leave it out"
@@ -127,67 +128,71 @@ def _train_config(flags: Sequence[str]) -> TrainConfig:
 
 
 def _compare_steps(chosen: argparse.Namespace, config: TrainConfig) -> None:
+    """Runs the same steps of both programs, and prints a line for each."""
     from embedding_learning.original import steps
 
-    made: list[Step] = []
+    compared: list[Step] = []
     _print_heads(chosen.control)
     for step in steps.compare(config, chosen.path, chosen.steps, chosen.control):
-        made.append(step)
+        compared.append(step)
         _print_step(step)
-    _print_largest("the original and here", [step.difference for step in made])
+    _print_largest("the original and here", [step.difference for step in compared])
     if chosen.control:
-        _print_largest("the original twice", [step.control for step in made if step.control])
+        _print_largest("the original twice", [step.control for step in compared if step.control])
     if chosen.output:
         columns = _STEP_COLUMNS + (_CONTROL_COLUMNS if chosen.control else ())
-        write_text(chosen.output / "steps.csv", format_csv([columns, *map(_step_row, made)]))
+        write_text(chosen.output / "steps.csv", format_csv([columns, *map(_step_row, compared)]))
 
 
 def _print_heads(with_control: bool) -> None:
     print(
-        "Apart: |a - b| / |a|, a being the original's; of parameters the largest max|a - b| / "
-        "max|a| of all arrays."
+        "Differences: |a - b| / |a|, where a is the original's; of parameters the largest "
+        "max|a - b| / max|a| of all arrays."
     )
     control = "  the original against itself" if with_control else ""
     print(f"      {'loss':31s} {'norm of the gradient':31s} {'parameters':10s} beta    {control}")
-    three = f"{'original':>10s} {'here':>10s} {'apart':>9s} "
+    three = f"{'original':>10s} {'here':>10s} {'diff.':>9s} "
     control = f"  {'loss':>9s} {'parameters':>10s}" if with_control else ""
-    print(f"step  {three}{three}{'apart':>10s} {'apart':>9s}{control}", flush=True)
+    print(f"step  {three}{three}{'diff.':>10s} {'diff.':>9s}{control}", flush=True)
 
 
 def _print_step(step: Step) -> None:
-    theirs, ours, apart = step.original, step.here, step.difference
+    theirs, ours, difference = step.original, step.here, step.difference
     control = ""
     if step.control:
         control = f"  {step.control.loss:9.1e} {step.control.network.value:10.1e}"
     print(
-        f"{step.number:4d}  {theirs.loss:10.6f} {ours.loss:10.6f} {apart.loss:9.1e} "
-        f"{theirs.gradient_norm:10.6f} {ours.gradient_norm:10.6f} {apart.gradient_norm:9.1e} "
-        f"{apart.network.value:10.1e} {apart.beta:9.1e}{control}",
+        f"{step.number:4d}  {theirs.loss:10.6f} {ours.loss:10.6f} {difference.loss:9.1e} "
+        f"{theirs.gradient_norm:10.6f} {ours.gradient_norm:10.6f} "
+        f"{difference.gradient_norm:9.1e} {difference.network.value:10.1e} "
+        f"{difference.beta:9.1e}{control}",
         flush=True,
     )
 
 
-def _print_largest(title: str, aparts: Sequence[Difference]) -> None:
-    """A line for each of what was compared."""
+def _print_largest(programs: str, differences: Sequence[Difference]) -> None:
+    """Prints the largest difference of loss, gradient norm, parameters and beta, a line each."""
     for name, values in (
-        ("loss", [apart.loss for apart in aparts]),
-        ("gradient norm", [apart.gradient_norm for apart in aparts]),
-        ("parameters", [apart.network.value for apart in aparts]),
-        ("beta", [apart.beta for apart in aparts]),
+        ("loss", [difference.loss for difference in differences]),
+        ("gradient norm", [difference.gradient_norm for difference in differences]),
+        ("parameters", [difference.network.value for difference in differences]),
+        ("beta", [difference.beta for difference in differences]),
     ):
-        # What is not a number is worse than any.
-        place = max(range(len(values)), key=lambda i: (math.isnan(values[i]), values[i]))
-        array = f" ({aparts[place].network.array})" if name == "parameters" else ""
+        # NaN counts as the largest.
+        worst = max(range(len(values)), key=lambda i: (math.isnan(values[i]), values[i]))
+        array = f" ({differences[worst].network.array})" if name == "parameters" else ""
         print(
-            f"Farthest apart, {title}, in {name}: {values[place]:.1e} at step {place + 1}{array}."
+            f"Largest difference of {programs} in {name}: {values[worst]:.1e} at step "
+            f"{worst + 1}{array}."
         )
 
 
 def _step_row(step: Step) -> list[Any]:
-    theirs, ours, apart = step.original, step.here, step.difference
+    """Returns the values of `_STEP_COLUMNS`, and of `_CONTROL_COLUMNS` if there is a control."""
+    theirs, ours, difference = step.original, step.here, step.difference
     row = [
-        step.number, theirs.loss, ours.loss, apart.loss, theirs.gradient_norm, ours.gradient_norm,
-        apart.gradient_norm, *apart.network, apart.beta,
+        step.number, theirs.loss, ours.loss, difference.loss, theirs.gradient_norm,
+        ours.gradient_norm, difference.gradient_norm, *difference.network, difference.beta,
     ]  # fmt: skip
     if step.control:
         control = step.control
@@ -196,13 +201,14 @@ def _step_row(step: Step) -> list[Any]:
 
 
 def _compare_runs(chosen: argparse.Namespace, config: TrainConfig, flags: Sequence[str]) -> None:
+    """Trains both programs with several seeds, and prints the means of their recalls."""
     from embedding_learning.original import free_runs
 
     runs: list[Run] = []
     for run in free_runs.train(config, flags, chosen.path, chosen.epochs, chosen.seeds):
         runs.append(run)
         if chosen.output:
-            # After each, since the next may fail after hours.
+            # After each run, since the next one may fail after hours.
             _write_runs(chosen.output / "free_runs.csv", runs)
         last = run.recalls[-1]
         print(
@@ -215,31 +221,31 @@ def _compare_runs(chosen: argparse.Namespace, config: TrainConfig, flags: Sequen
     print(f"\nRecall, mean ± standard deviation; seeds: {chosen.seeds}")
     print("epoch program      " + "".join(f"{f'@{k}':>17s}" for k in free_runs.RECALL_AT))
     for epoch, program, *values in means:
-        cells = "".join(map(_mean_cell, values[::2], values[1::2]))
+        cells = "".join(map(_format_mean, values[::2], values[1::2]))
         print(f"{epoch:5d} {program:13s}{cells}")
     for program in free_runs.PROGRAMS:
-        own = [run for run in runs if run.program == program]
-        speed = sum(run.images_per_second for run in own) / len(own)
+        of_program = [run for run in runs if run.program == program]
+        speed = sum(run.images_per_second for run in of_program) / len(of_program)
         print(
             f"{program}: {speed:.1f} images/s, "
-            f"at most {max(run.peak_megabytes for run in own):.0f} MB."
+            f"at most {max(run.peak_megabytes for run in of_program):.0f} MB."
         )
     if chosen.output:
         recalls = [f"recall@{k}" for k in free_runs.RECALL_AT]
-        spread = [f"{name}{kind}" for name in recalls for kind in ("", "_deviation")]
+        columns = [f"{name}{suffix}" for name in recalls for suffix in ("", "_deviation")]
         write_text(
-            chosen.output / "recalls.csv", format_csv([["epoch", "program", *spread], *means])
+            chosen.output / "recalls.csv", format_csv([["epoch", "program", *columns], *means])
         )
 
 
-def _mean_cell(mean: float, deviation: float) -> str:
-    """Seventeen characters; a single seed has no deviation."""
+def _format_mean(mean: float, deviation: float) -> str:
+    """Returns mean and deviation in 17 characters; a single seed has no deviation."""
     spread = "" if math.isnan(deviation) else f" ± {deviation:.4f}"
     return f"{f'{mean:.4f}{spread}':>17s}"
 
 
 def _write_runs(path: Path, runs: Sequence[Run]) -> None:
-    """A line for each epoch of each run."""
+    """Writes a CSV file with a line for each epoch of each run."""
     from embedding_learning.original.free_runs import RECALL_AT
 
     recalls = [f"recall@{k}" for k in RECALL_AT]
@@ -253,7 +259,7 @@ def _write_runs(path: Path, runs: Sequence[Run]) -> None:
 
 
 def _mean_rows(runs: Sequence[Run]) -> Iterable[list[Any]]:
-    """Epoch, program, then mean and deviation of each recall."""
+    """Yields rows of epoch, program, then mean and deviation of each recall."""
     from embedding_learning.original import free_runs
 
     spreads = {name: free_runs.compute_mean_and_spread(runs, name) for name in free_runs.PROGRAMS}

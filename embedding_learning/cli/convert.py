@@ -1,4 +1,4 @@
-"""`convert`: ImageNet weights, also PyTorch's, as a Gluon parameter file."""
+"""`convert`: writes ImageNet weights, also those of PyTorch, as a Gluon parameter file."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from embedding_learning.runtime.progress import log_to_terminal
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the file."""
+    """Writes the file; returns 0."""
     options = _parse(arguments)
-    # Only now, since it imports MXNet.
+    # Imported here, since it imports MXNet.
     from embedding_learning.model import backbones
 
     with log_to_terminal():
@@ -23,8 +23,8 @@ def main(arguments: list[str]) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m embedding_learning convert",
-        description="Write ImageNet weights as a Gluon parameter file. Nothing in the file that is "
-        "read is run. An output of before is replaced once the new one is complete.",
+        description="Write ImageNet weights as a Gluon parameter file. No code of the input file "
+        "is run. A former output is replaced once the new one is complete.",
     )
     text = (
         "a .safetensors or a .pth state dictionary, named as in torchvision or timm, or a Gluon "
@@ -32,6 +32,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("input", metavar="IN", help=text)
     parser.add_argument("output", metavar="OUT", help="the .params file to write")
-    text = "whose weights they are, as --model of train.py names it"
+    text = "the backbone of these weights, as --model of train.py names it"
     parser.add_argument("--model", metavar="NAME", required=True, help=text)
     return parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""`embed`: the embeddings of any number of images, written to a file."""
+"""`embed`: writes the embeddings of any number of images to a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embedding_learning.runtime.progress import log_to_terminal
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the file, or goes on with it."""
+    """Writes the file, or resumes it; returns 0."""
     options = _parse(arguments)
     check_output(options.output)
     with log_to_terminal():
@@ -25,22 +25,22 @@ def main(arguments: list[str]) -> int:
         if options.data_path is None:
             images = unlabeled.read(options.inputs)
         else:
-            images = whole_data_set(options, model.description["bbox"])
+            images = _load_data_set(options, model.description["bbox"])
         try:
             count = embed(
                 model,
                 images,
                 options.output,
-                options.batch_size,
-                options.workers,
-                options.skip_bad_images,
-                options.overwrite,
+                batch_size=options.batch_size,
+                workers=options.workers,
+                skip_bad=options.skip_bad_images,
+                overwrite=options.overwrite,
             )
         except Interrupted as interruption:
-            told = f"interrupted{_kept(options.output)}"
-            raise Interrupted(interruption.number, told) from None
+            message = f"interrupted{_resume_hint(options.output)}"
+            raise Interrupted(interruption.number, message) from None
         except DataError as error:
-            raise DataError(f"{error}{_kept(options.output)}") from None
+            raise DataError(f"{error}{_resume_hint(options.output)}") from None
     left_out = f" {len(images) - count} left out." if count < len(images) else ""
     classes = set(images.class_names) - {unlabeled.UNLABELED}
     of_classes = f" of {len(classes)} classes" if classes else ""
@@ -48,15 +48,15 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _kept(output: str) -> str:
-    """How to go on, to be added to a message, if anything has been embedded."""
+def _resume_hint(output: str) -> str:
+    """Returns the end of a message that says how to resume; empty if nothing has been embedded."""
     if not os.path.exists(f"{output}.partial"):
         return ""
-    return f"; {output}.partial holds what is done, and the same command resumes it"
+    return f"; {output}.partial holds what is done, and the same command resumes from it"
 
 
-def whole_data_set(options: argparse.Namespace, use_boxes: bool) -> ImageSet:
-    """All images of the data set that the flags name, whether they train or test."""
+def _load_data_set(options: argparse.Namespace, use_boxes: bool) -> ImageSet:
+    """Returns all images of the data set that the flags name, also those that train."""
     return datasets.load_dataset(
         os.path.expanduser(options.data_path),
         os.path.expanduser(options.cache_dir),
@@ -70,25 +70,25 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m embedding_learning embed",
         description="Write the embeddings of images to FILE.npy, path and label of each row to "
-        "FILE.csv, and which model it was to FILE.npy.json. Files that are there are replaced once "
-        "the new ones are complete. After a kill the same command goes on where it stopped.",
+        "FILE.csv, and the digest of the model to FILE.npy.json. Former files are replaced once "
+        "the new ones are complete. After a kill the same command resumes where it stopped.",
     )
     model_flags.add_flags(parser)
     text = (
         "an image, a folder of images at any depth, a .txt file that lists images (# begins a "
         "comment), or - for such a list on the standard input; in a folder of class folders, whose "
-        "images all lie in two or more folders directly in it, each image gets its folder's name "
-        "as label"
+        "images are all in two or more folders directly in it, each image gets the name of its "
+        "folder as label"
     )
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help=text)
     text = "the .npy file to write"
     parser.add_argument("--output", required=True, metavar="FILE", help=text)
     text = "embed all images of a data set, as train.py takes it, with their labels and boxes"
     parser.add_argument("--data-path", metavar="PATH", help=text)
-    text = f"what --data-path holds: {', '.join(datasets.NAMES)}"
+    text = f"data set in --data-path: {', '.join(datasets.NAMES)}"
     parser.add_argument("--dataset", choices=datasets.NAMES, metavar="NAME", help=text)
     add_train_flags(parser, ("cache_dir", "skip_bad_images"))
-    text = "give up what another model, other images or another batch size had begun in FILE"
+    text = "discard an unfinished FILE of another model, other images or another batch size"
     parser.add_argument("--overwrite", action="store_true", help=text)
     options = parser.parse_intermixed_args(arguments)
     model_flags.check(options)

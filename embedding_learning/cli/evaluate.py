@@ -1,4 +1,4 @@
-"""`evaluate`: how good a saved model is on the test images of a data set."""
+"""`evaluate`: measures a saved model on the test images of a data set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from embedding_learning.runtime.progress import log_to_terminal
 
 
 def main(arguments: list[str]) -> int:
-    """Prints a table, or JSON."""
+    """Prints a table, or JSON; returns 0."""
     options = _parse(arguments)
     with log_to_terminal():
         model = model_flags.load(options)
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
         None if gallery is None else gallery.labels,
     )
     if options.json:
-        # JSON knows no numbers that are not finite.
+        # JSON has no numbers that are not finite.
         finite = {
             name: value if math.isfinite(value) else None for name, value in measured.values.items()
         }
@@ -60,7 +60,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     model_flags.add_flags(parser)
     split_flags.add_flags(parser)
     text = (
-        f"what to measure, with commas between: {METRICS} (default: the recalls that papers report "
+        f"metrics, with commas between: {METRICS} (default: the recalls that papers report "
         "for the data set, map@r, r-precision, nmi, ami)"
     )
     parser.add_argument("--metrics", metavar="LIST", help=text)

@@ -1,4 +1,4 @@
-"""`export`: a saved model as a graph that runs without this program."""
+"""`export`: writes a saved model as a graph that runs without this program."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from embedding_learning.cli.parser import Parser
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the graph."""
+    """Writes the graph; returns 0."""
     options = _parse(arguments)
     model = model_flags.load(options)
-    # Only now, since it imports MXNet.
+    # Imported here, since it imports MXNet.
     from embedding_learning.inference.export import export_onnx, export_symbol
 
     crop_size = model.description["crop_size"]
     if options.output.lower().endswith(".onnx"):
         export_onnx(model.net, options.output, crop_size, options.normalize_input)
-        print(f"{options.output}: {_inputs(crop_size, options.normalize_input)}")
+        print(f"{options.output}: {_describe_graph(crop_size, options.normalize_input)}")
     else:
         export_symbol(model.net, options.output, crop_size, options.normalize_input)
         print(
             f"{options.output}-symbol.json, {options.output}-0000.params: "
-            f"{_inputs(crop_size, options.normalize_input)}"
+            f"{_describe_graph(crop_size, options.normalize_input)}"
         )
     if model.preprocessing.exif_orientation:
-        print("It was trained with --exif-orientation: turn its images upright too.")
+        print("It was trained with --exif-orientation: turn images upright for it too.")
     if model.preprocessing.resize == "area":
-        print("It was trained with --resize area: resize its images likewise.")
+        print("It was trained with --resize area: resize images for it in the same way.")
     return 0
 
 
-def _inputs(crop_size: int, normalize_input: bool) -> str:
-    """What the graph takes and gives."""
-    pixels = "uint8 RGB" if normalize_input else "float32 RGB, normalised"
+def _describe_graph(crop_size: int, normalize_input: bool) -> str:
+    """Returns the input and the output of the graph as text."""
+    pixels = "uint8 RGB" if normalize_input else "float32 RGB, normalized"
     return f"data (n, 3, {crop_size}, {crop_size}), {pixels}, to unit embeddings (n, d)."
 
 
@@ -42,11 +42,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m embedding_learning export",
         description="Write a saved model as an ONNX file, or as a symbol and a parameter file for "
-        "Gluon's SymbolBlock. Files that are there are replaced once the new ones are complete.",
+        "Gluon's SymbolBlock. Former files are replaced once the new ones are complete.",
     )
     model_flags.add_model(parser)
     text = "FILE.onnx; any other name is the prefix of PREFIX-symbol.json and PREFIX-0000.params"
     parser.add_argument("output", metavar="OUTPUT", help=text)
-    text = "let the graph take uint8 pixels and normalise them itself"
+    text = "let the graph take uint8 pixels and normalize them itself"
     parser.add_argument("--normalize-input", action="store_true", help=text)
     return parser.parse_args(arguments)

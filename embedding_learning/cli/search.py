@@ -1,4 +1,4 @@
-"""`search`: the images of a gallery that are nearest to each query."""
+"""`search`: prints or draws the images of a gallery that are nearest to each query."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from embedding_learning.runtime.progress import log_to_terminal
 
 
 def main(arguments: list[str]) -> int:
-    """Prints what is found, and draws it."""
+    """Prints the images that are found, and draws them if asked to; returns 0."""
     options = _parse(arguments)
     if options.picture is not None:
         from embedding_learning import plots
@@ -23,34 +23,34 @@ def main(arguments: list[str]) -> int:
         plots.check_plot_path(options.picture)
     with log_to_terminal():
         model = model_flags.load(options)
-        found = search(
+        result = search(
             model, options.gallery, options.queries, options.k, options.batch_size, options.workers
         )
     if options.json:
-        print("[\n" + ",\n".join(json.dumps(result) for result in describe_result(found)) + "\n]")
+        print("[\n" + ",\n".join(json.dumps(query) for query in describe_result(result)) + "\n]")
     else:
-        for result in describe_result(found):
-            print("\n".join(_lines(result)))
+        for query in describe_result(result):
+            print("\n".join(_format_query(query)))
     if options.picture is not None:
-        draw_result(found, options.picture)
+        draw_result(result, options.picture)
     return 0
 
 
-def _lines(result: dict[str, Any]) -> Iterator[str]:
-    """The same for people."""
+def _format_query(query: dict[str, Any]) -> Iterator[str]:
+    """Yields the lines of a query and its nearest images, for people."""
 
-    def name(image: dict[str, Any], path: str | None) -> str:
+    def describe(image: dict[str, Any], path: str | None) -> str:
         label = f"  ({image['label']})" if image["label"] else ""
-        return _printable(f"{path or 'row ' + str(image['row'])}{label}")
+        return _escape(f"{path or 'row ' + str(image['row'])}{label}")
 
-    yield name(result, result["query"])
-    for rank, image in enumerate(result["neighbours"], 1):
-        judged = {True: "right  ", False: "wrong  ", None: ""}[image["right"]]
-        yield f"{rank:5d}  {image['distance']:.4f}  {judged}{name(image, image['path'])}"
+    yield describe(query, query["query"])
+    for rank, image in enumerate(query["neighbours"], 1):
+        verdict = {True: "right  ", False: "wrong  ", None: ""}[image["right"]]
+        yield f"{rank:5d}  {image['distance']:.4f}  {verdict}{describe(image, image['path'])}"
 
 
-def _printable(text: str) -> str:
-    """Without characters that a terminal would obey, or that are no characters."""
+def _escape(text: str) -> str:
+    """Replaces what cannot be printed, such as characters that control a terminal, by escapes."""
     return "".join(
         sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text
     )
@@ -59,9 +59,9 @@ def _printable(text: str) -> str:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m embedding_learning search",
-        description="Print the images of a gallery that are nearest to each query. A query that "
-        "stands in the gallery by its own path is left out of what is found, and takes its vector "
-        "and label from there; a copy in another file is found.",
+        description="Print the images of a gallery that are nearest to each query. A query whose "
+        "own file is in the gallery is left out of the result, and takes its vector and label from "
+        "there; a copy in another file is found.",
     )
     model_flags.add_flags(parser)
     text = (
@@ -74,7 +74,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     text = "number of images to find for each query (default: %(default)s)"
     parser.add_argument("-k", type=int, default=10, metavar="N", help=text)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    text = "draw queries and what was found, too: a .png or .svg file, replaced if it is there"
+    text = "draw the queries and the images found: a .png or .svg file; a former one is replaced"
     parser.add_argument("--picture", metavar="FILE", help=text)
     options = parser.parse_intermixed_args(arguments)
     model_flags.check(options)

@@ -15,35 +15,36 @@ from embedding_learning.errors import UsageError
 from embedding_learning.runtime.signals import StopRequest
 
 _TRAIN = Path(__file__).resolve().parents[2] / "train.py"
-# Between two looks at whether to stop, in seconds.
+# Seconds between two checks whether to stop.
 _PAUSE = 0.1
 
 # Runs train.py with these flags, adds what it prints to the log, and returns its exit status.
 TrainFunction = Callable[[Sequence[str], Path], int]
-# Calls the function it is given once or several times, one call after the other.
+# Calls the function that it receives once or several times, one call after the other.
 Task = Callable[[TrainFunction], None]
 
 
 class _Stopped(Exception):
-    """Ends a task whose process was stopped, or would have to be."""
+    """Ends a task whose process was stopped or must not start."""
 
 
 def run_all(
     tasks: Sequence[Task], slots: Sequence[Sequence[str]], threads: int | None, stop: StopRequest
 ) -> None:
-    """Runs the tasks in their order, one thread a slot, until all end or `stop` is asked.
+    """Runs tasks in their order, one thread per slot. Blocks until all end or a stop is requested.
 
-    Once it is asked, or when a task raises an exception, the processes are asked to save their
-    state, their tasks end where they are, and no other begins. Then the exception is raised.
+    When a stop is requested or a task raises an exception, the processes are asked to save their
+    state and end, their tasks end too, and no other task begins. Then the exception is raised.
 
     Parameters
     ----------
     tasks : sequence of Task
     slots : sequence of sequence of str
-        Flags for each process in that slot, such as its GPU.
+        Flags for the processes of each slot, such as its GPU.
     threads : int, optional
-        What OMP_NUM_THREADS is for each process; if None it stays as it is.
+        OMP_NUM_THREADS of each process; None leaves it unchanged.
     stop : StopRequest
+        Checked several times a second.
     """
     environment = dict(os.environ)
     if threads is not None:
@@ -101,14 +102,14 @@ def run_all(
 
 
 def _start(flags: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Raises UsageError if the log cannot be written."""
+    """Starts train.py with its output in the log. Raises UsageError if it cannot be written."""
     try:
         file = open(log, "ab")  # noqa: SIM115
     except OSError as error:
         raise UsageError(f"{log}: cannot be written: {error.strerror}") from error
     with file:
-        # In a session of its own Ctrl-C does not reach it: it would be a second signal, which stops
-        # a run at once, in addition to the one that it gets above.
+        # In its own session the process does not receive Ctrl-C. That would be a second signal in
+        # addition to the one that `stop_all` sends, and a second signal ends a run at once.
         return subprocess.Popen(
             [sys.executable, str(_TRAIN), *flags],
             stdin=subprocess.DEVNULL,

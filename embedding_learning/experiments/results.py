@@ -1,4 +1,4 @@
-"""A comparison's numbers: what its runs have recorded, and means and deviations over seeds."""
+"""Reads the results of a comparison's runs, and computes means and deviations over seeds."""
 
 from __future__ import annotations
 
@@ -6,45 +6,54 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
+from embedding_learning.config import FLAGS
 from embedding_learning.errors import DataError, UsageError
+from embedding_learning.evaluation.metrics import parse_metrics
 from embedding_learning.model.methods import LOSSES
 from embedding_learning.runtime.atomic_files import write_text
 from embedding_learning.training import records
 from embedding_learning.training.checkpoint_file import RECORDS
 
 TEST, HELD_OUT = SELECTIONS = ("test", "held-out")
-# By which the best epoch is chosen, as train.py does.
+# Whether each run of a trial is its final one, by what the epoch is selected on.
+IS_FINAL = {TEST: (False,), HELD_OUT: (False, True)}
+# The metric that selects the best epoch, as in train.py.
 CRITERION = "recall@1"
-# Of a record, what is no metric.
-_WHEN = {"kind", "epoch", "batch", "seconds"}
+# The keys of a record that are no metrics.
+_NO_METRICS = {"kind", "epoch", "batch", "seconds"}
 _PLAN = "comparison.json"
 
 
 def flags_for(loss: str, flags: Sequence[str]) -> list[str]:
-    """The flags of train.py for runs with that loss, from those that all runs have in common.
+    """Returns the flags of train.py for runs with a loss, from the flags that all runs share.
 
-    A loss without beta has no use for --beta-per, and train.py refuses flags without effect.
+    A loss without beta does not use --beta-per, and train.py refuses flags without effect.
     """
     common = flags if LOSSES[loss].has_beta else _without(flags, "--beta-per")
     return [*common, f"--loss={loss}"]
 
 
 def _without(flags: Sequence[str], flag: str) -> list[str]:
-    """The flags less one that takes a value, wherever it stands among them."""
-    kept, left = [], iter(flags)
-    for typed in left:
-        if typed == flag:
-            next(left, None)
-        elif not typed.startswith(f"{flag}="):
-            kept.append(typed)
+    """Returns the flags without one that takes a value, wherever it is among them."""
+    kept, arguments = [], iter(flags)
+    for argument in arguments:
+        if argument == flag:
+            next(arguments, None)
+        elif not argument.startswith(f"{flag}="):
+            kept.append(argument)
     return kept
 
 
 class Trial(NamedTuple):
-    """A loss, a sampling and a seed; trained once, or with held-out classes and then finally."""
+    """A loss, a sampling and a seed.
+
+    It is trained once. If the epoch is selected on held-out classes, a second and final run trains
+    with all classes.
+    """
 
     loss: str
     sampling: str
@@ -52,21 +61,21 @@ class Trial(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What its files' names begin with."""
+        """The beginning of its files' names."""
         return f"{self.loss}_{self.sampling}_{self.seed}"
 
 
 class Evaluation(NamedTuple):
-    """What an epoch's evaluation showed.
+    """The evaluation of an epoch.
 
     Attributes
     ----------
     epoch : int
         Counted from 0.
     seconds : float
-        Of training and evaluating since the run began.
+        Time of training and evaluation since the run began.
     metrics : dict of str to float
-        Between 0 and 1, `CRITERION` among them.
+        Each between 0 and 1; `CRITERION` is among them.
     """
 
     epoch: int
@@ -75,21 +84,21 @@ class Evaluation(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a finished run comes to.
+    """The result of a finished trial.
 
     Attributes
     ----------
     trial : Trial
     epoch : int
-        The one selected: of several that are equally good, the first.
+        The selected epoch; of equally good ones the first.
     reported : dict of str to float
-        Metrics of the test classes: after the selected epoch, or if that was selected on held-out
-        classes, after the last epoch of the final training, which is as long.
+        Metrics of the test classes after the selected epoch. If the epoch was selected on held-out
+        classes: after the last epoch of the final run, which is as long.
     other : dict of str to float
-        Metrics of the test classes after the last epoch; or if the epoch was selected on held-out
-        classes, of these after it.
+        Metrics of the test classes after the last epoch. If the epoch was selected on held-out
+        classes: metrics of those after the selected epoch.
     seconds : float
-        Of training and evaluating, all in all.
+        Time of training and evaluation, of all runs of the trial.
     """
 
     trial: Trial
@@ -100,7 +109,7 @@ class Outcome(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Mean and sample standard deviation (n - 1) of so many values; none of too few."""
+    """Mean and sample standard deviation (n - 1) of `size` values; None for too few values."""
 
     size: int
     mean: Optional[float]
@@ -108,7 +117,7 @@ class Spread(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A loss with a sampling, over its finished seeds."""
+    """The results of a loss with a sampling, over the seeds that are finished."""
 
     loss: str
     sampling: str
@@ -118,108 +127,114 @@ class Row(NamedTuple):
     seconds: Spread
 
 
-def trial_prefix(folder: Path, run: Trial, is_final: bool = False) -> Path:
-    """A run's --save-model-prefix; final is its training on all classes after a selection."""
-    return folder / "runs" / f"{run.name}{'_final' if is_final else ''}"
+def trial_prefix(folder: Path, trial: Trial, is_final: bool = False) -> Path:
+    """Returns the --save-model-prefix of a trial's first run or of its final run."""
+    return folder / "runs" / f"{trial.name}{'_final' if is_final else ''}"
 
 
 def read_evaluations(run_prefix: Path) -> list[Evaluation]:
-    """What a run has recorded so far, by epoch; nothing if it has not begun.
+    """Returns the evaluations that a run has recorded so far, by epoch; none if it has not begun.
 
     Raises DataError if its records are damaged.
     """
     folder = Path(f"{run_prefix}.run")
     if not (folder / RECORDS).exists():
         return []
-    found = {}
+    by_epoch = {}
     for record in records.read(folder):
-        # The network before training is of no epoch.
+        # The evaluation before training belongs to no epoch.
         if record.get("kind") == "evaluation" and record.get("epoch") is not None:
             metrics = {
                 name: float(value)
                 for name, value in record.items()
-                if name not in _WHEN and _is_number(value)
+                if name not in _NO_METRICS and _is_number(value)
             }
             epoch, seconds = record.get("epoch"), record.get("seconds")
             if not isinstance(epoch, int) or not _is_number(seconds) or CRITERION not in metrics:
-                raise DataError(f"{folder / RECORDS}: tells no {CRITERION}; the file was changed")
-            found[epoch] = Evaluation(epoch, float(record["seconds"]), metrics)
-    return [found[epoch] for epoch in sorted(found)]
+                raise DataError(
+                    f"{folder / RECORDS}: contains no {CRITERION}; the file was changed"
+                )
+            by_epoch[epoch] = Evaluation(epoch, float(record["seconds"]), metrics)
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def best_evaluation(of: Sequence[Evaluation]) -> Evaluation:
-    """The epoch that train.py saves as the best."""
-    return max(of, key=lambda evaluation: (evaluation.metrics[CRITERION], -evaluation.epoch))
+def best_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Returns the evaluation of the epoch that train.py saves as the best."""
+    return max(evaluations, key=lambda e: (e.metrics[CRITERION], -e.epoch))
 
 
-def is_finished(of: Sequence[Evaluation], epochs: int) -> bool:
-    """Whether the last of so many epochs was evaluated."""
-    return bool(of) and of[-1].epoch >= epochs - 1
+def is_finished(evaluations: Sequence[Evaluation], epochs: int) -> bool:
+    """Returns whether the last of that many epochs was evaluated."""
+    return bool(evaluations) and evaluations[-1].epoch >= epochs - 1
 
 
-def read_outcome(folder: Path, run: Trial, epochs: int, select_on: str) -> Outcome | None:
-    """What the run comes to; None as long as it is not finished.
+def read_outcome(folder: Path, trial: Trial, epochs: int, select_on: str) -> Outcome | None:
+    """Returns the outcome of a trial; None as long as it is not finished.
 
-    `epochs` is the number that it trains; if selected on held-out classes, with these kept out.
+    `epochs` is the number of epochs of its first run.
     """
-    first = read_evaluations(trial_prefix(folder, run))
+    first = read_evaluations(trial_prefix(folder, trial))
     if not is_finished(first, epochs):
         return None
     chosen = best_evaluation(first)
     if select_on == TEST:
-        return Outcome(run, chosen.epoch, chosen.metrics, first[-1].metrics, first[-1].seconds)
-    final = read_evaluations(trial_prefix(folder, run, is_final=True))
+        return Outcome(trial, chosen.epoch, chosen.metrics, first[-1].metrics, first[-1].seconds)
+    final = read_evaluations(trial_prefix(folder, trial, is_final=True))
     if not is_finished(final, chosen.epoch + 1):
         return None
     last, seconds = final[-1], first[-1].seconds + final[-1].seconds
-    return Outcome(run, chosen.epoch, last.metrics, chosen.metrics, seconds)
+    return Outcome(trial, chosen.epoch, last.metrics, chosen.metrics, seconds)
 
 
 def compute_spread(values: Sequence[float]) -> Spread:
-    """Over seeds."""
+    """Returns mean and deviation of values over seeds."""
     mean = statistics.fmean(values) if values else None
     return Spread(len(values), mean, statistics.stdev(values) if len(values) > 1 else None)
 
 
 def summarize(pairs: Sequence[tuple[str, str]], outcomes: Sequence[Outcome]) -> list[Row]:
-    """A row for each pair of loss and sampling, in their order, also if none of it is finished."""
+    """Returns a row for each pair of loss and sampling, in order, even if no trial is finished."""
     names = metric_names([metrics for o in outcomes for metrics in (o.reported, o.other)])
     rows = []
     for pair in pairs:
-        some = [found for found in outcomes if (found.trial.loss, found.trial.sampling) == pair]
+        of_pair = [o for o in outcomes if (o.trial.loss, o.trial.sampling) == pair]
         rows.append(
             Row(
-                *pair,
-                _spreads(names, [found.reported for found in some]),
-                _spreads(names, [found.other for found in some]),
-                compute_spread([found.epoch for found in some]),
-                compute_spread([found.seconds for found in some]),
+                loss=pair[0],
+                sampling=pair[1],
+                reported=_compute_spreads(names, [o.reported for o in of_pair]),
+                other=_compute_spreads(names, [o.other for o in of_pair]),
+                epoch=compute_spread([o.epoch for o in of_pair]),
+                seconds=compute_spread([o.seconds for o in of_pair]),
             )
         )
     return rows
 
 
-def metric_names(of: Sequence[Mapping[str, float]]) -> list[str]:
-    """All of them, the criterion first."""
-    return list(dict.fromkeys([CRITERION, *(name for metrics in of for name in metrics)]))
+def metric_names(metrics: Sequence[Mapping[str, float]]) -> list[str]:
+    """Returns the names of all metrics, the criterion first."""
+    return list(dict.fromkeys([CRITERION, *(name for values in metrics for name in values)]))
 
 
-def _spreads(names: Sequence[str], metrics: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
+def _compute_spreads(
+    names: Sequence[str], metrics: Sequence[Mapping[str, float]]
+) -> dict[str, Spread]:
+    """Returns the spread of each metric."""
     return {name: compute_spread([m[name] for m in metrics if name in m]) for name in names}
 
 
 def claim_folder(folder: Path, plan: Mapping[str, Any]) -> None:
-    """Writes down what the folder's runs have in common, or compares it with what stands there.
+    """Writes the flags that all runs share into the folder, or compares them with those there.
 
-    Raises UsageError that names all that differs.
+    Raises UsageError that names all flags that differ.
     """
     file = folder / _PLAN
     plan = json.loads(json.dumps(plan))
-    # What no run was begun with is bound to nothing.
+    # As long as no run has begun, the flags may change.
     if not file.exists() or not any((folder / "runs").glob("*.run")):
         write_text(file, json.dumps(plan, indent=1), "name another --output")
         return
@@ -229,17 +244,35 @@ def claim_folder(folder: Path, plan: Mapping[str, Any]) -> None:
         former = None
     if not isinstance(former, dict):
         raise UsageError(f"--output {folder}: {file} is damaged; name another folder")
-    # A flag that was not there yet had its default.
-    differing = [name for name in plan if former.get(name, plan[name]) != plan[name]]
+    former = _complete_plan(former)
+    differing = [
+        name
+        for name, value in plan.items()
+        # A flag that did not exist and has no former value was off.
+        if (former[name] != value if name in former else value)
+    ]
     if differing:
-        told = ", ".join(_shown(name, former[name]) for name in differing)
+        flags = ", ".join(_format_flag(name, former.get(name)) for name in differing)
         raise UsageError(
-            f"--output {folder}: its runs were made with {told}; give these, or name another folder"
+            f"--output {folder}: its runs were made with {flags}; give these, or name another "
+            "folder"
         )
 
 
-def _shown(flag: str, value: Any) -> str:
-    """A flag from a file, in a line of text."""
+def _complete_plan(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a plan of any version with the flags and the form of this one."""
+    former_values = {flag.name: flag.before for flag in FLAGS.values() if flag.before is not None}
+    plan = {**former_values, **plan}
+    # Version 0.1 kept the text that was typed.
+    if isinstance(plan.get("--metrics"), str):
+        with suppress(ValueError):
+            metrics = parse_metrics(plan["--metrics"])
+            plan["--metrics"] = list(dict.fromkeys([CRITERION, *metrics]))
+    return plan
+
+
+def _format_flag(flag: str, value: Any) -> str:
+    """Returns a flag from a file as text on one line."""
     if value is None or isinstance(value, bool):
         return flag if value else f"no {flag}"
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,4 +1,4 @@
-"""The work of a comparison: what to run next, what to say of it, and the tables after each run."""
+"""Runs the trials of a comparison, logs their progress, and writes the tables after each run."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from embedding_learning.experiments.process_pool import TrainFunction
 from embedding_learning.experiments.results import (
     CRITERION,
     HELD_OUT,
+    IS_FINAL,
     TEST,
     Outcome,
     Trial,
@@ -35,23 +36,23 @@ _SELECTED = {
 
 
 class Comparison:
-    """The runs of a comparison.
+    """The trials of a comparison in a folder.
 
     Parameters
     ----------
     folder : Path
-    runs : sequence of Trial
-        In the order in which they are to be run.
+    trials : sequence of Trial
+        In the order in which they are trained.
     flags : list of str
-        Of train.py, in common to all runs.
+        Flags of train.py that all runs have in common.
     config : TrainConfig
-        The same, read.
+        The same flags, read.
     select_on : str
         One of `results.SELECTIONS`.
     typed : str
-        The flags as the caption shows them.
+        The flags as the user typed them, for the caption.
     parallel : int
-        Runs at a time.
+        Number of runs at the same time.
 
     Attributes
     ----------
@@ -62,7 +63,7 @@ class Comparison:
     def __init__(
         self,
         folder: Path,
-        runs: Sequence[Trial],
+        trials: Sequence[Trial],
         flags: list[str],
         config: TrainConfig,
         select_on: str,
@@ -70,67 +71,70 @@ class Comparison:
         parallel: int,
     ) -> None:
         self._folder = folder
-        self._runs = runs
+        self._trials = trials
         self._flags = flags
         self._config = config
         self._select_on = select_on
         self._typed = typed
         self._parallel = parallel
         self.failed: list[Trial] = []
-        # Held while records are read and tables written, not while a run trains.
+        # It is held while records are read and tables written, not while a run trains.
         self._lock = Lock()
-        # What was trained since the start, and the time for it with all that is around.
+        # Epochs that this call has trained, and the time for them, start of the runs included.
         self._epochs = 0
         self._seconds = 0.0
 
-    def run_trial(self, run: Trial, train: TrainFunction) -> None:
-        """Trains a run and logs what becomes of it; called by several threads at a time."""
-        for is_final in (False,) if self._select_on == TEST else (False, True):
+    def run_trial(self, trial: Trial, train: TrainFunction) -> None:
+        """Trains what is left of a trial and logs the result; blocks until it is done.
+
+        Several threads may call it at the same time, each with another trial.
+        """
+        for is_final in IS_FINAL[self._select_on]:
             with self._lock:
-                epochs = self._epochs_of(run, is_final)
-                if self._left(run, is_final) == 0:
+                epochs = self._planned_epochs(trial, is_final)
+                if self._epochs_left(trial, is_final) == 0:
                     continue
-                place = trial_prefix(self._folder, run, is_final)
-                done = len(results.read_evaluations(place))
-                logging.info("%s %s.", place.name, "goes on" if done else "starts")
+                prefix = trial_prefix(self._folder, trial, is_final)
+                done = len(results.read_evaluations(prefix))
+                logging.info("%s %s.", prefix.name, "resumes" if done else "starts")
             started = time.monotonic()
-            log = Path(f"{place}.log")
-            status = train(self._flags_of(run, is_final, epochs), log)
+            log = Path(f"{prefix}.log")
+            status = train(self._build_flags(trial, is_final, epochs), log)
             with self._lock:
-                found = results.read_evaluations(place)
+                evaluations = results.read_evaluations(prefix)
                 self._seconds += time.monotonic() - started
-                self._epochs += max(0, len(found) - done)
-                if status != 0 or not results.is_finished(found, epochs):
-                    self.failed.append(run)
+                self._epochs += max(0, len(evaluations) - done)
+                if status != 0 or not results.is_finished(evaluations, epochs):
+                    self.failed.append(trial)
                     logging.error(
                         "%s failed (status %d), its log is %s: %s",
-                        place.name, status, log, _last_line(log),
+                        prefix.name, status, log, _last_line(log),
                     )  # fmt: skip
                     return
-                chosen = found[-1] if is_final else results.best_evaluation(found)
+                chosen = evaluations[-1] if is_final else results.best_evaluation(evaluations)
                 logging.info(
                     "%s ends: Recall@1 %.4f of epoch %d; %s.",
-                    place.name, chosen.metrics[CRITERION], chosen.epoch, self._time_left(),
+                    prefix.name, chosen.metrics[CRITERION], chosen.epoch, self._format_time_left(),
                 )  # fmt: skip
                 self.write_tables()
 
     def outcomes(self) -> list[Outcome]:
-        """Of the runs that are finished."""
-        found = [
-            results.read_outcome(self._folder, run, self._config.run.epochs, self._select_on)
-            for run in self._runs
+        """Returns the outcomes of the trials that are finished."""
+        outcomes = [
+            results.read_outcome(self._folder, trial, self._config.run.epochs, self._select_on)
+            for trial in self._trials
         ]
-        return [outcome for outcome in found if outcome]
+        return [outcome for outcome in outcomes if outcome]
 
     def write_tables(self) -> str:
-        """Writes all that is known so far into the folder; the table for a terminal."""
+        """Writes tables and plot of all results so far; returns the table for a terminal."""
         outcomes = self.outcomes()
-        pairs = list(dict.fromkeys((run.loss, run.sampling) for run in self._runs))
-        seeds = len({run.seed for run in self._runs})
+        pairs = list(dict.fromkeys((trial.loss, trial.sampling) for trial in self._trials))
+        seeds = len({trial.seed for trial in self._trials})
         rows = results.summarize(pairs, outcomes)
         shown = rows, seeds, self._select_on, self._caption()
         for name, content in {
-            "runs.csv": tables.format_epochs(self._folder, self._runs, self._select_on),
+            "runs.csv": tables.format_epochs(self._folder, self._trials, self._select_on),
             "comparison.csv": tables.format_rows(rows, self._select_on),
             "comparison.md": tables.format_markdown(*shown) + "\n",
         }.items():
@@ -138,60 +142,62 @@ class Comparison:
         panels = {
             title: {
                 pair: [
-                    getattr(outcome, kind)[CRITERION]
+                    getattr(outcome, metrics)[CRITERION]
                     for outcome in outcomes
                     if (outcome.trial.loss, outcome.trial.sampling) == pair
                 ]
                 for pair in pairs
             }
-            for title, kind in zip(tables.TITLES[self._select_on], ("reported", "other"))
+            for title, metrics in zip(tables.TITLES[self._select_on], ("reported", "other"))
         }
         plots.plot_comparison(panels, str(self._folder / "comparison.png"), self._caption())
         return tables.format_text(*shown)
 
-    def _epochs_of(self, run: Trial, is_final: bool) -> int:
-        """How many a run has; the final one's are the selected, or at most all of them."""
-        if is_final and self._left(run, False) == 0:
-            return (
-                results.best_evaluation(
-                    results.read_evaluations(trial_prefix(self._folder, run))
-                ).epoch
-                + 1
-            )
+    def _planned_epochs(self, trial: Trial, is_final: bool) -> int:
+        """Returns how many epochs a run has; for a final run at most, until they are selected."""
+        if is_final and self._epochs_left(trial, False) == 0:
+            selected = results.best_evaluation(self._read_evaluations(trial, False))
+            return selected.epoch + 1
         return self._config.run.epochs
 
-    def _left(self, run: Trial, is_final: bool) -> int:
-        """Epochs of it that are still to be trained."""
-        found = results.read_evaluations(trial_prefix(self._folder, run, is_final))
-        next_epoch = found[-1].epoch + 1 if found else self._config.run.start_epoch
-        return max(0, self._epochs_of(run, is_final) - next_epoch)
+    def _epochs_left(self, trial: Trial, is_final: bool) -> int:
+        """Returns how many epochs of a run are still to be trained."""
+        evaluations = self._read_evaluations(trial, is_final)
+        next_epoch = evaluations[-1].epoch + 1 if evaluations else self._config.run.start_epoch
+        return max(0, self._planned_epochs(trial, is_final) - next_epoch)
 
-    def _flags_of(self, run: Trial, is_final: bool, epochs: int) -> list[str]:
-        place = trial_prefix(self._folder, run, is_final)
-        return [
-            *results.flags_for(run.loss, self._flags),
-            *(f"--sampling={run.sampling}", f"--seed={run.seed}"),
-            *(f"--save-model-prefix={place}", "--resume=auto"),
-            *(["--held-out=0", "--saved-epoch=last", f"--epochs={epochs}"] if is_final else []),
-        ]
+    def _read_evaluations(self, trial: Trial, is_final: bool) -> list[results.Evaluation]:
+        return results.read_evaluations(trial_prefix(self._folder, trial, is_final))
 
-    def _time_left(self) -> str:
-        """As the epochs of this call went on, if as many go on at a time as can."""
-        finals = (False,) if self._select_on == TEST else (False, True)
-        left = [
-            sum(self._left(run, is_final) for is_final in finals)
-            for run in self._runs
-            if run not in self.failed
+    def _build_flags(self, trial: Trial, is_final: bool, epochs: int) -> list[str]:
+        flags = [
+            *results.flags_for(trial.loss, self._flags),
+            f"--sampling={trial.sampling}",
+            f"--seed={trial.seed}",
+            f"--save-model-prefix={trial_prefix(self._folder, trial, is_final)}",
+            "--resume=auto",
         ]
-        count = sum(epochs > 0 for epochs in left)
-        told = f"{count} {'run is' if count == 1 else 'runs are'} left"
+        if is_final:
+            flags += ["--held-out=0", "--saved-epoch=last", f"--epochs={epochs}"]
+        return flags
+
+    def _format_time_left(self) -> str:
+        """Estimates the time left from the epochs trained so far and the free slots."""
+        epochs_left = [
+            sum(self._epochs_left(trial, is_final) for is_final in IS_FINAL[self._select_on])
+            for trial in self._trials
+            if trial not in self.failed
+        ]
+        count = sum(epochs > 0 for epochs in epochs_left)
+        runs_left = f"{count} {'run is' if count == 1 else 'runs are'} left"
         if not count or not self._epochs:
-            return told
-        seconds = sum(left) * self._seconds / self._epochs / min(self._parallel, count)
-        return f"{told}, about {_duration(seconds)}"
+            return runs_left
+        seconds = sum(epochs_left) * self._seconds / self._epochs / min(self._parallel, count)
+        return f"{runs_left}, about {_duration(seconds)}"
 
     def _caption(self) -> str:
-        seeds = sorted({run.seed for run in self._runs})
+        """Returns the lines above the tables and the plot."""
+        seeds = sorted({trial.seed for trial in self._trials})
         lines = [
             f"{self._title()}; train.py {self._typed}".strip(),
             _SELECTED[self._select_on],
@@ -199,28 +205,28 @@ class Comparison:
             "are counted from 0.",
         ]
         if self.failed:
-            lines.append(f"Failed: {', '.join(run.name for run in self.failed)}.")
-        # Whatever stands in a flag stays on its line.
+            lines.append(f"Failed: {', '.join(trial.name for trial in self.failed)}.")
+        # A flag may contain line ends.
         return "\n".join("".join(c if c.isprintable() else " " for c in line) for line in lines)
 
     def _title(self) -> str:
-        """The data as the runs name it, once one does."""
-        for run in self._runs:
-            place = trial_prefix(self._folder, run, self._select_on == HELD_OUT)
+        """Returns the data set's title as a run recorded it, or the path if no run did so far."""
+        for trial in self._trials:
+            prefix = trial_prefix(self._folder, trial, self._select_on == HELD_OUT)
             with suppress(DataError):
-                return records.RunInfo.read(Path(f"{place}.run")).title
+                return records.RunInfo.read(Path(f"{prefix}.run")).title
         return self._config.data.path
 
 
 def _duration(seconds: float) -> str:
-    """In the unit that a person would choose."""
+    """Returns a duration in seconds, minutes or hours."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _last_line(log: Path) -> str:
-    """What a process said last, as one line that no terminal obeys."""
+    """Returns the last line of a log, without characters that control a terminal."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     last = next((line for line in reversed(lines) if line.strip()), "it is empty")
     return "".join(c if c.isprintable() else " " for c in last)[-_LONGEST_LINE:]

@@ -1,4 +1,4 @@
-"""A comparison as tables: text for a terminal, Markdown, and CSV for other programs."""
+"""Formats a comparison as tables: text for a terminal, Markdown, and CSV for other programs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from embedding_learning.experiments.results import (
     CRITERION,
     HELD_OUT,
+    IS_FINAL,
     TEST,
     Row,
     Spread,
@@ -19,7 +20,7 @@ from embedding_learning.experiments.results import (
     trial_prefix,
 )
 
-# What a row's reported and other metrics, and its epoch, are called.
+# Titles of the reported metrics, the other metrics and the epoch of a row.
 LABELS = {
     TEST: ("best", "last", "best epoch"),
     HELD_OUT: ("test", "held-out", "selected epoch"),
@@ -32,7 +33,7 @@ _NONE = "-"
 
 
 def format_text(rows: Sequence[Row], seeds: int, select_on: str, caption: str) -> str:
-    """The table for a terminal, its columns aligned; the caption's lines above it."""
+    """Returns the table for a terminal: the caption, then lines with aligned columns."""
     lines = [_titles(select_on), *_cells(rows, seeds)]
     widths = [max(map(len, column)) for column in zip(*lines)]
     table = [
@@ -42,7 +43,7 @@ def format_text(rows: Sequence[Row], seeds: int, select_on: str, caption: str) -
 
 
 def format_markdown(rows: Sequence[Row], seeds: int, select_on: str, caption: str) -> str:
-    """The table in Markdown; the best mean of the reported Recall@1 is bold."""
+    """Returns the table in Markdown; the best mean of the reported Recall@1 is bold."""
     means = [row.reported[CRITERION].mean for row in rows]
     highest = max((mean for mean in means if mean is not None), default=None)
     lines = []
@@ -52,12 +53,13 @@ def format_markdown(rows: Sequence[Row], seeds: int, select_on: str, caption: st
         lines.append(cells)
     parts = [_titles(select_on), ["---"] * len(_titles(select_on)), *lines]
     table = [f"| {' | '.join(cells)} |" for cells in parts]
-    return "\n".join([*(f"{line}  " for line in _escaped(caption).splitlines()), "", *table])
+    caption_lines = [f"{line}  " for line in _escape_markdown(caption).splitlines()]
+    return "\n".join([*caption_lines, "", *table])
 
 
-def _escaped(caption: str) -> str:
-    """As Markdown shows it: what stands in a folder's name or a flag is no markup."""
-    return "".join(f"\\{sign}" if sign in "\\`*_<>[]#|~&" else sign for sign in caption)
+def _escape_markdown(text: str) -> str:
+    """Escapes signs that Markdown takes as markup, in the name of a folder or in a flag."""
+    return "".join(f"\\{sign}" if sign in "\\`*_<>[]#|~&" else sign for sign in text)
 
 
 def _titles(select_on: str) -> list[str]:
@@ -70,17 +72,17 @@ def _cells(rows: Sequence[Row], seeds: int) -> list[list[str]]:
             row.loss,
             row.sampling,
             str(seeds) if row.epoch.size == seeds else f"{row.epoch.size} of {seeds}",
-            _shown(row.reported[CRITERION], 4),
-            _shown(row.other[CRITERION], 4),
-            _shown(row.epoch, 1),
-            _shown(row.seconds, 1),
+            _format_spread(row.reported[CRITERION], 4),
+            _format_spread(row.other[CRITERION], 4),
+            _format_spread(row.epoch, 1),
+            _format_spread(row.seconds, 1),
         ]
         for row in rows
     ]
 
 
-def _shown(values: Spread, digits: int) -> str:
-    """Mean and standard deviation; a dash for what there is not."""
+def _format_spread(values: Spread, digits: int) -> str:
+    """Returns mean and standard deviation, with a dash for a value that does not exist."""
     if values.mean is None:
         return _NONE
     deviation = _NONE if values.deviation is None else f"{values.deviation:.{digits}f}"
@@ -88,7 +90,7 @@ def _shown(values: Spread, digits: int) -> str:
 
 
 def format_rows(rows: Sequence[Row], select_on: str) -> str:
-    """A line for each loss with a sampling: mean and deviation of all metrics and the like."""
+    """Returns CSV: for each loss with a sampling, mean and deviation of all numbers."""
     reported, other, epoch = LABELS[select_on]
     names = list(rows[0].reported) if rows else []
     columns = [f"{label}_{name}" for label in (reported, other) for name in names]
@@ -98,31 +100,31 @@ def format_rows(rows: Sequence[Row], select_on: str) -> str:
     ]
     for row in rows:
         spreads = [*row.reported.values(), *row.other.values(), row.epoch, row.seconds]
-        numbers = [value for found in spreads for value in (found.mean, found.deviation)]
+        numbers = [value for spread in spreads for value in (spread.mean, spread.deviation)]
         lines.append([row.loss, row.sampling, row.epoch.size, *numbers])
     return format_csv(lines)
 
 
-def format_epochs(folder: Path, runs: Sequence[Trial], select_on: str) -> str:
-    """A line for each run and epoch that was evaluated so far, with every metric."""
-    found = [
-        (run, TEST if is_final else select_on, evaluation)
-        for run in runs
-        for is_final in ((False,) if select_on == TEST else (False, True))
-        for evaluation in read_evaluations(trial_prefix(folder, run, is_final))
+def format_epochs(folder: Path, trials: Sequence[Trial], select_on: str) -> str:
+    """Returns CSV: for each run and each epoch that was evaluated so far, every metric."""
+    evaluated = [
+        (trial, TEST if is_final else select_on, evaluation)
+        for trial in trials
+        for is_final in IS_FINAL[select_on]
+        for evaluation in read_evaluations(trial_prefix(folder, trial, is_final))
     ]
-    names = metric_names([evaluation.metrics for *_, evaluation in found])
+    names = metric_names([evaluation.metrics for *_, evaluation in evaluated])
     lines: list[list[object]] = [
         ["loss", "sampling", "seed", "tested_on", "epoch", "seconds", *names]
     ]
-    for run, tested_on, evaluation in found:
+    for trial, tested_on, evaluation in evaluated:
         metrics = [evaluation.metrics.get(name) for name in names]
-        lines.append([*run, tested_on, evaluation.epoch, evaluation.seconds, *metrics])
+        lines.append([*trial, tested_on, evaluation.epoch, evaluation.seconds, *metrics])
     return format_csv(lines)
 
 
 def format_csv(lines: Sequence[Sequence[object]]) -> str:
-    """The lines as CSV, the first of them the titles."""
+    """Returns lines of values as CSV; the first line holds the titles."""
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows(lines)
     return file.getvalue()

@@ -1,1 +1,1 @@
-"""What a trained network is used for: embedding, search, export."""
+"""Uses of a trained network: embedding, search and export."""

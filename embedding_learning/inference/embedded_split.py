@@ -1,4 +1,4 @@
-"""The test images of a data set, embedded by a saved model: where several commands begin."""
+"""Embeds the test images of a data set with a saved model, for several commands."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from embedding_learning.runtime.progress import progress_bar
 if TYPE_CHECKING:
     from embedding_learning.inference.embedding_model import EmbeddingModel
 
-# Side of the photographs in pictures, in pixels.
+# Side of the photographs in plots, in pixels.
 THUMBNAIL = 224
 
 
 class EmbeddedSplit(NamedTuple):
-    """Embedded test images.
+    """A split and the embeddings of its test images.
 
     Attributes
     ----------
     split : Split
     queries : float32 array (n, d)
-        Of ``split.test``.
+        Embeddings of ``split.test``.
     gallery : float32 array (m, d), optional
-        Of ``split.gallery``, where there is one.
+        Embeddings of ``split.gallery``, if the split has one.
     preprocessing : Preprocessing
-        How the model sees the images, and pictures show them.
+        How the model sees the images, and how plots show them.
     """
 
     split: Split
@@ -69,31 +69,34 @@ def embed_split(
         split = _without_bad_images(split, workers, model.preprocessing)
     log_split(split)
 
-    def embedded(part: ImageSet) -> np.ndarray:
+    def embed_part(part: ImageSet) -> np.ndarray:
         pixels = PixelsFromFiles(part, model.description["image_size"], model.preprocessing)
         size = model.choose_batch_size(len(part), batch_size)
         batches = model.embed_batches(pixels, size, workers)
         return np.concatenate(list(progress_bar(batches, "Embedding")))
 
-    gallery = None if split.gallery is None else embedded(split.gallery)
-    return EmbeddedSplit(split, embedded(split.test), gallery, model.preprocessing)
+    gallery = None if split.gallery is None else embed_part(split.gallery)
+    return EmbeddedSplit(split, embed_part(split.test), gallery, model.preprocessing)
 
 
 def _without_bad_images(split: Split, workers: int, preprocessing: Preprocessing) -> Split:
-    """Names and leaves out what cannot be decoded of the images that test."""
+    """Returns the split without test images that cannot be decoded; logs each of these."""
 
-    def good(part: ImageSet) -> ImageSet:
+    def keep_good(part: ImageSet) -> ImageSet:
         return part.take(np.flatnonzero(find_decodable(part, THUMBNAIL, workers, preprocessing)))
 
-    gallery = None if split.gallery is None else good(split.gallery)
-    return replace(split, test=good(split.test), gallery=gallery)
+    gallery = None if split.gallery is None else keep_good(split.gallery)
+    return replace(split, test=keep_good(split.test), gallery=gallery)
 
 
 def thumbnail_reader(part: ImageSet, preprocessing: Preprocessing) -> Callable[[int], np.ndarray]:
-    """A function from a row to its photograph as the model sees it, square and in its box."""
+    """Returns a function that reads the photograph of a row as the model sees it.
 
-    def thumbnail(row: int) -> np.ndarray:
+    It is square and cut to the image's box: RGB, uint8 (THUMBNAIL, THUMBNAIL, 3).
+    """
+
+    def read_thumbnail(row: int) -> np.ndarray:
         box = None if part.boxes is None else part.boxes[row]
         return read_square(part.paths[row], box, THUMBNAIL, preprocessing)
 
-    return thumbnail
+    return read_thumbnail

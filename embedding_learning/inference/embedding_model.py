@@ -1,4 +1,4 @@
-"""Images to embeddings: with a network in training, and with a saved one made ready for use."""
+"""A saved network that embeds images."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from embedding_learning.model.weights.params_file import read_parameters, set_pa
 # A file, or RGB pixels, uint8 (height, width, 3).
 Image = Union[str, "os.PathLike[str]", np.ndarray]
 
-# What the vectors depend on besides the weights, by its name in the description.
-_SEEN = ("model", "pool", "image_size", "crop_size", "exif_orientation", "resize")
+# What the vectors depend on in addition to the weights, by its name in the description.
+_DIGEST_KEYS = ("model", "pool", "image_size", "crop_size", "exif_orientation", "resize")
 
 
 def load_model(
@@ -43,29 +43,29 @@ def load_model(
     exif_orientation: bool | None = None,
     resize: str | None = None,
 ) -> EmbeddingModel:
-    """A saved network, ready to embed images.
+    """Loads a saved network and makes it ready to embed images.
 
     Parameters
     ----------
     path : str or path
-        A .params file that train.py wrote, or its run's prefix or folder. A file that the original
-        example wrote works too; it does not name its backbone.
+        A .params file that train.py wrote, or the prefix or the folder of its run. A file of the
+        original example works too; it does not name its backbone.
     devices : list of Context, optional
-        Where it computes, a batch divided among them; by default the CPU.
+        The devices that compute; a batch is divided among them. By default the CPU.
     model : str, optional
-        The backbone, as ``--model`` of train.py names it, for a file that does not tell. The sizes
-        of its images are taken to be the default ones.
+        The backbone, as ``--model`` of train.py names it, for a file that does not name it. Its
+        images then have the default sizes.
     exif_orientation : bool, optional
-        Whether to turn images upright as their EXIF data say; by default as in its training.
+        Whether to turn images upright as their EXIF data say; by default as in training.
     resize : str, optional
-        "linear" or "area", as ``--resize`` of train.py; by default as in its training.
+        "linear" or "area", as ``--resize`` of train.py; by default as in training.
 
     Raises
     ------
     ValueError
         If `resize` is another word.
     UsageError
-        If there is no such file, it holds no such network, or it does not tell the backbone.
+        If the file does not exist, holds no such network, or does not name its backbone.
     """
     if resize not in (None, *RESIZES):
         raise ValueError(f"resize {resize!r}: choose of {', '.join(RESIZES)}")
@@ -82,7 +82,7 @@ def load_model(
     net = MarginNet(
         backbones.create(description["model"], devices, pool=description["pool"]),
         description["embed_dim"],
-        batch_k=2,  # of no consequence: nothing is sampled
+        batch_k=2,  # any value will do: nothing is sampled
         feat_dim=description["feat_dim"],
         preprocess=ImageNormalization(),
     )
@@ -90,7 +90,8 @@ def load_model(
     image = mx.nd.zeros((1, 3, *2 * [description["crop_size"]]), devices[0], np.uint8)
     try:
         net.embed(image).wait_to_read()
-        # The weights may be read next, and must not be rearranged meanwhile: see learner_state.
+        # The weights may be read next, and must not be rearranged at the same time: see
+        # training.learner_state.
         mx.nd.waitall()
     except (mx.base.MXNetError, ValueError) as error:
         raise UsageError(
@@ -101,18 +102,18 @@ def load_model(
 
 
 class EmbeddingModel:
-    """A trained network that embeds photographs. Made by `load_model`.
+    """A trained network that embeds images. `load_model` creates it.
 
     Attributes
     ----------
     net : MarginNet
     description : dict
-        The values that `description.describe` names; None where the file does not tell.
+        The values that `model.description` lists; None if the file does not contain one.
     dimension : int
-        Of the embeddings.
+        Dimension d of the embeddings.
     devices : list of Context
     preprocessing : Preprocessing
-        How files become squares, as the description names it.
+        How image files become squares, according to the description.
     """
 
     def __init__(
@@ -123,13 +124,14 @@ class EmbeddingModel:
         self.dimension: int = description["embed_dim"]
         self.devices = devices
         self.preprocessing = Preprocessing.from_settings(description)
-        self._graph = _Embedding(net)
+        self._graph = _EmbeddingGraph(net)
         self._graph.hybridize(static_alloc=True, static_shape=True)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the weights and of how images are prepared: equal for equal vectors."""
-        digest = hashlib.sha256(json.dumps([self.description[key] for key in _SEEN]).encode())
+        """SHA-256 of the weights and the preprocessing; models with equal vectors have the same."""
+        preprocessing = [self.description[key] for key in _DIGEST_KEYS]
+        digest = hashlib.sha256(json.dumps(preprocessing).encode())
         for name, parameter in self.net._collect_params_with_prefix().items():
             digest.update(name.encode())
             digest.update(parameter.list_data()[0].asnumpy().tobytes())
@@ -142,15 +144,17 @@ class EmbeddingModel:
         batch_size: int = BATCH_SIZE,
         workers: int = WORKERS,
     ) -> np.ndarray:
-        """The embeddings of images, treated as test images are in training.
+        """Returns the embeddings of images, treated as test images are in training.
+
+        Blocks until all are computed.
 
         Parameters
         ----------
         images : sequence
-            Files, and RGB pixels in uint8 arrays (height, width, 3); n in all, each of any size.
+            n files and arrays of RGB pixels, uint8 (height, width, 3), of any size.
         boxes : int array (n, 4), optional
-            x, y, width and height in pixels of the part of each image that is seen; of the upright
-            image where the model was trained with ``--exif-orientation``.
+            x, y, width and height of the part of each image that the network sees, in pixels. They
+            are in the upright image if the model was trained with ``--exif-orientation``.
         batch_size : int
             Images that are computed at once, at most.
         workers : int
@@ -159,14 +163,14 @@ class EmbeddingModel:
         Returns
         -------
         float32 array (n, d)
-            Rows of unit length. What is computed beside an image may change the last bits.
+            Rows of unit length. The other images of a batch may change the last bits of a row.
 
         Raises
         ------
         DataError
             If a file cannot be decoded, or a box lies outside of its image.
         ValueError
-            If an array is no image, or there is not a box for each image.
+            If an array is no image, or the number of boxes is not n.
         """
         pixels = _Images(images, boxes, self.description["image_size"], self.preprocessing)
         size = self.choose_batch_size(len(images), batch_size)
@@ -174,9 +178,9 @@ class EmbeddingModel:
         return np.concatenate([np.empty((0, self.dimension), np.float32), *parts])
 
     def choose_batch_size(self, count: int, most: int) -> int:
-        """Images in a batch, for that many images, so that also the last batch is nearly full.
+        """Returns a batch size for `count` images, so that the last batch is nearly full too.
 
-        A multiple of the number of devices.
+        It is a multiple of the number of devices, and at most `most` rounded up to one.
         """
         batches = -(-count // most) or 1
         devices = len(self.devices)
@@ -185,17 +189,18 @@ class EmbeddingModel:
     def embed_batches(
         self, pixels: Pixels, batch_size: int, workers: int, first: int = 0
     ) -> Generator[np.ndarray, None, None]:
-        """The embeddings of images, batch by batch, in bounded memory; float32 (b, d) each.
+        """Yields the embeddings of images batch by batch, float32 (b, d), in bounded memory.
 
         Parameters
         ----------
         pixels : Pixels
-            Squares of ``description["image_size"]`` pixels; they are asked for by the workers.
+            Squares of ``description["image_size"]`` pixels; the workers read them.
         batch_size : int
-            A multiple of the number of devices, such as the method of that name returns.
+            A multiple of the number of devices, as `choose_batch_size` returns.
         workers : int
+            Threads that read `pixels`.
         first : int
-            The number of the batch to begin with.
+            Number of the first batch to compute.
 
         Raises
         ------
@@ -214,16 +219,16 @@ class EmbeddingModel:
                     )
                 yield embeddings
         finally:
-            # What is queued still reads the batches' memory.
+            # Queued computations still read the batches' memory.
             mx.nd.waitall()
             batches.close()
 
 
-class _Embedding(HybridBlock):
-    """A network without its sampling, in one graph.
+class _EmbeddingGraph(HybridBlock):
+    """A network without its sampling, as one graph.
 
-    `MarginNet.embed` runs a graph for each of its parts, and what goes from one to the next is
-    allocated anew for each batch. With SqueezeNet on a CPU that is a twelfth of the time.
+    `MarginNet.embed` runs one graph for each part of the network, and allocates the arrays between
+    them again for each batch. With SqueezeNet on a CPU that takes a twelfth of the time.
     """
 
     def __init__(self, net: MarginNet) -> None:
@@ -236,7 +241,7 @@ class _Embedding(HybridBlock):
 
 
 class _Images:
-    """Files and arrays alike as squares; each is resized when it is asked for."""
+    """Pixels of files and of arrays; an image is read and resized when it is accessed."""
 
     def __init__(
         self,

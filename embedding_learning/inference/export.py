@@ -1,4 +1,4 @@
-"""A trained network as files for other programs: symbol and parameters, or ONNX."""
+"""Exports a trained network for other programs: as symbol and parameters, or as ONNX."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def export_symbol(net: MarginNet, prefix: str, crop_size: int, normalize_input: 
     """Writes PREFIX-symbol.json and PREFIX-0000.params, for MXNet without this package.
 
     ``mx.gluon.SymbolBlock.imports(PREFIX-symbol.json, ["data"], PREFIX-0000.params)`` loads them.
-    The graph draws nothing; its output are the embeddings (n, d) of unit length, for any n.
+    The graph has no sampling. Its output is the embeddings (n, d) of unit length, for any n.
 
     Parameters
     ----------
     net : MarginNet
-        Its sizes settled, by parameters that were loaded or by a first batch.
+        A network with known shapes: its parameters were loaded, or it has embedded a batch.
     prefix : str
         Both files are written, or neither.
     crop_size : int
-        Side of the images in pixels, as the network was trained.
+        Side of the images in pixels, as in training.
     normalize_input : bool
-        The input is RGB pixels, uint8 (n, 3, crop_size, crop_size), and the graph subtracts
-        ImageNet's mean and divides by its deviation. Otherwise the input is float32 of the same
-        shape, normalised already.
+        If true, the input is RGB pixels, uint8 (n, 3, crop_size, crop_size), and the graph
+        subtracts ImageNet's mean and divides by its deviation. Otherwise the input is float32 of
+        the same shape, already normalized.
 
     Raises
     ------
@@ -43,17 +43,17 @@ def export_symbol(net: MarginNet, prefix: str, crop_size: int, normalize_input: 
         ("aux:" if name in auxiliary else "arg:") + name: array
         for name, array in _arrays(net, symbol).items()
     }
-    with _written_whole(f"{prefix}-symbol.json", f"{prefix}-0000.params") as (graph, parameters):
+    with _write_atomically(f"{prefix}-symbol.json", f"{prefix}-0000.params") as (graph, parameters):
         Path(graph).write_text(symbol.tojson(), encoding="utf-8")
         mx.nd.save(parameters, arrays)
-        # MXNet does not notice a disk that is full when it closes a file; reading does.
+        # MXNet does not notice a full disk when it closes a file; reading the file shows it.
         mx.nd.load(parameters)
 
 
 def export_onnx(net: MarginNet, path: str, crop_size: int, normalize_input: bool) -> None:
     """Writes the network as ONNX: input "data", output "embeddings" (n, d) of unit length, any n.
 
-    Takes the parameters of :func:`export_symbol`, `path` being the file's. Needs the package onnx.
+    The parameters are those of :func:`export_symbol`, and the file's path. Needs the package onnx.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def export_onnx(net: MarginNet, path: str, crop_size: int, normalize_input: bool
         translated, onnx is not installed, or the file cannot be written.
     """
     try:
-        # Only here, since few users need it.
+        # Imported here, since few users need onnx.
         from embedding_learning.inference.onnx_graph import build_model
     except ImportError as error:
         raise UsageError(
@@ -73,13 +73,13 @@ def export_onnx(net: MarginNet, path: str, crop_size: int, normalize_input: bool
     arrays = {name: array.asnumpy() for name, array in _arrays(net, symbol).items()}
     dimension = net.dense.weight.shape[0]
     model = build_model(symbol, arrays, crop_size, dimension, normalize_input)
-    with _written_whole(path) as (partial,):
+    with _write_atomically(path) as (partial,):
         Path(partial).write_bytes(model.SerializeToString())
 
 
 def _embedding_symbol(net: MarginNet, crop_size: int, normalize_input: bool) -> mx.sym.Symbol:
-    """The graph of `net.embed` from the input "data" on."""
-    # Loaders ask for neither shape nor type, but tell their reader; 0 is any number of images.
+    """Returns the graph of `net.embed`, with the input "data"."""
+    # Loaders do not need shape and type, but people read them; 0 is any number of images.
     shape, dtype = (3, crop_size, crop_size), "uint8" if normalize_input else "float32"
     z = mx.sym.var("data", shape=(0, *shape), dtype=dtype)
     if normalize_input:
@@ -99,7 +99,7 @@ def _embedding_symbol(net: MarginNet, crop_size: int, normalize_input: bool) -> 
 
 
 def _arrays(net: MarginNet, symbol: mx.sym.Symbol) -> dict[str, mx.nd.NDArray]:
-    """The parameters of the graph, by their names in it."""
+    """Returns the parameters of the graph, by their names in it."""
     used = set(symbol.list_inputs())
     parameters = net.collect_params().items()
     # The mean over the devices, as save_parameters writes it.
@@ -107,14 +107,14 @@ def _arrays(net: MarginNet, symbol: mx.sym.Symbol) -> dict[str, mx.nd.NDArray]:
 
 
 @contextmanager
-def _written_whole(*paths: str) -> Iterator[list[str]]:
-    """Names to write to instead; the files take their places once all of them are complete.
+def _write_atomically(*paths: str) -> Iterator[list[str]]:
+    """Yields temporary names to write to; all files get their final names at the end, or none.
 
-    Raises UsageError if a file cannot be written; what stood in its place stays.
+    Raises UsageError if a file cannot be written; the former files then stay.
     """
     try:
         with ExitStack() as stack:
             yield [stack.enter_context(atomic_write(path)) for path in paths]
     except (OSError, mx.base.MXNetError) as error:
         reason = error.strerror if isinstance(error, OSError) else "the disk is full"
-        raise UsageError(f"{paths[0]}: cannot be written: {reason}; name another place") from error
+        raise UsageError(f"{paths[0]}: cannot be written: {reason}; name another file") from error

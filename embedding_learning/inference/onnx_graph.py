@@ -1,7 +1,9 @@
-"""An MXNet graph as an ONNX model, operator by operator. The only module that imports onnx.
+"""Translates an MXNet graph to an ONNX model, one operator after another.
 
-MXNet's own exporter works with releases of onnx for Python 3.12 and older only, and writes the
-batch size into the graph. The backbones need fourteen operators, which are translated here.
+This is the only module that imports onnx. `mxnet.onnx.export_model` of MXNet 1.9.1 cannot be used:
+it refuses the L2Normalization of the embeddings ("channel mode only"), does not know
+_image_normalize, and needs `onnx.mapping`, which the releases of onnx for Python 3.14 do not have.
+The backbones need fourteen operators, which are translated here.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_help
 
 from embedding_learning.errors import UsageError
 
-# Old enough for every onnxruntime of these years, and what the translations below are written for.
+# Old enough for every current onnxruntime. The translations below are written for this version.
 _OPSET, _IR_VERSION = 13, 7
 
 Attributes = dict[str, str]
-# (name, inputs, attributes) -> nodes, of which the last has the output `name`; None if there is
-# none for these attributes.
+# (name, inputs, attributes) -> nodes, of which the last has the output `name`; None if these
+# attributes cannot be translated.
 Translation = Callable[[str, list[str], Attributes], Optional[list[NodeProto]]]
 
 
@@ -32,20 +34,20 @@ def build_model(
     dimension: int,
     pixels: bool,
 ) -> ModelProto:
-    """The ONNX model of a graph from "data" to embeddings.
+    """Translates a graph from "data" to embeddings.
 
     Parameters
     ----------
     symbol : Symbol
-        One output, (n, dimension).
+        Has one output, (n, dimension).
     arrays : dict of ndarray
-        The graph's parameters by their names in it.
+        The parameters, by their names in the graph.
     crop_size : int
         Side of the images in pixels.
     dimension : int
         Dimension of the embedding.
     pixels : bool
-        The input is uint8 pixels; otherwise float32, normalised.
+        Whether the input is uint8 pixels; otherwise it is normalized float32.
 
     Returns
     -------
@@ -60,7 +62,7 @@ def build_model(
     graph = json.loads(symbol.tojson())
     names = [node["name"] for node in graph["nodes"]]
     names[graph["heads"][0][0]] = "embeddings"
-    # A parameter that the operator takes as 1, whatever its values, is 1 in the file.
+    # With fix_gamma the operator replaces gamma by 1, so the file holds 1.
     arrays = {**arrays, **{name: np.ones_like(arrays[name]) for name in _fixed_gammas(graph)}}
 
     nodes: list[NodeProto] = []
@@ -71,7 +73,7 @@ def build_model(
         nodes += _translate(name, node["op"], inputs, node.get("attrs", {}))
 
     shape: list[Any] = ["batch", 3, crop_size, crop_size]
-    element, what = (
+    element_type, description = (
         (TensorProto.UINT8, "RGB pixels, 0 to 255")
         if pixels
         else (TensorProto.FLOAT, "RGB of 0 to 1, less ImageNet's mean, divided by its deviation")
@@ -81,7 +83,7 @@ def build_model(
         helper.make_graph(
             nodes,
             "embedding",
-            [helper.make_tensor_value_info("data", element, shape, doc_string=what)],
+            [helper.make_tensor_value_info("data", element_type, shape, doc_string=description)],
             [outputs],
             [numpy_helper.from_array(array, name) for name, array in arrays.items()],
         ),
@@ -120,8 +122,8 @@ def _is_true(attributes: Attributes, key: str, default: str = "False") -> bool:
     return attributes.get(key, default) in ("True", "1")
 
 
-def _integers(text: str) -> list[int]:
-    """Reads what MXNet writes for a tuple: "(3, 3)" -> [3, 3], "()" -> []."""
+def _parse_integers(text: str) -> list[int]:
+    """Parses a tuple as MXNet writes it: "(3, 3)" -> [3, 3], "()" -> []."""
     return [int(part) for part in text.strip("()[]").split(",") if part.strip()]
 
 
@@ -131,7 +133,7 @@ def _constant(name: str, values: object) -> NodeProto:
 
 
 def _same_as(operator: str) -> Translation:
-    """A translation to an operator of the same inputs and no attributes."""
+    """Returns a translation to an operator with the same inputs and no attributes."""
     return lambda name, inputs, attributes: [helper.make_node(operator, inputs, [name])]
 
 
@@ -168,7 +170,7 @@ def _concat(name: str, inputs: list[str], attributes: Attributes) -> list[NodePr
 
 
 def _convolution(name: str, inputs: list[str], attributes: Attributes) -> list[NodeProto] | None:
-    kernel = _integers(attributes["kernel"])
+    kernel = _parse_integers(attributes["kernel"])
     if len(kernel) != 2 or attributes.get("layout", "NCHW") not in ("NCHW", "None"):
         return None
     return [
@@ -177,9 +179,9 @@ def _convolution(name: str, inputs: list[str], attributes: Attributes) -> list[N
             inputs,
             [name],
             kernel_shape=kernel,
-            strides=_integers(attributes.get("stride", "")) or [1, 1],
-            pads=2 * (_integers(attributes.get("pad", "")) or [0, 0]),
-            dilations=_integers(attributes.get("dilate", "")) or [1, 1],
+            strides=_parse_integers(attributes.get("stride", "")) or [1, 1],
+            pads=2 * (_parse_integers(attributes.get("pad", "")) or [0, 0]),
+            dilations=_parse_integers(attributes.get("dilate", "")) or [1, 1],
             group=int(attributes.get("num_group", 1)),
         )
     ]
@@ -217,8 +219,8 @@ def _l2_normalization(
 
 
 def _normalize(name: str, inputs: list[str], attributes: Attributes) -> list[NodeProto]:
-    """Mean and deviation by channel: (n, 3, h, w) -> the same shape."""
-    mean, deviation, centred = (f"{name}_{part}" for part in ("mean", "deviation", "centred"))
+    """Normalizes each channel with its mean and deviation: (n, 3, h, w) -> the same shape."""
+    mean, deviation, centered = (f"{name}_{part}" for part in ("mean", "deviation", "centered"))
 
     def by_channel(text: str) -> np.ndarray:
         return np.array([float(part) for part in text.strip("()").split(",")])[:, None, None]
@@ -226,8 +228,8 @@ def _normalize(name: str, inputs: list[str], attributes: Attributes) -> list[Nod
     return [
         _constant(mean, by_channel(attributes["mean"])),
         _constant(deviation, by_channel(attributes["std"])),
-        helper.make_node("Sub", [*inputs, mean], [centred]),
-        helper.make_node("Div", [centred, deviation], [name]),
+        helper.make_node("Sub", [*inputs, mean], [centered]),
+        helper.make_node("Div", [centered, deviation], [name]),
     ]
 
 
@@ -236,11 +238,11 @@ def _pooling(name: str, inputs: list[str], attributes: Attributes) -> list[NodeP
     operator = operators.get(attributes.get("pool_type", "max"))
     if operator and _is_true(attributes, "global_pool"):
         return [helper.make_node(f"Global{operator}", inputs, [name])]
-    kernel = _integers(attributes["kernel"])
-    strides = _integers(attributes.get("stride", "")) or [1] * len(kernel)
-    padding = _integers(attributes.get("pad", "")) or [0] * len(kernel)
-    # With "full", windows may reach beyond the image. ONNX leaves out those that begin there, and
-    # onnxruntime averages cut ones otherwise than MXNet.
+    kernel = _parse_integers(attributes["kernel"])
+    strides = _parse_integers(attributes.get("stride", "")) or [1] * len(kernel)
+    padding = _parse_integers(attributes.get("pad", "")) or [0] * len(kernel)
+    # With "full", windows may reach beyond the image. ONNX leaves out those that begin outside, and
+    # onnxruntime averages cut ones in another way than MXNet.
     begin_inside = all(s + p <= k for s, p, k in zip(strides, padding, kernel))
     convention = attributes.get("pooling_convention", "valid")
     full = convention == "full" and operator == "MaxPool" and begin_inside
@@ -263,7 +265,7 @@ _TRANSLATIONS: dict[str, Translation] = {
     "Cast": _cast,
     "Concat": _concat,
     "Convolution": _convolution,
-    # In use, as opposed to training, it changes nothing.
+    # It changes nothing outside of training.
     "Dropout": _same_as("Identity"),
     "Flatten": _same_as("Flatten"),
     "FullyConnected": _fully_connected,

@@ -1,12 +1,12 @@
-"""Embeddings that are being computed: on the disk as they come, so that a kill costs seconds.
+"""A resumable output file: embeddings are appended as they are computed.
 
-The vectors stand in FILE.npy.partial, which becomes FILE.npy in the end. FILE.npy.partial.json
-tells how many of them have reached the disk, and of which model and images they are.
+An interrupted run loses only seconds of work. The vectors are in FILE.npy.partial, which becomes
+FILE.npy at the end. FILE.npy.partial.json contains how many of them have reached the disk, and the
+identity of the model and the images.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -27,63 +27,57 @@ from embedding_learning.inference.embedding_file import (
     write_csv,
     write_digest,
 )
-from embedding_learning.runtime.atomic_files import atomic_write
+from embedding_learning.runtime.atomic_files import atomic_write, check_output_path
+from embedding_learning.runtime.file_locks import open_locked
 
 _SECONDS_BETWEEN_SAVES = 10
 
 
 def check_output(path: str) -> None:
-    """Raises UsageError if embeddings cannot be written there; nothing is written."""
-    folder = os.path.dirname(path) or os.curdir
-    if not path.endswith(".npy"):
-        raise UsageError(f"--output {path}: end the name in .npy")
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise UsageError(
-            f"--output {path}: the folder {folder} is not there or cannot be written to; create it "
-            "first"
-        )
-    if os.path.isdir(path):
-        raise UsageError(f"--output {path}: is a folder; name a file")
+    """Raises UsageError if embeddings cannot be written to this path; writes nothing."""
+    check_output_path(path, (".npy",), "--output")
     try:
-        # It may be the list of a data set.
+        # FILE.csv may be the list of a data set.
         check_csv(csv_path(path))
     except UsageError as error:
         raise UsageError(
-            f"--output {path}: {csv_path(path)} would be overwritten, which is no list of "
-            "embeddings; name another"
+            f"--output {path}: would overwrite {csv_path(path)}, which is no list of embeddings; "
+            "name another"
         ) from error
 
 
 class ResumableOutput:
-    """The unfinished file of some embeddings, held by one process at a time.
+    """The partial file of an output of embeddings. One process at a time can hold it.
 
-    Use it in a `with` statement. What was appended is kept, whatever ends the block; if that is
-    nothing, no file is left.
+    Use it in a `with` statement. However the block ends, all that was appended is kept. If nothing
+    was appended, no file is left.
 
     Parameters
     ----------
     output : str
-        The .npy file that it becomes.
+        The final .npy file.
     identity : str
-        Of the model and the images. What was begun with another one is not gone on with.
+        Identity of the model and the images. Only a partial file of the same identity is resumed.
     dimension : int
+        Dimension of the vectors.
     overwrite : bool
-        Whether unfinished embeddings of another identity may be given up. Finished ones are
-        replaced in the end.
+        Whether a partial file of another identity may be discarded. A finished file is always
+        replaced at the end.
 
     Attributes
     ----------
     done : int
-        Images that are embedded or left out.
+        Number of images that are embedded or left out.
     left_out : list of int
-        Which of these have no vector, ascending.
+        The images among them that have no vector, ascending.
 
     Raises
     ------
     UsageError
-        If `check_output` does, other embeddings were begun there, or another process writes them.
+        If `check_output` does, if other embeddings were started there, or if another process writes
+        them.
     OSError
-        If the disk does not do what it should.
+        If the disk fails or is full.
     """
 
     def __init__(self, output: str, identity: str, dimension: int, overwrite: bool) -> None:
@@ -97,10 +91,10 @@ class ResumableOutput:
         self._is_finished = False
 
     def __enter__(self) -> ResumableOutput:
-        self._file = self._locked()
+        self._file = self._open_locked()
         try:
             self._resume()
-            # Before anything is written over what another state speaks of.
+            # Before any vector is overwritten that the former state counts.
             self._save()
         except BaseException:
             self._file.close()
@@ -109,7 +103,7 @@ class ResumableOutput:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
@@ -119,38 +113,48 @@ class ResumableOutput:
             if self.done:
                 self._save()
             else:
-                # While it is locked: nobody else's.
+                # While it is locked, no other process uses it.
                 os.remove(self._path)
                 os.remove(self._state_path)
 
     def append(self, vectors: np.ndarray, images: int, left_out: list[int]) -> None:
-        """The vectors of the next images, but for those that are left out: float32 (n, d)."""
-        self._file.seek(self._bytes())
+        """Appends the vectors of the next images.
+
+        Parameters
+        ----------
+        vectors : float32 array (n, d)
+            Those of the images that are not left out.
+        images : int
+            Number of images, including those that are left out.
+        left_out : list of int
+            The images that have no vector.
+        """
+        self._file.seek(self._expected_bytes())
         self._file.write(vectors.astype("<f4").tobytes())
         self._file.flush()
-        # Only now: what is cut off before is written again.
+        # Only now: if this was interrupted before, the same images are written again.
         self.done, self.left_out = self.done + images, self.left_out + left_out
         if time.monotonic() - self._saved > _SECONDS_BETWEEN_SAVES:
             self._save()
 
     def discard(self) -> None:
-        """What was appended is of no use."""
+        """Discards all that was appended."""
         self.done, self.left_out = 0, []
 
     def finish(self, paths: list[str], labels: list[str], model: str) -> int:
-        """All files take their places, with path and label of all images and the model's digest.
+        """Writes FILE.csv and FILE.npy.json, and gives FILE.npy its final name.
 
-        Returns the number of rows.
+        Takes path and label of all images, and the digest of the model. Returns the number of rows.
         """
-        # The header is no part of what is saved: a kill from here on leaves all that is needed.
+        # The saved state does not count the header, so a kill from here on loses nothing.
         self._save()
         rows = np.delete(np.arange(self.done), self.left_out)
-        self._file.truncate(self._bytes())
+        self._file.truncate(self._expected_bytes())
         self._file.seek(0)
         self._file.write(npy_header((len(rows), self._dimension)))
         self._file.flush()
         os.fsync(self._file.fileno())
-        # At no time does one file stand beside an older one that it does not fit.
+        # So that a new file never stands next to an older one that it does not fit.
         with suppress(FileNotFoundError):
             os.remove(self._output)
         write_csv(csv_path(self._output), ((paths[row], labels[row]) for row in rows))
@@ -160,54 +164,52 @@ class ResumableOutput:
         os.remove(self._state_path)
         return len(rows)
 
-    def _locked(self) -> BinaryIO:
-        """The file, empty if it was not there, for this process alone."""
-        # Not through a link, which may lead to a file that is none of ours.
+    def _open_locked(self) -> BinaryIO:
+        """Opens and locks the partial file, which is created if needed."""
+        # Not through a link, which may lead to a file of another program.
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-        file = os.fdopen(os.open(self._path, flags, 0o666), "r+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it may have finished it just now.
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(self._path)):
-                return file
-        except (BlockingIOError, FileNotFoundError):
-            pass
-        file.close()
+        with suppress(BlockingIOError):
+            file = os.fdopen(open_locked(self._path, flags), "r+b")
+            # The process that held it may have finished it just now.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(self._path)):
+                    return file
+            file.close()
         raise UsageError(f"--output {self._output}: another process is writing it; let it finish")
 
     def _resume(self) -> None:
-        """Finds out what the file holds of these embeddings."""
-        state = _state(self._state_path)
+        """Sets how many images of the same identity the file holds."""
+        state = _read_state(self._state_path)
         if state is None:
             return
         if state["identity"] != self._identity:
             if not self._overwrite:
                 raise UsageError(
-                    f"{self._path}: was begun with another model, other images or another "
-                    "--batch-size; name another --output, or give it up with --overwrite"
+                    f"{self._path}: was started with another model, other images or another "
+                    "--batch-size; name another --output, or discard it with --overwrite"
                 )
             return
         self.done, self.left_out = state["done"], state["left_out"]
-        there = os.fstat(self._file.fileno()).st_size
-        if there < self._bytes() and self.done > len(self.left_out):
-            logging.warning("%s is damaged: it is begun anew.", self._path)
+        size = os.fstat(self._file.fileno()).st_size
+        if size < self._expected_bytes() and self.done > len(self.left_out):
+            logging.warning("%s is damaged: starting again.", self._path)
             self.done, self.left_out = 0, []
 
     def _save(self) -> None:
-        """What was appended survives from now on, also a loss of power."""
+        """Makes all that was appended survive a kill and a loss of power."""
         os.fsync(self._file.fileno())
         state = {"identity": self._identity, "done": self.done, "left_out": self.left_out}
         with atomic_write(self._state_path) as partial:
             Path(partial).write_text(json.dumps(state), encoding="utf-8")
         self._saved = time.monotonic()
 
-    def _bytes(self) -> int:
-        """Of the header and all vectors so far."""
+    def _expected_bytes(self) -> int:
+        """Returns the size of the header and all vectors so far."""
         return HEADER_BYTES + (self.done - len(self.left_out)) * self._dimension * 4
 
 
-def _state(path: str) -> dict[str, Any] | None:
-    """What was saved last; None if that is not there, or not as it was saved."""
+def _read_state(path: str) -> dict[str, Any] | None:
+    """Returns the state that was saved last; None if it is missing or damaged."""
     try:
         state = json.loads(Path(path).read_text(encoding="utf-8"))
         numbers = [-1, *state["left_out"], state["done"]]

@@ -1,4 +1,4 @@
-"""A run's files by any of its names: the prefix, PREFIX.params or PREFIX.run."""
+"""Finds the files of a run by its prefix, by PREFIX.params or by PREFIX.run."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def prefix_of(name: str) -> str:
 
 
 def find_network(name: str, flag: str) -> str:
-    """Returns the parameter file that a name means: that file itself, or PREFIX.params.
+    """Returns the parameter file of a name: the file itself, or PREFIX.params.
 
-    Raises UsageError that begins with the flag and names all that was looked for.
+    Raises UsageError that begins with the flag and names both files that were tried.
     """
     network = f"{prefix_of(name)}{_NETWORK}"
     for path in (name, network):
@@ -32,9 +32,9 @@ def find_network(name: str, flag: str) -> str:
 
 
 def find_run(name: str) -> str:
-    """Returns the folder PREFIX.run that a name means. Raises UsageError if there is none."""
+    """Returns the folder PREFIX.run of a name. Raises UsageError if it does not exist."""
     folder = f"{prefix_of(name)}{_FOLDER}"
-    # A folder may have been renamed, such as the former run's PREFIX.run.1.
+    # The folder may have another name, such as PREFIX.run.1 of a former run.
     for path in (folder, name):
         if os.path.isdir(path):
             return path

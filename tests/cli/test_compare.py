@@ -128,6 +128,7 @@ def read_csv(file: Path) -> list[dict[str, str]]:
         (["--parallel=3", "--", "--gpus=0,1"], "--parallel 3: a run takes one GPU, and --gpus na"),
         (["--", "--lr=x"], "argument --lr: invalid float value: 'x'"),
         (["--", "--epochs=0"], "--epochs 0: there would be nothing"),
+        (["--", "--metrics=recall@0"], "--metrics recall@0: 'recall@0' is no metric; there are re"),
         (["--", "--batch-size=71"], "--batch-size 71: 71 images a device are not whole classes"),
         (["--", "--gpus=0,0"], "--gpus 0,0: different whole numbers"),
         (["--", "--seed=1"], "--seed: differs from run to run"),
@@ -229,6 +230,21 @@ def test_other_flags_of_training_are_refused_in_the_same_folder(here: Path) -> N
         with pytest.raises(UsageError, match=told):
             compare.main(others)
     assert started(here) == ["margin_hard_1"]
+
+
+def test_a_folder_of_version_0_1_is_resumed_with_the_defaults_of_then(here: Path) -> None:
+    arguments = ["--losses=margin", "--samplings=hard", "--seeds=1", "--", *FLAGS]
+    assert compare.main(arguments) == 0
+    file = here / "comparison" / "comparison.json"
+    plan = json.loads(file.read_text())
+    for name in ("--beta-per", "--preset", "--exif-orientation", "--resize"):
+        del plan[name]
+    plan["--metrics"] = "recall@1,recall@2,recall@4,recall@8,recall@16"
+    file.write_text(json.dumps(plan))
+    assert compare.main(arguments) == 0
+    assert len(started(here)) == 1
+    with pytest.raises(UsageError, match="its runs were made with --resize linear; give"):
+        compare.main([*arguments, "--resize=area"])
 
 
 def test_the_margin_that_a_loss_brings_binds_no_folder(here: Path) -> None:
@@ -350,7 +366,8 @@ def test_a_comparison_that_is_stopped_stops_its_runs_and_goes_on_later(
 
     thread = threading.Thread(target=signal_once_it_waits)
     thread.start()
-    with pytest.raises(Interrupted, match=r"^1 of 3 runs are finished; the same command") as told:
+    line = r"^1 of 3 runs are finished; the same command resumes"
+    with pytest.raises(Interrupted, match=line) as told:
         compare.main(arguments)
     thread.join()
     assert told.value.number == number
@@ -378,7 +395,8 @@ def test_runs_whose_tables_cannot_be_written_do_not_go_on_unseen(here: Path) -> 
 
 
 def test_two_comparisons_cannot_write_to_one_folder(here: Path) -> None:
-    with compare._held(Path("comparison")), pytest.raises(UsageError, match="another comparison"):
+    other = pytest.raises(UsageError, match="another comparison")
+    with compare._hold_folder(Path("comparison")), other:
         compare.main(["--", *FLAGS])
     assert not (here / "calls").exists()
 
@@ -418,9 +436,9 @@ def test_the_time_left_is_of_the_epochs_left_at_the_pace_so_far(
     options = parse(["--epochs=3"])
     work = sweep.Comparison(tmp_path, runs, [], options, results.TEST, "", parallel)
     work.failed.append(runs[2])
-    assert work._time_left() == "5 runs are left"
+    assert work._format_time_left() == "5 runs are left"
     work._epochs, work._seconds = 3, 692.3
-    assert work._time_left() == told
+    assert work._format_time_left() == told
 
 
 @pytest.mark.parametrize(

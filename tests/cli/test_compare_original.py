@@ -65,8 +65,8 @@ def test_equal_steps_stay_equal(
         assert float(row["control_parameter_difference"]) < 1e-3
     assert len({row["loss_original"] for row in rows}) == 3
     printed = capsys.readouterr().out
-    assert "Farthest apart, the original and here, in parameters: " in printed
-    assert "Farthest apart, the original twice, in loss: " in printed
+    assert "Largest difference of the original and here in parameters: " in printed
+    assert "Largest difference of the original twice in loss: " in printed
 
 
 def test_another_behaviour_shows(original: Path, birds: Path, tmp_path: Path) -> None:

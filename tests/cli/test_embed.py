@@ -185,8 +185,8 @@ def test_a_bad_image_is_named(here: Path, file: Path, capsys: pytest.CaptureFixt
     error = capsys.readouterr().err
     told = re.escape(paths[13])
     assert re.fullmatch(rf"program: error: {told}: is a text file; .*\n", error)
-    assert "; e.npy.partial holds what is done, and the same command resumes it\n" in error
-    # Repaired, it goes on.
+    assert "; e.npy.partial holds what is done, and the same command resumes from it\n" in error
+    # Once it is repaired, the command resumes.
     for number in (13, 20):
         shutil.copy(paths[0], paths[number])
     assert program(command) == 0
@@ -287,7 +287,8 @@ def test_the_same_command_goes_on_to_the_same_bytes(
         stopping.after = done
         assert run_command("program", lambda: program(command)) == 143
         told = capsys.readouterr().err
-        is_resumable = "e.npy.partial holds what is done, and the same command resumes it" in told
+        hint = "e.npy.partial holds what is done, and the same command resumes from it"
+        is_resumable = hint in told
         assert is_resumable == (done > 0)
         assert "e.npy" not in left(here)
     stopping.after = 10**6

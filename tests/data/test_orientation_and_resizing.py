@@ -12,7 +12,7 @@ from PIL import Image
 
 from embedding_learning import load_model, plots
 from embedding_learning.__main__ import main
-from embedding_learning.cli import model_flags, plot, search
+from embedding_learning.cli import model_flags, plot
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.config import TestImages
 from embedding_learning.data.build import open_data, read_split
@@ -26,7 +26,7 @@ from embedding_learning.data.preprocessing import (
     resize_to_square,
 )
 from embedding_learning.errors import DataError
-from embedding_learning.inference import embedded_split
+from embedding_learning.inference import embedded_split, search
 from embedding_learning.inference.embedding_model import EmbeddingModel
 from embedding_learning.plots import projection
 from embedding_learning.training.tensorboard import TensorBoard
@@ -315,7 +315,7 @@ def test_the_picture_of_a_search_shows_what_the_model_sees(
     )
     model = load_model(tmp_path / "upright.params", exif_orientation=is_upright)
     found = search.search(model, str(tmp_path / "photographs"), images.paths, 11)
-    search.draw(found, "a.png")
+    search.draw_result(found, "a.png")
     for row, path in enumerate(images.paths):
         with Image.open(path) as file:
             orientation = file.getexif()[0x0112]

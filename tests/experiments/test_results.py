@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -147,10 +148,41 @@ def test_a_folder_with_runs_is_for_the_flags_of_these_runs_alone(tmp_path: Path)
     results.claim_folder(tmp_path, plan)
     results.claim_folder(tmp_path, {**plan, "--lr": 0.2})  # nothing was run yet
     write_run(tmp_path, RUN, [0.5])
-    results.claim_folder(tmp_path, {**plan, "--lr": 0.2, "--new-flag": 3})
+    results.claim_folder(tmp_path, {**plan, "--lr": 0.2})
     with pytest.raises(UsageError) as told:
         results.claim_folder(tmp_path, {**plan, "--steps": [3], "--use-pretrained": True})
     assert "made with --lr 0.2, --steps 1,2, no --use-pretrained; give these" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "later, told",
+    [
+        ({"--resize": "area"}, "--resize linear"),
+        ({"--beta-per": "image"}, "--beta-per class"),
+        ({"--exif-orientation": True}, "no --exif-orientation"),
+        ({"--preset": "paper-cub"}, "no --preset"),
+        ({"--new-flag": 3, "--resize": "area"}, "no --new-flag, --resize linear"),
+    ],
+)
+def test_a_flag_that_an_old_plan_lacks_had_its_former_default(
+    tmp_path: Path, later: dict[str, object], told: str
+) -> None:
+    write_run(tmp_path, RUN, [0.5])
+    (tmp_path / "comparison.json").write_text('{"--lr": 0.1}')
+    defaults = {"--resize": "linear", "--beta-per": "class", "--exif-orientation": False}
+    results.claim_folder(tmp_path, {"--lr": 0.1, **defaults, "--preset": None, "--new-flag": 0})
+    with pytest.raises(UsageError) as error:
+        results.claim_folder(tmp_path, {"--lr": 0.1, **later})
+    assert f"its runs were made with {told}; give these" in str(error.value)
+
+
+@pytest.mark.parametrize("typed", ["nmi, Recall@1", "recall@1,nmi", "nmi"])
+def test_an_old_plan_holds_the_metrics_as_they_were_typed(tmp_path: Path, typed: str) -> None:
+    write_run(tmp_path, RUN, [0.5])
+    (tmp_path / "comparison.json").write_text(json.dumps({"--metrics": typed}))
+    results.claim_folder(tmp_path, {"--metrics": ["recall@1", "nmi"]})
+    with pytest.raises(UsageError, match="made with --metrics recall@1,nmi; give"):
+        results.claim_folder(tmp_path, {"--metrics": ["recall@1", "ami"]})
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "\xff"])

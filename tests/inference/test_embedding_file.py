@@ -138,7 +138,7 @@ def test_a_damaged_digest_is_refused(tmp_path: Path, text: str) -> None:
     path = write(tmp_path)
     Path(f"{path}.json").write_bytes(os.fsencode(text))
     assert fault(path) == (
-        f"{path}.json: is damaged: it holds no digest of a model; embed the images again, or "
+        f"{path}.json: is damaged: it contains no digest of a model; embed the images again, or "
         "remove the file"
     )
 

@@ -17,6 +17,7 @@ import pytest
 from embedding_learning.errors import UsageError
 from embedding_learning.inference import resumable_output
 from embedding_learning.inference.resumable_output import ResumableOutput, check_output
+from embedding_learning.runtime import file_locks
 from tests.helpers.paths import ROOT
 
 IMAGES, DIMENSION, AT_ONCE = 23, 3, 4
@@ -213,7 +214,7 @@ def test_other_embeddings_are_not_mixed_in(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         embed(output, stop)
     before = (tmp_path / "e.npy.partial").read_bytes()
-    with pytest.raises(UsageError, match=r"was begun with another model.* --overwrite"):
+    with pytest.raises(UsageError, match=r"was started with another model.* --overwrite"):
         embed(output, identity="two")
     assert (tmp_path / "e.npy.partial").read_bytes() == before
     # Begun anew, and killed before anything is computed: the first cannot go on with it.
@@ -276,7 +277,7 @@ def test_a_file_that_lost_values_begins_anew(
     partial = tmp_path / "e.npy.partial"
     partial.write_bytes(partial.read_bytes()[:-1])
     assert embed(tmp_path / "e.npy") == IMAGES
-    assert "is damaged: it is begun anew" in caplog.text
+    assert "is damaged: starting again" in caplog.text
     assert_whole(tmp_path / "e.npy")
 
 
@@ -294,14 +295,14 @@ def test_a_file_that_was_finished_meanwhile_is_not_written_to(
 ) -> None:
     """The second process opens the file, the first finishes it, the second gets the lock."""
     output = tmp_path / "e.npy"
-    flock = resumable_output.fcntl.flock
+    flock = file_locks.fcntl.flock
 
     def finish_first(*arguments: object) -> None:
         monkeypatch.undo()
         os.replace(tmp_path / "e.npy.partial", output)
         flock(*arguments)
 
-    monkeypatch.setattr(resumable_output.fcntl, "flock", finish_first)
+    monkeypatch.setattr(file_locks.fcntl, "flock", finish_first)
     with pytest.raises(UsageError, match="another process is writing it"):
         embed(output)
     assert output.read_bytes() == b""
@@ -327,8 +328,8 @@ def test_all_images_may_be_left_out_so_far(tmp_path: Path) -> None:
     [
         ("e.np", "end the name in .npy"),
         ("e", "end the name in .npy"),
-        ("nowhere/e.npy", "nowhere is not there"),
-        ("data.npy", "data.csv would be overwritten, which is no list of embeddings"),
+        ("nowhere/e.npy", "nowhere does not exist"),
+        ("data.npy", "data.csv, which is no list of embeddings; name another"),
         ("folder.npy", "is a folder"),
     ],
 )
