@@ -1,9 +1,10 @@
-"""A worker of a job that measures the exchange of gradients; `scaling` starts it.
+"""A worker that measures the exchange of gradients with other workers; `scaling` starts it.
 
-It builds the network and its trainers as training does, exchanges gradients with the others
-in each step through the parameter server, and prints `begin`, then the seconds of a step. A step
-is `sleep`: it sleeps for as long as computing takes, then exchanges and waits; or `compute`: the
-whole step of training. Outside of a job there is nothing to exchange.
+It builds the network and its trainers as training does, and exchanges gradients with the other
+workers over the parameter server in each step. It prints `begin`, and later the seconds of a step.
+With ``--step sleep`` a step sleeps for the time of computing, then exchanges and waits; with
+``--step compute`` it is a whole training step. A process that is not in a worker group exchanges
+nothing.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--step", choices=("sleep", "compute"), required=True)
     parser.add_argument("--seconds", type=float, default=0.0, help="of the sleep")
-    parser.add_argument("--steps", type=int, default=5)
-    arguments, flags = parser.parse_known_args()
-    options = parse(flags)
+    parser.add_argument("--steps", type=int, default=5, help="timed steps")
+    args, flags = parser.parse_known_args()
+    config = parse(flags)
     client = heartbeat.join_group("exchange")
 
     import mxnet as mx
@@ -33,45 +34,39 @@ def main() -> int:
 
     from embedding_learning.distributed.synchronous import SynchronousGroup
     from embedding_learning.distributed.worker_group import WorkerGroup
-    from embedding_learning.training import build, loop
+    from embedding_learning.training import loop
+    from tests.benchmarks.random_training import build_learner, random_batch
 
-    group = SynchronousGroup(options.kvstore, client) if client else WorkerGroup()
-    devices = [mx.cpu()]
-    learning = build.build(
-        options, np.arange(100)[:, None], build.build_network(options, devices), devices, group
-    )
-    learning.start()
-    shape = (options.batch_size, 3, options.crop_size, options.crop_size)
-    pixels = mx.nd.array(np.random.default_rng(0).integers(0, 256, shape), dtype=np.uint8)
-    labels = mx.nd.array(np.arange(options.batch_size) // options.batch_k)
-    batch = mx.io.DataBatch(data=[pixels], label=[labels])
-    signals = [mx.nd.zeros((3,))]
+    group = SynchronousGroup(config.devices.kvstore, client) if client else WorkerGroup()
+    learner, batch = build_learner(config, group), random_batch(config)
+    learner.start()
+    packed = [mx.nd.zeros((3,))]  # as large as `Step.packed`
 
     def compute() -> None:
-        learning.step(batch)
+        learner.step(batch)
 
     def sleep() -> None:
-        time.sleep(arguments.seconds)
-        group.queue_sum(signals)
-        for trainer in learning.trainers:
+        time.sleep(args.seconds)
+        group.queue_sum(packed)
+        for trainer in learner.trainers:
             trainer.allreduce_grads()
         mx.nd.waitall()
 
-    step = compute if arguments.step == "compute" else sleep
+    step = compute if args.step == "compute" else sleep
     loop.seed_step(1, 0, group.rank)
     for _ in range(_WARMUP):
         step()
     mx.nd.waitall()
-    # All begin together.
+    # All workers begin together.
     group.sum(np.zeros(1, np.float32))
     print("begin", flush=True)
     started = time.perf_counter()
-    for _ in range(arguments.steps):
+    for _ in range(args.steps):
         step()
     mx.nd.waitall()
-    print("seconds", (time.perf_counter() - started) / arguments.steps, flush=True)
+    print("seconds", (time.perf_counter() - started) / args.steps, flush=True)
     group.sum(np.zeros(1, np.float32))
-    # For the servers' processor time to be read before they end with the last worker.
+    # The servers end with the last worker; their processor time is read before.
     time.sleep(1)
     return 0
 

@@ -1,16 +1,17 @@
-"""Fuzzing of every kind of file that the program reads: thousands of changed ones of each.
+"""Fuzzing of every file format that the program reads: thousands of mutated files of each.
 
-    python -m tests.fuzzing [--mutations 2000] [KIND ...]
+    python -m tests.fuzzing [--mutations 2000] [TARGET ...]
 
-A sample is either read, or refused with UsageError or DataError in one printable line. Anything
-else is a failure: another exception, death by a signal, a hang, memory beyond a limit, a program
-that is started, a file that is written outside of the sample's folder. A failure is reported with
-the command that repeats it.
+A mutated sample is either accepted, or refused with UsageError or DataError in one printable line.
+Anything else is a failure: another exception, death by a signal, a hang, memory beyond a limit, a
+program that is started, a file that is written outside of the sample's folder. A failure is
+reported with the command that repeats it.
 
-- kinds.py: the kinds of files: a small valid sample of each, and how the program reads it.
-- mutations.py, crafted.py: how a file is changed, blindly and with knowledge of its format.
-- workers.py: reads changed samples in processes that may die.
+- targets.py: what is fuzzed: a small valid sample of each format, and how the program reads it.
+- mutations.py: changes to any bytes. format_mutations.py: changes that know the format.
+- workers.py: reads mutated samples in processes that may die.
+- audit.py: notices what a reader does to the machine.
 """
 
-# As in the program, before OpenCV is loaded: what the package sets is in force for both.
+# As in the program, before OpenCV is loaded: the package's settings apply to both.
 import embedding_learning  # noqa: F401

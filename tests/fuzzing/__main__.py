@@ -1,4 +1,4 @@
-"""The table of all kinds: see the package."""
+"""Fuzzes each target and prints a table; see the package's docstring."""
 
 from __future__ import annotations
 
@@ -8,47 +8,56 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.fuzzing.kinds import KINDS
+from tests.fuzzing.targets import TARGETS
 from tests.fuzzing.workers import run
 
 
 def main(arguments: list[str]) -> int:
-    """Prints a line a kind and each failure; 1 if there is any."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzzing")
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}")
-    parser.add_argument("--mutations", type=int, default=2000, help="of each kind (%(default)s)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first (%(default)s)")
-    parser.add_argument("--seed", default="0", help="of all that is drawn (%(default)s)")
-    options = parser.parse_args(arguments)
-    unknown = set(options.kinds) - KINDS.keys()
+    """Prints a line per target and each failure. Returns 1 if there is a failure, else 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fuzzing",
+        description="Mutates valid files and checks that the program reads or refuses each.",
+    )
+    targets_help = f"what to fuzz (default: all): {', '.join(TARGETS)}"
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=targets_help)
+    parser.add_argument(
+        "--mutations", type=int, default=2000,
+        help="mutations of each target; a tenth where programs are started (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first mutation (default: %(default)s)"
+    )
+    parser.add_argument("--seed", default="0", help="random seed (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    unknown = set(args.targets) - TARGETS.keys()
     if unknown:
-        parser.error(f"{min(unknown)}: choose of {', '.join(KINDS)}")
+        parser.error(f"{min(unknown)}: unknown; choose from {', '.join(TARGETS)}")
 
-    print(f"{'kind':15} mutations  accepted  refused  crashes  hangs  memory    time", flush=True)
-    failed = False
-    for name in options.kinds or KINDS:
-        kind = KINDS[name]
-        tenth = -(-options.mutations // 10)
-        numbers = range(options.first, options.first + options.mutations)
-        if kind.starts_programs:
+    print(f"{'target':18} mutations  accepted  refused  crashes  hangs  memory    time", flush=True)
+    has_failed = False
+    for name in args.targets or TARGETS:
+        target = TARGETS[name]
+        tenth = -(-args.mutations // 10)
+        numbers = range(args.first, args.first + args.mutations)
+        if target.starts_programs:
             numbers = numbers[:tenth]
-        start = time.monotonic()
+        started = time.monotonic()
         with tempfile.TemporaryDirectory() as root:
-            result = run(kind, numbers, f"{options.seed} {name}", Path(root))
-        hangs = sum(failure.hang for failure in result.failures)
+            result = run(target, numbers, f"{args.seed} {name}", Path(root))
+        hangs = sum(failure.is_hang for failure in result.failures)
         print(
-            f"{name:15} {len(numbers):9} {result.accepted:9} {result.refused:8} "
+            f"{name:18} {len(numbers):9} {result.accepted:9} {result.refused:8} "
             f"{len(result.failures) - hangs:8} {hangs:6} {result.peak / 2**20:4.0f} MB "
-            f"{time.monotonic() - start:5.0f} s",
+            f"{time.monotonic() - started:5.0f} s",
             flush=True,
         )
         for failure in result.failures:
             print(
-                f"  python -m tests.fuzzing {name} --seed {options.seed} "
-                f"--first {failure.number} --mutations 1: {failure.told}"
+                f"  python -m tests.fuzzing {name} --seed {args.seed} "
+                f"--first {failure.number} --mutations 1: {failure.message}"
             )
-        failed = failed or bool(result.failures)
-    return int(failed)
+        has_failed = has_failed or bool(result.failures)
+    return int(has_failed)
 
 
 if __name__ == "__main__":

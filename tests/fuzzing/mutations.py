@@ -1,4 +1,4 @@
-"""Changes to the bytes of any file, drawn from a random generator: equal seeds, equal changes."""
+"""Random changes to the bytes of any file. Generators with equal seeds give equal changes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _POWERS = [
 _NUMBERS = [
     *b"0 -0 -1 1.5 00001 +7 1_0 0x10 1e308 1e400 -1e400 1e-400 nan NaN inf -inf".split(),
     *(str(number).encode() for number in _POWERS),
-    *(b"9" * 400, b"9" * 5000),  # past the largest float, and past what int() takes
+    *(b"9" * 400, b"9" * 5000),  # above the largest float; longer than what int() accepts
     *("٣ ３ ² ½ Ⅷ 𝟗 −1 1,5".encode().split()),
 ]
-# The folder `outside` stands beside the sample's; see workers.py.
+# The folder `outside` is next to the sample's; see workers.py.
 _PATHS = [
     *b"/etc/passwd ../../../../../../../../etc/passwd /dev/zero /dev/stdin /proc/self/mem".split(),
     *(b"../" * up + name for up in range(1, 5) for name in (b"outside/pipe", b"outside/precious")),
@@ -43,8 +43,8 @@ _BYTES = [
 _COUNTS = [b"\xff", b"\x7f", b"\x00", b"\x80", b"\x01"]
 
 
-def changed(rng: Random, content: bytes) -> bytes:
-    """The content after one to three changes; never the same as before."""
+def mutate_bytes(rng: Random, content: bytes) -> bytes:
+    """Returns the content after one to three changes; it always differs from before."""
     new = content
     while new == content:
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
@@ -73,7 +73,7 @@ def _overwrite(rng: Random, content: bytes) -> bytes:
 
 
 def _overwrite_count(rng: Random, content: bytes) -> bytes:
-    """Two, four or eight bytes, where binary files often have a size."""
+    """Overwrites two, four or eight bytes, where binary files often have a size."""
     return _put(rng, content, rng.choice(_COUNTS) * rng.choice((2, 4, 4, 8)), aligned=True)
 
 
@@ -94,7 +94,7 @@ def _append(rng: Random, content: bytes) -> bytes:
 
 
 def _repeat(rng: Random, content: bytes) -> bytes:
-    """A run of bytes again, up to a thousand times."""
+    """Repeats a run of bytes up to a thousand times."""
     start = rng.randrange(len(content) + 1)
     run = content[start : start + rng.randint(1, 64)]
     return content[:start] + run * rng.choice((2, 3, 1000)) + content[start + len(run) :]
@@ -109,11 +109,11 @@ def _replace_word(rng: Random, content: bytes) -> bytes:
 
 
 def _replace(rng: Random, pattern: re.Pattern[bytes], new: bytes, content: bytes) -> bytes:
-    """One of what the pattern finds is replaced."""
-    places = [match.span() for match in pattern.finditer(content)]
-    if not places:
+    """Replaces one match of the pattern."""
+    spans = [match.span() for match in pattern.finditer(content)]
+    if not spans:
         return content
-    start, end = rng.choice(places)
+    start, end = rng.choice(spans)
     return content[:start] + new + content[end:]
 
 
@@ -123,18 +123,18 @@ def _swap_words(rng: Random, content: bytes) -> bytes:
 
 
 def _change_lines(rng: Random, content: bytes) -> bytes:
-    """Lines dropped, doubled or swapped."""
+    """Drops, doubles or swaps lines."""
     lines = content.splitlines(keepends=True)
     if not lines:
         return content
-    here, there = rng.randrange(len(lines)), rng.randrange(len(lines))
-    what = rng.choice(("drop", "double", "swap"))
-    if what == "drop":
-        del lines[here]
-    elif what == "double":
-        lines.insert(there, lines[here])
+    i, j = rng.randrange(len(lines)), rng.randrange(len(lines))
+    change = rng.choice(("drop", "double", "swap"))
+    if change == "drop":
+        del lines[i]
+    elif change == "double":
+        lines.insert(j, lines[i])
     else:
-        lines[here], lines[there] = lines[there], lines[here]
+        lines[i], lines[j] = lines[j], lines[i]
     return b"".join(lines)
 
 
@@ -150,21 +150,21 @@ _CHANGES: list[Callable[[Random, bytes], bytes]] = [
 
 
 def replace_file(rng: Random, file: Path, outside: Path) -> None:
-    """In the file's place stands something else, or nothing."""
+    """Removes the file, and may create something else under its name."""
     file.unlink()
-    what = rng.choice(("nothing", "folder", "pipe", "zeros", "loop", "link", "dangling", "huge"))
-    if what == "folder":
+    new = rng.choice(("nothing", "folder", "pipe", "zeros", "loop", "link", "dangling", "huge"))
+    if new == "folder":
         file.mkdir()
-    elif what == "pipe":
+    elif new == "pipe":
         os.mkfifo(file)
-    elif what == "huge":  # takes no room on the disk
+    elif new == "huge":  # takes no space on the disk
         with open(file, "wb") as empty:
             empty.truncate(2**36)
-    elif what != "nothing":
+    elif new != "nothing":
         targets = {
             "zeros": Path("/dev/zero"),
             "loop": file,
             "link": outside / "precious",
             "dangling": outside / "new",
         }
-        file.symlink_to(targets[what])
+        file.symlink_to(targets[new])

@@ -1,4 +1,4 @@
-"""Small data sets, as strangers hand them over: a function each that writes one into a folder."""
+"""Functions that write small data sets, each in its own format, into a folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_images(folder: Path, names: list[str]) -> None:
 
 
 def animation_of_16_bits(side: int = 16) -> bytes:
-    """A PNG file of 16 bits a channel and two frames; the first is its still picture too."""
+    """Returns a PNG file of 16 bits a channel and two frames; the first is also its still image."""
     still = cv2.imencode(".png", pixels(0, side).astype(np.uint16) * 257)[1].tobytes()
     at = still.index(b"IDAT") - 4
     end = still.index(b"IEND") - 4
@@ -41,9 +41,9 @@ def animation_of_16_bits(side: int = 16) -> bytes:
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:
-    """A chunk of a PNG file: its size, name, data and sum."""
-    content_sum = struct.pack(">I", zlib.crc32(name + data))
-    return struct.pack(">I", len(data)) + name + data + content_sum
+    """Returns a chunk of a PNG file: its size, name, data and checksum."""
+    checksum = struct.pack(">I", zlib.crc32(name + data))
+    return struct.pack(">I", len(data)) + name + data + checksum
 
 
 def write_lines(file: Path, *lines: str) -> None:

@@ -1,4 +1,4 @@
-"""Fuzzing, briefly; and that the harness notices whatever a reader should not do."""
+"""Short fuzzing runs; and the harness notices everything that a reader should not do."""
 
 from __future__ import annotations
 
@@ -13,36 +13,37 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.fuzzing import crafted
-from tests.fuzzing.mutations import changed
+from tests.fuzzing import format_mutations
+from tests.fuzzing.mutations import mutate_bytes
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A process of its own: MXNet's threads, which these tests have loaded, are not forked."""
+    """Runs Python as another process, since these tests have loaded MXNet, whose threads cannot
+    be forked.
+    """
     return subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
 
 
-def test_forty_mutations_of_each_kind_are_read_or_refused() -> None:
+def test_forty_mutations_of_each_target_are_read_or_refused() -> None:
     result = python("-m", "tests.fuzzing", "--mutations=40")
     assert result.returncode == 0, result.stdout + result.stderr
-    kinds = [line.split() for line in result.stdout.splitlines()[1:]]
-    assert len(kinds) >= 12
-    assert {tried for _, tried, *_ in kinds} == {"40", "4"}
-    for kind, tried, accepted, refused, crashes, hangs, *_ in kinds:
-        assert (int(accepted) + int(refused), crashes, hangs) == (int(tried), "0", "0"), kind
+    rows = [line.split() for line in result.stdout.splitlines()[1:]]
+    assert len(rows) >= 12
+    assert {tried for _, tried, *_ in rows} == {"40", "4"}
+    for target, tried, accepted, refused, crashes, hangs, *_ in rows:
+        assert (int(accepted) + int(refused), crashes, hangs) == (int(tried), "0", "0"), target
 
 
 READERS = """
 import ctypes, json, os, signal, subprocess, sys, tempfile, time
 from pathlib import Path
-from embedding_learning.data.datasets import DataError
-from embedding_learning.cli.parser import UsageError
-from tests.fuzzing.kinds import Kind
+from embedding_learning.errors import DataError, UsageError
+from tests.fuzzing.targets import Target
 from tests.fuzzing.workers import run
 
 def raises(error):
@@ -78,28 +79,28 @@ def read(name, folder):
     else:
         READERS[name](folder)
 
-found = {}
+outcomes = {}
 for name in READERS:
-    kind = Kind(
+    target = Target(
         write=lambda folder: (folder / "file").write_bytes(b"whole"),
         files=("file",),
         read=lambda folder: read(name, folder),
     )
     with tempfile.TemporaryDirectory() as root:
         numbers = range(1 if name == "hangs" else 2)
-        result = run(kind, numbers, "seed", Path(root), hang_seconds=10.0)
-    found[name] = result.accepted, result.refused, result.failures
-print(json.dumps(found))
+        result = run(target, numbers, "seed", Path(root), hang_seconds=10.0)
+    outcomes[name] = result.accepted, result.refused, result.failures
+print(json.dumps(outcomes))
 """
 
 
-def test_whatever_a_reader_should_not_do_is_noticed() -> None:
+def test_everything_that_a_reader_should_not_do_is_noticed() -> None:
     result = python("-c", READERS)
     assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout)
-    assert found.pop("reads") == [2, 0, []]
-    assert found.pop("refuses") == [0, 2, []]
-    for reader, told in {
+    outcomes = json.loads(result.stdout)
+    assert outcomes.pop("reads") == [2, 0, []]
+    assert outcomes.pop("refuses") == [0, 2, []]
+    for reader, message in {
         "raises": "ValueError: surprise",
         "exits": "SystemExit: 0",
         "says nothing": "not one printable line: ''",
@@ -114,41 +115,41 @@ def test_whatever_a_reader_should_not_do_is_noticed() -> None:
         "writes in C": "something changed outside of the sample's folder",
         "starts": "was about to: subprocess.Popen ",
     }.items():
-        accepted, refused, failures = found.pop(reader)
+        accepted, refused, failures = outcomes.pop(reader)
         assert (accepted, refused) == (0, 0), reader
         numbers = [0] if reader == "hangs" else [0, 1]
         assert [number for number, _, _ in failures] == numbers, (reader, failures)
-        for _, hang, text in failures:
-            assert hang == (reader == "hangs")
-            assert told in text, (reader, text)
-    assert found == {}
+        for _, is_hang, text in failures:
+            assert is_hang == (reader == "hangs")
+            assert message in text, (reader, text)
+    assert outcomes == {}
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"1 2.5\n3 four.jpg\n", bytes(range(256))])
 def test_a_change_is_the_same_for_the_same_number_and_changes_something(content: bytes) -> None:
-    changes = [changed(Random(number), content) for number in range(300)]
-    assert changes == [changed(Random(number), content) for number in range(300)]
+    changes = [mutate_bytes(Random(number), content) for number in range(300)]
+    assert changes == [mutate_bytes(Random(number), content) for number in range(300)]
     assert content not in changes
     assert len(set(changes)) > 50
 
 
-def test_a_crafted_stream_of_zeros_is_a_valid_one() -> None:
-    assert zlib.decompress(crafted.zeros(3 * 2**20)) == bytes(3 * 2**20)
+def test_compressed_zeros_are_a_valid_stream() -> None:
+    assert zlib.decompress(format_mutations.compress_zeros(3 * 2**20)) == bytes(3 * 2**20)
 
 
-def test_crafted_images_have_right_sums_and_some_claim_other_sizes() -> None:
+def test_mutated_images_have_right_checksums_and_some_claim_other_sizes() -> None:
     encoded = cv2.imencode(".png", np.zeros((9, 9, 3), np.uint8))[1].tobytes()
     sizes = set()
     for number in range(50):
-        image = crafted.image(Random(number), encoded)
+        image = format_mutations.mutate_image(Random(number), encoded)
         name, length = image[12:16], struct.unpack(">I", image[8:12])[0]
-        content_sum = struct.unpack(">I", image[16 + length : 20 + length])[0]
-        assert content_sum == zlib.crc32(name + image[16 : 16 + length])
+        checksum = struct.unpack(">I", image[16 + length : 20 + length])[0]
+        assert checksum == zlib.crc32(name + image[16 : 16 + length])
         sizes.add(image[16:24])
     assert struct.pack(">II", 9, 9) in sizes and len(sizes) > 5
 
 
-def test_an_unknown_kind_is_told() -> None:
+def test_an_unknown_target_is_refused_with_the_known_ones() -> None:
     result = python("-m", "tests.fuzzing", "nothing")
     assert result.returncode == 2
-    assert "nothing: choose of cub200-images, " in result.stderr
+    assert "nothing: unknown; choose from cub200-images, " in result.stderr

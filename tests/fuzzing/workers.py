@@ -1,8 +1,8 @@
-"""Reads changed samples in worker processes, which may crash, hang or take too much memory.
+"""Reads mutated samples in worker processes, which may crash, hang or take too much memory.
 
-A worker is a fork that reads one changed sample after another and reports each before and after.
-When it dies or falls silent, the mutation it announced last is to blame, and another worker goes
-on with the next.
+A worker is a fork that reads one mutated sample after another. It reports before and after each.
+When it dies or falls silent, the mutation that it announced last is the cause, and another worker
+continues with the next one.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from random import Random
 from typing import Any, NamedTuple
 
 from embedding_learning.errors import DataError, UsageError
-from tests.fuzzing.kinds import Kind
-from tests.fuzzing.mutations import changed, replace_file
-from tests.fuzzing.watch import Watch, take_stock
+from tests.fuzzing.audit import AuditGuard, list_surroundings
+from tests.fuzzing.mutations import mutate_bytes, replace_file
+from tests.fuzzing.targets import Target
 
 MEMORY_LIMIT = 2**30  # bytes beyond what the worker has after it has read the sample unchanged
-# What the system refuses. More than the limit, so that a reader is found out even if it takes the
-# system's refusal for damage to the file.
+# Where the system refuses memory. It is more than MEMORY_LIMIT, so that a reader which takes the
+# refusal for damage to the file is found out, too.
 _HARD_LIMIT = 4 * MEMORY_LIMIT
 _LONGEST_MESSAGE = 2000  # characters; nobody reads more
 
@@ -37,13 +37,13 @@ class Failure(NamedTuple):
     """A mutation that was neither read nor refused as it should be."""
 
     number: int
-    hang: bool
-    told: str
+    is_hang: bool
+    message: str
 
 
 @dataclass
 class Result:
-    """What came of the mutations of a kind."""
+    """The outcomes of a target's mutations."""
 
     accepted: int = 0
     refused: int = 0
@@ -51,52 +51,56 @@ class Result:
     peak: int = 0  # resident bytes beyond what the worker has after the unchanged sample
 
 
-def run(kind: Kind, numbers: range, seed: str, root: Path, hang_seconds: float = 20.0) -> Result:
-    """Tries the mutations of these numbers in the folder `root`, which is there and empty.
+def run(
+    target: Target, numbers: range, seed: str, root: Path, hang_seconds: float = 20.0
+) -> Result:
+    """Returns the outcomes of the mutations with these numbers.
 
-    A number and a seed give the same mutation each time. What the unchanged sample raises comes
-    through; RuntimeError if only a worker cannot read it.
+    `root` is an existing, empty folder. The same number and seed give the same mutation each time.
+    An exception that the unchanged sample raises is not caught. Raises RuntimeError if only a
+    worker cannot read the unchanged sample.
     """
     root = root.resolve()
     sample = root / "samples" / "sample"
     sample.mkdir(parents=True)
-    kind.write(sample)
+    target.write(sample)
     shutil.copytree(sample, root / "pristine")
-    kind.read(sample)  # unchanged; also imports what all workers need
+    target.read(sample)  # unchanged; also imports what all workers need
 
     result = Result()
     while numbers:
-        _lay_out(root)
-        begun, finished, hang = None, False, False
-        pid, reports = _start_worker(kind, numbers, seed, root)
+        _prepare(root)
+        begun, is_finished, is_hang = None, False, False
+        pid, reports = _start_worker(target, numbers, seed, root)
         try:
-            for report in _lines_from(reports, hang_seconds):
+            for report in _read_reports(reports, hang_seconds):
                 if "broken" in report:
                     raise RuntimeError(f"the harness itself failed:\n{report['broken']}")
-                finished = "begun" not in report
-                if finished:
-                    _note(report, result)
+                is_finished = "begun" not in report
+                if is_finished:
+                    _count(report, result)
                 else:
                     begun = report["begun"]
         except TimeoutError:
-            hang = True
+            is_hang = True
         finally:
             os.close(reports)
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL if hang else signal.SIGTERM)
+                os.killpg(pid, signal.SIGKILL if is_hang else signal.SIGTERM)
             _, status = os.waitpid(pid, 0)
         if begun is None:
-            raise RuntimeError(f"no worker reads the unchanged sample: {_end(status)}")
-        if hang:
+            raise RuntimeError(f"no worker reads the unchanged sample: {_format_status(status)}")
+        if is_hang:
             result.failures.append(Failure(begun, True, f"silent for {hang_seconds:.0f} s"))
-        elif not finished or status != 0:
-            result.failures.append(Failure(begun, False, f"the process ended: {_end(status)}"))
+        elif not is_finished or status != 0:
+            message = f"the process ended: {_format_status(status)}"
+            result.failures.append(Failure(begun, False, message))
         numbers = range(begun + 1, numbers.stop)
     return result
 
 
-def _lay_out(root: Path) -> None:
-    """The sample, and beside it what a mutation may lead to but no reader may change."""
+def _prepare(root: Path) -> None:
+    """Writes the sample, and next to it files that mutations point to and no reader may change."""
     for former in root.iterdir():
         if former.name != "pristine":
             shutil.rmtree(former) if former.is_dir() else former.unlink()
@@ -106,25 +110,25 @@ def _lay_out(root: Path) -> None:
     os.mkfifo(root / "outside" / "pipe")
 
 
-def _end(status: int) -> str:
-    """How a process ended, by what the system tells its parent."""
+def _format_status(status: int) -> str:
+    """Returns how a process ended, in words; `status` is that of os.waitpid."""
     if os.WIFSIGNALED(status):
         return signal.Signals(os.WTERMSIG(status)).name
     return f"exit status {os.WEXITSTATUS(status)}"
 
 
-def _note(report: dict[str, Any], result: Result) -> None:
+def _count(report: dict[str, Any], result: Result) -> None:
     result.peak = max(result.peak, report["peak"])
     if report["outcome"] == "accepted":
         result.accepted += 1
     elif report["outcome"] == "refused":
         result.refused += 1
     else:
-        result.failures.append(Failure(report["number"], False, report["told"]))
+        result.failures.append(Failure(report["number"], False, report["message"]))
 
 
-def _lines_from(reports: int, hang_seconds: float) -> Iterator[dict[str, Any]]:
-    """The worker's reports until it ends; TimeoutError if there is none for so long."""
+def _read_reports(reports: int, hang_seconds: float) -> Iterator[dict[str, Any]]:
+    """Yields the worker's reports until it ends. Raises TimeoutError after a silence."""
     rest = b""
     while True:
         if not select.select([reports], [], [], hang_seconds)[0]:
@@ -136,8 +140,8 @@ def _lines_from(reports: int, hang_seconds: float) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, lines)
 
 
-def _start_worker(kind: Kind, numbers: range, seed: str, root: Path) -> tuple[int, int]:
-    """Its process, and where its reports are read."""
+def _start_worker(target: Target, numbers: range, seed: str, root: Path) -> tuple[int, int]:
+    """Returns the id of the process, and the file descriptor of its reports."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid:
@@ -146,10 +150,10 @@ def _start_worker(kind: Kind, numbers: range, seed: str, root: Path) -> tuple[in
     status = 1
     try:
         os.setpgid(0, 0)
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):  # libraries tell of damaged files in their own way
-            os.dup2(nothing, stream)
-        _work(kind, numbers, seed, root, writing)
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):  # libraries print warnings about damaged files
+            os.dup2(null, stream)
+        _work(target, numbers, seed, root, writing)
         status = 0
     except Exception:
         os.write(writing, json.dumps({"broken": traceback.format_exc()}).encode() + b"\n")
@@ -157,7 +161,7 @@ def _start_worker(kind: Kind, numbers: range, seed: str, root: Path) -> tuple[in
         os._exit(status)
 
 
-def _work(kind: Kind, numbers: range, seed: str, root: Path, reports: int) -> None:
+def _work(target: Target, numbers: range, seed: str, root: Path, reports: int) -> None:
     sample, outside = root / "samples" / "sample", root / "outside"
 
     def report(**values: object) -> None:
@@ -167,47 +171,47 @@ def _work(kind: Kind, numbers: range, seed: str, root: Path, reports: int) -> No
         shutil.rmtree(sample)
         shutil.copytree(root / "pristine", sample)
 
-    kind.read(sample)
+    target.read(sample)
     virtual, resident = _memory("VmSize"), _memory("VmRSS")
     resource.setrlimit(resource.RLIMIT_AS, (virtual + _HARD_LIMIT,) * 2)
-    watch = Watch(sample, kind.starts_programs)
-    before = take_stock(root)
+    guard = AuditGuard(sample, target.starts_programs)
+    before = list_surroundings(root)
     for number in numbers:
         report(begun=number)
         restore()
-        mutate(kind, Random(f"{seed} {number}"), sample, outside)
-        with watch:
-            outcome, told = _outcome(kind, sample)
+        mutate_sample(target, Random(f"{seed} {number}"), sample, outside)
+        with guard:
+            outcome, message = _read(target, sample)
         claimed = _memory("VmPeak") - virtual
-        if watch.faults:
-            outcome, told = "failed", watch.faults.pop()
-        elif take_stock(root) != before:
-            outcome, told = "failed", "something changed outside of the sample's folder"
+        if guard.faults:
+            outcome, message = "failed", guard.faults.pop()
+        elif list_surroundings(root) != before:
+            outcome, message = "failed", "something changed outside of the sample's folder"
         elif claimed > MEMORY_LIMIT:
-            outcome, told = "failed", f"took {claimed >> 20} MB of memory"
+            outcome, message = "failed", f"took {claimed >> 20} MB of memory"
         peak = _memory("VmHWM") - resident
-        report(number=number, outcome=outcome, told=told, peak=peak)
+        report(number=number, outcome=outcome, message=message, peak=peak)
         if outcome == "failed":
-            return  # whatever it left behind, the next mutation begins anew
+            return  # the next mutation has a new worker, whatever this reader left
 
 
-def mutate(kind: Kind, rng: Random, sample: Path, outside: Path) -> None:
-    """Changes one file of the sample, or two."""
-    files = sorted(file for pattern in kind.files for file in sample.glob(pattern))
+def mutate_sample(target: Target, rng: Random, sample: Path, outside: Path) -> None:
+    """Changes one or two files of the sample in place."""
+    files = sorted(file for pattern in target.files for file in sample.glob(pattern))
     for file in rng.sample(files, min(len(files), rng.choice((1, 1, 1, 2)))):
         draw = rng.random()
-        if draw < 0.05 and not kind.starts_programs:
+        if draw < 0.05 and not target.starts_programs:
             replace_file(rng, file, outside)
-        elif draw < 0.4 and kind.craft:
-            file.write_bytes(kind.craft(rng, file.read_bytes()))
+        elif draw < 0.4 and target.mutate_format:
+            file.write_bytes(target.mutate_format(rng, file.read_bytes()))
         else:
-            file.write_bytes(changed(rng, file.read_bytes()))
+            file.write_bytes(mutate_bytes(rng, file.read_bytes()))
 
 
-def _outcome(kind: Kind, sample: Path) -> tuple[str, str]:
-    """accepted, refused or failed, and the message of what was raised."""
+def _read(target: Target, sample: Path) -> tuple[str, str]:
+    """Returns the outcome, "accepted", "refused" or "failed", and the message of the exception."""
     try:
-        kind.read(sample)
+        target.read(sample)
     except (DataError, UsageError) as error:
         message = str(error)
     except BaseException:
@@ -222,7 +226,7 @@ def _outcome(kind: Kind, sample: Path) -> tuple[str, str]:
 
 
 def _memory(entry: str) -> int:
-    """Bytes that the system notes of this process."""
+    """Returns an entry of this process's status file, in bytes."""
     with open("/proc/self/status", encoding="ascii") as lines:
         for line in lines:
             if line.startswith(f"{entry}:"):

@@ -1,4 +1,4 @@
-"""train.py, but it prints a digest of all it has learned at the end; `cluster` starts it."""
+"""train.py that prints a digest of all that it has learned at its end; `cluster` starts it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import sys
 from embedding_learning.cli import train
 from embedding_learning.training import learner_state, loop
 
-_run = loop.Loop.run
+_own_train = loop.train
 
 
-def run(loop: loop.Loop) -> None:
-    _run(loop)
+def train_and_print_digest(run: loop.Run) -> None:
+    """Trains, and prints the SHA-256 of the weights, beta, statistics and optimizer states."""
+    _own_train(run)
     digest = hashlib.sha256()
-    arrays, _ = learner_state.gather(loop.learner)
+    arrays, _ = learner_state.gather(run.learner)
     for name in sorted(arrays):
         digest.update(name.encode())
         digest.update(arrays[name].tobytes())
@@ -22,5 +23,5 @@ def run(loop: loop.Loop) -> None:
 
 
 if __name__ == "__main__":
-    loop.Loop.run = run
+    loop.train = train_and_print_digest
     sys.exit(train.main())

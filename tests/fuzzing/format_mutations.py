@@ -1,4 +1,4 @@
-"""Changes that know a format: they keep its sums right, or claim sizes that are not there."""
+"""Changes that know a file format: they keep its checksums right, or claim other sizes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from embedding_learning.training import checkpoint_file
-from tests.fuzzing.mutations import changed
+from tests.fuzzing.mutations import mutate_bytes
 
 _SIDES = (0, 1, 7, 4000, 11_000, 30_000, 65_000, 65_535, 2**31 - 1, 2**32 - 1)
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -29,15 +29,15 @@ _VALUES = (
 )
 
 
-def image(rng: Random, content: bytes) -> bytes:
-    """PNG with right sums, JPEG and BMP with other sizes; other formats blindly."""
+def mutate_image(rng: Random, content: bytes) -> bytes:
+    """Changes a PNG and its checksums, or the sizes in a JPEG or BMP; or else any bytes."""
     if content.startswith(_PNG):
         return _png(rng, content)
     if content.startswith(b"\xff\xd8"):
         return _jpeg(rng, content)
     if content.startswith(b"BM"):
         return content[:18] + struct.pack("<II", _side(rng), _side(rng)) + content[26:]
-    return changed(rng, content)
+    return mutate_bytes(rng, content)
 
 
 def _side(rng: Random) -> int:
@@ -45,7 +45,7 @@ def _side(rng: Random) -> int:
 
 
 def _png(rng: Random, content: bytes) -> bytes:
-    """One chunk is changed, or the size in the first one."""
+    """Changes one chunk, or the image's size in the first one."""
     chunks = []
     at = len(_PNG)
     while at < len(content):
@@ -57,11 +57,11 @@ def _png(rng: Random, content: bytes) -> bytes:
     if name == b"IHDR" and rng.random() < 0.8:
         data = struct.pack(">II", _side(rng), _side(rng)) + data[8:]
     elif name == b"IDAT" and rng.random() < 0.3:
-        data = zeros(rng.choice((1, 40)) * _MEGABYTE)
+        data = compress_zeros(rng.choice((1, 40)) * _MEGABYTE)
     elif name == b"IDAT":
-        data = zlib.compress(changed(rng, zlib.decompress(data)))
+        data = zlib.compress(mutate_bytes(rng, zlib.decompress(data)))
     else:
-        data = changed(rng, data)
+        data = mutate_bytes(rng, data)
     chunks[number] = name, data
     parts = [
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -71,7 +71,7 @@ def _png(rng: Random, content: bytes) -> bytes:
 
 
 def _jpeg(rng: Random, content: bytes) -> bytes:
-    """Height, width, or how the channels are sampled: what follows a marker of a frame."""
+    """Changes the height and width, or another byte, after the marker of a frame."""
     frame = max(content.find(b"\xff\xc0"), content.find(b"\xff\xc2"))
     if rng.random() < 0.5:
         new = struct.pack(">HH", _side(rng) & 0xFFFF, _side(rng) & 0xFFFF)
@@ -80,16 +80,16 @@ def _jpeg(rng: Random, content: bytes) -> bytes:
     return content[:at] + bytes([rng.randrange(256)]) + content[at + 1 :]
 
 
-def zeros(count: int) -> bytes:
-    """That many zero bytes, a multiple of a megabyte, as a zlib stream: quickly made."""
+def compress_zeros(count: int) -> bytes:
+    """Returns a zlib stream of so many zero bytes, a multiple of a megabyte, in little time."""
     packer = zlib.compressobj(9, wbits=-15)
     block = packer.compress(bytes(_MEGABYTE)) + packer.flush(zlib.Z_FULL_FLUSH)
     blocks = b"\x78\xda" + block * (count // _MEGABYTE) + b"\x03\x00"
-    return blocks + struct.pack(">I", (count % 65521) << 16 | 1)  # the sum of zeros
+    return blocks + struct.pack(">I", (count % 65521) << 16 | 1)  # the checksum of zeros
 
 
-def mat(rng: Random, content: bytes) -> bytes:
-    """An uncompressed MATLAB file: changed and compressed anew, or made to claim too much."""
+def mutate_mat(rng: Random, content: bytes) -> bytes:
+    """Changes an uncompressed MATLAB file and compresses it, or makes it claim too large sizes."""
     header, draw = content[:128], rng.random()
     end = 128 + 8 + struct.unpack_from("<I", content, 132)[0]
     first, others = content[128:end], content[end:]
@@ -98,9 +98,9 @@ def mat(rng: Random, content: bytes) -> bytes:
         new[rng.randrange(len(new))] = rng.randrange(256)
         return header + _compressed(bytes(new)) + others
     if draw < 0.7:
-        return header + _compressed(changed(rng, first)) + others
+        return header + _compressed(mutate_bytes(rng, first)) + others
     if draw < 0.8:
-        stream = zeros(rng.choice((64, 2048)) * _MEGABYTE)
+        stream = compress_zeros(rng.choice((64, 2048)) * _MEGABYTE)
         return header + struct.pack("<II", 15, len(stream)) + stream
     if draw < 0.9:
         return header + _compressed(_nested(rng))
@@ -116,7 +116,7 @@ def _compressed(body: bytes) -> bytes:
 
 
 def _nested(rng: Random) -> bytes:
-    """A row of cell arrays each of which claims what follows it for its own content."""
+    """Returns a row of cell arrays, each of which claims that the next ones are its content."""
     cells = rng.randint(2, 9)
     content = struct.pack("<IIII", 6, 8, 1, 0) + struct.pack("<IIii", 5, 8, 1, cells)
     content += struct.pack("<II", 1, 0)
@@ -124,25 +124,25 @@ def _nested(rng: Random) -> bytes:
     return cell * rng.choice((50, 1000)) + empty * 1000
 
 
-def parameters(rng: Random, content: bytes) -> bytes:
-    """A file with a description is changed before the sum that it ends with; others blindly."""
+def mutate_params(rng: Random, content: bytes) -> bytes:
+    """Changes a file that has a description and its checksum; or else any bytes."""
     start, end = content[:-67], content[-3:]
     if end != b'"}\n':
-        return changed(rng, content)
-    # In the description, or anywhere.
+        return mutate_bytes(rng, content)
+    # Anywhere, or in the description only.
     at = rng.choice((0, content.find(b"description of the network")))
-    start = start[:at] + changed(rng, start[at:])
+    start = start[:at] + mutate_bytes(rng, start[at:])
     return start + hashlib.sha256(start).hexdigest().encode() + end
 
 
-def weights(rng: Random, content: bytes) -> bytes:
-    """An archive's pickle is changed and gets the right sum; other kinds are changed blindly."""
+def mutate_weights(rng: Random, content: bytes) -> bytes:
+    """Changes a member of an archive, mostly its pickle, and its checksum; or else any bytes."""
     if not content.startswith(b"PK"):
-        return changed(rng, content)
+        return mutate_bytes(rng, content)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     name = rng.choice(["archive/data.pkl", *members])
-    members[name] = changed(rng, members[name])
+    members[name] = mutate_bytes(rng, members[name])
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name, member in members.items():
@@ -150,13 +150,13 @@ def weights(rng: Random, content: bytes) -> bytes:
     return packed.getvalue()
 
 
-def checkpoint(rng: Random, content: bytes) -> bytes:
-    """A whole checkpoint with the right sum, but something else in it."""
+def mutate_checkpoint(rng: Random, content: bytes) -> bytes:
+    """Changes arrays and values of a checkpoint; its checksum is right."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "checkpoint"
         file.write_bytes(content)
-        found = checkpoint_file.read(file)
-        arrays, state = dict(found.arrays), found.state
+        saved = checkpoint_file.read(file)
+        arrays, state = dict(saved.arrays), saved.state
         for _ in range(rng.choice((1, 1, 2, 5))):
             if rng.random() < 0.3:
                 _change_arrays(rng, arrays)
@@ -181,14 +181,14 @@ def _change_arrays(rng: Random, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _change_value(rng: Random, state: dict[str, Any]) -> None:
-    """One value at any depth of the state is replaced, dropped, or gets another name."""
-    places: list[tuple[Any, Any]] = []
+    """Replaces, drops or renames one value at any depth of the state."""
+    entries: list[tuple[Any, Any]] = []
     nested: list[Any] = [state]
     for inner in nested:
         keys = list(inner) if isinstance(inner, dict) else range(len(inner))
-        places += [(inner, key) for key in keys]
+        entries += [(inner, key) for key in keys]
         nested += [inner[key] for key in keys if isinstance(inner[key], (dict, list))]
-    inner, key = rng.choice(places)
+    inner, key = rng.choice(entries)
     if isinstance(inner, dict) and rng.random() < 0.3:
         value = inner.pop(key)
         if rng.random() < 0.5:

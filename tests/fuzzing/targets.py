@@ -1,8 +1,8 @@
-"""The kinds of files that the program reads, with a small valid sample of each.
+"""The fuzzing targets: a small valid sample of each file format, and how the program reads it.
 
-To add one: a function that writes a sample into an empty folder, one that reads it as the program
-does, and a line in KINDS. Both import what they need when they are called, so that a run loads
-MXNet only where it is read with.
+To add a target, write a function that writes a sample into an empty folder, one that reads it as
+the program does, and a row of TARGETS. Both functions import what they need when they are called:
+so MXNet is loaded only by the targets that need it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from embedding_learning.data.datasets import cub200
 from embedding_learning.data.pixel_cache import open_pixel_cache
 from embedding_learning.data.preprocessing import find_decoding_errors, read_square
 from embedding_learning.errors import DataError
-from tests.fuzzing import crafted, samples
+from tests.fuzzing import format_mutations, samples
 from tests.helpers.paths import ROOT
 
 if TYPE_CHECKING:
@@ -39,24 +39,32 @@ _SCRIPT = ROOT / "get_cub200_data.sh"
 _SIZE = 8
 
 
-class Kind(NamedTuple):
-    """How a kind of file is tried.
+class Target(NamedTuple):
+    """A file format to fuzz.
 
-    ``write`` writes a sample into a folder that is there and empty; of its files, those that a
-    pattern of ``files`` fits are changed. ``read`` reads the sample as the program does. ``craft``
-    changes a file's bytes knowing the format. With ``starts_programs`` the reading starts some: it
-    is tried on a tenth of the mutations, and on plain files only.
+    Attributes
+    ----------
+    write : function
+        Writes a sample into an existing, empty folder.
+    files : tuple of str
+        Patterns of the sample's files that are mutated.
+    read : function
+        Reads the sample as the program does.
+    mutate_format : function, optional
+        Changes a file's bytes with knowledge of the format.
+    starts_programs : bool
+        Reading starts programs. Only a tenth of the mutations are tried, and files stay files.
     """
 
     write: Callable[[Path], object]
     files: tuple[str, ...]
     read: Callable[[Path], object]
-    craft: Callable[[Random, bytes], bytes] | None = None
+    mutate_format: Callable[[Random, bytes], bytes] | None = None
     starts_programs: bool = False
 
 
-def _read_data_set(path: Path) -> None:
-    """What training and `check` do with a data set before a batch is drawn."""
+def _read_dataset(path: Path) -> None:
+    """Reads and decodes a data set as training and `check` do before the first batch."""
     split = datasets.load_dataset(str(path), "nowhere")
     for part in split.parts:
         part.read_file_stats(missing_ok=True)
@@ -64,8 +72,8 @@ def _read_data_set(path: Path) -> None:
             raise DataError(fault)
 
 
-def _write_pictures(folder: Path) -> None:
-    """Of every format that is read, and of every kind of it that decoders treat apart."""
+def _write_images(folder: Path) -> None:
+    """Writes images of each supported format, in each variant that decoders treat differently."""
     samples.write_images(folder, ["a.jpg", "b.png", "c.bmp", "d.tiff", "e.webp", "f.ppm"])
     color, gray = samples.pixels(7, 40), samples.pixels(8)[..., 0]
     for name, pixels, *settings in [
@@ -93,15 +101,15 @@ def _write_pictures(folder: Path) -> None:
     (folder / "x.png").write_bytes(samples.animation_of_16_bits())
 
 
-def _read_pictures(folder: Path) -> None:
-    """Each file becomes pixels of 8 bits, or is refused."""
+def _read_images(folder: Path) -> None:
+    """Decodes each file to pixels of 8 bits."""
     for file in sorted(folder.iterdir()):
         pixels = read_square(str(file), np.array([2, 3, 9, 9]), _SIZE)
         assert (pixels.shape, pixels.dtype) == ((_SIZE, _SIZE, 3), np.uint8)
 
 
-def _write_other_pictures(folder: Path) -> None:
-    """Of formats that are not read, but for their first bytes as OpenCV writes them, or noise."""
+def _write_unsupported(folder: Path) -> None:
+    """Writes files of unsupported formats: OpenCV's, or a signature followed by noise."""
     color = samples.pixels(7, 40)
     for ending in ("jp2", "sr", "pam"):
         assert cv2.imwrite(str(folder / f"a.{ending}"), color)
@@ -121,31 +129,31 @@ def _write_other_pictures(folder: Path) -> None:
         (folder / f"b.{name}").write_bytes(signature + noise)
 
 
-def _read_other_pictures(folder: Path) -> None:
-    """Each is refused, unless a change has made a format of it that is read."""
+def _read_unsupported(folder: Path) -> None:
+    """Reads each file. It must be refused, unless a mutation has made a supported format of it."""
     for file in sorted(folder.iterdir()):
         with contextlib.suppress(DataError):
             assert read_square(str(file), None, _SIZE).dtype == np.uint8
 
 
-def _write_store(folder: Path) -> None:
-    """With what a build that was killed leaves behind."""
+def _write_pixel_cache(folder: Path) -> None:
+    """Writes a pixel cache, and the partial files of a process that was killed."""
     samples.write_cub(folder)
-    _read_store(folder)
-    (home,) = (folder / "store").iterdir()
+    _read_pixel_cache(folder)
+    (home,) = (folder / "cache").iterdir()
     for name in ("index", "pixels"):
         (home / f"{name}.new").write_bytes(b"begun")
 
 
-def _read_store(folder: Path) -> None:
-    store = open_pixel_cache(cub200.read(folder), _SIZE, folder / "store", workers=2)
-    if store is not None:
-        pixels, good = store
-        assert pixels.sum() > 0 and good.all()
+def _read_pixel_cache(folder: Path) -> None:
+    cache = open_pixel_cache(cub200.read(folder), _SIZE, folder / "cache", workers=2)
+    if cache is not None:
+        pixels, is_decoded = cache
+        assert pixels.sum() > 0 and is_decoded.all()
 
 
-def _write_parameters(folder: Path) -> None:
-    """As MXNet writes them, and as this program does."""
+def _write_params(folder: Path) -> None:
+    """Writes a .params file as MXNet does, and one as this program does."""
     import mxnet as mx
 
     from embedding_learning.model.weights.params_file import save_parameters
@@ -157,7 +165,7 @@ def _write_parameters(folder: Path) -> None:
     save_parameters(net, str(folder / "described.params"), description)
 
 
-def _read_parameters(folder: Path) -> None:
+def _read_params(folder: Path) -> None:
     from embedding_learning.model.weights.params_file import read_description, read_parameters
 
     for name in ("plain.params", "described.params"):
@@ -167,7 +175,7 @@ def _read_parameters(folder: Path) -> None:
         read_description(file, "--resume")
 
 
-# A part of VGG by torchvision's names.
+# Some weights of VGG by torchvision's names, with smaller shapes.
 _WEIGHTS = {
     "features.0.weight": (4, 3, 3, 3),
     "features.0.bias": (4,),
@@ -177,7 +185,7 @@ _WEIGHTS = {
 
 
 def _write_weights(folder: Path) -> None:
-    """As torch.save writes them today and did once, and as safetensors."""
+    """Writes files in the present and the former format of torch.save, and a safetensors file."""
     from safetensors.numpy import save_file
 
     from tests.helpers import torch_writer
@@ -203,7 +211,7 @@ def _read_weights(folder: Path) -> None:
             assert np.isfinite(parameter.data().asnumpy()).all()
 
 
-_RUN = ["--batch-size=4", "--batch-k=2", "--embed-dim=8", "--batch-num=10"]
+_FLAGS = ["--batch-size=4", "--batch-k=2", "--embed-dim=8", "--batch-num=10"]
 
 
 def _learner() -> tuple[TrainConfig, Learner]:
@@ -213,30 +221,31 @@ def _learner() -> tuple[TrainConfig, Learner]:
     from embedding_learning.training import build
     from tests.helpers.tiny_networks import each_class, small_net
 
-    options, devices = parse(_RUN), [mx.cpu()]
-    return options, build.build(options, each_class(5), small_net(devices), devices)
+    config, devices = parse(_FLAGS), [mx.cpu()]
+    return config, build.build(config, each_class(5), small_net(devices), devices)
 
 
 def _write_checkpoint(folder: Path) -> None:
     from embedding_learning.training import checkpoint_file, learner_state, resume
+    from embedding_learning.training.progress import Progress
     from tests.helpers.tiny_networks import batch_of
 
-    options, learner = _learner()
+    config, learner = _learner()
     learner.step(batch_of(4))
     arrays, state = learner_state.gather(learner)
-    state = {"learner": state, **resume.describe(config, "sum of the data", Progress())}
+    state = {"learner": state, **resume.describe(config, "digest of the data", Progress())}
     checkpoint_file.write(folder / "checkpoint-0001-000003.safetensors", arrays, state)
 
 
 def _read_checkpoint(folder: Path) -> None:
     from embedding_learning.training import checkpoint_file, learner_state, resume
 
-    options, learner = _learner()
+    config, learner = _learner()
     file = str(folder / "checkpoint-0001-000003.safetensors")
     checkpoint = checkpoint_file.find(file, "nowhere")
-    resume.check_flags(checkpoint, options)
-    resume.read_progress(checkpoint, options.batch_num)
-    resume.check_data(checkpoint, "sum of the data", options)
+    resume.check_flags(checkpoint, config)
+    resume.read_progress(checkpoint, config.batch.batch_num)
+    resume.check_data(checkpoint, "digest of the data", config.data.path)
     state = checkpoint.state.get("learner")
     if isinstance(state, dict):
         learner_state.restore(learner, checkpoint.arrays, state, f"--resume {file}")
@@ -249,64 +258,73 @@ def _write_archive(folder: Path) -> None:
             member.size = 600
             archive.addfile(member, io.BytesIO(samples.pixels(0).tobytes()[:600]))
     content = (folder / "served.tgz").read_bytes()
-    sum_of_content = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    (folder / "sum").write_text(sum_of_content, encoding="ascii")
+    checksum = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    (folder / "md5").write_text(checksum, encoding="ascii")
 
 
 def _read_archive(folder: Path) -> None:
-    """Once downloaded and, if that is refused, once put there by hand."""
+    """Runs the script on the archive as a download and, if it is refused, as a local file."""
     if shutil.which("curl"):
         try:
-            _get_data(folder / "downloaded", folder, left=[])
+            _run_script(folder / "downloaded", folder, left=[])
             return
         except DataError:
             pass
-    checkout = folder / "by_hand"
+    checkout = folder / "local"
     (checkout / "data").mkdir(parents=True)
     shutil.copy(folder / "served.tgz", checkout / "data" / "CUB_200_2011.tgz")
-    _get_data(checkout, folder, left=["CUB_200_2011.tgz"])
+    _run_script(checkout, folder, left=["CUB_200_2011.tgz"])
 
 
-def _get_data(checkout: Path, served: Path, left: list[str]) -> None:
-    """Runs the script in a checkout; it unpacks, or refuses, and then only `left` is in data/."""
+def _run_script(checkout: Path, served: Path, left: list[str]) -> None:
+    """Runs get_cub200_data.sh in a checkout. Raises DataError if it refuses the archive.
+
+    `left` are the files that data/ must contain after a refusal.
+    """
     checkout.mkdir(exist_ok=True)
     shutil.copy(_SCRIPT, checkout)
-    address = {"CUB200_URL": f"file://{served}/served.tgz"}
-    checksum = {"CUB200_MD5": (served / "sum").read_text(encoding="ascii")}
     result = subprocess.run(
         ["bash", str(checkout / _SCRIPT.name)],
         env={
             "PATH": os.environ["PATH"],
             "HOME": str(checkout),
             "LC_ALL": "C",
-            **address,
-            **checksum,
+            "CUB200_URL": f"file://{served}/served.tgz",
+            "CUB200_MD5": (served / "md5").read_text(encoding="ascii"),
         },
         stdin=subprocess.DEVNULL,
         capture_output=True,
     )
-    found = sorted(entry.name for entry in (checkout / "data").iterdir())
+    names = sorted(entry.name for entry in (checkout / "data").iterdir())
     if result.returncode == 0:
-        assert found == ["CUB_200_2011", "CUB_200_2011.tgz"], found
+        assert names == ["CUB_200_2011", "CUB_200_2011.tgz"], names
         return
-    assert (result.returncode, found) == (1, left), (result, found)
+    assert (result.returncode, names) == (1, left), (result, names)
     raise DataError(result.stderr.decode().rstrip("\n"))
 
 
-KINDS = {
-    "cub200-images": Kind(samples.write_cub, ("images.txt",), _read_data_set),
-    "cub200-labels": Kind(samples.write_cub, ("image_class_labels.txt",), _read_data_set),
-    "cub200-boxes": Kind(samples.write_cub, ("bounding_boxes.txt",), _read_data_set),
-    "cub200-classes": Kind(samples.write_cub, ("classes.txt",), _read_data_set),
-    "cars196": Kind(samples.write_cars, ("cars_annos.mat",), _read_data_set, crafted.mat),
-    "sop": Kind(samples.write_sop, ("Ebay_*.txt",), _read_data_set),
-    "inshop": Kind(samples.write_inshop, ("*/list_*.txt",), _read_data_set),
-    "csv": Kind(samples.write_csv, ("own.csv",), lambda folder: _read_data_set(folder / "own.csv")),
-    "pictures": Kind(_write_pictures, ("*",), _read_pictures, crafted.image),
-    "other-pictures": Kind(_write_other_pictures, ("*",), _read_other_pictures, crafted.image),
-    "store": Kind(_write_store, ("store/*/*",), _read_store),
-    "params": Kind(_write_parameters, ("*.params",), _read_parameters, crafted.parameters),
-    "weights": Kind(_write_weights, ("*",), _read_weights, crafted.weights),
-    "checkpoint": Kind(_write_checkpoint, ("*",), _read_checkpoint, crafted.checkpoint),
-    "archive": Kind(_write_archive, ("served.tgz",), _read_archive, starts_programs=True),
+TARGETS = {
+    "cub200-images": Target(samples.write_cub, ("images.txt",), _read_dataset),
+    "cub200-labels": Target(samples.write_cub, ("image_class_labels.txt",), _read_dataset),
+    "cub200-boxes": Target(samples.write_cub, ("bounding_boxes.txt",), _read_dataset),
+    "cub200-classes": Target(samples.write_cub, ("classes.txt",), _read_dataset),
+    "cars196": Target(
+        samples.write_cars, ("cars_annos.mat",), _read_dataset, format_mutations.mutate_mat
+    ),
+    "sop": Target(samples.write_sop, ("Ebay_*.txt",), _read_dataset),
+    "inshop": Target(samples.write_inshop, ("*/list_*.txt",), _read_dataset),
+    "csv": Target(
+        samples.write_csv, ("own.csv",), lambda folder: _read_dataset(folder / "own.csv")
+    ),
+    "images": Target(_write_images, ("*",), _read_images, format_mutations.mutate_image),
+    "unsupported-images": Target(
+        _write_unsupported, ("*",), _read_unsupported, format_mutations.mutate_image
+    ),
+    "pixel-cache": Target(_write_pixel_cache, ("cache/*/*",), _read_pixel_cache),
+    "params": Target(_write_params, ("*.params",), _read_params, format_mutations.mutate_params),
+    "weights": Target(_write_weights, ("*",), _read_weights, format_mutations.mutate_weights),
+    "checkpoint": Target(
+        _write_checkpoint, ("*",), _read_checkpoint, format_mutations.mutate_checkpoint
+    ),
+    "archive": Target(_write_archive, ("served.tgz",), _read_archive, starts_programs=True),
 }
