@@ -35,9 +35,9 @@ _NEVER = np.iinfo(np.int64).max
 
 
 class _Metric(NamedTuple):
-    """The name of a metric, and its K if it has one."""
+    """The name of a metric without K, and its K if it has one."""
 
-    kind: str
+    base: str
     k: int | None
 
 
@@ -77,7 +77,7 @@ class Measurement(NamedTuple):
         deeper = [
             name
             for name in self.values
-            if _parse(name).kind == "precision" and (_parse(name).k or 0) > self.others
+            if _parse(name).base == "precision" and (_parse(name).k or 0) > self.others
         ]
         if deeper:
             notes.append(
@@ -134,7 +134,7 @@ def compute_metrics(
     parsed = {name: _parse(name) for name in metrics}
     images = _prepare_images(embeddings, labels, gallery, gallery_labels)
     is_matched = images.matches > 0
-    searched = [metric for metric in parsed.values() if metric.kind not in _CLUSTER_METRICS]
+    searched = [metric for metric in parsed.values() if metric.base not in _CLUSTER_METRICS]
     of_queries = _search(images, searched) if searched else {}
     of_clusters = {}
     if len(searched) < len(parsed):
@@ -142,11 +142,11 @@ def compute_metrics(
         of_clusters = {"nmi": nmi(images.labels, clusters), "ami": ami(images.labels, clusters)}
     values, bases = {}, {}
     for name, metric in parsed.items():
-        if metric.kind in _CLUSTER_METRICS:
+        if metric.base in _CLUSTER_METRICS:
             values[name], bases[name] = of_clusters[name], len(is_matched)
             continue
         counted = of_queries[metric]
-        if metric.kind in _MATCHED_QUERY_METRICS:
+        if metric.base in _MATCHED_QUERY_METRICS:
             counted = counted[is_matched]
         values[name] = float(np.mean(counted)) if len(counted) else np.nan
         bases[name] = len(counted)
@@ -273,7 +273,7 @@ def _parse(name: str) -> _Metric:
     if at_k:
         return _Metric(at_k[1], int(at_k[2]))
     if name not in _OTHER_METRICS:
-        first, *others = (*(f"{kind}@K" for kind in _METRICS_AT_K), *_OTHER_METRICS)
+        first, *others = (*(f"{base}@K" for base in _METRICS_AT_K), *_OTHER_METRICS)
         known = ", ".join([f"{first} (K from 1)", *others])
         raise ValueError(f"{name!r} is no metric; the metrics are {known}")
     return _Metric(name, None)
@@ -329,13 +329,13 @@ def _check_labels(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarra
 def _search(images: _Images, metrics: Sequence[_Metric]) -> dict[_Metric, np.ndarray]:
     """Computes all these metrics with one search: the value of each query, (n,), by metric."""
     matches, others = images.matches, images.others
-    recalls = [metric for metric in metrics if metric.kind in _RECALLS]
+    recalls = [metric for metric in metrics if metric.base in _RECALLS]
     # The other metrics sum over lists of neighbors. The length of a metric's list does not depend
     # on the metrics that are computed with it, and so neither does the last bit of its value.
     lengths = {
         metric: min(others, metric.k or matches.max())
         for metric in metrics
-        if metric.kind not in _RECALLS
+        if metric.base not in _RECALLS
     }
     deepest = max((metric.k or 0 for metric in recalls), default=0)
     listed = max(lengths.values(), default=0)
@@ -384,7 +384,7 @@ def _value_of_lists(metric: _Metric, match: np.ndarray, matches: np.ndarray) -> 
     float64 array (b,)
     """
     position = np.arange(1, match.shape[1] + 1)
-    if metric.kind == "precision":
+    if metric.base == "precision":
         return match.sum(axis=1) / max(1, len(position))
     most = matches
     if metric.k is None:
@@ -392,7 +392,7 @@ def _value_of_lists(metric: _Metric, match: np.ndarray, matches: np.ndarray) -> 
     else:
         most = np.minimum(matches, metric.k)
     most = np.maximum(most, 1)
-    if metric.kind == "r-precision":
+    if metric.base == "r-precision":
         return match.sum(axis=1) / most
     share = np.cumsum(match, axis=1) / position
     return (share * match).sum(axis=1) / most

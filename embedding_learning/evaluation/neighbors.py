@@ -68,9 +68,9 @@ def find_nearest(
     k = min(k, len(gallery) - (own is not None))
     distances = np.empty((len(queries), k), np.float32)
     rows = np.empty((len(queries), k), np.int64)
-    for block, squares, found in find_nearest_in_blocks(queries, k, gallery, own):
+    for block, squares, block_rows in find_nearest_in_blocks(queries, k, gallery, own):
         distances[block] = np.sqrt(squares)
-        rows[block] = found
+        rows[block] = block_rows
     return distances, rows
 
 

@@ -145,8 +145,8 @@ def plot_search_results(
     rows = []
     for query, name in enumerate(query_names):
         judged = [None] * len(neighbors[query]) if right is None else right[query].tolist()
-        found = zip(neighbors[query], distances[query], judged)
-        tiles = [_Tile(thumbnail, image, names[image], *how) for image, *how in found]
+        images = zip(neighbors[query], distances[query], judged)
+        tiles = [_Tile(thumbnail, image, names[image], *how) for image, *how in images]
         rows.append([_Tile(query_thumbnail, query, name), *tiles])
     _draw({"": rows}, path, title)
 
@@ -191,14 +191,14 @@ def _place_tiles(
             top += 2 * _LINE
             headings.append((heading, top))
             top += _LINE
-        for query, *found in rows:
-            found = found[: _PER_LINE * _MOST_LINES]
-            needed = max(1, -(-len(found) // _PER_LINE))
+        for query, *neighbors in rows:
+            neighbors = neighbors[: _PER_LINE * _MOST_LINES]
+            needed = max(1, -(-len(neighbors) // _PER_LINE))
             if lines and lines + needed > _MOST_LINES:
                 left_out += 1
                 continue
             placed.append((query, 0, top))
-            for rank, tile in enumerate(found):
+            for rank, tile in enumerate(neighbors):
                 line, column = divmod(rank, _PER_LINE)
                 placed.append((tile, column + 1, top + line * _ROW))
             top += needed * _ROW
