@@ -28,7 +28,7 @@ from embedding_learning.inference import embedded_split
 from embedding_learning.inference.embedded_split import EmbeddedSplit
 from embedding_learning.inference.run_files import find_run, prefix_of
 from embedding_learning.runtime.progress import log_to_terminal
-from embedding_learning.training import checkpoint_file, records
+from embedding_learning.training import records, run_folder
 
 if TYPE_CHECKING:
     from embedding_learning.plots.html_report import ReportFigure
@@ -162,14 +162,14 @@ def _when(epoch: int | None) -> str:
 
 def _state(prefix: str, epochs: int) -> str:
     """When the report was written, and what the run had come to by then."""
-    state = checkpoint_file.state_of(prefix)
+    state = run_folder.state_of(prefix)
     when = time.strftime("Written on %Y-%m-%d at %H:%M:%S (UTC%z)")
     if state is None:
         return f"{when}; the run's checkpoints are not there any more."
     done = f"{state.epoch} of {epochs} epochs"
     if state.batch:
         done += f" and {state.batch} batches"
-    if state.is_going_on:
+    if state.is_running:
         return f"{when}, while the run was going on; its latest checkpoint was after {done}."
     if state.epoch < epochs:
         return f"{when}, when the run was stopped; its latest checkpoint was after {done}."

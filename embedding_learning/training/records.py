@@ -17,7 +17,7 @@ import numpy as np
 from embedding_learning.errors import DataError
 from embedding_learning.evaluation import pair_distances
 from embedding_learning.runtime.atomic_files import atomic_write
-from embedding_learning.training.checkpoint_file import RECORDS
+from embedding_learning.training.run_folder import RECORDS
 from embedding_learning.training.tensorboard import TensorBoard
 
 _RUN = "run.json"

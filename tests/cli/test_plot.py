@@ -20,7 +20,7 @@ from embedding_learning.cli import export, plot, report
 from embedding_learning.data.preprocessing import read_square
 from embedding_learning.errors import DataError, UsageError
 from embedding_learning.inference import embedding_file
-from embedding_learning.training.checkpoint_file import RunFolder
+from embedding_learning.training.run_folder import RunFolder
 from tests.end_to_end.test_train_command import QUICK
 from tests.helpers.onnx_files import open_session
 from tests.helpers.paths import ROOT

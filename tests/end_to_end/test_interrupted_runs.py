@@ -26,6 +26,7 @@ from embedding_learning.training import (
     learner,
     loop,
     records,
+    run_folder,
     validation,
 )
 from tests.end_to_end.test_train_command import QUICK
@@ -322,7 +323,7 @@ def test_a_second_signal_ends_it_at_once_and_the_former_checkpoint_is_whole(
         err = process.communicate(timeout=60)[1]
     assert process.returncode in (130, 143)  # the system may deliver them in either order
     assert err.endswith("Stopped at once.\n")
-    found = checkpoint_file.find("auto", str(tmp_path / PREFIX))
+    found = run_folder.find("auto", str(tmp_path / PREFIX))
     assert found
     assert found.state["progress"]["batch"] == 0
 
@@ -587,7 +588,7 @@ def test_a_folder_removed_meanwhile_is_made_anew(
 
     monkeypatch.setattr(learner.Learner, "step", removing)
     assert start(tmp_path) == 0
-    assert "was removed while the run went on; it is made anew" in caplog.text
+    assert "was removed while the run trains; it is created again" in caplog.text
     assert (folder / "checkpoint-0002-000000.safetensors").exists()
 
 
@@ -617,7 +618,7 @@ def test_a_network_removed_meanwhile_is_written_again(
     assert start(tmp_path) == 0
     lost = [name.replace(".run", ".run/best-0000.params") for name in removed]
     for name in lost:
-        assert f"{name} was removed while the run went on; it is written again." in caplog.messages
+        assert f"{name} was removed while the run trains; it is written again." in caplog.messages
     for file in (f"{PREFIX}.params", f"{PREFIX}.run/best-0000.params"):
         assert Path(file).read_bytes() == saved[0]
     assert start(tmp_path, "--resume=auto", "--epochs=3") == 0

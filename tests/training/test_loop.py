@@ -18,10 +18,10 @@ from embedding_learning.training import (
     run,
     schedule,
 )
-from embedding_learning.training.checkpoint_file import RunFolder
 from embedding_learning.training.learner import Step
 from embedding_learning.training.progress import Progress
 from embedding_learning.training.records import RunInfo
+from embedding_learning.training.run_folder import RunFolder
 from tests.helpers.tiny_networks import (
     Recorded,
     batch_of,

@@ -12,8 +12,8 @@ import pytest
 
 from embedding_learning.errors import DataError
 from embedding_learning.training import records
-from embedding_learning.training.checkpoint_file import RECORDS
 from embedding_learning.training.records import Recorder, RunInfo
+from embedding_learning.training.run_folder import RECORDS
 
 
 def write(folder: Path, size: int, batches: range, loss: float = 0.5) -> int:
