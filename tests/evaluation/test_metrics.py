@@ -571,7 +571,7 @@ def test_metrics_are_read_with_commas_between_them() -> None:
         "recall@1\n2",
     ],
 )
-def test_what_is_no_metric_is_told_with_those_there_are(text: str) -> None:
+def test_an_unknown_metric_is_refused_with_the_known_ones(text: str) -> None:
     with pytest.raises(ValueError, match=r"is no metric; the metrics are recall@K .* ami") as error:
         parse_metrics(text)
     assert "\n" not in str(error.value)

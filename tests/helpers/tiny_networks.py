@@ -23,7 +23,7 @@ def devices_of(config):
 
 
 def small_net(devices, emb_dim=8, batch_k=2, norm=False, sampling=DistanceWeightedSampling):
-    """Without batch norm unless told, since its statistics differ between devices."""
+    """Has batch norm only if asked for, since its statistics differ between devices."""
     mx.random.seed(1)
     backbone = nn.HybridSequential()
     # A bias before a batch norm has no gradient but rounding, whose sign is all that Adam sees.

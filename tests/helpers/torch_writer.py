@@ -37,7 +37,7 @@ class Call(NamedTuple):
 class Persistent(NamedTuple):
     """What the reader has to find elsewhere."""
 
-    told: tuple[Any, ...]
+    persistent_id: tuple[Any, ...]
 
 
 ORDERED = Global("collections", "OrderedDict")
@@ -70,7 +70,7 @@ def _written(value: Any) -> bytes:
     if isinstance(value, Call):
         return _written(value.function) + _written(value.arguments) + b"R"
     if isinstance(value, Persistent):
-        return _written(value.told) + b"Q"
+        return _written(value.persistent_id) + b"Q"
     if isinstance(value, tuple):
         return b"(" + b"".join(map(_written, value)) + b"t"
     if isinstance(value, list):
@@ -85,7 +85,7 @@ def items(value: Mapping[str, Any]) -> bytes:
 
 
 def storage(key: str, array: np.ndarray, *more: Any) -> Persistent:
-    """The array's values; `more` is what only the old format tells."""
+    """Returns the id of the array's values; `more` is only in the old format."""
     kind = Global("torch", _STORAGES[array.dtype.name])
     return Persistent(("storage", kind, key, "cpu", array.size, *more))
 

@@ -24,7 +24,7 @@ from tests.benchmarks.export_families import random_net, random_pixels
 from tests.helpers.onnx_files import import_onnxruntime, open_session
 from tests.helpers.paths import ROOT
 
-# What the README tells a user to run; it knows neither MXNet nor this package.
+# The code of the README for users; it imports neither MXNet nor this package.
 README = ROOT / "README.md"
 # The ten lines in the README that search without MXNet.
 (EXAMPLE,) = re.findall(

@@ -47,7 +47,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_the_first_signal_is_noted_and_told(
+def test_the_first_signal_is_noted_and_reported(
     number: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with stop_on_signals() as request:

@@ -132,7 +132,7 @@ def test_training_hybridizes_with_static_memory(monkeypatch, tmp_path):
     assert {"static_alloc": True, "static_shape": True}.items() <= dict(net._flags).items()
 
 
-def test_a_diverged_network_is_told_when_it_is_evaluated():
+def test_a_diverged_network_is_reported_when_it_is_evaluated():
     net = small_net([mx.cpu()])
     net.dense.weight.set_data(nd.full(net.dense.weight.shape, np.nan))
     data = Data(None, Recorded([batch_of(8)], 8), None, 4, "Birds", "")

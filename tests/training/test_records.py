@@ -67,7 +67,7 @@ def test_going_on_cuts_off_what_came_after_the_checkpoint(tmp_path: Path) -> Non
     assert [record["loss"] for record in records.read(tmp_path)] == [0.5, 0.5, 0.25, 0.25]
 
 
-def test_records_that_were_removed_are_written_anew(tmp_path: Path) -> None:
+def test_records_that_were_removed_are_written_again(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, 0, 0.0, None)
     recorder.evaluation(0, 1, 1, {"nmi": 0.5})
     recorder.flush()
@@ -94,14 +94,14 @@ def test_numbers_that_json_lacks_are_null(tmp_path: Path) -> None:
     assert record["loss"] is None
 
 
-def test_a_last_line_that_is_cut_off_is_left_out_and_others_are_told(tmp_path: Path) -> None:
+def test_a_last_line_that_is_cut_off_is_left_out_and_others_are_refused(tmp_path: Path) -> None:
     write(tmp_path, 0, range(1, 3))
     file = tmp_path / RECORDS
     whole = file.read_text()
     file.write_text(whole[:-20])
     assert len(records.read(tmp_path)) == 1
     file.write_text("{" + whole)
-    with pytest.raises(DataError, match=f"{RECORDS}:1: is no JSON object"):
+    with pytest.raises(DataError, match=f"{RECORDS}:1: is not a JSON object"):
         records.read(tmp_path)
     file.unlink()
     with pytest.raises(DataError, match="cannot be read"):
@@ -119,7 +119,7 @@ def test_the_run_is_described(tmp_path: Path) -> None:
     ["", "[]", "{}", '{"arguments": "x", "data": 1, "made_with": {}}', "[" * 10000,
      '{"arguments": [1], "data": "x", "made_with": {}}'],
 )  # fmt: skip
-def test_a_description_that_is_none_is_told(tmp_path: Path, content: str) -> None:
+def test_run_info_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(DataError, match="is missing or damaged"):
         RunInfo.read(tmp_path)
@@ -148,7 +148,7 @@ def test_a_run_goes_on_without_tensorboard_when_its_disk_is_full(
         board.close()
     assert caplog.messages == [
         f"--tensorboard {tmp_path / 'full'}: cannot be written to any more: No space left on "
-        "device; the run goes on without it."
+        "device; the run continues without it."
     ]
     other = TensorBoard(str(tmp_path / "other"), 0)
     other.scalars("interval", 1, {"loss": 0.5})

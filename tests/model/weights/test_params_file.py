@@ -386,7 +386,7 @@ def test_a_description_of_an_untrusted_source_is_refused_though_its_sum_is_right
 def test_a_description_after_another_line_is_refused_though_its_sum_is_right(
     tmp_path: Path,
 ) -> None:
-    for marker in (MARKER, MARKER.replace(b"network", b"newtork")):
+    for marker in (MARKER, MARKER.replace(b"network", b"networks")):
         content = described(small_file(), b'{"a": 1}', marker)
         assert refused(tmp_path / "net.params", content) == (marker != MARKER)
 
