@@ -172,8 +172,8 @@ def test_check_asks_for_no_place_to_save_to(folder: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     "arguments, line",
     [
-        (["cheque"], "error: cheque: choose of train, check"),
-        ([], "error: no verb: choose of train, check"),
+        (["cheque"], "error: cheque: choose one of train, check"),
+        ([], "error: no verb: choose one of train, check"),
         (["check", "--data-path=missing"], "error: missing: no such folder"),
         (["check", "--no-such-flag"], "error: unrecognized arguments: --no-such-flag"),
     ],

@@ -203,9 +203,9 @@ def test_a_run_is_reported_on_one_page(run: Path, monkeypatch: pytest.MonkeyPatc
         ([(3, 0)], False, "when the run was finished, after 3 of 3 epochs."),
         ([(1, 5)], False, "when the run was stopped; its latest checkpoint was after 1 of 3 epochs "
                           "and 5 batches."),
-        ([(0, 0), (1, 0)], True, "while the run was going on; its latest checkpoint was after 1 of "
+        ([(0, 0), (1, 0)], True, "while the run was training; its latest checkpoint was after 1 of "
                                  "3 epochs."),
-        ([], False, "the run's checkpoints are not there any more."),
+        ([], False, "the run's checkpoints do not exist any more."),
     ],
 )  # fmt: skip
 def test_what_the_run_had_come_to_is_reported(

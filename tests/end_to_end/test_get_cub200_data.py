@@ -243,7 +243,7 @@ def test_complete_part_needs_no_network(checkout, server):
 
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("excess", [b"", b"more"])
-def test_full_part_of_wrong_content_is_fetched_afresh(checkout, server, ranges, excess):
+def test_full_part_of_wrong_content_is_fetched_from_scratch(checkout, server, ranges, excess):
     checkout.put_part(ARCHIVE[:-1] + b"?" + excess)
     server.ranges = ranges
     result = checkout.run()

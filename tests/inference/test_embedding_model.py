@@ -465,7 +465,7 @@ def unlike_a_model(folder: Path) -> dict[str, Callable[[], EmbeddingModel]]:
     (folder / "bare.params").write_bytes(b"")
     save_cheap(folder / "dense.params", None)
     return {
-        "does not tell its backbone": lambda: load_model(path),
+        "does not name its backbone": lambda: load_model(path),
         "--model resnet_51: unknown": lambda: load_model(path, model="resnet_51"),
         "which the network lacks": lambda: load_model(path, model="alexnet"),
         f"--model alexnet: MODEL {described} is a squeezenet1.1": lambda: load_model(

@@ -318,7 +318,7 @@ def test_an_array_that_is_missing_surplus_or_unfit_is_refused(state, refuse):
             refuse({**arrays, name: unfit}, saved)
     for name in ("", "/", "network/", "network/x", "statistics/2/x", "optimizer/2/0/0", "beta/0"):
         own_name = name.rpartition("network/")[2]
-        assert f"holds {own_name}, which" in refuse({**arrays, name: np.ones(1, float32)}, saved)
+        assert f" {own_name}, which" in refuse({**arrays, name: np.ones(1, float32)}, saved)
     refuse({}, saved)
 
 
@@ -326,7 +326,7 @@ def test_statistics_of_another_device_are_refused(state, refuse):
     arrays, saved = state
     name = "base_net.1.running_mean"
     more = {**arrays, f"statistics/2/{name}": arrays[f"network/{name}"]}
-    assert "do not belong to this run" in refuse(more, saved)
+    assert "which does not belong to this run" in refuse(more, saved)
     assert "does not hold a fitting base_net.1.running_var" in refuse(more, {**saved, "devices": 3})
 
 

@@ -147,7 +147,7 @@ def test_a_run_goes_on_without_tensorboard_when_its_disk_is_full(
         board.project(1, np.eye(6, dtype=np.float32), np.arange(6), list("abcdef"), pixels)
         board.close()
     assert caplog.messages == [
-        f"--tensorboard {tmp_path / 'full'}: cannot be written to any more: No space left on "
+        f"--tensorboard {tmp_path / 'full'}: cannot be written to: No space left on "
         "device; the run continues without it."
     ]
     other = TensorBoard(str(tmp_path / "other"), 0)
