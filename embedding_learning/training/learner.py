@@ -195,7 +195,7 @@ class Learner:
         """Returns beta of each class or image, the constant, or None. Blocks until it is there."""
         if not isinstance(self.beta, gluon.Parameter):
             return self.beta
-        values = self.beta.data(self.devices[0]).asnumpy()
+        values: np.ndarray = self.beta.data(self.devices[0]).asnumpy()
         return values if self.beta_terms is None else values[self.beta_terms].sum(axis=1)
 
     def start(self) -> None:
