@@ -92,7 +92,7 @@ def test_the_methods_in_the_readme_do_what_they_say(monkeypatch: pytest.MonkeyPa
 def test_the_methods_in_the_readme_train_when_pasted_into_the_files(
     tmp_path: Path, tiny_cub: Path
 ) -> None:
-    """As a reader does it: in a copy of the program, with nothing else changed."""
+    """Follows the README in a copy of the program, and changes nothing else."""
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "embedding_learning", tmp_path / "embedding_learning", ignore=ignored)
     shutil.copy(ROOT / "train.py", tmp_path)

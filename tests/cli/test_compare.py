@@ -1,4 +1,4 @@
-"""`compare`: what it refuses, what it runs, how it goes on, and one comparison to its end."""
+"""`compare`: its checks, its runs, how it resumes, and one complete comparison."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def calls(folder: Path) -> list[tuple[str, list[str], str]]:
-    """What the stand-ins wrote down: start, end or stopped, the flags, the threads."""
+    """Returns what the stand-ins wrote: start, end or stopped, the flags, the threads."""
     return [json.loads(line) for line in (folder / "calls").read_text().splitlines()]
 
 
@@ -247,7 +247,7 @@ def test_a_folder_of_version_0_1_is_resumed_with_the_defaults_of_then(here: Path
 
 
 def test_the_margin_that_a_loss_brings_binds_no_folder(here: Path) -> None:
-    """It is 1 for contrastive loss."""
+    """The default margin of the contrastive loss is 1."""
     assert compare.main(["--losses=margin", "--samplings=hard", "--seeds=1", "--", *FLAGS]) == 0
     both = ["--losses=margin,contrastive", "--samplings=hard", "--seeds=1"]
     assert compare.main([*both, "--", *FLAGS]) == 0
@@ -281,7 +281,7 @@ def test_a_run_that_fails_is_reported_with_its_log_and_the_others_go_on(
 def test_with_held_out_classes_all_are_trained_again_for_the_selected_epochs(
     here: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is reported and saved is the last epoch's, though an earlier one was better."""
+    """Reports and saves the last epoch, although an earlier one was better."""
     caplog.set_level("INFO")
     arguments = ["--losses=margin", "--samplings=hard", "--seeds=1", "--select-on=held-out"]
     assert compare.main([*arguments, "--", *FLAGS]) == 0
@@ -456,7 +456,7 @@ def test_held_out_classes_select_and_the_reported_run_is_train_py_s_own(
     write_cub: Callable[..., Path],
     train_command: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    """With MXNet, from the command line; stopped once and taken up again."""
+    """Runs MXNet from the command line; is stopped once and resumed."""
     data = write_cub(tmp_path / "cub", [4] * 12)
     flags = [
         *(f"--data-path={data}", "--model=squeezenet1.1", "--image-size=40", "--crop-size=32"),

@@ -1,4 +1,4 @@
-"""`python -m embedding_learning embed`: files of embeddings, whatever comes between."""
+"""`python -m embedding_learning embed`: complete files of embeddings, also after interruptions."""
 
 from __future__ import annotations
 

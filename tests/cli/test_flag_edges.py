@@ -1,4 +1,4 @@
-"""Every numeric flag of every command at the edges of its numbers: one line, or it goes on.
+"""Every numeric flag of every command at the edges of its range: a one-line error, or it works.
 
 The flags are those of the parsers themselves, so a new one is tried without being named here.
 """
@@ -90,7 +90,7 @@ class _Seen(Exception):
 
 
 def command(verb: str) -> Callable[[list[str]], Any]:
-    """What reads a verb's flags; `launch` checks its own as it runs."""
+    """Returns the function that reads a verb's flags; `launch` checks its own as it runs."""
     module = importlib.import_module(f"embedding_learning.cli.{verb.replace('-', '_')}")
     return module.main if verb == "launch" else module._parse
 

@@ -225,7 +225,7 @@ def test_what_the_run_had_come_to_is_reported(
 def test_what_is_not_recorded_is_not_drawn(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a report of a run that has no record of distances."""
+    """This happens in the report of a run without records of distances."""
     (tmp_path / "birds.run").mkdir()
     shutil.copy(run / "birds.params", tmp_path)
     shutil.copy(run / "birds.run" / "run.json", tmp_path / "birds.run")

@@ -1,4 +1,4 @@
-"""`python -m embedding_learning search`: the nearest images, in words, as JSON and as a picture."""
+"""`python -m embedding_learning search`: the nearest images as text, JSON and a figure."""
 
 from __future__ import annotations
 

@@ -240,7 +240,7 @@ ABBREVIATIONS = [
 
 @pytest.mark.parametrize("short, flag", ABBREVIATIONS)
 def test_what_the_original_takes_for_a_flag_is_that_flag(short: str, flag: str) -> None:
-    """Also where flags that the original does not have begin alike, as --dataset does."""
+    """This holds also if a newer flag has the same beginning, as --dataset has."""
     text = next(text for name, text, *_ in ORIGINAL if name == flag)
     expected = vars(original_parser().parse_args([f"{short}={text}"] if text else [short]))
     for typed in ([short, text], [f"{short}={text}"]) if text else ([short],):
@@ -252,7 +252,7 @@ def test_what_the_original_takes_for_a_flag_is_that_flag(short: str, flag: str) 
 
 
 def test_no_flag_is_an_abbreviation_of_the_originals() -> None:
-    """It would be taken for itself here, and for the original's flag there."""
+    """The same text would be another flag here than in the original."""
     shorts = {short for short, _ in ABBREVIATIONS}
     assert not shorts & {
         name for action in build_parser()._actions for name in action.option_strings

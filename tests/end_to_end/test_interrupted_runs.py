@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed or fail, and what they become when they go on."""
+"""Runs that are stopped, killed or fail, and their results after they are resumed."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def test_an_image_that_vanishes_ends_the_run_with_the_way_to_go_on(
 def test_a_run_goes_on_without_the_folder_of_its_decoded_images(
     undisturbed: dict[str, bytes], start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are mapped, and the system keeps what is mapped."""
+    """The files are mapped, and the system keeps mapped files."""
     cache = tmp_path / "decoded"
     act_at_call(monkeypatch, learner.Learner, "step", 2, lambda: shutil.rmtree(cache))
     assert start(tmp_path / "here", *DECODING, "--cache=pixels", f"--cache-dir={cache}") == 0
@@ -365,7 +365,7 @@ def test_a_finished_run_says_so_and_goes_on_with_more_epochs(
 def test_another_epoch_s_network_can_be_asked_for_later(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of a finished run the last epoch's is saved, as if that had been asked for at first."""
+    """A finished run saves the last epoch's network, as if that had been asked for at first."""
     # The first epoch stays the best.
     monkeypatch.setattr(loop, "criterion", lambda _: 0.0)
     best, last, file = tmp_path / "best", tmp_path / "last", f"{PREFIX}.params"
@@ -405,7 +405,7 @@ def test_a_best_network_that_was_not_kept_is_reported(
 def test_a_finished_run_of_format_1_that_saved_no_network_saves_its_last(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That was so where no test image had been recalled."""
+    """This was so if no test image had been recalled."""
     monkeypatch.setattr(loop, "criterion", lambda _: 0.0)
     assert start(tmp_path) == 0
     for file in [tmp_path / f"{PREFIX}.params", *tmp_path.rglob("best-*")]:
@@ -535,7 +535,7 @@ def test_training_that_is_not_finite_stops_and_goes_on_with_a_lower_rate(
 def test_a_finite_gradient_that_leads_to_infinite_weights_is_not_saved(
     start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str], optimizer: str
 ) -> None:
-    """It would take the place of the last good checkpoint."""
+    """It would replace the last good checkpoint."""
     flags = [f"--optimizer={optimizer}", "--checkpoint-interval=1", "--keep=1", "--epochs=1"]
     assert start(tmp_path, *flags, "--lr=1e38") == 3
     message = r"^train\.py: stopped: network/\S+ is not finite any more; .* --lr .*--resume$"

@@ -29,7 +29,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the one full run of this module was started."""
+    """The folder in which the one full run of this module was started."""
     folder = tmp_path_factory.mktemp("run") / "here"
     folder.mkdir()
     return folder
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def done(train_command: Run, folder: Path, tiny_cub: Path) -> subprocess.CompletedProcess[str]:
-    """That run, over."""
+    """The finished run in that folder."""
     finished = train_command(folder, f"--data-path={tiny_cub}", *QUICK)
     assert finished.returncode == 0, finished.stderr
     return finished
@@ -498,7 +498,7 @@ def test_the_best_epoch_is_saved_or_the_last(
     epoch: int,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With learning rates of 0 all are equally good, of which the first is the best."""
+    """With learning rates of 0 all epochs are equally good, and the first counts as the best."""
     data = f"--data-path={tiny_cub}"
     assert start(data, *QUICK, "--lr=0", "--lr-beta=0", "--save-prefix=birds", *flags) == 0
     description = read_description("birds.params", "MODEL")

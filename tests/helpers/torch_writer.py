@@ -35,7 +35,7 @@ class Call(NamedTuple):
 
 
 class Persistent(NamedTuple):
-    """What the reader has to find elsewhere."""
+    """A persistent id: an object that is stored outside the pickle."""
 
     persistent_id: tuple[Any, ...]
 
@@ -45,7 +45,7 @@ REBUILD = Global("torch._utils", "_rebuild_tensor_v2")
 
 
 def pickled(value: Any) -> bytes:
-    """As protocol 2 writes it, without references to what was written before."""
+    """Returns a value as protocol 2 writes it, without references to earlier values."""
     return b"\x80\x02" + _written(value) + b"."
 
 
@@ -80,7 +80,7 @@ def _written(value: Any) -> bytes:
 
 
 def items(value: Mapping[str, Any]) -> bytes:
-    """What puts items into the dictionary on the stack."""
+    """Returns instructions that put items into the dictionary on the stack."""
     return b"(" + b"".join(_written(part) for pair in value.items() for part in pair) + b"u"
 
 
@@ -114,7 +114,7 @@ def contents(arrays: Mapping[str, np.ndarray]) -> list[bytes]:
 def write_zip(
     path: Path, program: bytes, storages: list[bytes], root: str = "archive", **more: bytes
 ) -> None:
-    """As since PyTorch 1.6."""
+    """Writes the format of PyTorch 1.6 and later."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(f"{root}/data.pkl", program)
         for name, content in {"byteorder": b"little", **more}.items():

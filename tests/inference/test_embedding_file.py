@@ -1,4 +1,4 @@
-"""Files of embeddings: numpy reads them, and nothing a stranger puts into them is believed."""
+"""Files of embeddings: numpy reads them, and untrusted content is checked."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_a_query_that_is_named_twice_gets_its_rows_twice() -> None:
 
 
 def spoiled(content: bytes) -> dict[str, bytes]:
-    """What is no .npy file of numbers, by what was done to it."""
+    """Returns files that are not .npy files of numbers, by their fault."""
 
     def with_header(text: str, version: bytes = b"\x01\x00") -> bytes:
         size = struct.pack("<H" if version == b"\x01\x00" else "<I", len(text))

@@ -1,4 +1,4 @@
-"""Embeddings in the making: whatever ends it, the same files come out in the end."""
+"""Resumable output: the same files at the end, however often it was interrupted."""
 
 from __future__ import annotations
 

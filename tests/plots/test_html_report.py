@@ -1,4 +1,4 @@
-"""report.html: whole, self-contained, and safe whatever the texts hold."""
+"""report.html: complete, self-contained, and safe for all texts."""
 
 from __future__ import annotations
 

@@ -580,7 +580,7 @@ def counted(epoch: Any = 0, **changes: Any) -> dict[str, Any]:
 
 
 def legend_below(path: Path, heading: str) -> list[str]:
-    """What is written from a panel's title to the next panel, but for the axes."""
+    """Returns the texts from a panel's title to the next panel, without the axes."""
     of_axes = r"[\d.]+|distance"
     found = [text for text in texts(path) if not re.fullmatch(of_axes, text)]
     starts = [n for n, text in enumerate(found) if text.startswith(PANELS)]
@@ -832,7 +832,7 @@ def test_a_broken_name_loses_nothing_but_its_end(text: str) -> None:
 
 @pytest.fixture
 def typefaces(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """A function that lets plots use these typefaces alone, whatever is installed."""
+    """Returns a function that lets plots use these typefaces alone."""
 
     def forget() -> None:
         for function in (canvas.font, canvas._characters, canvas._warn_of_script):

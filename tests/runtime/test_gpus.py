@@ -101,7 +101,7 @@ def run(
 
 
 def ask(libraries: Path, numbers: str, what: str = "'fine'", **variables: str) -> str:
-    """What is wrong with these GPUs, or else the value of an expression."""
+    """Returns the error of these GPUs, or else the value of an expression."""
     code = f"""
 import os, sys
 from embedding_learning.runtime import gpus

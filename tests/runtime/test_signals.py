@@ -1,4 +1,4 @@
-"""Signals: the first is noted whatever the program does, the second ends it at once."""
+"""Signals: the first is noted at any time, the second ends the program at once."""
 
 from __future__ import annotations
 

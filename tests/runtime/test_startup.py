@@ -1,4 +1,4 @@
-"""What happens before anything else: closed and narrow standard streams, and Ctrl-C."""
+"""The start of a process: closed and narrow standard streams, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_closed_streams_change_no_status(command: list[str], status: int, redire
 
 
 def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
-    """What libraries print would be written into it."""
+    """The output of libraries would be written into it."""
     code = (
         "import os, sys; from embedding_learning.runtime import startup; startup.repair_streams()\n"
         "file = open(sys.argv[1], 'w'); print('lost'); os.write(1, b'lost'); os.write(2, b'lost')\n"

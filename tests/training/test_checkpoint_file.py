@@ -1,4 +1,4 @@
-"""A checkpoint file: written atomically, read to the byte, refused if anything of it changed."""
+"""A checkpoint file: written atomically, read to the byte, refused if anything changed."""
 
 from __future__ import annotations
 

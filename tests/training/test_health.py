@@ -1,4 +1,4 @@
-"""The monitor: what it warns of, from where on, once each; and what ends a run."""
+"""The monitor: its warnings, their thresholds, once each; and the errors that end a run."""
 
 from __future__ import annotations
 

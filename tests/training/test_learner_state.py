@@ -1,4 +1,4 @@
-"""A learner taken apart and made again: the same bytes after it, and nothing believed before."""
+"""The state of a learner: saved and restored to the byte, and checked if it is untrusted."""
 
 import json
 import re
@@ -30,7 +30,7 @@ SOURCE = "--resume here"
 
 
 def network(devices, seed=1):
-    """With batch norm, whose statistics each device counts for itself, and dropout."""
+    """A network with dropout and with batch norm, whose statistics each device has for itself."""
     mx.random.seed(seed)
     backbone = nn.HybridSequential()
     backbone.add(
@@ -184,7 +184,7 @@ def test_gathering_changes_nothing(count):
 
 
 def test_nothing_is_read_while_mxnet_computes(monkeypatch):
-    """In evaluation it rearranges weights in place; some six of 500 checkpoints were torn so."""
+    """In evaluation it reorders weights in place; that damaged about six of 500 checkpoints."""
     learning = begun()
     events = []
     read, wait = nd.NDArray.asnumpy, nd.waitall
@@ -195,7 +195,7 @@ def test_nothing_is_read_while_mxnet_computes(monkeypatch):
 
 
 def test_each_device_keeps_statistics_of_its_own():
-    """That they differ is why they are kept apart."""
+    """They are saved separately because they differ."""
     learning = begun(count=2)
     train(learning, 0, 2)
     arrays, _ = learner_state.gather(learning)
@@ -258,7 +258,7 @@ def test_arrays_are_gathered_by_name():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_state_that_is_not_finite_is_not_gathered(value):
-    """An update by a finite gradient can do this; nothing could go on from it."""
+    """An update by a finite gradient can do this; no run could resume from it."""
     for place in ("dense.weight", "base_net.1.running_var"):
         learning = begun()
         learning.net._collect_params_with_prefix()[place].data()[0] = value
@@ -276,7 +276,7 @@ def test_a_state_that_is_not_finite_is_not_gathered(value):
 
 @pytest.fixture(scope="module")
 def state():
-    """Of a run of two devices."""
+    """The state of a run of two devices."""
     learning = begun(count=2)
     train(learning, 0, 2)
     return learner_state.gather(learning)
@@ -331,7 +331,7 @@ def test_statistics_of_another_device_are_refused(state, refuse):
 
 
 def test_misshapen_statistics_of_several_devices_are_refused(state):
-    """They cannot be averaged."""
+    """Such statistics cannot be averaged."""
     arrays, saved = state
     name = "statistics/1/base_net.1.running_mean"
     for shape in ((5,), (4, 1), (2, 4), (1,)):

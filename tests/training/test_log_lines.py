@@ -1,4 +1,4 @@
-"""What is printed: the original's lines to the letter, and a bar on terminals alone."""
+"""The output: the original's lines to the letter, and a progress bar only on terminals."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ SMALL = ("--model=squeezenet1.1", "--crop-size=64", "--batch-k=5")
 
 
 def test_sizes_by_hand() -> None:
-    """Of a convolution, batch norm, an activation in its place, a sum in its place, and pooling."""
+    """A convolution, batch norm, an activation and a sum in place, and pooling."""
 
     class Net(nn.HybridBlock):
         def __init__(self) -> None:

@@ -82,7 +82,7 @@ def network(devices: list[mx.Context], seed: int = 1) -> MarginNet:
 
 
 def new_learner(*flags: str, dtype: str = "float16", count: int = 1, seed: int = 1) -> Learner:
-    """In float32 too its weights begin as float16 can hold them."""
+    """Builds a learner; in float32, too, its first weights are values that float16 can hold."""
     own = f"--cpu-contexts={count}", f"--total-batch-size={8 * count}", "--batch-k=2", "--lr=0.01"
     config = config_of(*own, f"--dtype={dtype}", *flags)
     devices = devices_of(config)
@@ -158,7 +158,7 @@ def test_the_network_of_the_flags_is_float16(float16_works: None, model: str) ->
     ],
 )
 def test_the_operators_of_every_family_take_these_types(model: str) -> None:
-    """By MXNet's inference of types, which needs no device."""
+    """Uses MXNet's inference of types, which needs no device."""
     config = config_of(f"--model={model}", "--dtype=float16", "--feat-dim=5")
     net = memory_estimate._network(config)
     *_, embeddings = net(mx.sym.var("images", dtype="uint8"))
@@ -499,7 +499,7 @@ def test_two_devices_have_the_same_weights_and_nearly_those_of_float32(
 
 
 def test_what_overflows_in_another_process_is_left_out_here_too(float16_works: None) -> None:
-    """So that all go on with one scale."""
+    """All workers then continue with one scale."""
 
     class WithAnother(WorkerGroup):
         size = 2
@@ -547,7 +547,7 @@ def test_a_learner_taken_apart_and_made_again_goes_on_the_same(
     optimizer: str,
     count: int,
 ) -> None:
-    """Over a halving and a doubling."""
+    """The steps include a halving and a doubling of the scale."""
     monkeypatch.setattr(mixed_precision, "_GOOD_STEPS_TO_GROW", 3)
     flags = f"--optimizer={optimizer}".split()
     whole = new_learner(*flags, count=count)

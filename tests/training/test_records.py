@@ -1,4 +1,4 @@
-"""A run's records: what is written is read, and going on leaves out what was undone."""
+"""A run's records: written and read, and cut off where a resumed run starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run goes on from: its progress, the flags that must agree, and the images."""
+"""Resuming: the progress of a run, the flags that must agree, and the images."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ OTHERS = {
 
 
 def checkpoint_of(*flags: str, progress: Progress = PROGRESS, **changes: Any) -> Checkpoint:
-    """What a run with these flags has written, as it is read."""
+    """Returns the checkpoint of a run with these flags, as it is read."""
     config = parse([*flags])
     devices = {"devices": config.devices.count}
     state = {**resume.describe(config, "digest", progress), "learner": devices, **changes}
@@ -314,7 +314,7 @@ def test_every_flag_has_been_thought_of() -> None:
 
 
 def test_pretrained_weights_from_anywhere_are_pretrained_weights() -> None:
-    """They decide the convolutions' learning rate, wherever they came from."""
+    """They decide the convolutions' learning rate, whatever their source."""
     ways = ["--use-pretrained"], ["--pretrained-params=x.params"], ["--pretrained-params=y.params"]
     for former in ways:
         for now in ways:

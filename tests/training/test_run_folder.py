@@ -312,7 +312,7 @@ def test_no_other_file_is_removed() -> None:
 @pytest.mark.parametrize("seed", range(60))
 @pytest.mark.usefixtures("here")
 def test_the_best_network_of_every_checkpoint_is_there_and_few_others(seed: int) -> None:
-    """Over epochs that improve now and then, with checkpoints within them."""
+    """Some epochs improve, and there are checkpoints within them."""
     rng = random.Random(seed)
     keep, first = rng.randint(1, 4), rng.choice([0, 0, 9990, 9997])
     best: int | None = None

@@ -1,4 +1,4 @@
-"""Fine-tuning: what is fixed stays, what learns more slowly does, and what fits is taken over."""
+"""Fine-tuning: fixed and slowly learning layers, and weights of another network."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_without_a_flag_the_rates_are_left_as_the_backbone_was_made() -> None:
 
 
 def test_the_rates_are_set_before_servers_receive_them() -> None:
-    """Which is when the trainers are connected, before the first epoch."""
+    """Servers receive them when the trainers are connected, before the first epoch."""
     for flag, expected in (("--lr-mult-backbone=0.3", 0.3), ("--warm-up-epochs=1", 0.0)):
         parameters = built(flag).net.base_net.collect_params().values()
         assert {parameter.lr_mult for parameter in parameters} == {expected}
@@ -286,7 +286,7 @@ def test_a_network_with_a_further_layer_gives_its_backbone(
 def test_weights_that_are_replaced_are_not_looked_for(
     trained: tuple[str, dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But its convolutions learn as pretrained ones do."""
+    """Its convolutions still learn as pretrained ones do."""
     path, former = trained
     monkeypatch.setattr(model_zoo, "fetch_weights", lambda name: pytest.fail("looked for"))
     found = started(path, "--use-pretrained")

@@ -1,4 +1,4 @@
-"""Telling data sets apart, the split into training and test classes, and the check of the files."""
+"""Recognizing data sets, the split into training and test classes, and the check of the files."""
 
 from __future__ import annotations
 

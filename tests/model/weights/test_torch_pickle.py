@@ -47,7 +47,7 @@ def refusal(program: bytes) -> str:
 
 
 def plain_value(rng: Random, depth: int) -> Any:
-    """Of what Python's own pickle writes with the instructions that are known."""
+    """Objects that Python's own pickle writes with the known instructions."""
     if depth == 0 or rng.random() < 0.3:
         number = rng.choice([0, 255, 256, 65535, 65536, -1, 2**31 - 1, 2**31, -(2**70), 10**90])
         return rng.choice([None, True, False, number, rng.random(), "", "a.weight", "é日"])
