@@ -360,8 +360,8 @@ def test_another_number_of_devices_is_told_with_what_is_no_longer_the_same(
     if told:
         (line,) = caplog.messages
         assert told in line
-        for what in ("Negatives", "batch norm's statistics"):
-            assert what in line
+        for changed in ("Negatives", "running statistics of batch norm"):
+            assert changed in line
 
 
 def test_a_batch_of_each_device_must_make_the_same_whole() -> None:
