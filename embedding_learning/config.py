@@ -25,8 +25,6 @@ ON_NONFINITE = ("stop", "skip")
 
 # The ranks K of the Recall@K that the original reports.
 COMMON_RECALL_RANKS = (1, 2, 4, 8, 16)
-# What `evaluation.metrics.parse_metrics` reads.
-METRICS = "recall@K, cmc@K, precision@K and map@K for any K, map@r, r-precision, nmi, ami"
 # Of saved models: images embedded at once, and threads that decode.
 BATCH_SIZE, WORKERS = 64, 4
 
@@ -348,7 +346,7 @@ class RunConfig:
     evaluate_first: bool = _switch("print the recalls before training too")
     metrics: tuple[str, ...] = _flag(
         tuple(f"recall@{rank}" for rank in COMMON_RECALL_RANKS),
-        f"what to log of each epoch: {METRICS}",
+        "what to log of each epoch",
     )
     tensorboard: str | None = _path(
         "write scalars, histograms and a projection for TensorBoard into a folder", metavar="DIR"

@@ -8,8 +8,8 @@ import math
 
 from embedding_learning.cli import model_flags, split_flags
 from embedding_learning.cli.parser import Parser
-from embedding_learning.config import METRICS
 from embedding_learning.errors import UsageError
+from embedding_learning.evaluation.metric_table import describe_metrics
 from embedding_learning.evaluation.metrics import common_metrics, compute_metrics, parse_metrics
 from embedding_learning.inference import embedded_split
 from embedding_learning.runtime.progress import log_to_terminal
@@ -60,8 +60,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     model_flags.add_flags(parser)
     split_flags.add_flags(parser)
     text = (
-        f"metrics, with commas between: {METRICS} (default: the recalls that papers report "
-        "for the data set, map@r, r-precision, nmi, ami)"
+        f"metrics, with commas between: {describe_metrics()} (default: the recalls that papers "
+        "report for the data set, and all metrics without K)"
     )
     parser.add_argument("--metrics", metavar="LIST", help=text)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -26,17 +26,6 @@ from embedding_learning.runtime.progress import log_to_terminal
 if TYPE_CHECKING:
     from embedding_learning.plots import Thumbnail
 
-KINDS = {
-    "tsne": "t-SNE of the test images or of FILE.npy, with the photographs as marks",
-    "points": "t-SNE of the test images or of FILE.npy, as points colored by class",
-    "gallery": "the best, worst and random test images, and the images nearest to each",
-    "curves": "the curves of a run",
-    "distances": "the distances of a run's pairs: all negatives, the sampled ones, and the theory",
-}
-# Kinds that need the records of a run, not a model.
-_OF_RUN = ("curves", "distances")
-# Kinds that can also be drawn from the vectors that `embed` wrote, without a model.
-_OF_VECTORS = ("tsne", "points")
 # Queries of each group in a gallery, and neighbors of each.
 _QUERIES, _NEIGHBORS = 5, 8
 # Fixes which images are chosen where there are too many.
@@ -51,35 +40,22 @@ def main(arguments: list[str]) -> int:
     from embedding_learning.training import records
 
     plots.check_plot_path(options.output)
+    row = PLOTS[options.kind]
     with log_to_terminal():
-        if options.kind in _OF_RUN:
+        if row.of_run:
             folder = find_run(options.run)
-            draw_run = {"curves": plots.plot_run_curves, "distances": plots.plot_distances}
-            draw_run[options.kind](
-                records.read(Path(folder)), options.output, os.path.basename(folder)
-            )
-        elif _is_vector_file(options):
+            row.of_run(records.read(Path(folder)), options.output, os.path.basename(folder))
+        elif row.of_vectors and _is_vector_file(options):
             vectors = embedding_file.read_embeddings(options.model_file, None)
-            draw_vectors = {
-                "tsne": draw_tsne_photographs_of_file,
-                "points": draw_tsne_points_of_file,
-            }
-            draw_vectors[options.kind](
-                vectors, os.path.basename(options.model_file), options.output
-            )
-        else:
-            draw = {
-                "tsne": draw_tsne_photographs,
-                "points": draw_tsne_points,
-                "gallery": draw_gallery,
-            }
-            found = embedded_split.embed_split(
+            row.of_vectors(vectors, os.path.basename(options.model_file), options.output)
+        elif row.of_images:
+            embedded = embedded_split.embed_split(
                 model_flags.load(options),
                 split_flags.test_images(options),
                 options.batch_size,
                 options.workers,
             )
-            draw[options.kind](found, options.output)
+            row.of_images(embedded, options.output)
     print(options.output)
     return 0
 
@@ -95,21 +71,23 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     parsers = {}
-    for kind, text in KINDS.items():
-        of_kind = parsers[kind] = kinds.add_parser(kind, help=text, description=f"Draw {text}.")
-        if kind in _OF_RUN:
+    for kind, row in PLOTS.items():
+        of_kind = parsers[kind] = kinds.add_parser(
+            kind, help=row.help, description=f"Draw {row.help}."
+        )
+        if row.of_run:
             text = "a run: its folder PREFIX.run, PREFIX.params, or PREFIX"
             of_kind.add_argument("run", metavar="RUN", help=text)
         else:
             more = ""
-            if kind in _OF_VECTORS:
+            if row.of_vectors:
                 more = "; or FILE.npy that embed wrote: its images are drawn, without a data set"
             model_flags.add_flags(of_kind, more)
             split_flags.add_flags(of_kind)
         text = "the plot, .png or .svg; an existing file is replaced"
         of_kind.add_argument("output", metavar="FILE", help=text)
     options = parser.parse_args(arguments)
-    if options.kind in _OF_RUN:
+    if PLOTS[options.kind].of_run:
         find_run(options.run)
         return options
     if _is_vector_file(options):
@@ -121,10 +99,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _check_vectors(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Raises UsageError for kinds that need a model, and for flags of a model or a data set."""
-    if options.kind not in _OF_VECTORS:
+    if not PLOTS[options.kind].of_vectors:
+        of_vectors = [kind for kind, row in PLOTS.items() if row.of_vectors]
         raise UsageError(
             f"MODEL {options.model_file}: plot {options.kind} needs a trained network and a data "
-            f"set; an .npy file is drawn by {' and '.join(_OF_VECTORS)}"
+            f"set; an .npy file is drawn by {' and '.join(of_vectors)}"
         )
     for name, value in vars(options).items():
         if name not in ("kind", "model_file", "output") and value != parser.get_default(name):
@@ -257,3 +236,62 @@ def _in_the_plane(
 
 def _test_images(found: EmbeddedSplit) -> tuple[str, str]:
     return found.split.title, "test images"
+
+
+def draw_run_curves(measured: Sequence[Mapping[str, Any]], path: str, title: str) -> None:
+    """Draws the curves of a run from its records."""
+    from embedding_learning import plots
+
+    plots.plot_run_curves(measured, path, title)
+
+
+def draw_distances(measured: Sequence[Mapping[str, Any]], path: str, title: str) -> None:
+    """Draws the distances of a run's pairs from its records."""
+    from embedding_learning import plots
+
+    plots.plot_distances(measured, path, title)
+
+
+class PlotRow(NamedTuple):
+    """A row of PLOTS; `of_run` or `of_images` is given.
+
+    Attributes
+    ----------
+    help : str
+        What is drawn.
+    of_run : callable, optional
+        Draws from the records of a run: records, path of the plot, title.
+    of_images : callable, optional
+        Draws from embedded test images: EmbeddedSplit, path of the plot.
+    of_vectors : callable, optional
+        Draws from a file that `embed` wrote, without a model: Embeddings, name, path of the plot.
+    """
+
+    help: str
+    of_run: Callable[[Sequence[Mapping[str, Any]], str, str], None] | None = None
+    of_images: Callable[[EmbeddedSplit, str], None] | None = None
+    of_vectors: Callable[[Embeddings, str, str], None] | None = None
+
+
+# By the word on the command line. A new plot is a function in a file of `plots` and a row here.
+PLOTS = {
+    "tsne": PlotRow(
+        "t-SNE of the test images or of FILE.npy, with the photographs as marks",
+        of_images=draw_tsne_photographs,
+        of_vectors=draw_tsne_photographs_of_file,
+    ),
+    "points": PlotRow(
+        "t-SNE of the test images or of FILE.npy, as points colored by class",
+        of_images=draw_tsne_points,
+        of_vectors=draw_tsne_points_of_file,
+    ),
+    "gallery": PlotRow(
+        "the best, worst and random test images, and the images nearest to each",
+        of_images=draw_gallery,
+    ),
+    "curves": PlotRow("the curves of a run", of_run=draw_run_curves),
+    "distances": PlotRow(
+        "the distances of a run's pairs: all negatives, the sampled ones, and the theory",
+        of_run=draw_distances,
+    ),
+}

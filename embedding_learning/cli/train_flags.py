@@ -21,6 +21,7 @@ from embedding_learning.config import (
     flags_of,
 )
 from embedding_learning.errors import UsageError
+from embedding_learning.evaluation.metric_table import describe_metrics
 from embedding_learning.model.weights import catalog
 from embedding_learning.runtime import user_folders
 from embedding_learning.training.settings import CHOICES, make_config
@@ -185,8 +186,10 @@ def add_flag(group: argparse._ActionsContainer, flag: Flag) -> None:
 
 def help_text(flag: Flag, default: Any) -> str:
     """Returns the help of a flag that has a value, with its choices and its default."""
-    choices = CHOICES.get(flag.key, flag.choices)
-    text = f"{flag.help}: {', '.join(choices)}" if choices else flag.help
+    choices = ", ".join(CHOICES.get(flag.key, flag.choices))
+    if flag.key == "metrics":
+        choices = describe_metrics()
+    text = f"{flag.help}: {choices}" if choices else flag.help
     text = text.replace("%", "%%")
     return text if default in (None, "") else f"{text} (default: %(default)s)"
 

@@ -15,7 +15,6 @@ import numpy as np
 
 # scipy's BLAS is newer than that of the numpy which MXNet asks for. On processors that the old one
 # does not know, such as Emerald Rapids, it is four times as fast.
-from scipy.linalg.blas import dgemm, sgemm
 
 # Pairs of rows compared at once: 2 MB of 128 dimensions.
 _PAIRS = 2**11
@@ -98,6 +97,9 @@ class Block:
         cover the rounding of the centered rows, of their squares and of a limit. Exact distances
         have an error too, of as many units of float64.
         """
+        # Only where it computes: scipy takes time to import.
+        from scipy.linalg.blas import dgemm, sgemm
+
         multiply = sgemm if dtype is np.float32 else dgemm
         factor = self.query_factor(dtype)
         factor[:, :-2] *= -2

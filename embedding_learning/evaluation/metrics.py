@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -14,31 +13,25 @@ from embedding_learning.evaluation.blocked_distances import (
     slices,
     squared_distances_of_pairs,
 )
-from embedding_learning.evaluation.clustering import ami, k_means, nmi
+from embedding_learning.evaluation.clustering import k_means
+from embedding_learning.evaluation.metric_table import (
+    ClusterMetric,
+    ListMetric,
+    Metric,
+    RankMetric,
+    names_without_k,
+    parse_metric,
+)
 from embedding_learning.evaluation.neighbors import find_nearest_in_blocks, find_ranks
 
 _COMMON_RECALLS = tuple(f"recall@{k}" for k in COMMON_RECALL_RANKS)
 
-# Metrics with a number of neighbors, such as recall@4; cmc is another name of recall.
-_METRICS_AT_K = ("recall", "cmc", "precision", "map")
-_OTHER_METRICS = ("map@r", "r-precision", "nmi", "ami")
-_RECALLS = ("recall", "cmc")
-_CLUSTER_METRICS = ("nmi", "ami")
-# Metrics that divide by the number of matches, so a query without a match has no value.
-_MATCHED_QUERY_METRICS = ("map", "map@r", "r-precision")
 # Up to this rank a match is searched in lists of neighbors. For higher ranks, counting the nearer
 # images is faster, unless classes are so large that nearly every query has a match in its list.
 _LISTED_RANKS = 64
 # Pairs of images of one class compared at once: 40 MB with their indices.
 _PAIRS = 2**20
 _NEVER = np.iinfo(np.int64).max
-
-
-class _Metric(NamedTuple):
-    """The name of a metric without K, and its K if it has one."""
-
-    base: str
-    k: int | None
 
 
 class Measurement(NamedTuple):
@@ -77,7 +70,7 @@ class Measurement(NamedTuple):
         deeper = [
             name
             for name in self.values
-            if _parse(name).base == "precision" and (_parse(name).k or 0) > self.others
+            if parse_metric(name).base == "precision" and (parse_metric(name).k or 0) > self.others
         ]
         if deeper:
             notes.append(
@@ -131,22 +124,22 @@ def compute_metrics(
         If a metric is unknown, the shapes do not fit, there is no embedding, or one of its values
         is not finite.
     """
-    parsed = {name: _parse(name) for name in metrics}
+    parsed = {name: parse_metric(name) for name in metrics}
     images = _prepare_images(embeddings, labels, gallery, gallery_labels)
     is_matched = images.matches > 0
-    searched = [metric for metric in parsed.values() if metric.base not in _CLUSTER_METRICS]
+    searched = [metric for metric in parsed.values() if not isinstance(metric.row, ClusterMetric)]
     of_queries = _search(images, searched) if searched else {}
-    of_clusters = {}
+    clusters = np.empty(0)
     if len(searched) < len(parsed):
         clusters = k_means(images.queries, len(np.unique(images.labels)))
-        of_clusters = {"nmi": nmi(images.labels, clusters), "ami": ami(images.labels, clusters)}
     values, bases = {}, {}
     for name, metric in parsed.items():
-        if metric.base in _CLUSTER_METRICS:
-            values[name], bases[name] = of_clusters[name], len(is_matched)
+        if isinstance(metric.row, ClusterMetric):
+            values[name] = metric.row.value(images.labels, clusters)
+            bases[name] = len(is_matched)
             continue
         counted = of_queries[metric]
-        if metric.base in _MATCHED_QUERY_METRICS:
+        if metric.row.needs_match:
             counted = counted[is_matched]
         values[name] = float(np.mean(counted)) if len(counted) else np.nan
         bases[name] = len(counted)
@@ -250,7 +243,7 @@ def recall_metrics(ranks: Iterable[int] = COMMON_RECALL_RANKS) -> list[str]:
 
 def common_metrics(ranks: Iterable[int] = COMMON_RECALL_RANKS) -> list[str]:
     """Returns the names of the recalls at these ranks, and of all metrics without a rank."""
-    return [*recall_metrics(ranks), *_OTHER_METRICS]
+    return [*recall_metrics(ranks), *names_without_k()]
 
 
 def parse_metrics(text: str) -> list[str]:
@@ -263,20 +256,8 @@ def parse_metrics(text: str) -> list[str]:
     """
     names = [name.strip().lower() for name in text.split(",")]
     for name in names:
-        _parse(name)
+        parse_metric(name)
     return list(dict.fromkeys(names))
-
-
-def _parse(name: str) -> _Metric:
-    """Splits the name of a metric. Raises ValueError if it is unknown."""
-    at_k = re.fullmatch(rf"({'|'.join(_METRICS_AT_K)})@([1-9][0-9]{{0,17}})", name)
-    if at_k:
-        return _Metric(at_k[1], int(at_k[2]))
-    if name not in _OTHER_METRICS:
-        first, *others = (*(f"{base}@K" for base in _METRICS_AT_K), *_OTHER_METRICS)
-        known = ", ".join([f"{first} (K from 1)", *others])
-        raise ValueError(f"{name!r} is no metric; the metrics are {known}")
-    return _Metric(name, None)
 
 
 class _Images(NamedTuple):
@@ -326,31 +307,35 @@ def _check_labels(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarra
     return embeddings, labels
 
 
-def _search(images: _Images, metrics: Sequence[_Metric]) -> dict[_Metric, np.ndarray]:
+def _search(images: _Images, metrics: Sequence[Metric]) -> dict[Metric, np.ndarray]:
     """Computes all these metrics with one search: the value of each query, (n,), by metric."""
     matches, others = images.matches, images.others
-    recalls = [metric for metric in metrics if metric.base in _RECALLS]
+    of_rank = {
+        metric: (metric.row, metric.k)
+        for metric in metrics
+        if isinstance(metric.row, RankMetric) and metric.k
+    }
     # The other metrics sum over lists of neighbors. The length of a metric's list does not depend
     # on the metrics that are computed with it, and so neither does the last bit of its value.
-    lengths = {
-        metric: min(others, metric.k or matches.max())
+    of_list = {
+        metric: (metric.row, min(others, metric.k or matches.max()))
         for metric in metrics
-        if metric.base not in _RECALLS
+        if isinstance(metric.row, ListMetric)
     }
-    deepest = max((metric.k or 0 for metric in recalls), default=0)
-    listed = max(lengths.values(), default=0)
+    deepest = max((k for _, k in of_rank.values()), default=0)
+    listed = max((length for _, length in of_list.values()), default=0)
     if deepest <= _LISTED_RANKS or matches.mean() > _LISTED_RANKS:
         listed = max(listed, min(deepest, _LISTED_RANKS, others))
-    values, rank = _search_by_listing(images, lengths, listed)
+    values, rank = _search_by_listing(images, of_list, listed)
     unlisted = np.flatnonzero((rank == _NEVER) & (matches > 0))
     if listed < deepest and len(unlisted):
         rank[unlisted] = _rank_by_counting(images, unlisted, deepest)
-    return {**values, **{metric: rank < metric.k for metric in recalls}}
+    return {**values, **{metric: row.value(rank, k) for metric, (row, k) in of_rank.items()}}
 
 
 def _search_by_listing(
-    images: _Images, lengths: dict[_Metric, int], listed: int
-) -> tuple[dict[_Metric, np.ndarray], np.ndarray]:
+    images: _Images, of_list: dict[Metric, tuple[ListMetric, int]], listed: int
+) -> tuple[dict[Metric, np.ndarray], np.ndarray]:
     """Lists so many nearest images of each query.
 
     Returns the metrics that are computed from lists of these lengths, (n,) each, and the rank of
@@ -359,43 +344,14 @@ def _search_by_listing(
     queries, labels, gallery, gallery_labels, own = images
     matches = images.matches
     rank = np.full(len(queries), _NEVER)
-    values = {metric: np.zeros(len(queries)) for metric in lengths}
+    values = {metric: np.zeros(len(queries)) for metric in of_list}
     if listed:
         for block, _, rows in find_nearest_in_blocks(queries, listed, gallery, own):
             match = gallery_labels[rows] == labels[block, None]
             rank[block] = np.where(match.any(axis=1), match.argmax(axis=1), _NEVER)
-            for metric, length in lengths.items():
-                values[metric][block] = _value_of_lists(metric, match[:, :length], matches[block])
+            for metric, (row, length) in of_list.items():
+                values[metric][block] = row.value(match[:, :length], matches[block], metric.k)
     return values, rank
-
-
-def _value_of_lists(metric: _Metric, match: np.ndarray, matches: np.ndarray) -> np.ndarray:
-    """Computes a metric of b queries.
-
-    Parameters
-    ----------
-    match : bool array (b, k)
-        Whether each of the k nearest images is a match, nearest first.
-    matches : int array (b,)
-        The number of all matches of each query.
-
-    Returns
-    -------
-    float64 array (b,)
-    """
-    position = np.arange(1, match.shape[1] + 1)
-    if metric.base == "precision":
-        return match.sum(axis=1) / max(1, len(position))
-    most = matches
-    if metric.k is None:
-        match = match & (position <= matches[:, None])
-    else:
-        most = np.minimum(matches, metric.k)
-    most = np.maximum(most, 1)
-    if metric.base == "r-precision":
-        return match.sum(axis=1) / most
-    share = np.cumsum(match, axis=1) / position
-    return (share * match).sum(axis=1) / most
 
 
 def _rank_by_counting(images: _Images, chosen: np.ndarray, deepest: int) -> np.ndarray:

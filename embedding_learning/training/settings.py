@@ -22,6 +22,7 @@ from embedding_learning.config import (
 from embedding_learning.data.datasets import NAMES
 from embedding_learning.distributed import dmlc_environment
 from embedding_learning.errors import UsageError
+from embedding_learning.evaluation.metrics import parse_metrics
 from embedding_learning.model.methods import LOSSES, SAMPLINGS
 from embedding_learning.model.weights import catalog
 from embedding_learning.runtime import user_folders
@@ -150,9 +151,6 @@ def _read_list(key: str, value: Any) -> list[Any]:
         return integers("--steps", text)
     if key == "gpus":
         return device_numbers("--gpus", text)
-    # Only where metrics are given: the module imports scipy, and --help should be quick.
-    from embedding_learning.evaluation.metrics import parse_metrics
-
     try:
         names = parse_metrics(text)
     except ValueError as error:

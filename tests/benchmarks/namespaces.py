@@ -1,10 +1,10 @@
-"""Machines of a network within this machine: network namespaces, joined by a bridge.
+"""Simulates a network of machines on this machine: network namespaces, joined by a bridge.
 
     sudo python -m tests.benchmarks.namespaces [--machines 2] [--bandwidth 200e6] [COMMAND ...]
 
-Runs a command in the first of them, a shell unless told otherwise; the others are there to be
-reached. Each has its own address and, of the machine's network, nothing else. Needs Linux, root and
-the program ip of iproute2. Bandwidth is limited by a token bucket at both ends of each cable, so
+Runs a command in the first namespace, by default a shell; it reaches the others by the addresses
+that are printed. No namespace reaches the network of the real machine. Needs Linux, root, and the
+programs ip and tc of iproute2. A token bucket at both ends of each cable limits the bandwidth, so
 that sending and receiving each have all of it, as in a switched network.
 """
 
@@ -19,18 +19,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from embedding_learning.runtime.packed import raise_on_signals
-
 from embedding_learning.errors import Interrupted
+from embedding_learning.runtime.signals import raise_on_signals
 
 _ADDRESS = "10.77.{}.{}"
-# Bytes that may pass at once, more than the largest packet between namespaces; how long packets
-# may queue before one is dropped.
+# Bytes that may pass at once, more than the largest packet between namespaces; and the time that a
+# packet may queue before it is dropped.
 _BURST, _QUEUE = 1 << 17, "20ms"
 
 
 class Unavailable(Exception):
-    """Namespaces cannot be made here; the message says in one line why."""
+    """Namespaces cannot be created here; the message is one line with the reason."""
 
 
 class Machine(NamedTuple):
@@ -40,45 +39,45 @@ class Machine(NamedTuple):
     ----------
     name : str
     address : str
-        By which the others reach it.
+        The other machines reach it by this one.
     """
 
     name: str
     address: str
 
     def command(self, command: Sequence[str]) -> list[str]:
-        """What runs the command in it; the process that is started is the command's own."""
+        """Returns a command that runs the given one in the namespace, as the same process."""
         return ["ip", "netns", "exec", self.name, *command]
 
     def unplug(self) -> None:
-        """Takes its cable out: nothing reaches it any more, and nobody is told."""
+        """Disconnects the machine without notice, as if its cable was pulled."""
         _ip("-n", self.name, "link", "set", "eth0", "down")
 
     def plug(self) -> None:
-        """Puts it back."""
+        """Connects the machine again."""
         _ip("-n", self.name, "link", "set", "eth0", "up")
 
 
 @contextmanager
 def network(count: int, bandwidth: float | None = None) -> Iterator[list[Machine]]:
-    """Some machines for as long as the context lasts; what still runs in them is killed then.
+    """Creates machines for the time of the context, and kills what still runs in them at its end.
 
     Parameters
     ----------
     count : int
-        How many, 1 to 60,000.
+        Number of machines, 1 to 60,000.
     bandwidth : float, optional
-        Bits a second that each can send, and as many it can receive.
+        Bits a second that each machine can send, and also receive.
 
-    Raises Unavailable.
+    Raises Unavailable if the machine or the user cannot create namespaces.
     """
     if not shutil.which("ip") or not shutil.which("tc"):
         raise Unavailable("the programs ip and tc are missing: apt-get install iproute2")
     if os.geteuid() != 0:
-        raise Unavailable("network namespaces are made by root only: run this with sudo")
+        raise Unavailable("only root can create network namespaces: run this with sudo")
     prefix = f"machines-{os.getpid()}"
-    # The bridge lies in a namespace of its own: nothing of this machine's network is touched, and
-    # its firewall has no say.
+    # The bridge has a namespace of its own, so that the network and the firewall of the real
+    # machine do not matter.
     switch = f"{prefix}-switch"
     machines = [
         Machine(f"{prefix}-{n}", _ADDRESS.format(*divmod(n, 250))) for n in range(1, count + 1)
@@ -93,13 +92,13 @@ def network(count: int, bandwidth: float | None = None) -> Iterator[list[Machine
             _connect(machine, switch, f"port{number}", bandwidth)
         yield machines
     finally:
-        # With the last process of a namespace its devices go too.
+        # A namespace's devices disappear with its last process.
         for name in names:
             _remove(name)
 
 
 def _connect(machine: Machine, switch: str, port: str, bandwidth: float | None) -> None:
-    """Lays a cable from the machine to the switch."""
+    """Connects the machine with the switch by a pair of virtual devices."""
     _ip("-n", machine.name, "link", "set", "lo", "up")
     cable = ("type", "veth", "peer", "name", port, "netns", switch)
     _ip("-n", machine.name, "link", "add", "eth0", *cable)
@@ -113,9 +112,9 @@ def _connect(machine: Machine, switch: str, port: str, bandwidth: float | None) 
 
 
 def _remove(namespace: str) -> None:
-    told = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True)
-    if told.stdout.strip():
-        subprocess.run(["kill", "-KILL", *told.stdout.split()], stderr=subprocess.DEVNULL)
+    pids = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True)
+    if pids.stdout.strip():
+        subprocess.run(["kill", "-KILL", *pids.stdout.split()], stderr=subprocess.DEVNULL)
     subprocess.run(["ip", "netns", "delete", namespace], stderr=subprocess.DEVNULL)
 
 
@@ -124,21 +123,21 @@ def _ip(*arguments: str) -> None:
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise Unavailable(f"{' '.join(command)}: {done.stderr.strip() or 'failed'}")
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise Unavailable(f"{' '.join(command)}: {result.stderr.strip() or 'failed'}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--machines", type=int, default=2)
-    parser.add_argument("--bandwidth", type=float, help="bits a second")
+    parser.add_argument("--bandwidth", type=float, help="of each machine, in bits/s")
     parser.add_argument("command", nargs=argparse.REMAINDER)
-    arguments = parser.parse_args()
+    args = parser.parse_args()
     try:
-        with raise_on_signals(), network(arguments.machines, arguments.bandwidth) as machines:
+        with raise_on_signals(), network(args.machines, args.bandwidth) as machines:
             print(*(machine.address for machine in machines), flush=True)
-            command = machines[0].command(arguments.command or ["bash"])
+            command = machines[0].command(args.command or ["bash"])
             return subprocess.run(command).returncode
     except Interrupted as interrupted:
         return 128 + interrupted.number

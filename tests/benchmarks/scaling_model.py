@@ -1,9 +1,9 @@
-"""How long a training step takes with a number of workers and servers: the mathematics alone.
+"""Predicts the time of a training step from the numbers of workers and servers.
 
-A step computes for `compute` seconds, then exchanges its gradients. An array passes three stages on
-its way: over the link to its server, where all workers' copies arrive; through the server, which
-adds them up; and over the link back. The stages work at the same time, each on one array after the
-other (in scheduling: a flow shop).
+A step computes for `compute` seconds, then exchanges its gradients. An array passes three stages:
+the link to its server, where the copies of all workers arrive; the server, which adds them up; and
+the link back. The stages work at the same time, each on one array after the other (in scheduling: a
+flow shop).
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ _ELEMENT_BYTES = 4
 
 
 class Prediction(NamedTuple):
-    """A step.
+    """The prediction for a step.
 
     Attributes
     ----------
     seconds : float
+        Of the whole step.
     exchange : float
         Seconds of the exchange alone.
     limit : str
-        What takes most of the step: ``compute``, ``worker's link``, ``server's link`` or
+        What takes the most time: ``compute``, ``worker's link``, ``server's link`` or
         ``server's adding``.
     """
 
@@ -35,21 +36,21 @@ class Prediction(NamedTuple):
     limit: str
 
 
-def placed(arrays: Mapping[int, int], servers: int) -> list[list[int]]:
-    """Bytes of the arrays that each server is given.
+def place_arrays(arrays: Mapping[int, int], servers: int) -> list[list[int]]:
+    """Returns the sizes in bytes of the arrays that each server receives.
 
-    `arrays` are elements by the key of the store, in the order in which they are sent. An array
-    smaller than BIG_ARRAY goes to one server, whatever the others hold: kvstore_dist.h takes
-    key * 9973 modulo their number. A larger one is cut into equal parts.
+    `arrays` are the numbers of elements by the key in the store, in the order of sending. An array
+    smaller than BIG_ARRAY goes to the server of number key * 9973 modulo their count, as in
+    kvstore_dist.h. A larger array is cut into equal parts, one for each server.
     """
-    shares: list[list[int]] = [[] for _ in range(servers)]
+    of_servers: list[list[int]] = [[] for _ in range(servers)]
     for key, elements in arrays.items():
         if elements < BIG_ARRAY:
-            shares[key * 9973 % servers].append(elements * _ELEMENT_BYTES)
+            of_servers[key * 9973 % servers].append(elements * _ELEMENT_BYTES)
         else:
-            for share in shares:
-                share.append(elements * _ELEMENT_BYTES // servers)
-    return shares
+            for of_server in of_servers:
+                of_server.append(elements * _ELEMENT_BYTES // servers)
+    return of_servers
 
 
 def predict(
@@ -61,23 +62,23 @@ def predict(
     rate: float,
     overlap: float = 0.0,
 ) -> Prediction:
-    """A step of the workers.
+    """Returns the prediction for a step.
 
     Parameters
     ----------
     arrays : mapping
-        As in `placed`.
+        As in `place_arrays`.
+    workers, servers : int
     compute : float
-        Seconds of a worker's step alone.
+        Seconds of a worker's step without exchange.
     bandwidth : float
-        Bytes a second that each machine's link carries, each way.
+        Bytes a second that each machine's link carries in each direction.
     rate : float
-        Bytes a second that a server takes in, adds up and gives out if its link does not limit it.
+        Bytes a second that a server receives, adds up and sends if its link does not limit it.
     overlap : float
-        The share of `compute` during which gradients are on their way already.
+        The part of `compute` during which gradients are already exchanged.
     """
-    shares = placed(arrays, servers)
-    busiest = max(shares, key=sum)
+    busiest = max(place_arrays(arrays, servers), key=sum)
     own = [elements * _ELEMENT_BYTES for elements in arrays.values()]
     times = {
         "compute": compute,
@@ -93,7 +94,10 @@ def predict(
 
 
 def _flow(arrays: list[int], link: float, rate: float) -> float:
-    """Seconds for arrays of these bytes to pass link, server and link; bytes a second."""
+    """Returns the seconds that arrays take for link, server and link.
+
+    `arrays` are in bytes, `link` and `rate` in bytes a second.
+    """
     free = [0.0, 0.0, 0.0]
     for size in arrays:
         ready = 0.0

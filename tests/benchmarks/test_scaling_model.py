@@ -1,28 +1,28 @@
-"""The model of a distributed step against cases worked out by hand, and against the definition."""
+"""Compares the model of a distributed step with cases computed by hand, and with the definition."""
 
 import random
 
 import pytest
 
-from tests.benchmarks.scaling_model import placed, predict
+from tests.benchmarks.scaling_model import place_arrays, predict
 
 MB = 250_000  # elements
 
 
 def test_small_arrays_go_to_a_server_by_their_key():
     # 9973 is odd: with two servers, even keys go to the first and odd ones to the second.
-    assert placed({0: 10, 1: 20, 2: 30, 1_000_000: 5}, 2) == [[40, 120, 20], [80]]
+    assert place_arrays({0: 10, 1: 20, 2: 30, 1_000_000: 5}, 2) == [[40, 120, 20], [80]]
     # 9973 = 3 * 3324 + 1
-    assert placed({0: 10, 1: 20, 2: 30}, 3) == [[40], [80], [120]]
+    assert place_arrays({0: 10, 1: 20, 2: 30}, 3) == [[40], [80], [120]]
 
 
 def test_big_arrays_are_cut_among_all_servers():
-    assert placed({0: 1_000_000, 1: 999_999}, 2) == [[2_000_000], [2_000_000, 3_999_996]]
-    assert placed({7: 4_000_000}, 1) == [[16_000_000]]
+    assert place_arrays({0: 1_000_000, 1: 999_999}, 2) == [[2_000_000], [2_000_000, 3_999_996]]
+    assert place_arrays({7: 4_000_000}, 1) == [[16_000_000]]
 
 
 def test_one_worker_sends_and_receives_at_once_but_for_the_largest_array():
-    # 1 + 3 MB at 2 MB/s: the last comes back when all 4 MB have left, after 2 s, and takes 1.5 s.
+    # 1 + 3 MB at 2 MB/s: all 4 MB are sent after 2 s; then the last array comes back in 1.5 s.
     step = predict({0: MB, 1: 3 * MB}, 1, 1, compute=1, bandwidth=2e6, rate=1e15)
     assert step.exchange == pytest.approx(3.5)
     assert step.seconds == pytest.approx(4.5)
@@ -30,17 +30,17 @@ def test_one_worker_sends_and_receives_at_once_but_for_the_largest_array():
 
 
 def test_servers_link_carries_all_workers():
-    # 4 workers, 4 MB each, in arrays of 1 MB: 16 MB in at 2 MB/s, and the last 4 MB out.
+    # 4 workers with 4 MB each, in arrays of 1 MB: 16 MB in at 2 MB/s, then the last 4 MB out.
     arrays = dict.fromkeys(range(4), MB)
     step = predict(arrays, 4, 1, compute=1, bandwidth=2e6, rate=1e15)
     assert step.exchange == pytest.approx(8 + 2)
     assert step.limit == "server's link"
-    # Two servers have half of it each.
+    # Each of two servers has half of it.
     assert predict(arrays, 4, 2, 1, 2e6, 1e15).exchange == pytest.approx(4 + 2)
 
 
 def test_slow_adding_limits_behind_a_fast_link():
-    # 2 workers, 4 MB each, 8 MB at 4 MB/s; the first 2 MB come and the last go at 20 MB/s.
+    # 2 workers with 4 MB each: 8 MB at 4 MB/s; the first 2 MB come, the last go at 20 MB/s.
     step = predict(dict.fromkeys(range(4), MB), 2, 1, compute=1, bandwidth=20e6, rate=4e6)
     assert step.exchange == pytest.approx(0.1 + 2 + 0.1)
     assert step.limit == "server's adding"
@@ -65,16 +65,16 @@ def test_compute_limits_if_it_takes_longest():
 
 
 def test_overlap_hides_the_exchange_but_never_computing():
-    given = ({0: MB, 1: MB}, 1, 1)
-    exchange = predict(*given, 4, 2e6, 1e15).exchange
+    case = ({0: MB, 1: MB}, 1, 1)
+    exchange = predict(*case, 4, 2e6, 1e15).exchange
     assert exchange == pytest.approx(1.5)
-    assert predict(*given, 4, 2e6, 1e15, overlap=0.25).seconds == pytest.approx(4 + 1.5 - 1)
-    assert predict(*given, 4, 2e6, 1e15, overlap=1).seconds == pytest.approx(4)
+    assert predict(*case, 4, 2e6, 1e15, overlap=0.25).seconds == pytest.approx(4 + 1.5 - 1)
+    assert predict(*case, 4, 2e6, 1e15, overlap=1).seconds == pytest.approx(4)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_exchange_is_the_longest_path(seed):
-    """What a flow shop takes: the longest way through arrays and stages, never back in either."""
+    """A flow shop takes the longest path through arrays and stages that never goes back."""
     rng = random.Random(seed)
     sizes = [rng.randrange(1, 1_000_000) for _ in range(rng.randrange(1, 30))]
     workers, link, rate = rng.randrange(2, 9), rng.uniform(1e6, 1e9), rng.uniform(1e6, 1e9)

@@ -133,8 +133,8 @@ def test_free_runs(
         (["--seeds=some"], "argument --seeds: invalid int value: 'some'"),
         (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
         (["--batch-size=7"], "--batch-size 7: 7 images a device are not whole classes"),
-        (["--kvstore=dist_sync"], "--kvstore dist_sync: is for the processes of a job"),
-        (["--output=/dev/null/output"], "--output /dev/null/output: cannot be made"),
+        (["--kvstore=dist_sync"], "--kvstore dist_sync: is for several worker processes"),
+        (["--output=/dev/null/output"], "--output /dev/null/output: cannot be created"),
     ],
 )
 def test_mistakes_in_flags(original: Path, flags: list[str], line: str) -> None:

@@ -371,7 +371,7 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(
         images = ImageSet(images.paths, images.labels, images.class_names[::-1], images.boxes)
     else:
         size = 5
-    with pytest.raises(UsageError, match="begun with another model"):
+    with pytest.raises(UsageError, match="started with another model"):
         embedding_learning.embed(model, images, "e.npy", batch_size=size)
     assert embedding_learning.embed(model, images, "e.npy", size, overwrite=True) == 32
 
@@ -438,7 +438,7 @@ def test_a_data_set_is_not_overwritten_by_the_list_beside_the_output(
     here: Path, model: EmbeddingModel
 ) -> None:
     Path("e.csv").write_text("path,label,split\n")
-    with pytest.raises(UsageError, match=r"e\.csv would be over"):
+    with pytest.raises(UsageError, match=r"would overwrite e\.csv"):
         embedding_learning.embed(model, ["data/images"], "e.npy", overwrite=True)
     assert Path("e.csv").read_text() == "path,label,split\n"
 

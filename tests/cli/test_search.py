@@ -259,7 +259,7 @@ def test_the_help_says_that_the_querys_own_file_is_left_out(
     with pytest.raises(SystemExit):
         program(["search", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "A query that stands in the gallery by its own path is left out" in text
+    assert "A query whose own file is in the gallery is left out" in text
 
 
 def test_the_table(

@@ -572,7 +572,9 @@ def test_metrics_are_read_with_commas_between_them() -> None:
     ],
 )
 def test_an_unknown_metric_is_refused_with_the_known_ones(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is no metric; the metrics are recall@K .* ami") as error:
+    with pytest.raises(
+        ValueError, match=r"is no metric; the metrics are recall@K, .* ami \(K from 1\)"
+    ) as error:
         parse_metrics(text)
     assert "\n" not in str(error.value)
 

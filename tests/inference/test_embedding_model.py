@@ -345,10 +345,15 @@ def test_a_crop_that_is_not_that_of_the_training_is_reported(tmp_path: Path) -> 
         load_model(path)
 
 
+def description_of(*flags: str, epoch: int = 3, recall: float = 0.5) -> dict[str, Any]:
+    config = parse([*FLAGS, *flags])
+    return describe(config.model, config.data, "Birds", epoch, recall)
+
+
 def test_a_description_depends_on_its_arguments_alone() -> None:
-    options = parse([*FLAGS, "--feat-dim=7", "--no-bbox", "--seed=9"])
-    first = describe(options, "Birds", 2, 0.25)
-    assert first == describe(parse([*FLAGS, "--feat-dim=7", "--no-bbox"]), "Birds", 2, 0.25)
+    flags = "--feat-dim=7", "--no-bbox"
+    first = description_of(*flags, "--seed=9", epoch=2, recall=0.25)
+    assert first == description_of(*flags, epoch=2, recall=0.25)
     assert first == json.loads(json.dumps(first))
     assert first == {
         "format": 1,
@@ -395,7 +400,7 @@ def test_a_description_of_a_stranger_is_refused_in_one_line(
 ) -> None:
     path = tmp_path / "model.params"
     for value in values:
-        save_cheap(path, {**describe(parse(FLAGS), "Birds", 3, 0.5), key: value})
+        save_cheap(path, {**description_of(), key: value})
         with pytest.raises(UsageError) as caught:
             load_model(path)
         message = str(caught.value)
@@ -418,7 +423,7 @@ def test_the_pooling_is_that_of_training_or_the_original(tmp_path: Path) -> None
     assert pooled.description["pool"] == "max"
     assert pooled.net.dense.weight.shape == (DIMENSION, 512)
     net = save_model(tmp_path / "model.params", *sizes)
-    description = describe(parse([*FLAGS, *sizes]), "Birds", 3, 0.5)
+    description = description_of(*sizes)
     del description["pool"]
     save_parameters(net, str(tmp_path / "model.params"), description)
     original = load_model(tmp_path / "model.params")
@@ -430,7 +435,7 @@ def test_every_key_of_a_description_is_needed_but_that_which_was_not_always_ther
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "model.params"
-    whole = describe(parse(FLAGS), "Birds", 3, 0.5)
+    whole = description_of()
     for key in whole.keys() - {"pool", "exif_orientation", "resize"}:
         save_cheap(path, {name: value for name, value in whole.items() if name != key})
         with pytest.raises(UsageError, match=r"another version|describes its network, but"):

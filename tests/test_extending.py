@@ -1,0 +1,156 @@
+"""docs/extending.md: its blocks are put where they say, and its commands typed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.helpers.paths import ROOT
+
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", PAGE, re.M | re.S)
+# Flags that make a run short. Of a flag that is typed twice the last one counts.
+QUICK = ["--image-size=40", "--crop-size=32", "--epochs=1", "--batch-num=1", "--batch-size=6"]
+QUICK += ["--batch-k=3", "--embed-dim=8", "--workers=1"]
+
+
+def apply(block: str, folder: Path) -> None:
+    """Puts a block of code where its first line says."""
+    first, _, code = block.partition("\n")
+    place = re.fullmatch(
+        r"# (at the end of|new file|among the imports of|a row of (\w+) in) (\S+)", first
+    )
+    assert place, first
+    file = folder / place[3]
+    if place[1] == "new file":
+        assert not file.exists()
+        file.write_text(code, encoding="utf-8")
+        return
+    text = file.read_text(encoding="utf-8")
+    if place[1] == "at the end of":
+        text = f"{text}\n{code}"
+    elif place[2]:
+        # The table may be annotated.
+        text, count = re.subn(
+            rf"^({place[2]}(: .*)? = [({{]\n)", lambda found: found[1] + code, text, flags=re.M
+        )
+        assert count == 1, first
+    else:
+        text, count = re.subn(r"^(?=from embedding_learning)", code, text, count=1, flags=re.M)
+        assert count == 1, first
+    file.write_text(text, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the program with all blocks of the page, and a folder photos/ with a list."""
+    folder = tmp_path_factory.mktemp("program")
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "embedding_learning", folder / "embedding_learning", ignore=ignored)
+    shutil.copy(ROOT / "train.py", folder)
+    for language, block in BLOCKS:
+        if language == "python":
+            apply(block, folder)
+    photos = folder / "photos"
+    photos.mkdir()
+    lines = []
+    for number, (part, label) in enumerate(
+        [("train", name) for name in "abcd" for _ in range(3)] + [("test", "e"), ("test", "e")]
+    ):
+        pixels = np.full((20, 20, 3), 10 * number, np.uint8)
+        cv2.imwrite(str(photos / f"{number}.png"), pixels)
+        lines.append(f"{part} {label} {number}.png\n")
+    (photos / "list.txt").write_text("".join(lines))
+    return folder
+
+
+def run(copy: Path, command: str, *flags: str) -> str:
+    """Types a command in the copy; returns what it printed."""
+    program, *arguments = shlex.split(command)
+    assert program == "python3"
+    done = subprocess.run(
+        [sys.executable, *arguments, *flags], cwd=copy, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_every_command_of_the_page_runs(copy: Path, tiny_cub: Path) -> None:
+    printed = {}
+    for language, block in BLOCKS:
+        for command in block.splitlines() if language == "bash" else []:
+            flags = [
+                *([*QUICK, f"--data-path={tiny_cub}"] if "train.py" in command else []),
+                *(["--cache-dir=cache"] if "photos" in command else []),
+                *(["--batch-size=6", "--batch-k=3"] if " check " in command else []),
+            ]
+            printed[command] = run(copy, command, *flags)
+    assert len(printed) >= 7
+    (counted,) = [text for command, text in printed.items() if " count " in command]
+    assert counted == "photos: 12 train, 2 test\n"
+    (metrics,) = [text for command, text in printed.items() if "error@1" in command]
+    recall, error = (
+        float(re.search(rf"validation: {name}@1=(\S+)", metrics)[1]) for name in ("Recall", "error")
+    )
+    assert error == pytest.approx(1 - recall, abs=1e-6)
+    assert (copy / "time.png").stat().st_size > 1000
+
+
+def test_the_examples_compute_what_they_say(copy: Path) -> None:
+    """In a process of its own, since it imports the copy."""
+    code = """
+import embedding_learning
+import numpy as np
+from mxnet import nd
+from embedding_learning.model.losses import RatioLoss
+from embedding_learning.model.sampling import FarthestSampling
+rng = np.random.default_rng(0)
+a, p, n = (rng.normal(size=(7, 5)).astype(np.float32) for _ in range(3))
+(term,) = RatioLoss(0.5).terms(*map(nd.array, (a, p, n)))
+squared = [((a - other) ** 2).sum(axis=1) for other in (p, n)]
+expected = np.maximum(squared[0] / (squared[1] + 1e-3) - 0.5, 0)
+np.testing.assert_allclose(term.asnumpy(), expected, rtol=1e-4)
+x = rng.normal(size=(12, 5)).astype(np.float32)
+x /= np.linalg.norm(x, axis=1, keepdims=True)
+rows, anchors, _, negatives, *_ = FarthestSampling(3)(nd.array(x))
+distance = ((x[:, None] - x) ** 2).sum(axis=2)
+distance[np.arange(12)[:, None] // 3 == np.arange(12) // 3] = 0
+found = ((anchors - negatives) ** 2).sum(axis=1).asnumpy()
+np.testing.assert_allclose(found, distance.max(axis=1)[rows.asnumpy().astype(int)], rtol=1e-4)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, timeout=300)
+
+
+def test_the_rows_of_the_page_fit_what_they_describe(copy: Path) -> None:
+    """The numbers of the backbone, as tests/model/test_backbones.py compares them."""
+    code = """
+import embedding_learning
+import mxnet as mx
+from embedding_learning.model import backbones
+from embedding_learning.model.weights.catalog import ARCHITECTURES
+row = ARCHITECTURES["tiny"]
+net = backbones.create("tiny", [mx.cpu()])
+net.initialize(ctx=mx.cpu())
+features = net(mx.nd.zeros((1, 3, row.crop_size, row.crop_size)))
+assert features.size == row.features, features.shape
+learned = [p for p in net.collect_params().values() if p.grad_req != "null"]
+assert sum(p.data().size for p in learned) == row.parameters, sum(p.data().size for p in learned)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, timeout=300)
+
+
+def test_the_tests_to_copy_exist() -> None:
+    files = re.findall(r"`(tests/\S+\.py)`", PAGE)
+    assert files
+    for file in files:
+        assert (ROOT / file).is_file(), file
+    for name, file in re.findall(r"`(test_\w+)` in `(\S+)`", PAGE):
+        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), name
