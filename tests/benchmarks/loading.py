@@ -142,7 +142,7 @@ def main() -> None:
                 8,
             ),
             ("here, decoding, 1 worker", own_batches(decoder, images, 1), 4, 4),
-            ("as in the original", original_batches(images), 0, 2),
+            ("the original's loader", original_batches(images), 0, 2),
             (f"DataLoader, {workers} workers", torch_batches(images, workers), 2 * workers, 8),
             ("bound: decoder alone, 1 thread", decoded_images(images), 0, 4),
         ]
@@ -153,7 +153,7 @@ def main() -> None:
                     rate = images_a_second(batches, ahead, count)
                     if number:
                         rates[name].append(rate)
-        print_rates(rates, "as in the original")
+        print_rates(rates, "the original's loader")
 
 
 def print_rates(rates: dict[str, list[float]], base: str) -> None:

@@ -4,8 +4,8 @@
 
 FOLDER needs 25 GB for 120,000 images. Its files stay, so that a second call measures the warm start
 alone. The images are small random JPEG files: most of the building time is resizing and writing.
-Then all batches are compared for different numbers of workers, and memory is printed while batches
-are made.
+Then batches are compared for different numbers of workers, and memory is printed while batches are
+made.
 """
 
 from __future__ import annotations
