@@ -1,6 +1,6 @@
 """Do converted weights give torchvision's features?
 
-    python tests/benchmarks/against_torchvision.py [--torch-python PYTHON] [NAME ...]
+    python -m tests.benchmarks.against_torchvision [--torch-python PYTHON] [NAME ...]
 
 torchvision creates each network with random weights and running statistics of batch norm, and
 computes its features of two random images. This program computes the features with the same weights

@@ -3,13 +3,13 @@
     python -m tests.benchmarks.search --faiss-python VENV/bin/python --original PATH
 
 VENV is an environment with faiss-cpu; PATH is the folder example/gluon/embedding_learning of
-apache/mxnet 1.9.1. A program that is not given is left out. Each program is a process with the same
-number of threads, and waits while another one computes.
+apache/mxnet 1.9.1, which needs the package bottleneck. A program that is not given is left out.
+Each program is a process with the same number of threads, and waits while another one computes.
 
 The embeddings are random and have 128 dimensions. The tasks are the recalls of Stanford Online
 Products (60,502 images of 11,316 classes among each other), those of CUB-200-2011 (5,924 images of
-100 classes), and the 10 nearest of 1,000 queries in a million, which is mapped from a file. --scale
-0.1 makes all of them ten times smaller. Prints seconds and added memory.
+100 classes), and the 10 nearest of 1,000 queries in a million, which is mapped from a file.
+--scale 0.1 makes all of them ten times smaller. Prints seconds and added memory.
 """
 
 from __future__ import annotations

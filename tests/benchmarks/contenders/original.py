@@ -3,8 +3,9 @@
     python -m tests.benchmarks.contenders.original --original PATH --model resnet18_v1 \
         --data-path FOLDER
 
-PATH is the folder example/gluon/embedding_learning of apache/mxnet 1.9.1. Its `train` runs until
-enough steps are timed. Two things are adapted while it is loaded:
+PATH is the folder example/gluon/embedding_learning of apache/mxnet 1.9.1, which needs the package
+bottleneck. Its `train` runs until enough steps are timed. While it is loaded, two things are
+adapted:
 
 - numpy gets the names again that MXNet looks up and that newer versions of numpy have removed.
 - Its iterator has a fixed number of 100 training classes. If a data set has at most 100 classes in

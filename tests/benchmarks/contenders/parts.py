@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.contenders.parts --original PATH
 
-PATH is the folder example/gluon/embedding_learning of apache/mxnet 1.9.1. Both programs take turns
-and use the same number of threads. Prints the seconds of one call, for each round.
+PATH is the folder example/gluon/embedding_learning of apache/mxnet 1.9.1, which needs the package
+bottleneck. Both programs take turns and use the same number of threads. Prints the seconds of one
+call, for each round.
 """
 
 from __future__ import annotations
