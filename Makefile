@@ -1,6 +1,6 @@
 # make demo    train and evaluate on images that the program draws itself
 # make test    run the tests
-# make lint    check style and types
+# make lint    check style, types and spelling
 # make clean   remove the virtual environment and the caches
 #
 # The virtual environment is made with $(PYTHON), 3.9 or later: make demo PYTHON=python3.11
@@ -53,6 +53,7 @@ lint: $(TOOLS)
 	.venv/bin/python -m ruff check
 	.venv/bin/python -m ruff format --check
 	.venv/bin/python -m mypy embedding_learning
+	.venv/bin/python -m codespell_lib
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

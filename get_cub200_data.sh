@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Puts the images of CUB-200-2011 into the folder data/ beside this script.
+# Puts the images of CUB-200-2011 into the folder data/ next to this script.
 #
-# The data set is copyright Caltech, licensed CC BY 4.0: whoever passes it on
-# or publishes with it has to name its authors.
+# The data set is copyright Caltech, licensed CC BY 4.0: to pass it on or to
+# publish with it, you have to name its authors.
 set -euo pipefail
 # With CDPATH set, cd could enter another folder of the same name, and print it.
 unset CDPATH
 
-# The address that older instructions give, below www.vision.caltech.edu, is gone.
+# The address in older instructions, below www.vision.caltech.edu, does not exist any more.
 url=${CUB200_URL:-https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz?download=1}
 expected=$(printf '%s' "${CUB200_MD5:-97eceeb196236b17998738112f37df78}" | tr A-F a-f)
 
@@ -21,12 +21,12 @@ usage() {
     cat <<'END'
 Usage: get_cub200_data.sh
 
-Downloads CUB-200-2011 (1.1 GB) into the folder data/ beside this script and
+Downloads CUB-200-2011 (1.1 GB) into the folder data/ next to this script and
 unpacks it to data/CUB_200_2011. Run it again to continue a broken download.
 
 Environment:
   CUB200_URL  another address of the archive
-  CUB200_MD5  the MD5 sum of that archive, if it was packed anew
+  CUB200_MD5  the MD5 sum of that archive, if it was packed again
 END
 }
 
@@ -95,7 +95,7 @@ fetch() {
 
 download() {
     local before
-    have curl || have wget || fail "neither curl nor wget is here: install one of them"
+    have curl || have wget || fail "neither curl nor wget is installed: install one of them"
     echo "Downloading $url"
     echo "CUB-200-2011 is copyright Caltech, licensed CC BY 4.0."
     before=$(size_of "$part")
@@ -107,7 +107,7 @@ download() {
             outcome=cannot-continue
         fi
         if [ "$outcome" = cannot-continue ]; then
-            echo "The server cannot continue the download: starting afresh."
+            echo "The server cannot continue the download: starting from scratch."
             rm -f "$part"
             fetch
         fi
@@ -125,20 +125,20 @@ download() {
 get_archive() {
     local sum
     if [ -e "$archive" ]; then
-        # Perhaps put there by hand, so it is not for this script to remove.
+        # Perhaps the user put it there, so this script does not remove it.
         sum=$(md5_of "$archive")
         [ "$sum" = "$expected" ] ||
             fail "$archive has MD5 $sum, not $expected: remove it, or set CUB200_MD5"
         return
     fi
-    # A run may have ended between the last byte and the renaming.
+    # An earlier run may have ended between the last byte and the renaming.
     if [ ! -e "$part" ] || [ "$(md5_of "$part")" != "$expected" ]; then
         download
         sum=$(md5_of "$part")
         if [ "$sum" != "$expected" ]; then
             rm -f "$part"
             fail "$part has MD5 $sum, not $expected: removed;" \
-                "run again to download afresh, or set CUB200_MD5 for another archive"
+                "run again to download from scratch, or set CUB200_MD5 for another archive"
         fi
     fi
     mv "$part" "$archive"
@@ -175,7 +175,7 @@ if [ -e "$folder" ] || [ -L "$folder" ]; then
     echo "Nothing to do: $folder is complete."
     exit 0
 fi
-have md5sum || have md5 || fail "neither md5sum nor md5 is here: install one of them"
+have md5sum || have md5 || fail "neither md5sum nor md5 is installed: install one of them"
 mkdir -p "$data"
 get_archive
 unpack

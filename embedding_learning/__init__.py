@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 if sys.argv[:1] == ["-m"]:
-    # Python is about to run a module of this package as a program, and the imports take a while.
+    # Python is about to run a module of this package as a program, and the imports are slow.
     from embedding_learning.runtime import startup
 
     startup.prepare_process("embedding_learning")
@@ -18,8 +18,8 @@ from embedding_learning.runtime import mxnet_compat
 
 mxnet_compat.install()
 
-# OpenCV reads this once, when it is loaded, which MXNet does too. By its own limit, 2**30 pixels, a
-# file of some KB could take 3 GB in each thread that decodes.
+# OpenCV reads this once, when it is loaded, and MXNet loads it too. With OpenCV's own limit, 2**30
+# pixels, a file of a few KB could take 3 GB in each thread that decodes.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**27))
 
 __version__ = "0.2.0"

@@ -1,4 +1,4 @@
-"""The commands beside train.py: `python -m embedding_learning VERB …`."""
+"""Runs the commands of the package: `python -m embedding_learning VERB …`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from embedding_learning.cli.exit_codes import run_command
 from embedding_learning.errors import UsageError
 
-# A file each in `cli`, imported only when called for.
+# Each verb has a module in `cli`, which is imported only when the verb is used.
 VERBS = {
     "train": "train an image embedding, as train.py does",
     "check": "list all that is wrong with a data set",
@@ -16,17 +16,17 @@ VERBS = {
     "embed": "write the embeddings of images to a file",
     "search": "print or draw the images that are nearest to others",
     "plot": "draw t-SNE, a gallery of queries, or the curves of a run",
-    "report": "put a run on one page",
+    "report": "write the report of a run as one HTML page",
     "convert": "write ImageNet weights, also PyTorch's, as a Gluon parameter file",
     "export": "write a saved model as ONNX or for SymbolBlock",
-    "compare": "train with several losses, samplings and seeds, and put them in a table",
+    "compare": "train with several losses, samplings and seeds, and tabulate the results",
     "launch": "train on several machines",
-    "compare-original": "hold this program against the original example",
+    "compare-original": "compare this program with the original example",
 }
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the verb; its exit status."""
+    """Runs the verb; returns its exit status."""
     verb, *rest = arguments or [""]
     if verb in ("-h", "--help"):
         print("usage: python -m embedding_learning VERB ... (VERB --help lists its flags)\n")
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
             print(f"  {name:16s} {meaning}")
         return 0
     if verb not in VERBS:
-        raise UsageError(f"{verb or 'no verb'}: choose of {', '.join(VERBS)}")
+        raise UsageError(f"{verb or 'no verb'}: choose one of {', '.join(VERBS)}")
     module = f"embedding_learning.cli.{verb.replace('-', '_')}"
     status: int = importlib.import_module(module).main(rest)
     return status

@@ -1,4 +1,4 @@
-"""What several tests share: the data beside the checkout, and small data sets drawn for them."""
+"""Fixtures of several tests: the data next to the checkout, and small data sets."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder ../shared beside the checkout; most machines have none."""
+    """The folder ../shared next to the checkout; most machines have none."""
     if not SHARED.is_dir():
-        pytest.skip("the folder ../shared is not there")
+        pytest.skip("the folder ../shared does not exist")
     return SHARED
 
 

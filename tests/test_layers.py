@@ -1,4 +1,4 @@
-"""Which package may import which, and which parts must not need MXNet."""
+"""The rules on imports: between the packages, and of MXNet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `make` says about a Python or a platform before it installs anything."""
+"""The messages of `make` about a Python or a platform, before it installs anything."""
 
 from __future__ import annotations
 

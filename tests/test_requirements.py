@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -18,13 +19,13 @@ NOT_FROM = {"onnxruntime": "3.15"}
 
 
 def requirements(file: Path) -> list[Requirement]:
-    """Return the packages that a file names itself, without those of other files."""
+    """Returns the packages that a file names itself, without those of other files."""
     lines = file.read_text(encoding="utf-8").splitlines()
     return [Requirement(line) for line in lines if line and not line.startswith(("#", "-r "))]
 
 
 def expected_on(python: str, name: str) -> bool:
-    """Say whether a Python gets the package."""
+    """Whether a Python gets the package."""
     minor = int(python.split(".")[1])
     first = int(NOT_BEFORE.get(name, "3.0").split(".")[1])
     end = int(NOT_FROM.get(name, "3.99").split(".")[1])
@@ -45,3 +46,13 @@ def test_every_release_is_exact(file: Path) -> None:
     for requirement in requirements(file):
         (version,) = requirement.specifier
         assert version.operator == "==" and "*" not in version.version, requirement
+
+
+def test_the_checks_before_a_commit_have_the_same_releases() -> None:
+    text = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    revisions = dict(re.findall(r"repo: https://\S+/([\w-]+)\n    rev: v(\S+)", text))
+    for requirement in requirements(ROOT / "requirements-dev.txt"):
+        repository = {"ruff": "ruff-pre-commit"}.get(requirement.name, requirement.name)
+        if repository in revisions:
+            assert str(requirement.specifier) == f"=={revisions.pop(repository)}"
+    assert [*revisions] == ["pre-commit-hooks"]

@@ -1,4 +1,4 @@
-"""`check`: decode every image of a data set and list all that is wrong with it at once."""
+"""`check`: decode every image of a data set and list all its faults at once."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from embedding_learning.data.preprocessing import Preprocessing, find_decoding_e
 from embedding_learning.errors import DataError, UsageError
 from embedding_learning.runtime.progress import log_to_terminal
 
-# Irrelevant for whether a file can be decoded.
+# Whether a file can be decoded does not depend on this size.
 _SIZE = 64
 
 
-# The flags of train.py that decide what is read and whether training takes it.
+# The flags of train.py that decide which images are read and whether they can be trained on.
 _FLAGS = (
     "data_path", "dataset", "bbox", "train_classes", "cache_dir", "workers", "held_out",
     "small_classes", "batch_k", "batch_size", "total_batch_size", "classes", "gpus",
@@ -26,11 +26,11 @@ _FLAGS = (
 
 
 def main(arguments: list[str]) -> int:
-    """Prints a line for each fault, a closing one, and what else training would refuse.
+    """Prints a line for each fault, a summary, and what else training would refuse.
 
-    Returns 0 if there is nothing to mend, else 2.
+    Returns 0 if there are no faults, else 2.
     """
-    # Only now, since it imports MXNet, and --help needs none of it.
+    # Imported only now: it imports MXNet, and --help does not need it.
     from embedding_learning.data.build import fit_to_training
 
     config = _parse(arguments)
@@ -66,8 +66,8 @@ def main(arguments: list[str]) -> int:
 def _parse(arguments: list[str]) -> TrainConfig:
     parser = Parser(
         prog="python -m embedding_learning check",
-        description="Decode every image of a data set, list all that is wrong with it, and say "
-        "whether train.py would take it with these flags.",
+        description="Decode every image of a data set, list all its faults, and say whether "
+        "train.py would accept it with these flags.",
     )
     add_flags(parser, _FLAGS)
     parser.parse_args(arguments)

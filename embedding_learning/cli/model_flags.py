@@ -1,4 +1,4 @@
-"""The flags of all commands that take a saved model, and the model that they name."""
+"""The flags of the commands that use a saved model, and the model that they name."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ if TYPE_CHECKING:
 
 
 def add_flags(parser: argparse.ArgumentParser, more: str = "") -> None:
-    """The model, where it computes, and how its images are decoded.
+    """Adds the model, the devices that it computes on, and how its images are decoded.
 
-    `more` ends the help on the model, where the command takes another file in its place.
+    `more` ends the help on the model, if the command takes another file instead of it.
     """
     add_model(parser, more)
     add_devices(parser)
 
 
 def add_model(parser: argparse.ArgumentParser, more: str = "") -> None:
-    """The model alone; it is loaded on the CPU."""
+    """Adds only the model, which is then loaded on the CPU."""
     text = "a trained network: PREFIX.params, its run's folder PREFIX.run, or PREFIX"
     text += more
     parser.add_argument("model_file", metavar="MODEL", help=text)
-    text = "the network's backbone, for a file of the original example, which does not tell it"
+    text = "the network's backbone, for a file of the original example, which does not name it"
     parser.add_argument("--model", metavar="NAME", help=text)
     parser.set_defaults(gpus=[], exif_orientation=None, resize=None)
 
 
 def add_devices(parser: argparse.ArgumentParser) -> None:
-    """Where images are embedded, and how they are decoded. `check` is for these flags."""
+    """Adds the devices that embed, and how images are decoded. `check` checks these flags."""
     add(parser, "--gpus", "", "list of gpus to use, e.g. 0 or 0,2,5; empty means using cpu")
     add(parser, "--batch-size", BATCH_SIZE, "images that are computed at once, over all devices")
-    add(parser, "--workers", WORKERS, "threads that decode images; 0: none beside the main one")
+    add(parser, "--workers", WORKERS, "threads that decode images; 0: none except the main one")
     add_train_flags(parser, ("exif_orientation", "resize"))
-    # Where they are not given, the model's description decides.
+    # If they are not given, the model's description decides.
     parser.set_defaults(exif_orientation=None, resize=None)
 
 
@@ -51,8 +51,8 @@ def check(options: argparse.Namespace) -> None:
 
 
 def load(options: argparse.Namespace) -> EmbeddingModel:
-    """The model on the devices asked for. Raises UsageError if there is none."""
-    # Only now, since MXNet takes seconds to import and --help needs none of it.
+    """Loads the model on the devices of the flags. Raises UsageError if it cannot be used."""
+    # Imported only now: MXNet takes seconds to import, and --help does not need it.
     from embedding_learning.inference.embedding_model import load_model
     from embedding_learning.runtime.devices import find_devices
 

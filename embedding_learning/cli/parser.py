@@ -1,4 +1,4 @@
-"""How flags are declared and read, for train.py and all commands. Imports no MXNet."""
+"""Declares and reads flags, for train.py and all commands. Imports no MXNet."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from embedding_learning.errors import UsageError
 
 
 class Parser(argparse.ArgumentParser):
-    """Answers a mistake with one line instead of the whole usage."""
+    """Reports a mistake in one line instead of the whole usage."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (--help lists the flags)")
 
 
 def add(group: argparse._ActionsContainer, name: str, default: Any, text: str) -> None:
-    """A flag of its default's type."""
+    """Adds a flag of its default's type."""
     help_text = f"{text} (default: %(default)s)" if default != "" else text
     group.add_argument(name, default=default, type=type(default), help=help_text)
 
 
 def add_count(group: argparse._ActionsContainer, name: str, text: str) -> None:
-    """A whole number that is found otherwise where the flag is not given."""
+    """Adds a whole number that the command determines itself if the flag is not given."""
     group.add_argument(name, type=int, metavar="N", help=text)
 
 
 def add_choice(
     group: argparse._ActionsContainer, name: str, choices: tuple[str, ...], text: str
 ) -> None:
-    """One of some words, of which the first is the default."""
+    """Adds a choice of words, of which the first is the default."""
     help_text = f"{text}: {', '.join(choices)} (default: {choices[0]})"
     group.add_argument(name, choices=choices, default=choices[0], metavar="WORD", help=help_text)
 
 
 def given(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
-    """The flags that stand among the arguments, by attribute; read, but not checked.
+    """Returns the flags that are typed in the arguments, by attribute; read, but not checked.
 
     Raises UsageError if one is unknown or cannot be read.
     """
     absent = object()
-    everything = argparse.Namespace(**{action.dest: absent for action in parser._actions})
-    found = vars(parser.parse_args(arguments, everything))
-    return {name: value for name, value in found.items() if value is not absent}
+    defaults = argparse.Namespace(**{action.dest: absent for action in parser._actions})
+    values = vars(parser.parse_args(arguments, defaults))
+    return {name: value for name, value in values.items() if value is not absent}

@@ -28,7 +28,7 @@ from embedding_learning.inference import embedded_split
 from embedding_learning.inference.embedded_split import EmbeddedSplit
 from embedding_learning.inference.run_files import find_run, prefix_of
 from embedding_learning.runtime.progress import log_to_terminal
-from embedding_learning.training import checkpoint_file, records
+from embedding_learning.training import records, run_folder
 
 if TYPE_CHECKING:
     from embedding_learning.plots.html_report import ReportFigure
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> int:
     """Embeds the run's test images with its saved network, draws them, and writes the page."""
     options = _parse(arguments)
-    # Only now, since these import MXNet and matplotlib.
+    # Imported only now: they import MXNet and matplotlib, and --help needs neither.
     from embedding_learning.inference.embedding_model import load_model
     from embedding_learning.plots import html_report
     from embedding_learning.runtime.devices import find_devices
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
         raise UsageError(
             f"{network}: does not exist; a run saves its network after its first epoch"
         )
-    # The prefix is the one that was named, wherever the run was started.
+    # The prefix is the given one: the run may have been started in another folder.
     config = parse([*info.arguments, f"--save-model-prefix={options.prefix}"], is_past=True)
     measured, state = records.read(folder), _state(options.prefix, config.run.epochs)
     with log_to_terminal():
@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _test_images(data: DataConfig) -> TestImages:
-    """The images that the run was evaluated on: others would give values that do not compare."""
+    """Returns the images that the run was evaluated on: other images cannot be compared."""
     return TestImages(
         data_path=data.path,
         cache_dir=data.cache_dir,
@@ -92,7 +92,7 @@ def _test_images(data: DataConfig) -> TestImages:
 
 
 def _measure(embedded: EmbeddedSplit, metrics: list[str]) -> Measurement:
-    """The metrics of the run, and those that papers report for the data set."""
+    """Computes the metrics of the run, and those that papers report for the data set."""
     split, gallery = embedded.split, embedded.split.gallery
     return compute_metrics(
         embedded.queries,
@@ -106,7 +106,7 @@ def _measure(embedded: EmbeddedSplit, metrics: list[str]) -> Measurement:
 def _table(
     measured: list[dict[str, Any]], measurement: Measurement, saved_epoch: int
 ) -> list[dict[str, Any]]:
-    """The rows of the table: each evaluation of the run, the saved network, the metrics' bases."""
+    """Returns the rows of the table: each evaluation, the saved network, the metrics' bases."""
     metrics = measurement.values
     epochs = [
         {"": _when(record.get("epoch")), **{k: v for k, v in record.items() if k in metrics}}
@@ -132,13 +132,13 @@ def _run_figures(measured: list[dict[str, Any]], title: str, folder: str) -> Ite
         "Distances of pairs": plots.plot_distances,
     }.items():
         figure = ReportFigure(heading, f"{folder}/{heading}.png")
-        with suppress(DataError):  # Nothing of the sort is recorded yet.
+        with suppress(DataError):  # No such record exists yet.
             draw(measured, figure.path, title)
             yield figure
 
 
 def _network_figures(embedded: EmbeddedSplit, folder: str) -> Iterator[ReportFigure]:
-    """Draws what the network makes of the test images."""
+    """Draws the test images as the network embeds them."""
     from embedding_learning.plots.html_report import ReportFigure
 
     for heading, draw in {
@@ -156,21 +156,21 @@ def _network_figures(embedded: EmbeddedSplit, folder: str) -> Iterator[ReportFig
 
 
 def _when(epoch: int | None) -> str:
-    """What a row of the table is called."""
+    """Returns the name of a row of the table."""
     return "before training" if epoch is None else f"epoch {epoch}"
 
 
 def _state(prefix: str, epochs: int) -> str:
-    """When the report was written, and what the run had come to by then."""
-    state = checkpoint_file.state_of(prefix)
+    """Says when the report was written, and how far the run had come by then."""
+    state = run_folder.state_of(prefix)
     when = time.strftime("Written on %Y-%m-%d at %H:%M:%S (UTC%z)")
     if state is None:
-        return f"{when}; the run's checkpoints are not there any more."
+        return f"{when}; the run's checkpoints do not exist any more."
     done = f"{state.epoch} of {epochs} epochs"
     if state.batch:
         done += f" and {state.batch} batches"
-    if state.is_going_on:
-        return f"{when}, while the run was going on; its latest checkpoint was after {done}."
+    if state.is_running:
+        return f"{when}, while the run was training; its latest checkpoint was after {done}."
     if state.epoch < epochs:
         return f"{when}, when the run was stopped; its latest checkpoint was after {done}."
     return f"{when}, when the run was finished, after {done}."

@@ -1,4 +1,4 @@
-"""The flags of commands that take a data set: which images, and how they are split."""
+"""The flags of the commands that use a data set: which images, and how they are split."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from embedding_learning.errors import UsageError
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Which images; whether boxes are cut is what the model was trained with, unless told."""
+    """Adds the flags; without --bbox or --no-bbox boxes are used as in the model's training."""
     add_train_flags(
         parser,
         ("data_path", "dataset", "bbox", "train_classes", "cache_dir", "skip_bad_images"),
@@ -35,7 +35,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def test_images(options: argparse.Namespace) -> TestImages:
-    """Returns which images the flags name."""
+    """Returns the test images that the flags name."""
     return TestImages(
         data_path=os.path.expanduser(options.data_path),
         cache_dir=os.path.expanduser(options.cache_dir),

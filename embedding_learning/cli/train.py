@@ -1,4 +1,4 @@
-"""The command that trains: `train.py`, or `python -m embedding_learning train`."""
+"""Trains a network: `train.py`, or `python -m embedding_learning train`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from embedding_learning.distributed import dmlc_environment, heartbeat
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains as the flags say, by default those of the command line; returns the exit status."""
+    """Trains with the given flags, or those of the command line; returns the exit status."""
     flags = sys.argv[1:] if arguments is None else list(arguments)
     try:
         status = run_command("train.py", lambda: _train(flags))
     except Exception:
-        # Left to Python, the process would wait for the others of its job, and they for it.
+        # Left to Python, the process would wait for the other workers, and they for it.
         traceback.print_exc()
         status = 1
     heartbeat.exit_group(status)
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(flags: list[str]) -> int:
-    # Within `run_command`, which explains a package that is missing.
+    # Imported within `run_command`, which explains a missing package.
     from embedding_learning.cli.train_flags import parse, unused_earlier_flags
     from embedding_learning.runtime.progress import log_to_terminal
 
@@ -34,10 +34,10 @@ def _train(flags: list[str]) -> int:
     if dmlc_environment.is_non_worker():
         with dmlc_environment.hide_role():
             from embedding_learning.distributed import server
-        # It returns in a scheduler whose workers ended before they met. The mistake that ended
-        # them, in the data for example, then ends the scheduler too, below.
+        # In a scheduler it returns if the workers ended before all had connected. The mistake that
+        # ended them, in the data for example, then ends the scheduler too, below.
         server.run_server()
-    # Only now, since MXNet takes seconds to import and --help needs none of it.
+    # Imported only now: MXNet takes seconds to import, and --help does not need it.
     from embedding_learning.training import run
 
     with log_to_terminal():

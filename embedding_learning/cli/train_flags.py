@@ -1,4 +1,4 @@
-"""The flags of train.py, from the table of `config`. Imports no MXNet, so `--help` is quick."""
+"""The flags of train.py, from the table in `config`. Imports no MXNet, so `--help` is quick."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from embedding_learning.model.weights import catalog
 from embedding_learning.runtime import user_folders
 from embedding_learning.training.settings import CHOICES, make_config
 
-# The flags of MXNet's example embedding_learning, in its order. Names, types and defaults of none
-# may change.
+# The flags of MXNet's example embedding_learning, in its order. Their names, types and defaults
+# must not change.
 _OF_THE_ORIGINAL = (
     "data_path", "embed_dim", "batch_size", "batch_k", "gpus", "epochs", "optimizer", "lr",
     "lr_beta", "margin", "beta", "nu", "factor", "steps", "wd", "seed", "model",
     "save_model_prefix", "use_pretrained", "kvstore", "log_interval",
 )  # fmt: skip
-# What suruoxi/DistanceWeightedSampling adds; if none is given, the run is the original's.
+# The flags that suruoxi/DistanceWeightedSampling adds. Without them the run is the original's.
 _OF_THE_PORT = (
     "start_epoch", "workers", "feat_dim", "classes", "batch_num", "total_batch_size", "momentum",
     "resume", "normalize_weights",
@@ -45,7 +45,7 @@ _GROUPS: dict[str, type[Any] | None] = {
     "network": ModelConfig,
     "loss and sampling": MethodConfig,
     "optimizer": OptimizerConfig,
-    "run": None,  # all that is left
+    "run": None,  # all others
 }
 
 
@@ -56,9 +56,9 @@ def parse(arguments: Sequence[str], saves: bool = True, is_past: bool = False) -
     ----------
     arguments : sequence of str
     saves : bool
-        A network is to be saved, so the place for it is checked.
+        Whether a network will be saved, so that its path is checked.
     is_past : bool
-        They are the flags of an existing run: flags without effect are not looked for.
+        Whether they are the flags of an existing run: flags without effect are then accepted.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def unused_earlier_flags(arguments: Sequence[str], config: TrainConfig) -> list[
 
 
 def given(arguments: Sequence[str]) -> dict[str, Any]:
-    """Returns the flags of train.py that stand among the arguments, by key; read, not checked.
+    """Returns the flags of train.py that are typed in the arguments, by key; read, not checked.
 
     Raises UsageError if one is unknown or cannot be read.
     """
@@ -98,8 +98,8 @@ def given(arguments: Sequence[str]) -> dict[str, Any]:
 def spelled_out(arguments: Sequence[str]) -> list[str]:
     """Returns the arguments with abbreviated flags written in full.
 
-    What was an unambiguous abbreviation to the original means the same flag here, even where a
-    newer flag begins alike.
+    An abbreviation that is unambiguous in the original means the same flag here, even if a newer
+    flag has the same beginning.
     """
     original, known = _names()
     full: list[str] = []
@@ -119,13 +119,13 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
 
 @cache
 def _names() -> tuple[list[str], list[str]]:
-    """The original's flags as they are typed, and all flags."""
+    """Returns the original's flags as they are typed, and all flags."""
     known = [name for action in build_parser()._actions for name in action.option_strings]
     return ["-h", "--help", *map(as_flag, _OF_THE_ORIGINAL)], known
 
 
 def _of_earlier_programs() -> set[str]:
-    """The keys of the flags that the original and its port have."""
+    """Returns the keys of the flags of the original and its port."""
     return {*_OF_THE_ORIGINAL, *_OF_THE_PORT}
 
 
@@ -149,7 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
         keys = [flag.key for flag in flags_of(section)] if section else list(FLAGS)
         group = parser.add_argument_group(title)
         if section is ModelConfig:
-            text = "print the backbones, their sizes and where weights of them are, and end"
+            text = "print the backbones, their sizes and where to find weights of them, and exit"
             group.add_argument("--list-models", action=_ListModels, help=text)
         add_flags(group, [key for key in keys if key in left])
         left = [key for key in left if key not in keys]
@@ -163,7 +163,7 @@ def add_flags(group: argparse._ActionsContainer, keys: Collection[str]) -> None:
 
 
 def add_flag(group: argparse._ActionsContainer, flag: Flag) -> None:
-    """Declares a flag of the table; its value is read as text or a number, and not checked."""
+    """Declares a flag of the table; its value is read as text or a number but not checked."""
     default = user_folders.find_cache_folder() if flag.key == "cache_dir" else flag.default
     if flag.can_be_negated:
         action = argparse.BooleanOptionalAction
@@ -195,7 +195,7 @@ def help_text(flag: Flag, default: Any) -> str:
 
 
 class _ListModels(argparse.Action):
-    """Prints the backbones and ends, as --help does."""
+    """Prints the backbones and exits, as --help does."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
         default = argparse.SUPPRESS

@@ -1,4 +1,4 @@
-"""Flags of train.py that have no effect next to the others. One table; a new case is a row."""
+"""Finds flags of train.py that have no effect. One table; a new case is a row."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from embedding_learning.model.methods import LOSSES
 
 
 class _Case(NamedTuple):
-    """When a flag has no effect.
+    """A case in which a flag has no effect.
 
     Attributes
     ----------
     flag : str
-        Its key.
+        The key of the flag.
     applies : function
-        Returns whether it has none, from the configuration and the keys of the flags that were
-        typed.
+        Returns whether the case applies, given the configuration and the keys of the typed flags.
     reason : str
-        It may show settings in braces.
+        Settings in braces are replaced by their values.
     """
 
     flag: str
@@ -59,7 +58,7 @@ _CASES = (
     _Case("lr", _has_no_rate, "--optimizer {optimizer} has no learning rate"),
     _Case(
         "lr_mult_backbone",
-        # With 0 it asks for what the optimizer cannot do, which is refused elsewhere.
+        # 0 asks for something that the optimizer cannot do; `training.build.check` refuses it.
         lambda config, given: _has_no_rate(config, given)
         and config.optimizer.lr_mult_backbone != 0,
         "--optimizer {optimizer} has no learning rate",
@@ -109,8 +108,8 @@ _CASES = (
 def find(given: Collection[str], config: TrainConfig) -> dict[str, str]:
     """Returns the flags that were typed and have no effect, by key, each with the reason.
 
-    `given` holds the keys of the flags that were typed: a value that comes from a preset or a
-    default is nobody's mistake.
+    `given` holds the keys of the flags that were typed: values of presets and defaults are no
+    mistake of the user.
     """
     settings = config.as_flags()
     return {

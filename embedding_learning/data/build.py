@@ -1,4 +1,4 @@
-"""From the flags to batches: the data set, its decoded images, and the iterators over them."""
+"""Opens the data of a run: the data set, its decoded images, and the batches of them."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Data:
         The images searched for; among each other, unless there is a gallery.
     gallery : SequentialBatches, optional
         The images searched in; classes are numbered as in `test`.
-    beta_terms : ndarray of int (boundaries, j)
-        The entries of beta that add up to each boundary of the margin-based loss.
+    beta_terms : ndarray of int (values, j)
+        The entries of beta that add up to each class's or image's value.
     title : str
-        The data set, and what is seen of each image.
+        The data set, and which part of each image is used.
     digest : str
-        Equal for equal classes, labels, boxes and file names, wherever the files lie.
+        Equal for equal classes, labels, boxes and file names, whatever the folders' names.
     test_classes : list of str
         The name of each class of the test images.
     """
@@ -56,14 +56,14 @@ class Data:
     test_classes: list[str] = field(default_factory=list)
 
     def close(self) -> None:
-        """Stops the workers."""
+        """Stops the threads that make batches."""
         for batches in (self.train, self.test, self.gallery):
             if batches:
                 batches.close()
 
 
 def read_split(config: TrainConfig) -> Split:
-    """What trains and what tests, nothing of it decoded.
+    """Returns the images that train and those that test; decodes none.
 
     Raises UsageError or DataError if flags and data do not fit.
     """
@@ -77,9 +77,9 @@ def read_split(config: TrainConfig) -> Split:
 
 
 def fit_to_training(split: Split, config: TrainConfig) -> Split:
-    """Holds classes out and leaves small ones out as the flags say.
+    """Removes validation classes and small classes from the training images.
 
-    Raises UsageError or DataError if what is left cannot train.
+    Raises UsageError or DataError if the rest cannot train.
     """
     data = config.data
     if not len(split.train):
@@ -99,27 +99,32 @@ def fit_to_training(split: Split, config: TrainConfig) -> Split:
     return replace(split, train=train)
 
 
-def open_data(split: Split, config: TrainConfig, rank: int = 0, together: int = 1) -> Data:
-    """The batches; decodes what is not stored yet.
+def open_data(split: Split, config: TrainConfig, rank: int = 0, group_size: int = 1) -> Data:
+    """Returns the batches; decodes images that the pixel cache lacks.
 
-    Of each training batch it is process number `rank`'s part; of the images to be searched too, if
-    several processes make a step `together`, else all of them.
+    A worker gets its part of each training batch. If `group_size` workers make a step together, it
+    also gets its part of the images that are searched for or in, else all of these.
 
-    Raises DataError if a file is missing or cannot be decoded.
+    Raises
+    ------
+    DataError
+        If a file is missing or cannot be decoded.
+    UsageError
+        If there are more workers than images that are searched for or in.
     """
     parts = split.parts
-    pixels, good = _decoded(_joined(parts), config.data)
+    pixels, good = _open_pixels(_join(parts), config.data)
     starts = np.cumsum([0, *map(len, parts)])
     rows = [np.flatnonzero(good[start:end]) for start, end in zip(starts, starts[1:])]
     if not good.all():
         logging.warning("%d images that cannot be decoded are left out.", np.sum(~good))
-        for images, some, which in zip(parts, rows, ("that train", "that test", "of the gallery")):
-            if not len(some):
+        for images, kept, role in zip(parts, rows, ("that train", "that test", "of the gallery")):
+            if not len(kept):
                 raise DataError(
-                    f"{split.name}: none of the {len(images)} images {which} can be decoded; "
+                    f"{split.name}: none of the {len(images)} images {role} can be decoded; "
                     "unpack the images again, or name another folder with --data-path"
                 )
-        parts = [images.take(some) for images, some in zip(parts, rows)]
+        parts = [images.take(kept) for images, kept in zip(parts, rows)]
         parts[0], kept = fit_to_batches(parts[0], config)
         rows[0] = rows[0][kept]
     fewest = min(len(searched) for searched in parts[1:])
@@ -129,34 +134,46 @@ def open_data(split: Split, config: TrainConfig, rank: int = 0, together: int = 
             f"--workers {processes}: only {fewest} images are searched for or in, of which "
             "each worker embeds its part; launch fewer"
         )
-    sources = [_Rows(pixels, some + start) for some, start in zip(rows, starts)]
+    sources = [_Rows(pixels, kept + start) for kept, start in zip(rows, starts)]
 
-    shape = (batch.total, data.crop_size, data.workers)
-    share = (rank, together) if together > 1 else (0, 1)
     searched = [
-        SequentialBatches(source, images.labels, *shape, share)
+        SequentialBatches(
+            source,
+            images.labels,
+            batch.total,
+            data.crop_size,
+            data.workers,
+            process=(rank, group_size) if group_size > 1 else (0, 1),
+        )
         for source, images in zip(sources[1:], parts[1:])
     ]
     beta_terms = _beta_terms(parts[0], config.method.beta_per)
+    train = BalancedBatches(
+        sources[0],
+        parts[0].labels,
+        batch.batch_k,
+        config.run.seed,
+        batch.total,
+        data.crop_size,
+        data.workers,
+        process=(rank, processes),
+        targets=beta_terms if config.method.beta_per == "image" else None,
+    )
     return Data(
-        BalancedBatches(
-            *(sources[0], parts[0].labels, batch.batch_k, config.run.seed, *shape),
-            (rank, processes),
-            beta_terms if config.method.beta_per == "image" else None,
-        ),
-        searched[0],
-        searched[1] if split.gallery else None,
-        beta_terms,
-        split.title,
-        digest(parts),
-        parts[1].class_names,
+        train=train,
+        test=searched[0],
+        gallery=searched[1] if split.gallery else None,
+        beta_terms=beta_terms,
+        title=split.title,
+        digest=digest(parts),
+        test_classes=parts[1].class_names,
     )
 
 
 def fit_to_batches(images: ImageSet, config: TrainConfig) -> tuple[ImageSet, np.ndarray]:
-    """The training images that balanced batches can be drawn from, and their rows in `images`.
+    """Returns the training images that balanced batches can use, and their rows in `images`.
 
-    Classes of fewer than batch_k images are what --small-classes says. Raises UsageError or
+    --small-classes decides about classes of fewer than batch_k images. Raises UsageError or
     DataError if the rest cannot fill a batch.
     """
     rows_by_class = images.group_rows_by_class()
@@ -164,10 +181,10 @@ def fit_to_batches(images: ImageSet, config: TrainConfig) -> tuple[ImageSet, np.
     least = 1 if config.data.small_classes == "repeat" else batch.batch_k
     kept = [label for label, rows in enumerate(rows_by_class) if len(rows) >= least]
     if config.data.small_classes == "error" and len(kept) < len(rows_by_class):
-        raise DataError(_small_classes(images, rows_by_class, batch.batch_k))
+        raise DataError(_explain_small_classes(images, rows_by_class, batch.batch_k))
     in_batch = batch.total // batch.batch_k
     if len(kept) < 2 * devices:
-        raise UsageError(_too_few_classes(len(kept), len(rows_by_class), config))
+        raise UsageError(_explain_too_few_classes(len(kept), len(rows_by_class), config))
     if in_batch > len(kept):
         most = len(kept) // devices * batch.batch_k
         raise UsageError(
@@ -184,7 +201,7 @@ def fit_to_batches(images: ImageSet, config: TrainConfig) -> tuple[ImageSet, np.
     return replace(images, labels=number[images.labels], class_names=names), rows
 
 
-def _small_classes(images: ImageSet, rows_by_class: list[np.ndarray], batch_k: int) -> str:
+def _explain_small_classes(images: ImageSet, rows_by_class: list[np.ndarray], batch_k: int) -> str:
     """Names the first class of fewer than batch_k images, and the ways out."""
     sizes = [len(rows) for rows in rows_by_class]
     small = [label for label, size in enumerate(sizes) if size < batch_k]
@@ -196,8 +213,8 @@ def _small_classes(images: ImageSet, rows_by_class: list[np.ndarray], batch_k: i
     )
 
 
-def _too_few_classes(kept: int, classes: int, config: TrainConfig) -> str:
-    """Says that too few classes train, `kept` of so many, and names the ways out."""
+def _explain_too_few_classes(kept: int, classes: int, config: TrainConfig) -> str:
+    """Says that only `kept` of the classes train, which are too few, and names the ways out."""
     devices = config.devices.count
     ways = ["let more train, by --train-classes or in the list or folder of what trains"]
     if config.data.held_out:
@@ -215,9 +232,10 @@ def _too_few_classes(kept: int, classes: int, config: TrainConfig) -> str:
 
 
 def _beta_terms(images: ImageSet, beta_per: str) -> np.ndarray:
-    """The entries of beta that add up to each class's boundary, (classes, 1), or each image's.
+    """Returns the entries of beta that add up to each class's value, (classes, 1), or each image's.
 
-    Equation 7 of Wu et al. (2017) for an image, (images, 3): a common entry, its class's, its own.
+    For images, (images, 3), equation 7 of Wu et al. (2017): a common entry, one of the class, one
+    of the image.
     """
     classes = np.arange(len(images.class_names))
     if beta_per == "class":
@@ -226,24 +244,27 @@ def _beta_terms(images: ImageSet, beta_per: str) -> np.ndarray:
     return np.stack([0 * rows, 1 + images.labels, 1 + len(classes) + rows], axis=1)
 
 
-def _decoded(images: ImageSet, data: DataConfig) -> tuple[Pixels, np.ndarray]:
-    """The images' pixels, from the store unless that is off, and which can be decoded, (n,)."""
+def _open_pixels(images: ImageSet, data: DataConfig) -> tuple[Pixels, np.ndarray]:
+    """Returns the images' pixels, from the pixel cache unless it is off, and which are good, (n,).
+
+    Good images can be decoded; the others are found only with --skip-bad-images.
+    """
     size, workers, skip_bad = data.image_size, data.workers, data.skip_bad_images
     preprocessing = Preprocessing(data.exif_orientation, data.resize)
     if data.cache != "none":
         folder = Path(data.cache_dir) / "pixels"
-        store = open_pixel_cache(images, size, folder, workers, skip_bad, preprocessing)
-        if store is not None:
-            return store
-    images.read_file_stats(missing_ok=skip_bad)  # names a file that is missing
+        cached = open_pixel_cache(images, size, folder, workers, skip_bad, preprocessing)
+        if cached is not None:
+            return cached
+    images.read_file_stats(missing_ok=skip_bad)  # Raises an error that names a missing file.
     good = np.ones(len(images), bool)
     if skip_bad:
         good = find_decodable(images, size, workers, preprocessing)
     return PixelsFromFiles(images, size, preprocessing), good
 
 
-def _joined(parts: list[ImageSet]) -> ImageSet:
-    """All images as one set; the labels of its parts do not count in it."""
+def _join(parts: list[ImageSet]) -> ImageSet:
+    """Returns all images as one set, whose labels have no meaning."""
     boxes = [part.boxes for part in parts if part.boxes is not None]
     return ImageSet(
         [path for part in parts for path in part.paths],
@@ -254,7 +275,7 @@ def _joined(parts: list[ImageSet]) -> ImageSet:
 
 
 def digest(parts: list[ImageSet]) -> str:
-    """SHA-256 of what the parts hold, but for the folders' names and the pixels."""
+    """Returns a SHA-256 of the parts without the folders' names and the pixels."""
     sha256 = hashlib.sha256()
     for part in parts:
         names = [os.path.basename(path) for path in part.paths]
@@ -265,7 +286,7 @@ def digest(parts: list[ImageSet]) -> str:
 
 
 class _Rows:
-    """Some rows of the decoded images."""
+    """A selection of rows of decoded images."""
 
     def __init__(self, pixels: Pixels, rows: np.ndarray) -> None:
         self._pixels = pixels

@@ -16,7 +16,7 @@ from embedding_learning.evaluation.metrics import parse_metrics
 from embedding_learning.model.methods import LOSSES
 from embedding_learning.runtime.atomic_files import write_text
 from embedding_learning.training import records
-from embedding_learning.training.checkpoint_file import RECORDS
+from embedding_learning.training.run_folder import RECORDS
 
 TEST, HELD_OUT = SELECTIONS = ("test", "held-out")
 # Whether each run of a trial is its final one, by what the epoch is selected on.

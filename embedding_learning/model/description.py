@@ -1,4 +1,4 @@
-"""What is saved beside a network's parameters: all that is needed to build it again."""
+"""The description that is saved with a network's parameters, from which it is built again."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from embedding_learning.model.weights.params_file import read_description
 # Goes up when an older program could not build the network.
 _FORMAT = 1
 _LARGEST = 2**31 - 1
-# What a network was trained with before there was a choice.
+# The settings of networks that were trained before these settings existed.
 _FORMERLY = {"pool": POOLS[0], "exif_orientation": False, "resize": RESIZES[0]}
 
 
 def describe(
     model: ModelConfig, data: DataConfig, title: str, epoch: int, recall_at_1: float
 ) -> dict[str, Any]:
-    """Returns the description of a trained network, of what JSON can hold.
+    """Returns the JSON-serializable description of a trained network.
 
     Parameters
     ----------
     model : ModelConfig
     data : DataConfig
     title : str
-        What it was trained on, such as `Split.title`.
+        The training data, such as `Split.title`.
     epoch : int
         Counted from 0.
     recall_at_1 : float
-        Of the test images, between 0 and 1.
+        Recall@1 of the test images, between 0 and 1.
     """
     return _description(
         model=model.backbone,
@@ -68,8 +68,10 @@ def _description(
     epoch: int | None = None,
     recall_at_1: float | None = None,
 ) -> dict[str, Any]:
-    """`bbox`: images were cropped to their boxes where there were any. `train_classes`: how many of
-    the data's classes trained, where its files do not decide.
+    """Returns the content of a description.
+
+    `bbox`: images that have boxes were cropped to them. `train_classes`: the number of the data's
+    classes that trained, if its files do not decide that.
     """
     return {
         "format": _FORMAT,
@@ -92,21 +94,21 @@ def _description(
 
 
 def read(path: str, model: str | None, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """What a parameter file tells of its network, or what follows from its backbone.
+    """Returns the description of the network of a parameter file, or that of its backbone.
 
     Parameters
     ----------
     path : str
     model : str, optional
-        The backbone, for a file that does not tell.
+        The backbone, for a file without a description.
     shapes : mapping
-        Of the arrays in the file, by name.
+        The shapes of the arrays in the file, by name.
 
     Returns
     -------
     dict
-        What `describe` returned. Where a file does not tell, sizes of images are the default ones,
-        and None is what cannot be known.
+        What `describe` returned. For a file without a description, sizes of images are the default
+        ones, and what is unknown is None.
 
     Raises
     ------
@@ -114,34 +116,35 @@ def read(path: str, model: str | None, shapes: Mapping[str, tuple[int, ...]]) ->
         If the file cannot be read, no network can be built from its description, or it has none and
         no backbone is named.
     """
-    found = read_description(path, "MODEL")
+    description = read_description(path, "MODEL")
     if model is not None:
         check_name(model)
     try:
-        if found is not None:
-            found = {**_FORMERLY, **found}
-            _check(found)
+        if description is not None:
+            description = {**_FORMERLY, **description}
+            _check(description)
         elif model is not None:
-            found = _presumed(model, shapes)
+            description = _infer(model, shapes)
     except UsageError as error:
         raise UsageError(f"MODEL {path}: {error}") from error
-    if found is None:
+    if description is None:
         raise UsageError(
-            f"MODEL {path}: does not tell its backbone, as a file of the original example; name it "
-            "with --model"
+            f"MODEL {path}: does not name its backbone, like a file of the original example; name "
+            "it with --model"
         )
-    if model is not None and model.lower() != found["model"].lower():
-        raise UsageError(f"--model {model}: MODEL {path} is a {found['model']}; leave the flag out")
-    return found
+    backbone = description["model"]
+    if model is not None and model.lower() != backbone.lower():
+        raise UsageError(f"--model {model}: MODEL {path} is a {backbone}; leave the flag out")
+    return description
 
 
-def _presumed(model: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The description of a network whose file has none, trained with the default flags.
+def _infer(model: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Returns the description of a network whose file has none, as trained with default flags.
 
     Raises UsageError if there is no embedding layer.
     """
     if len(shapes.get("dense.weight", ())) != 2:
-        raise UsageError("holds no embedding layer (dense.weight): it is no network of train.py")
+        raise UsageError("holds no embedding layer (dense.weight): it is not a network of train.py")
     image_size, crop_size = catalog.default_sizes(model)
     return _description(
         model=model,
@@ -153,10 +156,10 @@ def _presumed(model: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, An
 
 
 def _check(description: Mapping[str, Any]) -> None:
-    """Raises UsageError unless a network can be built from it; a stranger may have written it."""
+    """Raises UsageError unless a network can be built from it. Its source may be untrusted."""
     if description.get("format") != _FORMAT:
         raise UsageError("was written by another version of this program")
-    # None is what no value but feat_dim may be, and that one has to be there.
+    # Only feat_dim and train_classes may be None, and they must not be missing.
     values = {"feat_dim": "missing", "train_classes": "missing", **description}
     checks: dict[str, Callable[[Any], bool]] = {
         "model": _is_backbone,

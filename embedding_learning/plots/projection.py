@@ -8,7 +8,7 @@ from threadpoolctl import threadpool_limits
 
 # The number of near neighbors of an image, as the authors of t-SNE recommend.
 _PERPLEXITY = 30.0
-# More images could not be told apart in a map, and would take minutes.
+# More images could not be distinguished in a map, and would take minutes.
 MOST_IMAGES = 10_000
 # Images of a class that are enough to show whether they lie together.
 _SEEN_OF_CLASS = 20

@@ -18,8 +18,8 @@ _PHOTOGRAPHS, _POINTS = 3000, 2000
 _PHOTOGRAPHS_TEXT, _POINTS_TEXT = 60, 40
 _HEADING = 2.75  # height of the heading, in heights of the text
 _BORDER = 30
-# Photographs along the longer side: from few large ones to so many that birds can just be told
-# apart when the whole map is on a screen.
+# Photographs along the longer side: from few large ones to so many that birds can just be
+# distinguished when the whole map is on a screen.
 _GRIDS = (8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32)
 # The share of photographs that the grid should show.
 _ENOUGH = 0.9

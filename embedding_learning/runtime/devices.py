@@ -1,4 +1,4 @@
-"""The devices that a command computes on."""
+"""Finds the devices that a command computes on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from embedding_learning.runtime.mxnet_compat import format_install_command
 
 
 def find_devices(numbers: Sequence[int] = (), cpu_contexts: int = 1) -> list[mx.Context]:
-    """Returns the GPUs of these numbers, or so many CPU contexts if there are no numbers.
+    """Returns the GPUs of these numbers; without numbers, `cpu_contexts` CPU contexts.
 
     Raises UsageError if a GPU does not exist.
     """
@@ -20,7 +20,7 @@ def find_devices(numbers: Sequence[int] = (), cpu_contexts: int = 1) -> list[mx.
         return [mx.cpu(number) for number in range(cpu_contexts)]
     if not mx.runtime.Features().is_enabled("CUDA"):
         raise UsageError(
-            f"--gpus {','.join(map(str, numbers))}: this machine shows MXNet no GPU; install "
+            f"--gpus {','.join(map(str, numbers))}: MXNet finds no GPU on this machine; install "
             f"MXNet's GPU build, {format_install_command('requirements-gpu.txt')}, or leave --gpus "
             "out to train on the CPU"
         )

@@ -9,7 +9,7 @@ from embedding_learning.errors import UsageError
 
 
 def integers(flag: str, text: str) -> list[int]:
-    """Reads a list such as 12,14,16; it is empty if the text is."""
+    """Reads a list such as 12,14,16; an empty text gives an empty list."""
     try:
         return [int(part) for part in text.split(",")] if text else []
     except ValueError:
@@ -19,7 +19,7 @@ def integers(flag: str, text: str) -> list[int]:
 
 
 def device_numbers(flag: str, text: str) -> list[int]:
-    """Reads a list such as 0,2,5 without repetition; it is empty if the text is."""
+    """Reads a list such as 0,2,5 without repetition; an empty text gives an empty list."""
     numbers = integers(flag, text)
     if len(set(numbers)) < len(numbers) or any(number < 0 for number in numbers):
         raise UsageError(
@@ -29,7 +29,7 @@ def device_numbers(flag: str, text: str) -> list[int]:
 
 
 def check_range(key: str, value: float, least: float, most: float = LARGEST_COUNT) -> None:
-    """Raises UsageError unless a flag's value is in the range. `key` is as in `config.FLAGS`."""
+    """Raises UsageError unless a flag's value is in the range. `key` is one of `config.FLAGS`."""
     if value < least:
         raise UsageError(f"{as_flag(key)} {value}: must be at least {least}")
     if value > most:
@@ -39,7 +39,7 @@ def check_range(key: str, value: float, least: float, most: float = LARGEST_COUN
 def check_number(source: str, value: float) -> None:
     """Raises UsageError unless a number is 0 or of a size that MXNet can read.
 
-    `source` names the flag and its value, or what was computed from flags.
+    `source` names the flag and its value, or the value that was computed from flags.
     """
     if not math.isfinite(value):
         raise UsageError(f"{source}: must be a finite number")

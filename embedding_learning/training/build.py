@@ -1,4 +1,4 @@
-"""From the flags to what a run trains: devices, network, beta, loss and optimizers."""
+"""Builds what a run trains from its configuration: network, beta, loss and optimizers."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from embedding_learning.training import mixed_precision, schedule
 from embedding_learning.training.learner import Beta, Learner
 from embedding_learning.training.mixed_precision import LossScale
 
-# At a rate of 0 these move the weights all the same, or divide by it.
+# At a rate of 0 these change the weights all the same, or divide by it.
 _NEEDS_RATE = {"ftml", "ftrl", "sgld"}
-_NEVER_AT_REST = {"adadelta", *_NEEDS_RATE}
+_ALWAYS_UPDATES = {"adadelta", *_NEEDS_RATE}
 # MXNet's dummy, and one that takes no weight decay.
 _NOT_FOR_TRAINING = {"test", "groupadagrad"}
-# By the largest gradient so far, to which nothing is added.
+# It divides by the largest gradient so far, and adds nothing to it.
 _DIVIDES_BY_ZERO = {"adamax"}
 
 
@@ -42,9 +42,9 @@ def build(
     devices: list[mx.Context],
     group: WorkerGroup | None = None,
 ) -> Learner:
-    """Beta, loss and optimizers for a network and the boundaries of its training images.
+    """Builds beta, the loss and the optimizers for a network.
 
-    `beta_terms` (boundaries, j): the entries of beta that add up to each boundary.
+    `beta_terms` (values, j): the entries of beta that add up to each class's or image's value.
     """
     group = group or WorkerGroup()
     loss = build_loss(config.method)
@@ -62,20 +62,21 @@ def build(
 def build_network(
     config: TrainConfig, devices: list[mx.Context], is_resumed: bool = False
 ) -> MarginNet:
-    """The network with the weights it starts from, on the devices.
+    """Builds the network with the weights it starts from, on the devices.
 
-    `is_resumed`: its weights will be those of a checkpoint.
+    `is_resumed`: its weights will be those of a checkpoint. Raises UsageError if images or layers
+    of these sizes do not run.
     """
     model, data, run = config.model, config.data, config.run
     if is_resumed or run.resumes_network or model.init_from:
-        # Its weights replace the pretrained ones, but not the rate at which these learn.
+        # Other weights replace the pretrained ones, but not the rate at which these learn.
         backbone = backbones.create(model.backbone, devices, pool=model.pool)
         if model.has_pretrained_backbone:
             backbones.slow_down_convolutions(backbone)
             if not is_resumed and config.optimizer.lr_mult_backbone is None:
                 logging.info(
-                    "The weights are those of %s; of --use-pretrained and --pretrained-params "
-                    "remains that convolutions learn at a hundredth of the rate.",
+                    "The weights are those of %s; --use-pretrained and --pretrained-params only "
+                    "let convolutions learn at a hundredth of the rate.",
                     model.init_from or run.resume,
                 )
     else:
@@ -87,15 +88,15 @@ def build_network(
             model.pool,
         )
     net = join(config, backbone)
-    # What came with the backbone is initialized already and stays.
+    # The parameters of the backbone are initialized already and stay as they are.
     fresh = [p for p in net.collect_params().values() if p._data is None]
     for parameter in fresh:
         parameter.initialize(ctx=devices, default_init=mx.init.Xavier(magnitude=2))
-    # The first image settles the sizes that depend on the crop.
+    # The first image determines the sizes that depend on the crop.
     image = mx.nd.zeros((1, 3, data.crop_size, data.crop_size), devices[0], np.uint8)
-    # Gluon raises ValueError where it cannot tell the shapes of weights.
+    # Gluon raises ValueError where it cannot infer the shapes of weights.
     try:
-        with redirect_stdout(StringIO()):  # where MXNet prints shapes before it raises
+        with redirect_stdout(StringIO()):  # MXNet prints shapes before it raises.
             backbone(ImageNormalization()(image)).wait_to_read()
     except (mx.base.MXNetError, ValueError) as error:
         if gpus.is_out_of_memory(error):
@@ -125,7 +126,7 @@ def build_network(
 
 
 def join(config: TrainConfig, backbone: HybridBlock) -> MarginNet:
-    """Backbone, embedding and sampling as the flags say; what is new has no weights yet."""
+    """Adds embedding and sampling to a backbone; the new layers have no weights yet."""
     return MarginNet(
         backbone,
         config.model.embed_dim,
@@ -137,23 +138,24 @@ def join(config: TrainConfig, backbone: HybridBlock) -> MarginNet:
 
 
 def find_sampling(method: MethodConfig) -> Callable[[int], HybridBlock]:
-    """What makes the sampling of that name for a number of images per class."""
+    """Returns a function that builds the sampling for a number of images per class."""
     row = methods.SAMPLINGS[method.sampling]
-    kind: Callable[..., HybridBlock] = getattr(samplings, row.class_name)
-    return partial(kind, normalize_weights=True) if method.normalize_weights else kind
+    sampling: Callable[..., HybridBlock] = getattr(samplings, row.class_name)
+    return partial(sampling, normalize_weights=True) if method.normalize_weights else sampling
 
 
 def build_loss(method: MethodConfig) -> HybridBlock:
-    """The loss of that name."""
+    """Builds the loss."""
     row = methods.LOSSES[method.loss]
-    kind = getattr(losses, row.class_name)
-    return kind(method.margin, method.nu) if row.has_beta else kind(method.margin)
+    loss_class = getattr(losses, row.class_name)
+    return loss_class(method.margin, method.nu) if row.has_beta else loss_class(method.margin)
 
 
 def build_beta(method: MethodConfig, entries: int, devices: list[mx.Context]) -> Beta:
-    """What boundaries are made of, learned, or the constant if its learning rate is 0.
+    """Builds a learned beta, or returns the constant if its learning rate is 0.
 
-    Boundaries begin as --beta: it is each class's, or the common one while all others are 0.
+    All values start as --beta. With --beta-per class it is each class's entry; with --beta-per
+    image it is the common entry, and all others start as 0.
     """
     if not methods.LOSSES[method.loss].has_beta:
         return None
@@ -170,7 +172,7 @@ def build_beta(method: MethodConfig, entries: int, devices: list[mx.Context]) ->
 def build_trainers(
     config: TrainConfig, net: MarginNet, beta: Beta, group: WorkerGroup | None = None
 ) -> list[gluon.Trainer]:
-    """The network's trainer and, where beta is learned, beta's."""
+    """Builds the trainer of the network and, if beta is learned, that of beta."""
     group = group or WorkerGroup()
     optimizer, name = config.optimizer, config.devices.kvstore
     settings = {"learning_rate": optimizer.lr, "wd": optimizer.wd}
@@ -180,32 +182,32 @@ def build_trainers(
         settings["epsilon"] = 1e-7
     if optimizer.grad_clip is not None:
         settings["clip_gradient"] = optimizer.grad_clip
-    at = {}
+    where: dict[str, bool] = {}
     if config.model.dtype == "float16":
         settings["multi_precision"] = True
-        # The gradients have to be looked at between their sum and the update.
-        at["update_on_kvstore"] = False
+        # The gradients are examined between their sum and the update.
+        where["update_on_kvstore"] = False
     kvstore = group.create_kvstore(name, trainer=0)
     parameters = net.collect_params()
-    trainers = [gluon.Trainer(parameters, optimizer.name, settings, kvstore=kvstore, **at)]
+    trainers = [gluon.Trainer(parameters, optimizer.name, settings, kvstore=kvstore, **where)]
     if isinstance(beta, gluon.Parameter):
         settings = {"learning_rate": config.method.lr_beta, "momentum": 0.9}
         kvstore = group.create_kvstore(name, trainer=1)
-        trainers.append(gluon.Trainer([beta], "sgd", settings, kvstore=kvstore, **at))
+        trainers.append(gluon.Trainer([beta], "sgd", settings, kvstore=kvstore, **where))
     for trainer in trainers:
-        # Servers that update are told it when they first hear of the optimizer.
+        # Servers that update receive it with the optimizer.
         batch = config.batch.total // config.devices.processes * group.size
         trainer.optimizer.rescale_grad = 1 / batch
     return trainers
 
 
 def optimizers() -> list[str]:
-    """The names of MXNet's optimizers that train a network."""
+    """Returns the names of MXNet's optimizers that can train a network."""
     return sorted({*mx.optimizer.Optimizer.opt_registry} - _NOT_FOR_TRAINING - _DIVIDES_BY_ZERO)
 
 
 def check(config: TrainConfig) -> None:
-    """Raises UsageError if there is no such backbone or optimizer, or no NCCL or float16 here."""
+    """Raises UsageError for a backbone, optimizer, store or type that does not exist here."""
     optimizer, name = config.optimizer, config.optimizer.name
     backbones.check_name(config.model.backbone)
     backbones.check_trainable(config.model.backbone, on_cpu=not config.devices.gpus)
@@ -215,10 +217,10 @@ def check(config: TrainConfig) -> None:
             "gradient are 0, as many are at the start; choose another, such as adam or nadam"
         )
     if name not in optimizers():
-        raise UsageError(f"--optimizer {name}: unknown; choose of {', '.join(optimizers())}")
-    if name in _NEVER_AT_REST and (optimizer.warm_up_epochs or optimizer.lr_mult_backbone == 0):
+        raise UsageError(f"--optimizer {name}: unknown; choose one of {', '.join(optimizers())}")
+    if name in _ALWAYS_UPDATES and (optimizer.warm_up_epochs or optimizer.lr_mult_backbone == 0):
         raise UsageError(
-            f"--optimizer {name}: leaves no layer alone, as --warm-up-epochs and "
+            f"--optimizer {name}: cannot leave a layer unchanged, as --warm-up-epochs and "
             "--lr-mult-backbone 0 ask for; choose another, such as adam"
         )
     rate_at_last = optimizer.lr * optimizer.decay(max(0, config.run.epochs - 1))
@@ -233,8 +235,8 @@ def check(config: TrainConfig) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    """What MXNet says, without where in its source it says so."""
+    """Returns the reason that MXNet gives, without the position in its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "Check failed" in line or "rror:" in line]
-    line = (told or lines or [type(error).__name__])[-1]
+    reasons = [line for line in lines if "Check failed" in line or "rror:" in line]
+    line = (reasons or lines or [type(error).__name__])[-1]
     return line[max(0, line.find("Check failed")) :]

@@ -12,7 +12,7 @@ from embedding_learning.evaluation import pair_distances
 # In a row; fewer happen by chance late in a successful training.
 _BATCHES_WITHOUT_PAIRS = 20
 _SKIPPED_IN_A_ROW = 20
-# The cutoff of distance weighted sampling, which makes no difference between nearer ones.
+# The cutoff of distance weighted sampling, which treats all nearer pairs alike.
 _COLLAPSED = 0.5
 
 
@@ -22,7 +22,7 @@ class HealthMonitor:
     Parameters
     ----------
     stop_on_nonfinite : bool
-        Whether a batch that is not finite ends the run, or was skipped.
+        Whether a batch that is not finite ends the run; otherwise it was skipped.
     """
 
     def __init__(self, stop_on_nonfinite: bool) -> None:
@@ -51,19 +51,19 @@ class HealthMonitor:
             )
 
     def _handle_nonfinite(self, epoch: int, batch: int) -> None:
-        what = f"epoch {epoch}, batch {batch}: the loss or a gradient is not finite"
+        fault = f"epoch {epoch}, batch {batch}: the loss or a gradient is not finite"
         if self._stop_on_nonfinite:
             raise TrainingError(
-                f"{what}; most often --lr or --lr-beta is too high: try a tenth, from the last "
+                f"{fault}; most often --lr or --lr-beta is too high: try a tenth, from the last "
                 "checkpoint with --resume"
             )
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row == _SKIPPED_IN_A_ROW:
             raise TrainingError(
-                f"{what}, as in the {_SKIPPED_IN_A_ROW - 1} batches before it, which were skipped; "
+                f"{fault}, as in the {_SKIPPED_IN_A_ROW - 1} batches before, which were skipped; "
                 "try a lower --lr, from the last checkpoint with --resume"
             )
-        logging.warning("%s; it is skipped.", what.capitalize())
+        logging.warning("%s; it is skipped.", fault.capitalize())
 
     def check_embeddings(self, embeddings: np.ndarray) -> None:
         """Checks the embeddings (n, d) of one device's batch."""
@@ -88,8 +88,8 @@ class HealthMonitor:
                 "more. Most often --lr-beta is too high, or --nu or --beta unfit.",
             )
 
-    def _warn(self, kind: str, text: str) -> None:
-        """Once for each kind."""
-        if kind not in self._warned:
-            self._warned.add(kind)
+    def _warn(self, subject: str, text: str) -> None:
+        """Logs a warning, once for each subject."""
+        if subject not in self._warned:
+            self._warned.add(subject)
             logging.warning(text)

@@ -58,7 +58,7 @@ class Step:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all losses, embeddings and gradients are. Blocks until the step is done."""
+        """Whether all losses, embeddings and gradients are finite. Blocks until it is done."""
         return math.isfinite(self._sum(_FINITE))
 
     @property
@@ -82,9 +82,9 @@ class Learner:
     loss : HybridBlock
         One of `losses`.
     trainers : list of Trainer
-        The network's and, where beta is learned, beta's.
+        The trainer of the network and, if beta is learned, that of beta.
     devices : list of Context
-        Of this process.
+        The devices of this process.
     skip_nonfinite : bool
         Skip the updates of batches whose loss, embeddings or gradients are not finite.
     group : WorkerGroup
@@ -195,7 +195,7 @@ class Learner:
         """Returns beta of each class or image, the constant, or None. Blocks until it is there."""
         if not isinstance(self.beta, gluon.Parameter):
             return self.beta
-        values = self.beta.data(self.devices[0]).asnumpy()
+        values: np.ndarray = self.beta.data(self.devices[0]).asnumpy()
         return values if self.beta_terms is None else values[self.beta_terms].sum(axis=1)
 
     def start(self) -> None:

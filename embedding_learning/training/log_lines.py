@@ -1,31 +1,31 @@
-"""What a run prints: the original example's log lines, and a progress bar on a terminal."""
+"""The log lines of the original example, which a run prints too."""
 
 from __future__ import annotations
 
 import logging
 
-# The lines below are read by parsers of the original's output: their text must not change.
+# Parsers of the original's output read the lines below: their text must not change.
 
 
 def log_learning_rates(epoch: int, learning_rates: list[float]) -> None:
-    """At the start of an epoch: the network's rate and, where beta is learned, beta's."""
+    """Logs the rates of an epoch: the network's and, if beta is learned, beta's."""
     for name, rate in zip(("", "beta "), learning_rates):
         logging.info("Epoch %d %slearning rate=%f", epoch, name, rate)
 
 
 def log_interval_loss(epoch: int, batches: int, loss: float) -> None:
-    """`loss` is the sum since the last such line."""
+    """Logs the sum of the losses since the last such line."""
     logging.info("[Epoch %d, Iter %d] training loss=%f", epoch, batches, loss)
 
 
 def log_epoch_loss(epoch: int, loss: float, seconds: float) -> None:
-    """`loss` is the sum over the epoch."""
+    """Logs the sum of the losses over the epoch, and its time."""
     logging.info("[Epoch %d] training loss=%f", epoch, loss)
     logging.info("[Epoch %d] time cost: %f", epoch, seconds)
 
 
 def log_metrics(epoch: int | None, metrics: dict[str, float]) -> None:
-    """After an epoch, or before the first one (`epoch` is None); named as `evaluate` does."""
+    """Logs metrics, named as in `evaluate`; `epoch` is None before training."""
     when = "Before training" if epoch is None else f"Epoch {epoch}"
     for name, value in metrics.items():
         # The original writes Recall@1.
@@ -33,14 +33,14 @@ def log_metrics(epoch: int | None, metrics: dict[str, float]) -> None:
 
 
 def log_saving(prefix: str) -> None:
-    """When a better model is written."""
+    """Logs that a better model is written."""
     logging.info("Saving %s.", prefix)
 
 
 def print_best(
     title: str, best: float, before: float | None = None, is_trained: bool = True
 ) -> None:
-    """The closing line; above it on what data, and the gain if the network was evaluated before.
+    """Prints the data set, the gain if the network was evaluated before, and the closing line.
 
     `best` and `before` are Recall@1 after and before training; without training there is no gain.
     """

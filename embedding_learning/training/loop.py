@@ -115,7 +115,7 @@ def seed_step(seed: int, step: int, rank: int = 0) -> None:
 
 @contextmanager
 def state_saved_on_data_error(run: Run) -> Iterator[None]:
-    """Within, an image that can no longer be decoded saves the state and is a TrainingError."""
+    """Saves the state and raises a TrainingError if an image can no longer be decoded within."""
     try:
         yield
     except DataError as error:

@@ -14,14 +14,14 @@ from mxnet.gluon import nn
 from embedding_learning.config import TrainConfig
 from embedding_learning.errors import UsageError
 
-# The start, the growth and the most are those of MXNet's own scaler, mxnet.contrib.amp; PyTorch's
-# GradScaler begins and grows likewise.
+# The first value, the growth and the largest value are those of MXNet's scaler, mxnet.contrib.amp;
+# PyTorch's GradScaler starts and grows likewise.
 _FIRST, _LEAST, _MOST = 2.0**16, 1.0, 2.0**24
 _GOOD_STEPS_TO_GROW = 2000
-# multi_all_finite does not look how many it is given, and has room for no more.
+# multi_all_finite has room for so many arrays, and does not check their number.
 _CHECKED_AT_ONCE = 200
-# LARS takes the norms of gradients and weights in float16, where MXNet's CPU code lets the squares
-# overflow: what it does could not be tested. All others see float32 alone.
+# LARS computes the norms of gradients and weights in float16, where MXNet's CPU code lets the
+# squares overflow: its results could not be tested. All others compute in float32 alone.
 _WITHOUT_MASTER_WEIGHTS = {"lars"}
 
 
@@ -36,7 +36,7 @@ class LossScale:
     value : float
         Between 1 and 2**24.
     good_steps : int
-        Since it changed last.
+        Finite steps since the value changed last.
     """
 
     def __init__(self) -> None:
@@ -44,14 +44,14 @@ class LossScale:
         self.good_steps = 0
 
     def initial_gradients(self, devices: list[mx.Context]) -> list[mx.nd.NDArray]:
-        """Returns what the backward pass starts from on each device, in place of ones (1,)."""
+        """Returns the initial gradient of each device's backward pass, (1,), instead of ones."""
         return [mx.nd.full((1,), self.value, device) for device in devices]
 
     def update(self, is_finite: bool) -> bool:
         """Adapts the scale after a backward pass; returns whether to skip the step's update.
 
-        It is skipped if the scale was too high. At the least scale something else is wrong with a
-        step that is not finite.
+        The update is skipped if the scale was too high. At the smallest scale a step that is not
+        finite has another cause.
         """
         if is_finite:
             self.good_steps += 1
@@ -63,8 +63,8 @@ class LossScale:
             return False
         self.value /= 2
         logging.info(
-            "A gradient was not finite in float16: the batch is left out, and the loss is scaled "
-            "by %d from here on.",
+            "A gradient was not finite in float16: the batch is skipped, and the loss is scaled "
+            "by %d from now on.",
             self.value,
         )
         return True
@@ -74,7 +74,7 @@ class LossScale:
         return {"value": self.value, "good_steps": self.good_steps}
 
     def restore(self, state: Any) -> None:
-        """Sets what `state` returned. Raises ValueError for anything else."""
+        """Restores what `state` returned. Raises ValueError for anything else."""
         fits = isinstance(state, dict) and state.keys() == self.state().keys()
         if not fits or type(state["value"]) is not float or type(state["good_steps"]) is not int:
             raise ValueError(state)
@@ -95,17 +95,18 @@ def check(config: TrainConfig) -> None:
         )
     if config.devices.kvstore == "dist_async":
         raise UsageError(
-            "--dtype float16: not with --kvstore dist_async, where servers update and no process "
+            "--dtype float16: not with --kvstore dist_async, where servers update and no worker "
             "sees the sum of the gradients first; use dist_sync"
         )
-    if not config.devices.gpus and not _cpu_convolves():
+    if not config.devices.gpus and not _has_cpu_convolution():
         raise UsageError(
             "--dtype float16: MXNet has no convolution in float16 for CPUs; train on GPUs with "
             "--gpus, or leave --dtype out"
         )
 
 
-def _cpu_convolves() -> bool:
+def _has_cpu_convolution() -> bool:
+    """Whether MXNet can compute a convolution in float16 on the CPU."""
     layer = nn.Conv2D(1, 1, in_channels=1)
     layer.initialize(ctx=mx.cpu())
     layer.cast("float16")
@@ -117,9 +118,9 @@ def _cpu_convolves() -> bool:
 
 
 def finiteness(arrays: list[mx.nd.NDArray]) -> mx.nd.NDArray:
-    """A number, (1,) in float32, that is finite if all the float16 arrays are; waits for nothing.
+    """Returns a number, (1,) in float32, that is finite if all float16 arrays are. Does not block.
 
-    Their squares, which show it for float32, would overflow.
+    The sum of squares, which serves float32 arrays, would overflow.
     """
     begins = range(0, len(arrays), _CHECKED_AT_ONCE)
     parts = [arrays[begin : begin + _CHECKED_AT_ONCE] for begin in begins]

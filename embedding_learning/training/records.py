@@ -1,4 +1,4 @@
-"""What a run measured, as JSON lines that other programs can read."""
+"""The records of a run: what it measured, as JSON lines that other programs can read."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import numpy as np
 from embedding_learning.errors import DataError
 from embedding_learning.evaluation import pair_distances
 from embedding_learning.runtime.atomic_files import atomic_write
-from embedding_learning.training.checkpoint_file import RECORDS
+from embedding_learning.training.run_folder import RECORDS
 from embedding_learning.training.tensorboard import TensorBoard
 
 _RUN = "run.json"
 
 
 class Recorder:
-    """Writes down what a run measures, one JSON object a line.
+    """Writes what a run measures, one JSON object a line.
 
     Each has `kind` ("interval", "distances", "evaluation"), `epoch` (counted from 0; None for the
     evaluation before training), `batch` (batches of the epoch that are done), `seconds` (of
@@ -33,14 +33,14 @@ class Recorder:
     Parameters
     ----------
     folder : Path
-        The run's.
+        The run's folder.
     size : int
-        Bytes of the file that belong to the run; what was written after the checkpoint it goes on
-        from is cut off.
+        Bytes of the file that belong to the run. The rest, written after the checkpoint that the
+        run resumes from, is cut off.
     seconds : float
-        That the run has taken so far.
+        Time that the run has taken so far.
     board : TensorBoard, optional
-        Is shown the same.
+        Shows the same.
     """
 
     def __init__(self, folder: Path, size: int, seconds: float, board: TensorBoard | None) -> None:
@@ -55,18 +55,18 @@ class Recorder:
 
     @property
     def seconds(self) -> float:
-        """Since the run began, without the times between a stop and going on."""
+        """Seconds since the run began, without the time between a stop and its resumption."""
         return time.perf_counter() - self._started
 
     def begin_interval(self) -> None:
-        """What is measured by `waiting` and over time counts from here."""
+        """Starts a logging interval: the waiting time and the speed count from here."""
         self._interval_started = time.perf_counter()
         self._waited = 0.0
         self._batches = 0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time in here is time that the trainer waits for a batch."""
+        """Within, time counts as time that the trainer waits for a batch."""
         self._batches += 1
         started = time.perf_counter()
         yield
@@ -81,9 +81,9 @@ class Recorder:
         values: dict[str, float],
         distances: dict[str, np.ndarray],
     ) -> None:
-        """What a log interval showed, and its images a second and share of waiting.
+        """Records a logging interval, with its images a second and fraction of time spent waiting.
 
-        `distances` are those of its last batch's pairs.
+        `distances` are those of the pairs of its last batch.
         """
         seconds = time.perf_counter() - self._interval_started
         speed = {
@@ -103,13 +103,13 @@ class Recorder:
         cutoffs: Sequence[float],
         distances: dict[str, np.ndarray],
     ) -> None:
-        """Histograms of the pairs of a log interval's last batch.
+        """Records histograms of the distances of the pairs of a logging interval's last batch.
 
-        Counts in 80 equal parts of [0, 2]: `negatives`, all pairs of different class, each once;
-        `drawn`, what the sampling took of them, and `positives`, both for each anchor. With the
-        embedding's `dimension` and the sampling's `cutoffs`, which may be none.
+        They count in 80 equal bins of [0, 2]: `negatives`, all pairs of different class, each once;
+        `drawn`, the sampled ones, and `positives`, both for each anchor. The record also holds the
+        embedding's `dimension` and the sampling's `cutoffs`, which may be empty.
         """
-        counted = {
+        histograms = {
             name: pair_distances.histogram(distances[source])
             for name, source in (
                 ("negatives", "all_negative_distances"),
@@ -117,37 +117,37 @@ class Recorder:
                 ("positives", "positive_distances"),
             )
         }
-        values = {"dimension": dimension, "cutoffs": list(cutoffs), **counted}
+        values = {"dimension": dimension, "cutoffs": list(cutoffs), **histograms}
         self._append("distances", epoch, batch, values)
 
     def evaluation(
         self, epoch: int | None, batch: int, step: int, metrics: dict[str, float]
     ) -> None:
-        """What the test images showed after an epoch, or before training (`epoch` is None)."""
+        """Records the metrics of the test images; `epoch` is None before training."""
         self._write("evaluation", epoch, batch, step, metrics)
 
     def _write(
         self, kind: str, epoch: int | None, batch: int, step: int, values: dict[str, float]
     ) -> None:
-        # JSON knows no numbers that are not finite.
+        # JSON has no numbers that are not finite.
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._append(kind, epoch, batch, finite)
         if self._board:
             self._board.scalars(kind, step, values)
 
     def _append(self, kind: str, epoch: int | None, batch: int, values: Mapping[str, Any]) -> None:
-        """One line."""
+        """Writes one line."""
         record = {"kind": kind, "epoch": epoch, "batch": batch, "seconds": round(self.seconds, 3)}
         self._file.write(json.dumps({**record, **values}).encode() + b"\n")
 
     def flush(self) -> int:
-        """Brings what was written to the disk; the size of the file."""
+        """Writes everything to the disk; returns the size of the file."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.tell()
 
     def write_again(self) -> None:
-        """Continues in a new file of the same name, after the former one was removed."""
+        """Continues in a new file of the same name after the former one was removed."""
         self.flush()
         self._file.seek(0)
         written = self._file.read()
@@ -159,7 +159,7 @@ class Recorder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # What a full disk did not take was reported when it was flushed.
+        # `flush` has reported the error of a full disk already.
         with suppress(OSError):
             self._file.close()
         if self._board:
@@ -168,14 +168,14 @@ class Recorder:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a run is: the content of ``run.json`` in its folder.
+    """The origin of a run: the content of ``run.json`` in its folder.
 
     Attributes
     ----------
     arguments : list of str
         The flags as they were typed.
     title : str
-        The data set, and what is seen of each image.
+        The data set, and which part of each image is used.
     made_with : dict of str to str
         Versions of packages, and the number of threads.
     """
@@ -202,14 +202,14 @@ class RunInfo:
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             is_valid = False
         if not is_valid:
-            raise DataError(f"{file}: is missing or damaged; this is no folder of a run")
+            raise DataError(f"{file}: is missing or damaged; this is not the folder of a run")
         return info
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """A run's records, in the order of writing. Raises DataError if they cannot be read.
+    """Returns a run's records, in the order of writing. Raises DataError if they cannot be read.
 
-    The last line may be cut off where the run was killed, and is left out then.
+    A last line that is cut off, since the run was killed, is left out.
     """
     file = folder / RECORDS
     try:
@@ -225,5 +225,5 @@ def read(folder: Path) -> list[dict[str, Any]]:
         if isinstance(record, dict):
             records.append(record)
         elif number < len(lines):
-            raise DataError(f"{file}:{number}: is no JSON object; the file was changed")
+            raise DataError(f"{file}:{number}: is not a JSON object; the file was changed")
     return records

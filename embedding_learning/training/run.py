@@ -20,14 +20,22 @@ from embedding_learning.distributed.worker_group import WorkerGroup
 from embedding_learning.errors import TrainingError, UsageError
 from embedding_learning.runtime.devices import find_devices
 from embedding_learning.runtime.signals import stop_on_signals
-from embedding_learning.training import checkpoint_file, learner_state, log_lines, loop, resume
+from embedding_learning.training import (
+    checkpoint_file,
+    learner_state,
+    log_lines,
+    loop,
+    resume,
+    run_folder,
+)
 from embedding_learning.training.build import build, build_network, check
-from embedding_learning.training.checkpoint_file import Checkpoint, RunFolder, disk_faults
+from embedding_learning.training.checkpoint_file import Checkpoint
 from embedding_learning.training.health import HealthMonitor
 from embedding_learning.training.learner import Learner
 from embedding_learning.training.memory_estimate import memory_faults
 from embedding_learning.training.progress import Progress
 from embedding_learning.training.records import Recorder, RunInfo
+from embedding_learning.training.run_folder import RunFolder, disk_faults
 from embedding_learning.training.run_log import RunLog
 from embedding_learning.training.saver import Saver
 from embedding_learning.training.settings import as_arguments
@@ -215,7 +223,7 @@ def _find_start(
         return None, start
     checkpoint, content = None, None
     if group.rank == 0:
-        checkpoint = checkpoint_file.find(run.resume, run.prefix)
+        checkpoint = run_folder.find(run.resume, run.prefix)
     if config.devices.processes > 1:
         content = group.broadcast(checkpoint.path.read_bytes() if checkpoint else None)
     if group.rank > 0 and content is not None:

@@ -11,11 +11,11 @@ from embedding_learning.config import TrainConfig
 from embedding_learning.data.build import Data
 from embedding_learning.evaluation import pair_distances
 from embedding_learning.training import log_lines
-from embedding_learning.training.checkpoint_file import disk_faults
 from embedding_learning.training.health import HealthMonitor
 from embedding_learning.training.learner import Learner, Step
 from embedding_learning.training.progress import Progress
 from embedding_learning.training.records import Recorder
+from embedding_learning.training.run_folder import disk_faults
 from embedding_learning.training.tensorboard import TensorBoard
 
 

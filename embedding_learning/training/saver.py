@@ -7,10 +7,10 @@ from embedding_learning.data.build import Data
 from embedding_learning.model.description import describe
 from embedding_learning.model.weights.params_file import save_parameters
 from embedding_learning.training import learner_state, log_lines, resume
-from embedding_learning.training.checkpoint_file import RECORDS, RunFolder, disk_faults
 from embedding_learning.training.learner import Learner
 from embedding_learning.training.progress import Progress
 from embedding_learning.training.records import Recorder, RunInfo
+from embedding_learning.training.run_folder import RECORDS, RunFolder, disk_faults
 from embedding_learning.training.step_reader import StepReader
 from embedding_learning.training.validation import criterion
 

@@ -1,4 +1,4 @@
-"""Learning rates by epoch, and what of a pretrained backbone is fixed or learns more slowly."""
+"""Sets learning rates by epoch, and which layers of a backbone are fixed or learn more slowly."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ _WITHOUT_WEIGHT_DECAY = ("_gamma", "_beta", "_bias")
 
 
 def prepare(config: TrainConfig, net: MarginNet) -> None:
-    """Fixes the backbone's statistics, sets its rates and lifts weight decay, as the flags say."""
-    # Servers that update are told the rates before the first epoch.
+    """Freezes batch norm, sets the backbone's rates and excludes layers from weight decay.
+
+    Raises UsageError if batch norm is to be frozen and the backbone has none.
+    """
+    # Servers that update receive the rates before the first epoch.
     set_backbone_rates(config, net, config.run.start_epoch)
     if config.model.freeze_bn and not _freeze_batch_norm(net.base_net):
         raise UsageError(
@@ -35,7 +38,7 @@ def prepare(config: TrainConfig, net: MarginNet) -> None:
 
 
 def _freeze_batch_norm(block: Block) -> int:
-    """Lets batch norm use its running statistics in training too, and never change them.
+    """Lets batch norm use its running statistics in training too, without changing them.
 
     Returns the number of such layers.
     """
@@ -49,7 +52,7 @@ def _freeze_batch_norm(block: Block) -> int:
 
 
 def set_learning_rates(config: TrainConfig, learner: Learner, epoch: int) -> list[float]:
-    """Sets the learning rates of an epoch, and returns the network's and beta's, if it is learned.
+    """Sets the learning rates of an epoch; returns the network's and, if it is learned, beta's.
 
     Both are multiplied by the factor at each epoch listed in the steps.
     """
@@ -61,16 +64,16 @@ def set_learning_rates(config: TrainConfig, learner: Learner, epoch: int) -> lis
 
 
 def set_trainer_rates(config: TrainConfig, trainers: list[gluon.Trainer], epoch: int) -> None:
-    """Sets the rates of the network's trainer and of beta's, if there is one."""
+    """Sets the rates of the network's trainer and, if beta is learned, of beta's."""
     for trainer, rate in zip(trainers, (config.optimizer.lr, config.method.lr_beta)):
         trainer.set_learning_rate(rate * config.optimizer.decay(epoch))
 
 
 def set_backbone_rates(config: TrainConfig, net: MarginNet, epoch: int) -> None:
-    """Sets what the learning rate of each backbone parameter is multiplied by in an epoch."""
+    """Sets the multiplier of each backbone parameter's learning rate in an epoch."""
     optimizer = config.optimizer
     if optimizer.lr_mult_backbone is None and not optimizer.warm_up_epochs:
-        return  # as the backbone was made
+        return  # The multipliers stay as the backbone was created.
     for parameter in net.base_net.collect_params().values():
         usual = 1.0
         if optimizer.lr_mult_backbone is not None:
@@ -81,20 +84,20 @@ def set_backbone_rates(config: TrainConfig, net: MarginNet, epoch: int) -> None:
 
 
 def start_from(path: str, net: MarginNet, devices: list[mx.Context]) -> None:
-    """Gives the network what fits of a trained one: the backbone, and layers of the same shape.
+    """Initializes the network from a trained one: the backbone, and layers of the same shape.
 
-    What is new, and what is left of the file, is logged.
+    Logs which parameters the file does not initialize, and which of its arrays are not used.
 
     Raises
     ------
     UsageError
-        If the file cannot be read or its backbone is another.
+        If the file cannot be read or has another backbone.
     """
     path = find_network(path, "--init-from")
     source = f"--init-from {path}"
     parameters = net._collect_params_with_prefix()
     arrays = read_parameters(path, "--init-from")
-    taken = {
+    used = {
         name: array
         for name, array in arrays.items()
         if name.startswith("base_net.")
@@ -103,10 +106,10 @@ def start_from(path: str, net: MarginNet, devices: list[mx.Context]) -> None:
     wanted = {
         name: parameter
         for name, parameter in parameters.items()
-        if name.startswith("base_net.") or name in taken
+        if name.startswith("base_net.") or name in used
     }
-    set_parameters(wanted, taken, source, devices)
+    set_parameters(wanted, used, source, devices)
     for names, outcome in ((parameters, "starts from scratch"), (arrays, "is not used")):
-        left = [name for name in names if name not in taken]
+        left = [name for name in names if name not in used]
         if left:
             logging.info("%s: %s %s.", source, ", ".join(left), outcome)

@@ -1,4 +1,4 @@
-"""What a run measures, as TensorBoard shows it."""
+"""Writes what a run measures for TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 from embedding_learning.data.preprocessing import Pixels
 from embedding_learning.errors import UsageError
 
-# The projector's photographs are parts of one picture of at most 8192 pixels a side, which a
-# browser has to hold.
+# The projector's thumbnails are parts of one image of at most 8192 pixels a side, which a browser
+# has to load.
 _MOST_PROJECTED = 2000
 _THUMBNAIL = 64  # pixels
 _PROJECTION = "test_images"
@@ -28,7 +28,7 @@ class TensorBoard:
     ----------
     folder : str
     step : int
-        Where the run goes on; what the folder holds of later steps is no longer shown.
+        The step that the run starts or resumes from; TensorBoard no longer shows later ones.
 
     Raises UsageError if the package is missing or the folder cannot be written to.
     """
@@ -44,21 +44,21 @@ class TensorBoard:
         self._has_failed = False
         library_events = event_file_writer.EventsWriter
         try:
-            event_file_writer.EventsWriter = self._lasting(library_events)
+            event_file_writer.EventsWriter = self._make_robust(library_events)
             self._writer = SummaryWriter(folder, purge_step=step + 1)
         except OSError as error:
             raise UsageError(f"--tensorboard {folder}: {error.strerror or error}") from None
         finally:
             event_file_writer.EventsWriter = library_events
 
-    def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """A curve for each name, under the kind of record they come from."""
+    def scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:
+        """Adds a point to the curve of each name; `group` is the kind of record it comes from."""
         for name, value in values.items():
-            # An @ is no letter of a name there.
-            self._writer.add_scalar(f"{kind}/{name.replace('@', '_')}", value, step)
+            # TensorBoard allows no @ in a name.
+            self._writer.add_scalar(f"{group}/{name.replace('@', '_')}", value, step)
 
     def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
-        """A histogram for each name."""
+        """Adds a histogram for each name."""
         for name, array in values.items():
             self._writer.add_histogram(name, array.astype(np.float32), step)
 
@@ -70,11 +70,11 @@ class TensorBoard:
         class_names: Sequence[str],
         pixels: Pixels,
     ) -> None:
-        """Embeddings (n, d) with their classes and thumbnails; of very many, some at random.
+        """Adds a projection of embeddings (n, d) with their classes and thumbnails.
 
-        `labels` (n,) are rows of `class_names`.
+        Of more than 2000 it shows a random choice. `labels` (n,) are indices into `class_names`.
         """
-        # A run that was killed comes to a step again; tensorboardX prints a warning if it is there.
+        # A resumed run repeats steps; tensorboardX would print a warning about the former folder.
         shutil.rmtree(Path(self._folder, f"{step:05d}", _PROJECTION), ignore_errors=True)
         count = len(embeddings)
         rows = np.random.default_rng(0).permutation(count)[:_MOST_PROJECTED]
@@ -94,11 +94,11 @@ class TensorBoard:
     def close(self) -> None:
         self._writer.close()
 
-    def _lasting(self, events_writer: Any) -> type:
-        """The library's writer of events, which now outlives a disk that is full.
+    def _make_robust(self, events_writer: Any) -> type:
+        """Returns a subclass of the library's event writer that survives a full disk.
 
-        The library calls it in a thread of its own, and at the end of the program: an error there
-        would be a traceback, and what is given to a dead thread waits for ever.
+        The library calls it in its own thread and at the end of the program. An error there would
+        print a traceback, and the next call would wait for the dead thread forever.
         """
         write = self._write
 
@@ -115,7 +115,7 @@ class TensorBoard:
         return Events
 
     def _write(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """Calls what writes, unless writing has failed before; says so once when it does."""
+        """Calls a function that writes, unless writing has failed before. Logs that failure."""
         if self._has_failed:
             return
         try:
@@ -123,11 +123,11 @@ class TensorBoard:
         except OSError as error:
             self._has_failed = True
             logging.warning(
-                "--tensorboard %s: cannot be written to any more: %s; the run goes on without it.",
+                "--tensorboard %s: cannot be written to: %s; the run continues without it.",
                 self._folder, error.strerror or error,
             )  # fmt: skip
 
 
 def _one_line(name: str) -> str:
-    """A class's name as it can stand in a table of one line each."""
+    """Returns the name of a class as one line of a table."""
     return "".join(char if char.isprintable() else " " for char in name)

@@ -33,7 +33,7 @@ def test_a_sound_set_is_counted(folder: Path, capsys: pytest.CaptureFixture[str]
     )
 
 
-def test_test_images_that_nothing_can_be_learned_about_are_told(
+def test_test_images_that_nothing_can_be_learned_about_are_reported(
     tmp_path: Path, write_cub: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_cub(tmp_path / "birds", [3, 3, 1, 2])
@@ -64,7 +64,7 @@ def test_every_fault_is_listed(folder: Path, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
-def test_files_are_told_for_what_they_are_whatever_their_names(
+def test_files_are_reported_for_what_they_are_whatever_their_names(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], workers: int
 ) -> None:
     """The last one is of a format with which OpenCV has ended the process."""
@@ -82,13 +82,13 @@ def test_files_are_told_for_what_they_are_whatever_their_names(
     (tmp_path / "b" / "6.heic").touch()
     assert main(["check", f"--data-path={tmp_path}", f"--workers={workers}"]) == 2
     output, error = capfd.readouterr()
-    told = {
+    faults = {
         1: "is a GIF file; convert it to JPEG or PNG",
         2: "is an HTML file; replace the file",
         3: "is a numpy file; replace the file",
         5: "is a JPEG 2000 file; convert it to JPEG or PNG",
     }
-    lines = [f"{tmp_path}/{label}/{n}.jpg: {text}" for label in "ab" for n, text in told.items()]
+    lines = [f"{tmp_path}/{label}/{n}.jpg: {text}" for label in "ab" for n, text in faults.items()]
     assert output.splitlines()[: len(lines)] == lines
     assert "10 images, 8 of them bad" in output
     assert "1 file was skipped: 1 .heic; convert them to JPEG or PNG." in error
@@ -112,7 +112,7 @@ def test_files_are_told_for_what_they_are_whatever_their_names(
         ["--preset=paper-sop"],
     ],
 )
-def test_what_training_would_refuse_is_told_in_its_words(
+def test_what_training_would_refuse_is_reported_in_its_words(
     folder: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [f"--data-path={folder}", *flags]
@@ -172,13 +172,13 @@ def test_check_asks_for_no_place_to_save_to(folder: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     "arguments, line",
     [
-        (["chek"], "error: chek: choose of train, check"),
-        ([], "error: no verb: choose of train, check"),
+        (["cheque"], "error: cheque: choose one of train, check"),
+        ([], "error: no verb: choose one of train, check"),
         (["check", "--data-path=missing"], "error: missing: no such folder"),
         (["check", "--no-such-flag"], "error: unrecognized arguments: --no-such-flag"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(tmp_path: Path, arguments: list[str], line: str) -> None:
+def test_a_mistake_is_reported_in_one_line(tmp_path: Path, arguments: list[str], line: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "embedding_learning", *arguments],
         cwd=tmp_path,

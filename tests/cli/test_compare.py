@@ -1,4 +1,4 @@
-"""`compare`: what it refuses, what it runs, how it goes on, and one comparison to its end."""
+"""`compare`: its checks, its runs, how it resumes, and one complete comparison."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ from embedding_learning.model.weights.params_file import read_description
 from tests.helpers.fake_trials import write_run
 from tests.helpers.paths import ROOT
 
-# Stands in for train.py: writes down how it was called, then the records of a run. As the file
-# `what` beside it says it fails, waits to be stopped after its first epoch, or follows one that
-# waits.
+# Stands in for train.py: writes its arguments, then the records of a run. The file `what` next to
+# it decides whether it fails, waits to be stopped after its first epoch, or follows one that waits.
 STAND_IN = """
 import json, os, pathlib, signal, sys, time
 
@@ -61,8 +60,8 @@ while ends == "follows" and not (here / "waits").exists():
     time.sleep(0.01)
 run = pathlib.Path(place + ".run")
 run.mkdir(exist_ok=True)
-told = {"arguments": sys.argv[1:], "data": "Birds | whole", "made_with": {}}
-(run / "run.json").write_text(json.dumps(told))
+info = {"arguments": sys.argv[1:], "data": "Birds | whole", "made_with": {}}
+(run / "run.json").write_text(json.dumps(info))
 file = run / "metrics.jsonl"
 done = len(file.read_text().splitlines()) if file.exists() else 0
 for epoch in range(done, epochs):
@@ -94,7 +93,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def calls(folder: Path) -> list[tuple[str, list[str], str]]:
-    """What the stand-ins wrote down: start, end or stopped, the flags, the threads."""
+    """Returns what the stand-ins wrote: start, end or stopped, the flags, the threads."""
     return [json.loads(line) for line in (folder / "calls").read_text().splitlines()]
 
 
@@ -144,17 +143,17 @@ def read_csv(file: Path) -> list[dict[str, str]]:
         (["--samplings=distance-weighted,hard", "--", "--normalize-weights"], "--normalize-weig"),
     ],
 )
-def test_a_mistake_is_told_before_anything_runs(
+def test_a_mistake_is_reported_before_anything_runs(
     here: Path, arguments: list[str], line: str
 ) -> None:
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as error:
         compare.main(arguments)
-    assert str(told.value).startswith(line)
-    assert "\n" not in str(told.value)
+    assert str(error.value).startswith(line)
+    assert "\n" not in str(error.value)
     assert [file.name for file in here.iterdir()] == ["train.py"]
 
 
-def test_what_is_wrong_with_the_data_is_told_before_anything_runs(
+def test_what_is_wrong_with_the_data_is_reported_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -171,7 +170,7 @@ def test_no_run_begins_after_one_whose_log_cannot_be_written(here: Path) -> None
     assert not (here / "calls").exists()
 
 
-def test_what_cannot_be_written_is_told_with_its_file(here: Path) -> None:
+def test_what_cannot_be_written_is_reported_with_its_file(here: Path) -> None:
     (here / "comparison" / "runs" / "margin_hard_1.log").mkdir(parents=True)
     arguments = ["--losses=margin", "--samplings=hard", "--seeds=1", "--", *FLAGS]
     with pytest.raises(UsageError, match=r"margin_hard_1\.log: cannot be written: Is a directory"):
@@ -222,12 +221,12 @@ def test_what_is_finished_is_not_run_again_and_more_can_be_asked_for(here: Path)
 def test_other_flags_of_training_are_refused_in_the_same_folder(here: Path) -> None:
     arguments = ["--losses=margin", "--samplings=hard", "--seeds=1"]
     assert compare.main([*arguments, "--", *FLAGS]) == 0
-    for others, told in (
+    for others, message in (
         ([*arguments, "--", *FLAGS, "--lr=0.5"], "--output comparison: .* made with --lr 0.0001;"),
         ([*arguments, "--", "--epochs=4"], "made with --data-path birds, --epochs 3; give these"),
         ([*arguments, "--select-on=held-out", "--", *FLAGS], "made with --select-on test, "),
     ):
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             compare.main(others)
     assert started(here) == ["margin_hard_1"]
 
@@ -248,14 +247,14 @@ def test_a_folder_of_version_0_1_is_resumed_with_the_defaults_of_then(here: Path
 
 
 def test_the_margin_that_a_loss_brings_binds_no_folder(here: Path) -> None:
-    """It is 1 for contrastive loss."""
+    """The default margin of the contrastive loss is 1."""
     assert compare.main(["--losses=margin", "--samplings=hard", "--seeds=1", "--", *FLAGS]) == 0
     both = ["--losses=margin,contrastive", "--samplings=hard", "--seeds=1"]
     assert compare.main([*both, "--", *FLAGS]) == 0
     assert started(here) == ["margin_hard_1", "contrastive_hard_1"]
 
 
-def test_a_run_that_fails_is_told_with_its_log_and_the_others_go_on(
+def test_a_run_that_fails_is_reported_with_its_log_and_the_others_go_on(
     here: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     (here / "what").write_text(json.dumps({"margin_hard_1": "fails", "margin_random_1": "idles"}))
@@ -282,7 +281,7 @@ def test_a_run_that_fails_is_told_with_its_log_and_the_others_go_on(
 def test_with_held_out_classes_all_are_trained_again_for_the_selected_epochs(
     here: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is reported and saved is the last epoch's, though an earlier one was better."""
+    """Reports and saves the last epoch, although an earlier one was better."""
     caplog.set_level("INFO")
     arguments = ["--losses=margin", "--samplings=hard", "--seeds=1", "--select-on=held-out"]
     assert compare.main([*arguments, "--", *FLAGS]) == 0
@@ -367,10 +366,10 @@ def test_a_comparison_that_is_stopped_stops_its_runs_and_goes_on_later(
     thread = threading.Thread(target=signal_once_it_waits)
     thread.start()
     line = r"^1 of 3 runs are finished; the same command resumes"
-    with pytest.raises(Interrupted, match=line) as told:
+    with pytest.raises(Interrupted, match=line) as error:
         compare.main(arguments)
     thread.join()
-    assert told.value.number == number
+    assert error.value.number == number
     assert [what for what, *_ in calls(here)] == ["start", "end", "start", "stopped"]
     # A run that was stopped has not failed.
     shown = capsys.readouterr().out
@@ -401,7 +400,7 @@ def test_two_comparisons_cannot_write_to_one_folder(here: Path) -> None:
     assert not (here / "calls").exists()
 
 
-def test_damaged_records_are_told_with_their_file(here: Path) -> None:
+def test_damaged_records_are_reported_with_their_file(here: Path) -> None:
     arguments = ["--losses=margin", "--samplings=hard", "--seeds=1", "--", *FLAGS]
     assert compare.main(arguments) == 0
     place = results.trial_prefix(Path("comparison"), Trial("margin", "hard", 1))
@@ -410,7 +409,9 @@ def test_damaged_records_are_told_with_their_file(here: Path) -> None:
         compare.main(arguments)
 
 
-def test_the_time_left_is_told_after_each_run(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_time_left_is_reported_after_each_run(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
     (here / "what").write_text(json.dumps({"seconds": 0.5}))
     arguments = ["--losses=margin", "--samplings=hard", "--seeds=3", "--", *FLAGS]
@@ -425,10 +426,11 @@ def test_the_time_left_is_told_after_each_run(here: Path, caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize(
-    "parallel, told", [(1, "5 runs are left, about 50 min"), (2, "5 runs are left, about 25 min")]
+    "parallel, expected",
+    [(1, "5 runs are left, about 50 min"), (2, "5 runs are left, about 25 min")],
 )
 def test_the_time_left_is_of_the_epochs_left_at_the_pace_so_far(
-    tmp_path: Path, parallel: int, told: str
+    tmp_path: Path, parallel: int, expected: str
 ) -> None:
     runs = [Trial("margin", "hard", seed) for seed in range(1, 8)]
     write_run(tmp_path, runs[0], [0.5, 0.5, 0.5])
@@ -438,14 +440,15 @@ def test_the_time_left_is_of_the_epochs_left_at_the_pace_so_far(
     work.failed.append(runs[2])
     assert work._format_time_left() == "5 runs are left"
     work._epochs, work._seconds = 3, 692.3
-    assert work._format_time_left() == told
+    assert work._format_time_left() == expected
 
 
 @pytest.mark.parametrize(
-    "seconds, told", [(0, "0 s"), (99, "99 s"), (100, "2 min"), (5400, "90 min"), (9000, "2.5 h")]
+    "seconds, expected",
+    [(0, "0 s"), (99, "99 s"), (100, "2 min"), (5400, "90 min"), (9000, "2.5 h")],
 )
-def test_durations_are_told_in_the_unit_that_fits(seconds: float, told: str) -> None:
-    assert sweep._duration(seconds) == told
+def test_durations_are_reported_in_the_unit_that_fits(seconds: float, expected: str) -> None:
+    assert sweep._duration(seconds) == expected
 
 
 def test_held_out_classes_select_and_the_reported_run_is_train_py_s_own(
@@ -453,7 +456,7 @@ def test_held_out_classes_select_and_the_reported_run_is_train_py_s_own(
     write_cub: Callable[..., Path],
     train_command: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    """With MXNet, from the command line; stopped once and taken up again."""
+    """Runs MXNet from the command line; is stopped once and resumed."""
     data = write_cub(tmp_path / "cub", [4] * 12)
     flags = [
         *(f"--data-path={data}", "--model=squeezenet1.1", "--image-size=40", "--crop-size=32"),

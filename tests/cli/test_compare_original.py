@@ -48,11 +48,11 @@ def _rows(file: Path) -> list[dict[str, str]]:
 def test_equal_steps_stay_equal(
     original: Path, birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = tmp_path / "told"
-    flags = ("--steps=3", "--control", "--epochs=0", f"--output={told}", f"--data-path={birds}")
+    output = tmp_path / "output"
+    flags = ("--steps=3", "--control", "--epochs=0", f"--output={output}", f"--data-path={birds}")
     assert main(["compare-original", str(original), *flags, *_SMALL]) == 0
-    assert [path.name for path in told.iterdir()] == ["steps.csv"]
-    rows = _rows(told / "steps.csv")
+    assert [path.name for path in output.iterdir()] == ["steps.csv"]
+    rows = _rows(output / "steps.csv")
     assert [int(row["step"]) for row in rows] == [1, 2, 3]
     for row in rows:
         # Two float32 of one loss, of losses that are no zeros and that change.
@@ -72,16 +72,16 @@ def test_equal_steps_stay_equal(
 def test_another_behaviour_shows(original: Path, birds: Path, tmp_path: Path) -> None:
     change(original, "train.py", '"wd": opt.wd', '"wd": 10 * opt.wd')
     change(original, "model.py", "+ self.margin)\n        pushes", ")\n        pushes")
-    told = tmp_path / "told"
-    flags = ("--steps=1", "--epochs=0", f"--output={told}", f"--data-path={birds}", "--wd=0.1")
+    output = tmp_path / "output"
+    flags = ("--steps=1", "--epochs=0", f"--output={output}", f"--data-path={birds}", "--wd=0.1")
     assert main(["compare-original", str(original), *flags, *_SMALL]) == 0
-    (row,) = _rows(told / "steps.csv")
+    (row,) = _rows(output / "steps.csv")
     assert float(row["loss_difference"]) > 1e-2
     assert float(row["gradient_norm_difference"]) > 1e-3
     assert float(row["parameter_difference"]) > 1e-2
 
 
-def test_an_original_that_fails_is_told_in_one_line(
+def test_an_original_that_fails_is_reported_in_one_line(
     original: Path, birds: Path, tmp_path: Path
 ) -> None:
     change(
@@ -90,23 +90,23 @@ def test_an_original_that_fails_is_told_in_one_line(
         "        a = [i",
         "        raise ValueError('too near')\n        a = [i",
     )
-    told = tmp_path / "told"
-    flags = ("--steps=2", "--epochs=0", f"--output={told}", f"--data-path={birds}")
+    output = tmp_path / "output"
+    flags = ("--steps=2", "--epochs=0", f"--output={output}", f"--data-path={birds}")
     line = "the original failed at step 1: ValueError: too near"
     with pytest.raises(TrainingError, match=f"^{line}$"):
         main(["compare-original", str(original), *flags, *_SMALL])
-    assert not list(told.iterdir())
+    assert not list(output.iterdir())
 
 
 def test_free_runs(
     original: Path, birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = tmp_path / "told"
+    output = tmp_path / "output"
     flags = ("--steps=0", "--epochs=1", "--seeds=1", "--batch-num=2", f"--data-path={birds}")
-    arguments = [str(original), *flags, f"--output={told}", "--seed=5", *_SMALL]
+    arguments = [str(original), *flags, f"--output={output}", "--seed=5", *_SMALL]
     assert main(["compare-original", *arguments]) == 0
-    assert sorted(path.name for path in told.iterdir()) == ["free_runs.csv", "recalls.csv"]
-    runs = _rows(told / "free_runs.csv")
+    assert sorted(path.name for path in output.iterdir()) == ["free_runs.csv", "recalls.csv"]
+    runs = _rows(output / "free_runs.csv")
     assert [(run["program"], run["seed"]) for run in runs] == [("the original", "5"), ("here", "5")]
     for run in runs:
         recalls = [float(run[f"recall@{k}"]) for k in (1, 2, 4, 8, 16)]
@@ -134,13 +134,13 @@ def test_free_runs(
         (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
         (["--batch-size=7"], "--batch-size 7: 7 images a device are not whole classes"),
         (["--kvstore=dist_sync"], "--kvstore dist_sync: is for several worker processes"),
-        (["--output=/dev/null/told"], "--output /dev/null/told: cannot be created"),
+        (["--output=/dev/null/output"], "--output /dev/null/output: cannot be created"),
     ],
 )
 def test_mistakes_in_flags(original: Path, flags: list[str], line: str) -> None:
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as error:
         main(["compare-original", str(original), *flags])
-    assert str(told.value).startswith(line)
+    assert str(error.value).startswith(line)
 
 
 def test_the_path_comes_first() -> None:
@@ -189,10 +189,17 @@ def test_the_original_makes_the_same_pixels(the_original: Path, birds: Path) -> 
 def test_the_original_makes_the_same_steps(
     the_original: Path, birds: Path, tmp_path: Path, flags: list[str]
 ) -> None:
-    told = tmp_path / "told"
-    flags = ["--steps=2", "--epochs=0", f"--output={told}", f"--data-path={birds}", *_SMALL, *flags]
+    output = tmp_path / "output"
+    flags = [
+        "--steps=2",
+        "--epochs=0",
+        f"--output={output}",
+        f"--data-path={birds}",
+        *_SMALL,
+        *flags,
+    ]
     assert main(["compare-original", str(the_original), *flags]) == 0
-    for row in _rows(told / "steps.csv"):
+    for row in _rows(output / "steps.csv"):
         assert float(row["loss_difference"]) < 1e-5
         assert float(row["gradient_norm_difference"]) < 1e-4
         assert float(row["parameter_difference"]) < 1e-2
@@ -200,9 +207,9 @@ def test_the_original_makes_the_same_steps(
 
 
 def test_the_original_runs_freely(the_original: Path, birds: Path, tmp_path: Path) -> None:
-    told = tmp_path / "told"
+    output = tmp_path / "output"
     flags = ("--steps=0", "--epochs=2", "--seeds=1", "--batch-num=2", f"--data-path={birds}")
     # Of so small images SqueezeNet's embeddings are so near that the original ends with a NaN.
-    arguments = [str(the_original), *flags, f"--output={told}", *_SMALL, "--model=resnet18_v1"]
+    arguments = [str(the_original), *flags, f"--output={output}", *_SMALL, "--model=resnet18_v1"]
     assert main(["compare-original", *arguments]) == 0
-    assert len(_rows(told / "recalls.csv")) == 4
+    assert len(_rows(output / "recalls.csv")) == 4

@@ -37,8 +37,8 @@ def test_the_file_holds_the_features_by_the_zoos_names(
 ) -> None:
     out = str(tmp_path / "net.params")
     assert convert.main([pth, out, "--model=SqueezeNet1_1"]) == 0
-    told = f"{out}: the features of SqueezeNet1_1, for --pretrained-params.\n"
-    assert capsys.readouterr().out == told
+    line = f"{out}: the features of SqueezeNet1_1, for --pretrained-params.\n"
+    assert capsys.readouterr().out == line
     zoo = vision.squeezenet1_1()
     zoo.load_parameters(out, allow_missing=True)
     x = mx.nd.random.normal(shape=(2, 3, 64, 64))
@@ -58,7 +58,7 @@ def test_a_converted_file_can_be_converted_in_place(pth: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "flags, told",
+    "flags, message",
     [
         (["IN", "OUT", "--model=none"], "--model none: unknown; the nearest names are "),
         (["IN", "OUT", "--model=alexnet"], "IN {pth}: is not of alexnet: it lacks "),
@@ -67,13 +67,13 @@ def test_a_converted_file_can_be_converted_in_place(pth: str, tmp_path: Path) ->
         (["IN", "OUT"], "the following arguments are required: --model"),
     ],
 )
-def test_a_mistake_is_told_and_nothing_written(
-    pth: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], told: str
+def test_a_mistake_is_reported_and_nothing_written(
+    pth: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError) as caught:
         convert.main([pth if flag == "IN" else flag for flag in flags])
-    assert str(caught.value).startswith(told.format(pth=pth))
+    assert str(caught.value).startswith(message.format(pth=pth))
     assert not list(tmp_path.iterdir())
 
 

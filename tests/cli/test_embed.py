@@ -1,4 +1,4 @@
-"""`python -m embedding_learning embed`: files of embeddings, whatever comes between."""
+"""`python -m embedding_learning embed`: complete files of embeddings, also after interruptions."""
 
 from __future__ import annotations
 
@@ -183,8 +183,8 @@ def test_a_bad_image_is_named(here: Path, file: Path, capsys: pytest.CaptureFixt
     command = ["embed", str(file), "data/images", "--output=e.npy", "--batch-size=4"]
     assert run_command("program", lambda: program(command)) == 2
     error = capsys.readouterr().err
-    told = re.escape(paths[13])
-    assert re.fullmatch(rf"program: error: {told}: is a text file; .*\n", error)
+    path = re.escape(paths[13])
+    assert re.fullmatch(rf"program: error: {path}: is a text file; .*\n", error)
     assert "; e.npy.partial holds what is done, and the same command resumes from it\n" in error
     # Once it is repaired, the command resumes.
     for number in (13, 20):
@@ -286,9 +286,9 @@ def test_the_same_command_goes_on_to_the_same_bytes(
     for done in (0, 1, 3, 2):
         stopping.after = done
         assert run_command("program", lambda: program(command)) == 143
-        told = capsys.readouterr().err
+        message = capsys.readouterr().err
         hint = "e.npy.partial holds what is done, and the same command resumes from it"
-        is_resumable = hint in told
+        is_resumable = hint in message
         assert is_resumable == (done > 0)
         assert "e.npy" not in left(here)
     stopping.after = 10**6
@@ -376,7 +376,7 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(
     assert embedding_learning.embed(model, images, "e.npy", size, overwrite=True) == 32
 
 
-def test_a_full_disk_is_told_in_one_line(
+def test_a_full_disk_is_reported_in_one_line(
     here: Path, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     append = resumable_output.ResumableOutput.append
@@ -392,8 +392,8 @@ def test_a_full_disk_is_told_in_one_line(
     with monkeypatch.context() as patched:
         patched.setattr(resumable_output.ResumableOutput, "append", full)
         assert run_command("program", lambda: program(command)) == 2
-    told = "--output e.npy: cannot be written: No space left on device; .* same command resumes"
-    assert re.fullmatch(rf"program: error: {told}\n", capsys.readouterr().err)
+    message = "--output e.npy: cannot be written: No space left on device; .* same command resumes"
+    assert re.fullmatch(rf"program: error: {message}\n", capsys.readouterr().err)
     assert program(command) == 0
 
 
@@ -401,7 +401,7 @@ def test_a_full_disk_is_told_in_one_line(
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         ("MODEL --output=e.npy", "INPUT, --data-path: name images or a data set, one of the two"),
         ("MODEL data --data-path=data --output=e.npy", "INPUT, --data-path: "),
@@ -422,15 +422,15 @@ def test_a_full_disk_is_told_in_one_line(
         ("MODEL data --output=e.npy --model=alexnot", "--model alexnot: unknown"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(
-    here: Path, file: Path, capsys: pytest.CaptureFixture[str], arguments: str, told: str
+def test_a_mistake_is_reported_in_one_line(
+    here: Path, file: Path, capsys: pytest.CaptureFixture[str], arguments: str, message: str
 ) -> None:
     (here / "empty").mkdir()
     command = ["embed", *arguments.replace("MODEL", str(file)).split()]
     assert run_command("program", lambda: program(command)) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert re.fullmatch(rf"program: error: {told}.*\n", err), err
+    assert re.fullmatch(rf"program: error: {message}.*\n", err), err
     assert left(here) == set()
 
 

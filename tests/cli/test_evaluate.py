@@ -50,7 +50,7 @@ def test_the_table_and_the_json_hold_the_metrics_of_the_test_images(
     assert lines == [f"{name:12s} {value:.4f}  of 16 images" for name, value in expected.items()]
 
 
-def test_boxes_are_those_of_training_unless_told(
+def test_boxes_are_those_of_training_unless_asked_otherwise(
     model: str, tiny_cub: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate.main([model, f"--data-path={tiny_cub}", "--no-bbox", "--metrics=nmi"]) == 0
@@ -66,7 +66,7 @@ def test_by_default_all_metrics_are_measured(
     assert names == [*recalls, "map@r", "r-precision", "nmi", "ami"]
 
 
-def test_how_many_images_have_no_match_is_told(
+def test_how_many_images_have_no_match_is_reported(
     model: str, write_cub: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two classes of the four that test have a single image."""
@@ -120,7 +120,7 @@ def test_no_number_of_training_classes_is_passed_over(model: str, command: list[
 
 
 @pytest.mark.parametrize("flags", ["--metrics=recall@0", "--metrics=accuracy", "--gpus=x"])
-def test_mistakes_are_told(model: str, flags: str) -> None:
+def test_mistakes_are_refused(model: str, flags: str) -> None:
     with pytest.raises(UsageError, match=flags.split("=")[0]):
         evaluate.main([model, flags])
 

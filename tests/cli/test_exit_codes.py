@@ -1,4 +1,4 @@
-"""What a program ends with: its status and one line, whatever ended it."""
+"""The exit status of a program and its one-line message, for every way it can end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every numeric flag of every command at the edges of its numbers: one line, or it goes on.
+"""Every numeric flag of every command at the edges of its range: a one-line error, or it works.
 
 The flags are those of the parsers themselves, so a new one is tried without being named here.
 """
@@ -25,8 +25,8 @@ from embedding_learning.model import backbones
 from embedding_learning.training import build, run, schedule
 from tests.helpers.tiny_networks import batch_of, each_class, small_net
 
-# What a user is told in one line.
-TOLD = (UsageError, DataError, TrainingError)
+# The errors that a user sees as one line.
+REPORTED = (UsageError, DataError, TrainingError)
 EDGES: dict[type, list[str]] = {
     int: ["0", "-1", "1", str(2**31), str(2**63), str(10**30)],
     float: [
@@ -90,7 +90,7 @@ class _Seen(Exception):
 
 
 def command(verb: str) -> Callable[[list[str]], Any]:
-    """What reads a verb's flags; `launch` checks its own as it runs."""
+    """Returns the function that reads a verb's flags; `launch` checks its own as it runs."""
     module = importlib.import_module(f"embedding_learning.cli.{verb.replace('-', '_')}")
     return module.main if verb == "launch" else module._parse
 
@@ -141,7 +141,7 @@ def test_every_number_is_tried() -> None:
 
 
 @pytest.mark.parametrize("pairs", [TRAIN], ids=[f"{len(TRAIN)}_combinations"])
-def test_flags_of_train_at_their_edges_are_told_in_one_line(pairs: list[str]) -> None:
+def test_flags_of_train_at_their_edges_are_reported_in_one_line(pairs: list[str]) -> None:
     for pair in pairs:
         try:
             train_flags.parse([pair])
@@ -150,7 +150,7 @@ def test_flags_of_train_at_their_edges_are_told_in_one_line(pairs: list[str]) ->
 
 
 @pytest.mark.parametrize("pairs", [COMMANDS], ids=[f"{len(COMMANDS)}_combinations"])
-def test_flags_of_commands_at_their_edges_are_told_in_one_line(
+def test_flags_of_commands_at_their_edges_are_reported_in_one_line(
     pairs: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -177,7 +177,7 @@ def tiny_backbone(*args: Any, **kwargs: Any) -> nn.HybridSequential:
 
 
 @pytest.mark.parametrize("pairs", [ACCEPTED], ids=[f"{len(ACCEPTED)}_combinations"])
-def test_what_is_taken_trains_or_is_told(
+def test_accepted_flags_train_or_are_refused_in_one_line(
     pairs: list[str], tiny_cub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A whole run of one step each, with a network of two filters."""
@@ -187,7 +187,7 @@ def test_what_is_taken_trains_or_is_told(
         typed = [*QUICK, f"--data-path={tiny_cub}", pair]
         try:
             run.run(train_flags.parse(typed, is_past=True), typed)
-        except TOLD as error:
+        except REPORTED as error:
             assert "\n" not in str(error), pair
 
 

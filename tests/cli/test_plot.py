@@ -20,7 +20,7 @@ from embedding_learning.cli import export, plot, report
 from embedding_learning.data.preprocessing import read_square
 from embedding_learning.errors import DataError, UsageError
 from embedding_learning.inference import embedding_file
-from embedding_learning.training.checkpoint_file import RunFolder
+from embedding_learning.training.run_folder import RunFolder
 from tests.end_to_end.test_train_command import QUICK
 from tests.helpers.onnx_files import open_session
 from tests.helpers.paths import ROOT
@@ -83,16 +83,16 @@ def write_vectors(folder: Path, tiny_cub: Path, labels: bool = True, listed: boo
 
 
 @pytest.mark.parametrize(
-    "labels, told", [(True, "Images: 32. Classes: 1"), (False, "Images: 32. Classes: 0")]
+    "labels, expected", [(True, "Images: 32. Classes: 1"), (False, "Images: 32. Classes: 0")]
 )
 def test_points_of_a_file_of_vectors_are_drawn_with_or_without_labels(
-    tmp_path: Path, tiny_cub: Path, labels: bool, told: str
+    tmp_path: Path, tiny_cub: Path, labels: bool, expected: str
 ) -> None:
     file = write_vectors(tmp_path, tiny_cub, labels)
     assert plot.main(["points", file, f"{tmp_path}/points.svg"]) == 0
     drawn = (tmp_path / "points.svg").read_text(encoding="utf-8")
     assert "<!-- e.npy: t-SNE of 32 images -->" in drawn
-    assert f"<!-- {told} -->" in drawn
+    assert f"<!-- {expected} -->" in drawn
 
 
 def test_photographs_of_a_file_of_vectors_are_drawn(
@@ -125,7 +125,7 @@ def test_a_map_of_photographs_needs_the_photographs(tmp_path: Path, tiny_cub: Pa
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         ("tsne missing.npy x.png", "missing.npy: no such file"),
         ("gallery e.npy x.png", "MODEL e.npy: plot gallery needs a trained network and a data set"),
@@ -136,13 +136,13 @@ def test_a_map_of_photographs_needs_the_photographs(tmp_path: Path, tiny_cub: Pa
     ],
 )
 def test_flags_without_effect_on_a_file_of_vectors_are_refused(
-    tmp_path: Path, tiny_cub: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, told: str
+    tmp_path: Path, tiny_cub: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, message: str
 ) -> None:
     write_vectors(tmp_path, tiny_cub)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError) as caught:
         plot.main(arguments.split())
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize("name", ["birds", "birds.params"])
@@ -180,7 +180,7 @@ def test_a_run_is_reported_on_one_page(run: Path, monkeypatch: pytest.MonkeyPatc
     assert report.main(["birds"]) == 0
     page = (run / "birds.run" / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/") == 5
-    for told in (
+    for text in (
         "before training",
         "epoch 0",
         "epoch 1",
@@ -194,22 +194,22 @@ def test_a_run_is_reported_on_one_page(run: Path, monkeypatch: pytest.MonkeyPatc
         "--model=squeezenet1.1",
         "mxnet",
     ):
-        assert told in page
+        assert text in page
 
 
 @pytest.mark.parametrize(
-    "files, is_held, told",
+    "files, is_held, expected",
     [
         ([(3, 0)], False, "when the run was finished, after 3 of 3 epochs."),
         ([(1, 5)], False, "when the run was stopped; its latest checkpoint was after 1 of 3 epochs "
                           "and 5 batches."),
-        ([(0, 0), (1, 0)], True, "while the run was going on; its latest checkpoint was after 1 of "
+        ([(0, 0), (1, 0)], True, "while the run was training; its latest checkpoint was after 1 of "
                                  "3 epochs."),
-        ([], False, "the run's checkpoints are not there any more."),
+        ([], False, "the run's checkpoints do not exist any more."),
     ],
 )  # fmt: skip
-def test_what_the_run_had_come_to_is_told(
-    tmp_path: Path, files: list[tuple[int, int]], is_held: bool, told: str
+def test_what_the_run_had_come_to_is_reported(
+    tmp_path: Path, files: list[tuple[int, int]], is_held: bool, expected: str
 ) -> None:
     prefix = str(tmp_path / "birds")
     with RunFolder(prefix, 2) as folder:
@@ -219,13 +219,13 @@ def test_what_the_run_had_come_to_is_told(
     (tmp_path / "birds.run").mkdir(exist_ok=True)
     state = state or report._state(prefix, 3)
     assert re.match(r"Written on \d{4}-\d\d-\d\d at \d\d:\d\d:\d\d \(UTC[+-]\d{4}\)", state)
-    assert state.endswith(told)
+    assert state.endswith(expected)
 
 
 def test_what_is_not_recorded_is_not_drawn(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a report of a run that has no record of distances."""
+    """This happens in the report of a run without records of distances."""
     (tmp_path / "birds.run").mkdir()
     shutil.copy(run / "birds.params", tmp_path)
     shutil.copy(run / "birds.run" / "run.json", tmp_path / "birds.run")
@@ -244,7 +244,7 @@ def test_what_is_not_recorded_is_not_drawn(
     assert not (tmp_path / "distances.png").exists()
 
 
-def test_what_is_not_there_is_told(run: Path, tmp_path: Path) -> None:
+def test_what_is_not_there_is_reported(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no such folder .*birds\.run; name a run"):
         report.main([str(tmp_path / "birds")])
     (tmp_path / "birds.run").mkdir()
@@ -285,6 +285,6 @@ def test_the_exported_graphs_embed_as_the_model(
 def test_the_commands_are_found_by_name() -> None:
     root = ROOT
     command = [sys.executable, "-m", "embedding_learning", "--help"]
-    told = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True).stdout
+    output = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True).stdout
     for verb in ("check", "evaluate", "embed", "search", "plot", "report", "export"):
-        assert f"  {verb} " in told
+        assert f"  {verb} " in output

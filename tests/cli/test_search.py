@@ -1,4 +1,4 @@
-"""`python -m embedding_learning search`: the nearest images, in words, as JSON and as a picture."""
+"""`python -m embedding_learning search`: the nearest images as text, JSON and a figure."""
 
 from __future__ import annotations
 
@@ -289,7 +289,7 @@ def test_without_classes_nothing_is_right_or_wrong(
     assert re.fullmatch(r"    1  \d\.\d{4}  data/images/\S+\.jpg", lines[1])
 
 
-def test_vectors_without_a_list_are_told_by_row(
+def test_vectors_without_a_list_are_reported_by_row(
     here: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy("birds.npy", tmp_path / "bare.npy")
@@ -311,8 +311,8 @@ def test_names_that_would_speak_to_the_terminal_do_not(
     out = capsys.readouterr().out
     assert out.count("\n") == 3
     assert "\x1b" not in out
-    for told in (r"red \x1b[31m.jpg", r"two\nlines.jpg", r"latin\udce4.jpg"):
-        assert told in out
+    for name in (r"red \x1b[31m.jpg", r"two\nlines.jpg", r"latin\udce4.jpg"):
+        assert name in out
     assert program(["search", str(file), str(tmp_path), str(tmp_path / odd[0]), "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     names = {os.path.basename(image["path"]) for image in found["neighbours"]}
@@ -408,7 +408,7 @@ def test_a_picture_is_drawn_beside_the_table(
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         ("MODEL birds.npy", "the following arguments are required: QUERY"),
         ("missing.params birds.npy QUERY", "MODEL missing.params: no such file"),
@@ -432,9 +432,9 @@ def test_a_picture_is_drawn_beside_the_table(
         ("MODEL gone.npy QUERY --picture=x.png", r"gone/\d+\.jpg: cannot be read: No such file"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(
+def test_a_mistake_is_reported_in_one_line(
     here: Path, file: Path, birds: ImageSet, capsys: pytest.CaptureFixture[str], arguments: str,
-    told: str,
+    message: str,
 ) -> None:  # fmt: skip
     np.save("wide.npy", np.repeat(np.load("birds.npy"), 2, axis=1))
     shutil.copy("birds.npy", "bare.npy")
@@ -444,7 +444,7 @@ def test_a_mistake_is_told_in_one_line(
     words = arguments.replace("MODEL", str(file)).replace("QUERY", birds.paths[0]).split()
     assert run_command("program", lambda: program(["search", *words])) == 2
     err = capsys.readouterr().err
-    assert re.fullmatch(rf"program: error: {told}.*\n", err), err
+    assert re.fullmatch(rf"program: error: {message}.*\n", err), err
     assert not Path("x.png").exists()
 
 

@@ -170,8 +170,8 @@ def test_help_lists_the_flags_of_the_original_first_and_in_its_order(help_text: 
 
 
 def test_help_tells_every_default_of_the_original(help_text: str) -> None:
-    told = " ".join(help_text.split())
-    entries = dict(re.findall(r"(--[a-z-]+) [A-Z_]+ ((?:(?! --[a-z-]+ [A-Z_]+ ).)*)", told))
+    one_line = " ".join(help_text.split())
+    entries = dict(re.findall(r"(--[a-z-]+) [A-Z_]+ ((?:(?! --[a-z-]+ [A-Z_]+ ).)*)", one_line))
     for flag, _, _, default in ORIGINAL:
         if default not in (False, []):
             text = ",".join(map(str, default)) if isinstance(default, list) else default
@@ -204,7 +204,7 @@ def test_gpus_keep_the_order_they_are_given_in() -> None:
     assert parse(["--gpus", "1,0"]).devices.gpus == (1, 0)
 
 
-def test_flags_that_stand_among_the_arguments_are_told_from_defaults() -> None:
+def test_flags_that_stand_among_the_arguments_are_reported_from_defaults() -> None:
     typed = "--print-freq 20 --seed=123 --no-bbox --use-pretrained --gpus 0,0 --embed 128"
     assert given(typed.split()) == {
         "log_interval": 20, "seed": 123, "bbox": False, "use_pretrained": True, "gpus": "0,0",
@@ -240,7 +240,7 @@ ABBREVIATIONS = [
 
 @pytest.mark.parametrize("short, flag", ABBREVIATIONS)
 def test_what_the_original_takes_for_a_flag_is_that_flag(short: str, flag: str) -> None:
-    """Also where flags that the original does not have begin alike, as --dataset does."""
+    """This holds also if a newer flag has the same beginning, as --dataset has."""
     text = next(text for name, text, *_ in ORIGINAL if name == flag)
     expected = vars(original_parser().parse_args([f"{short}={text}"] if text else [short]))
     for typed in ([short, text], [f"{short}={text}"]) if text else ([short],):
@@ -252,7 +252,7 @@ def test_what_the_original_takes_for_a_flag_is_that_flag(short: str, flag: str) 
 
 
 def test_no_flag_is_an_abbreviation_of_the_originals() -> None:
-    """It would be taken for itself here, and for the original's flag there."""
+    """The same text would be another flag here than in the original."""
     shorts = {short for short, _ in ABBREVIATIONS}
     assert not shorts & {
         name for action in build_parser()._actions for name in action.option_strings
@@ -425,7 +425,7 @@ def test_no_steps_are_an_empty_list() -> None:
         *((f"{flag}=-0.1", f"{flag} -0.1") for flag in FLOATS if flag not in OF_ANY_SIGN),
     ],
 )
-def test_a_bad_value_is_told_in_one_line_that_names_the_flag(
+def test_a_bad_value_is_reported_in_one_line_that_names_the_flag(
     flags: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

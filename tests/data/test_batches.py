@@ -1,4 +1,4 @@
-"""Batches against their definition, whatever decodes them and wherever the iteration begins."""
+"""Batches against their definition, with all ways to decode and from every starting point."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def arrays(batch: mx.io.DataBatch) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rows_and_labels(batch: mx.io.DataBatch) -> tuple[np.ndarray, np.ndarray]:
-    """Which images of `told_apart` a batch holds, read from its pixels, and its labels."""
+    """Returns which images of `told_apart` a batch holds, read from its pixels, and its labels."""
     data, labels = arrays(batch)
     assert (data == data[:, :, :1, :1]).all()
     np.testing.assert_array_equal(data[:, 1, 0, 0], labels)

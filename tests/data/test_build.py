@@ -1,4 +1,4 @@
-"""From the flags to batches: their images and labels, wherever the pixels come from."""
+"""From the flags to batches: their images and labels, with pixels from files and from the cache."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def flags(tmp_path: Path) -> Callable[..., TrainConfig]:
 
 @contextmanager
 def opened(options: TrainConfig) -> Iterator[tuple[Split, Data]]:
-    """What is read and the batches made of it, closed in the end."""
+    """Opens the data and its batches, and closes them at the end."""
     split = read_split(options)
     data = open_data(split, options)
     try:
@@ -84,7 +84,7 @@ class Batch(NamedTuple):
 
 
 def batch_of(batch: mx.io.DataBatch) -> Batch:
-    """Which images of `photos` a batch holds, without those that fill it up."""
+    """Returns which images of `photos` a batch holds, without those that fill it up."""
     data = batch.data[0].asnumpy()
     assert (data == data[:, :1, :1, :1]).all()
     real = len(data) - batch.pad
@@ -262,7 +262,7 @@ def test_the_largest_batch_proposed_is_taken(
     size: int,
     is_total: bool,
 ) -> None:
-    """Of seven classes; a device's share holds whole classes."""
+    """The data has seven classes; a device's part of a batch holds whole classes."""
     lines = [*[(label, "train") for label in "abcdefg" * 4], ("x", "test")]
     data = photos(tmp_path / "data", lines)
     given = [f"--cpu-contexts={devices}", f"--batch-k={batch_k}"]
@@ -600,7 +600,7 @@ def test_close_ends_all_workers(tmp_path: Path, flags: Callable[..., TrainConfig
 
 
 class MeanColour:
-    """As little of a network as an evaluation needs."""
+    """The parts of a network that an evaluation needs."""
 
     def embed(self, x: mx.nd.NDArray) -> mx.nd.NDArray:
         return x.astype("float32").mean(axis=(2, 3))
@@ -622,7 +622,7 @@ def noisy_photos(folder: Path, counts: Sequence[int], classes: int) -> ImageSet:
 
 
 def mean_colors(some: ImageSet) -> np.ndarray:
-    """Of the center of each image, (n, 3)."""
+    """Embeds the center of each image, (n, 3)."""
     decoded = [read_square(path, None, 8)[1:7, 1:7] for path in some.paths]
     return np.stack([pixels.astype(np.float64).mean(axis=(0, 1)) for pixels in decoded])
 
@@ -712,7 +712,7 @@ def test_test_images_of_a_list_are_logged_without_a_gallery(
 def test_held_out_classes_are_read_in_place_of_the_test_classes(
     tmp_path: Path, flags: Callable[..., TrainConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not an image of the test classes is opened, and the log says what is tested."""
+    """No image of the test classes is opened, and the log names the tested images."""
     caplog.set_level("INFO")
     lines = [*EVEN, *[(label, "train") for label in "dddd"], *GALLERY]
     data = photos(tmp_path / "data", lines)

@@ -36,7 +36,7 @@ def encoded(suffix: str, image: np.ndarray, *settings: int) -> bytes:
 
 
 def saved(name: str, mode: str = "RGB", **settings: Any) -> bytes:
-    """As Pillow writes it; of an animation two frames."""
+    """Writes an image with Pillow; of an animation two frames."""
     file = io.BytesIO()
     image = Image.fromarray(picture()).convert(mode)
     if settings.get("save_all"):
@@ -242,7 +242,7 @@ def test_what_another_thread_prints_is_printed(capfd: pytest.CaptureFixture[str]
 
 
 def test_an_image_beyond_the_limit_is_named_with_its_size_and_the_way_out(tmp_path: Path) -> None:
-    """In processes of their own, for OpenCV reads the limit when it is loaded."""
+    """Runs in separate processes, since OpenCV reads the limit when it is loaded."""
     file = tmp_path / "large.jpg"
     file.write_bytes(encoded(".jpg", np.zeros((300, 400, 3), np.uint8)))
     read = f"""

@@ -1,4 +1,4 @@
-"""EXIF orientation and resizing: by their definitions, and wherever the flags have to reach."""
+"""EXIF orientation and resizing: by their definitions, and in everything the flags apply to."""
 
 from __future__ import annotations
 

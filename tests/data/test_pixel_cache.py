@@ -1,4 +1,4 @@
-"""The pixel cache: the same pixels as decoding again, whatever happens to it."""
+"""The pixel cache: the same pixels as decoding again, also after damage and changes."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def test_a_box_outside_of_the_image_is_refused(tmp_path: Path, box: tuple[int, .
 
 
 def thumbnail_segment() -> bytes:
-    """What a camera puts before the picture: a segment with a small JPEG file in it."""
+    """The segment that a camera writes before the image: it holds a small JPEG file."""
     small = cv2.imencode(".jpg", picture())[1].tobytes()
     return b"\xff\xe1" + (len(small) + 8).to_bytes(2, "big") + b"Exif\0\0" + small
 
@@ -225,7 +225,7 @@ def test_a_path_with_a_zero_byte_is_named(tmp_path: Path) -> None:
 def test_what_is_no_plain_file_or_too_large_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a link to /dev/zero would be, which never ends; /dev/null ends at once."""
+    """A link to /dev/zero would never end; /dev/null, which ends at once, stands for it."""
     (tmp_path / "link.jpg").symlink_to("/dev/null")
     with pytest.raises(DataError, match=r"link\.jpg: cannot be read: it is not a regular file"):
         read_square(str(tmp_path / "link.jpg"), None, SIDE)
@@ -241,7 +241,7 @@ def test_what_is_no_plain_file_or_too_large_is_not_read(
 def test_an_image_of_more_than_134_million_pixels_is_refused_by_its_header(
     tmp_path: Path, height: int, refused: bool
 ) -> None:
-    """In a process of its own, where the package is imported before OpenCV, as in the program."""
+    """Runs in a separate process that imports the package before OpenCV, as the program does."""
     header = cv2.imencode(".bmp", np.zeros((1, 1, 3), np.uint8))[1].tobytes()
     header = header[:18] + struct.pack("<ii", 2**13, height) + header[26:]
     (tmp_path / "image.bmp").write_bytes(header)

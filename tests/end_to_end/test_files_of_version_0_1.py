@@ -38,7 +38,7 @@ METRICS = "recall@1,recall@2,map@r,r-precision,nmi,ami"
 
 
 class Former(NamedTuple):
-    """What version 0.1 left: folders that the tests copy before they change anything."""
+    """The files of version 0.1: folders that the tests copy before they change anything."""
 
     stopped: Path  # a run after one of two epochs, its network, embeddings and pixel cache
     finished: Path  # the same run, resumed by version 0.1 itself
@@ -124,7 +124,7 @@ NOT_COMPARED = {"seconds", "images_per_second", "waiting_share", "active_share"}
 
 
 def records(folder: Path) -> list[dict[str, object]]:
-    """What the run measured."""
+    """Returns what the run measured."""
     lines = (folder / "birds.run" / "metrics.jsonl").read_text().splitlines()
     values = map(json.loads, lines)
     return [{name: v for name, v in line.items() if name not in NOT_COMPARED} for line in values]

@@ -21,7 +21,7 @@ from tests.helpers.paths import ROOT
 
 SCRIPT = ROOT / "get_cub200_data.sh"
 BASH = shutil.which("bash")
-# What the script may call beside a downloader; where one has no md5sum it has md5.
+# The tools of the script in addition to a downloader; a system without md5sum has md5.
 BASIC_TOOLS = ["bash", "cat", "cut", "dirname", "gzip", "mkdir", "mv", "rm", "tar", "tr", "wc"]
 SUM_TOOLS = ["md5sum", "md5"]
 NEEDED = ["images.txt", "image_class_labels.txt", "bounding_boxes.txt"]
@@ -243,12 +243,12 @@ def test_complete_part_needs_no_network(checkout, server):
 
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("excess", [b"", b"more"])
-def test_full_part_of_wrong_content_is_fetched_afresh(checkout, server, ranges, excess):
+def test_full_part_of_wrong_content_is_fetched_from_scratch(checkout, server, ranges, excess):
     checkout.put_part(ARCHIVE[:-1] + b"?" + excess)
     server.ranges = ranges
     result = checkout.run()
     if not ranges and result.returncode != 0:
-        # wget drops an answer that is shorter than the part; the sum then tells.
+        # wget drops an answer that is shorter than the part; the checksum then shows it.
         assert "run again" in error_of(result)
         result = checkout.run()
     checkout.assert_complete(result)
@@ -257,8 +257,8 @@ def test_full_part_of_wrong_content_is_fetched_afresh(checkout, server, ranges, 
 def test_corrupted_download(checkout, server):
     server.body = ARCHIVE[:HALF] + b"corrupted" + ARCHIVE[HALF + 9 :]
     error = error_of(checkout.run())
-    for told in (str(checkout.part), md5(server.body), md5(ARCHIVE), "run again"):
-        assert told in error
+    for part in (str(checkout.part), md5(server.body), md5(ARCHIVE), "run again"):
+        assert part in error
     assert checkout.contents() == []
 
     server.body = ARCHIVE
@@ -339,8 +339,8 @@ def test_wrong_archive_in_place_is_kept(any_checkout, server):
     any_checkout.data.mkdir()
     any_checkout.archive.write_bytes(b"put here by hand")
     error = error_of(any_checkout.run())
-    for told in (str(any_checkout.archive), md5(b"put here by hand"), md5(ARCHIVE)):
-        assert told in error
+    for part in (str(any_checkout.archive), md5(b"put here by hand"), md5(ARCHIVE)):
+        assert part in error
     assert any_checkout.contents() == ["CUB_200_2011.tgz"]
     assert server.requests == []
 

@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed or fail, and what they become when they go on."""
+"""Runs that are stopped, killed or fail, and their results after they are resumed."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from embedding_learning.training import (
     learner,
     loop,
     records,
+    run_folder,
     validation,
 )
 from tests.end_to_end.test_train_command import QUICK
@@ -130,8 +131,8 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(
     with monkeypatch.context() as patched:
         signal_at_call(patched, where, name, call, number)
         assert start(tmp_path, *flags) == 128 + number
-    told = f"train.py: stopped by {signal.Signals(number).name}; the state is in {PREFIX}.run"
-    assert told in capsys.readouterr().err
+    message = f"train.py: stopped by {signal.Signals(number).name}; the state is in {PREFIX}.run"
+    assert message in capsys.readouterr().err
     assert start(tmp_path, *flags, "--resume=auto") == 0
     assert logged_values(caplog.text) == expected
     assert last_state(tmp_path) == last_state(folder)
@@ -226,7 +227,7 @@ def test_an_image_that_vanishes_ends_the_run_with_the_way_to_go_on(
 def test_a_run_goes_on_without_the_folder_of_its_decoded_images(
     undisturbed: dict[str, bytes], start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are mapped, and the system keeps what is mapped."""
+    """The files are mapped, and the system keeps mapped files."""
     cache = tmp_path / "decoded"
     act_at_call(monkeypatch, learner.Learner, "step", 2, lambda: shutil.rmtree(cache))
     assert start(tmp_path / "here", *DECODING, "--cache=pixels", f"--cache-dir={cache}") == 0
@@ -322,7 +323,7 @@ def test_a_second_signal_ends_it_at_once_and_the_former_checkpoint_is_whole(
         err = process.communicate(timeout=60)[1]
     assert process.returncode in (130, 143)  # the system may deliver them in either order
     assert err.endswith("Stopped at once.\n")
-    found = checkpoint_file.find("auto", str(tmp_path / PREFIX))
+    found = run_folder.find("auto", str(tmp_path / PREFIX))
     assert found
     assert found.state["progress"]["batch"] == 0
 
@@ -364,7 +365,7 @@ def test_a_finished_run_says_so_and_goes_on_with_more_epochs(
 def test_another_epoch_s_network_can_be_asked_for_later(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of a finished run the last epoch's is saved, as if that had been asked for at first."""
+    """A finished run saves the last epoch's network, as if that had been asked for at first."""
     # The first epoch stays the best.
     monkeypatch.setattr(loop, "criterion", lambda _: 0.0)
     best, last, file = tmp_path / "best", tmp_path / "last", f"{PREFIX}.params"
@@ -388,7 +389,7 @@ def test_another_epoch_s_network_can_be_asked_for_later(
     assert read_description(str(best / file), "MODEL")["epoch"] == 2
 
 
-def test_a_best_network_that_was_not_kept_is_told(
+def test_a_best_network_that_was_not_kept_is_reported(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     recalls = iter([0.75, 0.5, 0.625])
@@ -404,7 +405,7 @@ def test_a_best_network_that_was_not_kept_is_told(
 def test_a_finished_run_of_format_1_that_saved_no_network_saves_its_last(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That was so where no test image had been recalled."""
+    """This was so if no test image had been recalled."""
     monkeypatch.setattr(loop, "criterion", lambda _: 0.0)
     assert start(tmp_path) == 0
     for file in [tmp_path / f"{PREFIX}.params", *tmp_path.rglob("best-*")]:
@@ -418,7 +419,7 @@ def test_a_finished_run_of_format_1_that_saved_no_network_saves_its_last(
     assert read_description(f"{PREFIX}.params", "MODEL")["epoch"] == 1
 
 
-def test_a_torn_checkpoint_is_told_and_the_one_before_is_used(
+def test_a_torn_checkpoint_is_reported_and_the_one_before_is_used(
     start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert start(tmp_path) == 0
@@ -467,7 +468,7 @@ def test_a_run_that_began_with_a_former_network_goes_on_as_that_run(
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """What it recalled before training is neither measured anew nor forgotten."""
+    """Recall@1 before training is neither measured again nor forgotten."""
     former, alone, stopped = tmp_path / "former", tmp_path / "alone", tmp_path / "stopped"
     assert start(former, "--epochs=1") == 0
     network = f"--resume={former / PREFIX}.params"
@@ -487,7 +488,7 @@ def test_a_run_that_began_with_a_former_network_goes_on_as_that_run(
 
 
 @pytest.mark.parametrize(
-    "flags, told",
+    "flags, message",
     [
         (["--embed-dim=8", "--seed=1"], "was made with --embed-dim 16, --seed 123; give these"),
         (["--lr-beta=0"], "was made with --lr-beta 0.1;"),
@@ -496,8 +497,8 @@ def test_a_run_that_began_with_a_former_network_goes_on_as_that_run(
         (["--batch-num=4"], "was made with --batch-num 3;"),
     ],
 )
-def test_flags_that_do_not_fit_are_told_in_one_line(
-    start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str], flags: list[str], told: str
+def test_flags_that_do_not_fit_are_reported_in_one_line(
+    start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
     assert start(tmp_path, "--epochs=1") == 0
     before = last_state(tmp_path)
@@ -505,7 +506,7 @@ def test_flags_that_do_not_fit_are_told_in_one_line(
     assert start(tmp_path, *flags, "--resume=auto") == 2
     out, err = capfd.readouterr()
     assert not out
-    assert re.fullmatch(rf"train\.py: error: --resume .*{told}.*\n", err), err
+    assert re.fullmatch(rf"train\.py: error: --resume .*{message}.*\n", err), err
     assert last_state(tmp_path) == before
 
 
@@ -534,11 +535,11 @@ def test_training_that_is_not_finite_stops_and_goes_on_with_a_lower_rate(
 def test_a_finite_gradient_that_leads_to_infinite_weights_is_not_saved(
     start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str], optimizer: str
 ) -> None:
-    """It would take the place of the last good checkpoint."""
+    """It would replace the last good checkpoint."""
     flags = [f"--optimizer={optimizer}", "--checkpoint-interval=1", "--keep=1", "--epochs=1"]
     assert start(tmp_path, *flags, "--lr=1e38") == 3
-    told = r"^train\.py: stopped: network/\S+ is not finite any more; .* --lr .*--resume$"
-    assert re.search(told, capfd.readouterr().err, re.M)
+    message = r"^train\.py: stopped: network/\S+ is not finite any more; .* --lr .*--resume$"
+    assert re.search(message, capfd.readouterr().err, re.M)
     assert all(np.isfinite(np.frombuffer(a, "f4")).all() for a in last_state(tmp_path).values())
     assert start(tmp_path, *flags, "--resume=auto") == 0
 
@@ -575,7 +576,7 @@ def test_the_files_of_a_folder_removed_meanwhile_are_written_again(
     assert list(Path(f"{PREFIX}.run").glob("best-*.params"))
 
 
-def test_a_folder_removed_meanwhile_is_made_anew(
+def test_a_folder_removed_meanwhile_is_created_again(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     step = learner.Learner.step
@@ -587,7 +588,7 @@ def test_a_folder_removed_meanwhile_is_made_anew(
 
     monkeypatch.setattr(learner.Learner, "step", removing)
     assert start(tmp_path) == 0
-    assert "was removed while the run went on; it is made anew" in caplog.text
+    assert "was removed while the run trains; it is created again" in caplog.text
     assert (folder / "checkpoint-0002-000000.safetensors").exists()
 
 
@@ -617,7 +618,7 @@ def test_a_network_removed_meanwhile_is_written_again(
     assert start(tmp_path) == 0
     lost = [name.replace(".run", ".run/best-0000.params") for name in removed]
     for name in lost:
-        assert f"{name} was removed while the run went on; it is written again." in caplog.messages
+        assert f"{name} was removed while the run trains; it is written again." in caplog.messages
     for file in (f"{PREFIX}.params", f"{PREFIX}.run/best-0000.params"):
         assert Path(file).read_bytes() == saved[0]
     assert start(tmp_path, "--resume=auto", "--epochs=3") == 0
@@ -638,8 +639,8 @@ def test_a_full_disk_stops_the_run_and_the_former_checkpoint_goes_on(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, former)
-    told = rf"train\.py: stopped: {PREFIX}\.run: cannot be written to: .*File too large.*\n"
-    assert re.search(told, capfd.readouterr().err)
+    message = rf"train\.py: stopped: {PREFIX}\.run: cannot be written to: .*File too large.*\n"
+    assert re.search(message, capfd.readouterr().err)
     assert last_state(tmp_path) == before
     assert not list(tmp_path.rglob("*.partial"))
     assert start(tmp_path, "--resume=auto") == 0

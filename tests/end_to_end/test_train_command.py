@@ -18,7 +18,7 @@ from embedding_learning.data.datasets import cub200
 from embedding_learning.model.weights.params_file import read_description
 
 # Two epochs of three batches from the four training classes of `tiny_cub`. Decoded images are kept
-# beside the folder in which the run starts, so that equal runs elsewhere have equal log lines.
+# next to the folder in which the run starts, so that equal runs elsewhere have equal log lines.
 QUICK = [
     *("--model=squeezenet1.1", "--image-size=40", "--crop-size=32", "--embed-dim=16", "--lr=0.001"),
     *("--batch-size=6", "--batch-k=3", "--epochs=2", "--batch-num=3", "--log-interval=2"),
@@ -29,7 +29,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the one full run of this module was started."""
+    """The folder in which the one full run of this module was started."""
     folder = tmp_path_factory.mktemp("run") / "here"
     folder.mkdir()
     return folder
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def done(train_command: Run, folder: Path, tiny_cub: Path) -> subprocess.CompletedProcess[str]:
-    """That run, over."""
+    """The finished run in that folder."""
     finished = train_command(folder, f"--data-path={tiny_cub}", *QUICK)
     assert finished.returncode == 0, finished.stderr
     return finished
@@ -200,8 +200,8 @@ def test_whole_images_are_another_run_and_it_says_so(
 ) -> None:
     caplog.set_level("INFO")
     assert start(f"--data-path={tiny_cub}", *QUICK, "--no-bbox") == 0
-    told = "CUB-200-2011, whole images: 16 images of 4 classes train, 16 of 4 test."
-    assert told in caplog.messages
+    line = "CUB-200-2011, whole images: 16 images of 4 classes train, 16 of 4 test."
+    assert line in caplog.messages
     (file,) = here.glob("*.params")
     assert file.read_bytes() != (folder / file.name).read_bytes()
 
@@ -338,11 +338,11 @@ def nothing_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preprocessing, "read_square", read_image)
 
 
-def assert_one_line(status: int, output: tuple[str, str], told: str) -> None:
+def assert_one_line(status: int, output: tuple[str, str], message: str) -> None:
     """Status 2, nothing on the standard output, and of the errors one line."""
     out, err = output
     assert (status, out) == (2, "")
-    assert re.fullmatch(rf"train\.py: error: {told}.*\n", err), err
+    assert re.fullmatch(rf"train\.py: error: {message}.*\n", err), err
 
 
 BATCH = "--batch-size, --total-batch-size: a batch of"
@@ -351,7 +351,7 @@ NO_FILE = "no such file, or it cannot be read"
 
 @pytest.mark.usefixtures("nothing_is_decoded")
 @pytest.mark.parametrize(
-    "flags, told",
+    "flags, message",
     [
         ("--model resnet_50", "--model resnet_50: unknown; .*resnet50"),
         ("--optimizer adams", "--optimizer adams: unknown; .*adam"),
@@ -385,16 +385,16 @@ NO_FILE = "no such file, or it cannot be read"
         ("--image-size 5000", "--image-size 5000: 4096 is the most"),
     ],
 )
-def test_a_mistake_is_told_in_one_line_before_anything_is_decoded(
+def test_a_mistake_is_reported_in_one_line_before_anything_is_decoded(
     start: Callable[..., int],
     here: Path,
     tiny_cub: Path,
     capfd: pytest.CaptureFixture[str],
     flags: str,
-    told: str,
+    message: str,
 ) -> None:
     status = start(f"--data-path={tiny_cub}", *QUICK, *flags.split())
-    assert_one_line(status, capfd.readouterr(), told)
+    assert_one_line(status, capfd.readouterr(), message)
     assert list(here.iterdir()) == []
     assert not (here.parent / "cache").exists()
 
@@ -433,7 +433,7 @@ def test_an_image_that_is_missing_is_named(
     assert_one_line(status, capfd.readouterr(), f"{re.escape(str(missing))}: listed, but missing")
 
 
-def test_a_wrong_line_of_the_data_is_told_to_the_user(
+def test_a_wrong_line_of_the_data_is_reported_to_the_user(
     train_command: Run, copy: Path, here: Path, tmp_path: Path
 ) -> None:
     boxes = copy / "bounding_boxes.txt"
@@ -470,7 +470,7 @@ def test_an_image_broken_in_the_middle_ends_the_run_with_its_name(
 
 
 @pytest.mark.parametrize("cache", ["pixels", "none"])
-def test_a_run_goes_on_without_broken_images_where_it_is_told_to(
+def test_a_run_goes_on_without_broken_images_where_it_is_reported_to(
     start: Callable[..., int],
     here: Path,
     copy: Path,
@@ -485,7 +485,7 @@ def test_a_run_goes_on_without_broken_images_where_it_is_told_to(
 
 
 def logless(text: str) -> str:
-    """Without the line that tells the options of the run."""
+    """Returns the log without the line of the run's options."""
     return re.sub(r"^INFO:root:Namespace\(.*\)\n", "", text)
 
 
@@ -498,7 +498,7 @@ def test_the_best_epoch_is_saved_or_the_last(
     epoch: int,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With learning rates of 0 all are equally good, of which the first is the best."""
+    """With learning rates of 0 all epochs are equally good, and the first counts as the best."""
     data = f"--data-path={tiny_cub}"
     assert start(data, *QUICK, "--lr=0", "--lr-beta=0", "--save-prefix=birds", *flags) == 0
     description = read_description("birds.params", "MODEL")

@@ -75,7 +75,7 @@ def test_limits_are_decided_right_unless_within_the_margin() -> None:
 
 
 def test_a_product_in_float64_follows_one_that_leaves_many_pairs() -> None:
-    """Of 1,600 pairs more than 100 beyond the wanted ones are many."""
+    """More than 100 unneeded pairs of 1,600 would be many."""
     x = normal(40, 5)
     (block,) = split_into_blocks(x, make_gallery(x, 40), None, (2**20, 2**16))
     for count, wanted, expected in (

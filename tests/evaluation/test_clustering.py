@@ -96,7 +96,7 @@ def test_of_more_clusters_than_rounds_several_centers_are_drawn_at_once(
 
 
 def test_the_first_centers_are_far_from_each_other() -> None:
-    """One image far off is nearly always a center; drawn at random it would hardly ever be."""
+    """A single distant image is nearly always a center; a random choice would rarely select it."""
     x = np.zeros((1000, 2), np.float32)
     x[:, 0] = np.linspace(0, 1, 1000)
     x[77] = 1000

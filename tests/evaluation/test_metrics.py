@@ -382,7 +382,7 @@ def test_precision_and_map_at_k_follow_the_definition(
 
 
 def test_precision_and_map_at_k_of_a_list_done_by_hand() -> None:
-    """Of R = 3 matches at places 1, 3 and 4."""
+    """The R = 3 matches are at positions 1, 3 and 4."""
     gallery, labels = np.array([[1.0], [2.0], [3.0], [4.0]]), np.array([7, 0, 7, 7])
     expected = {
         **{"precision@1": 1.0, "precision@2": 1 / 2, "precision@3": 2 / 3, "precision@9": 3 / 4},
@@ -486,7 +486,7 @@ def test_of_one_class_all_is_right() -> None:
 
 
 def test_many_metrics_at_once_are_those_of_one_at_a_time() -> None:
-    """Also where a match is not among the neighbors that MAP@R lists."""
+    """This holds also if a match is not among the neighbors that MAP@R lists."""
     x, labels = unit_rows(300, 5), some_labels(300, 60)
     names = ["nmi", "recall@1", "map@r", "recall@2", "recall@100", "recall@299", "ami"]
     names += ["r-precision", "precision@1", "precision@170", "map@3", "map@200", "cmc@2"]
@@ -571,7 +571,7 @@ def test_metrics_are_read_with_commas_between_them() -> None:
         "recall@1\n2",
     ],
 )
-def test_what_is_no_metric_is_told_with_those_there_are(text: str) -> None:
+def test_an_unknown_metric_is_refused_with_the_known_ones(text: str) -> None:
     with pytest.raises(
         ValueError, match=r"is no metric; the metrics are recall@K, .* ami \(K from 1\)"
     ) as error:

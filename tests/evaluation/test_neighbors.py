@@ -74,7 +74,7 @@ DRAWS: dict[str, Draw] = {
 
 @pytest.fixture(params=["some queries", "some of both", "single distances"])
 def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is held at once is less than what there is."""
+    """The memory in use at one time is less than that of all distances."""
     listed, size = {
         "some queries": (100, (2**8, 2**16)),
         "some of both": (60, (100, 13)),
@@ -187,7 +187,7 @@ def test_lists_are_filled_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_where_float32_decides_little_float64_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else nearly all pairs would be compared one by one."""
+    """Otherwise nearly all pairs would be compared one by one."""
     compared = 0
 
     def counted(left: object, right: object, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -213,7 +213,7 @@ def test_where_float32_decides_little_float64_is_asked(monkeypatch: pytest.Monke
 
 
 def test_a_collapsed_network_takes_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of equal rows no more are compared than can be listed."""
+    """No more equal rows are compared than can be listed."""
     compared = 0
 
     def counted(left: object, right: object, rows: np.ndarray, others: np.ndarray) -> np.ndarray:

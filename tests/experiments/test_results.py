@@ -65,7 +65,7 @@ def test_the_line_that_a_killed_run_was_writing_does_not_count(tmp_path: Path) -
         "no JSON\n{}",
     ],
 )
-def test_records_that_were_changed_are_told_with_their_file(tmp_path: Path, line: str) -> None:
+def test_records_that_were_changed_are_reported_with_their_file(tmp_path: Path, line: str) -> None:
     file = write_run(tmp_path, RUN, [0.25])
     file.write_text(line)
     with pytest.raises(DataError, match=r"margin_hard_4\.run/metrics\.jsonl"):
@@ -149,13 +149,13 @@ def test_a_folder_with_runs_is_for_the_flags_of_these_runs_alone(tmp_path: Path)
     results.claim_folder(tmp_path, {**plan, "--lr": 0.2})  # nothing was run yet
     write_run(tmp_path, RUN, [0.5])
     results.claim_folder(tmp_path, {**plan, "--lr": 0.2})
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as error:
         results.claim_folder(tmp_path, {**plan, "--steps": [3], "--use-pretrained": True})
-    assert "made with --lr 0.2, --steps 1,2, no --use-pretrained; give these" in str(told.value)
+    assert "made with --lr 0.2, --steps 1,2, no --use-pretrained; give these" in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "later, told",
+    "later, flags",
     [
         ({"--resize": "area"}, "--resize linear"),
         ({"--beta-per": "image"}, "--beta-per class"),
@@ -165,7 +165,7 @@ def test_a_folder_with_runs_is_for_the_flags_of_these_runs_alone(tmp_path: Path)
     ],
 )
 def test_a_flag_that_an_old_plan_lacks_had_its_former_default(
-    tmp_path: Path, later: dict[str, object], told: str
+    tmp_path: Path, later: dict[str, object], flags: str
 ) -> None:
     write_run(tmp_path, RUN, [0.5])
     (tmp_path / "comparison.json").write_text('{"--lr": 0.1}')
@@ -173,7 +173,7 @@ def test_a_flag_that_an_old_plan_lacks_had_its_former_default(
     results.claim_folder(tmp_path, {"--lr": 0.1, **defaults, "--preset": None, "--new-flag": 0})
     with pytest.raises(UsageError) as error:
         results.claim_folder(tmp_path, {"--lr": 0.1, **later})
-    assert f"its runs were made with {told}; give these" in str(error.value)
+    assert f"its runs were made with {flags}; give these" in str(error.value)
 
 
 @pytest.mark.parametrize("typed", ["nmi, Recall@1", "recall@1,nmi", "nmi"])
@@ -186,7 +186,7 @@ def test_an_old_plan_holds_the_metrics_as_they_were_typed(tmp_path: Path, typed:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "\xff"])
-def test_a_damaged_plan_is_told(tmp_path: Path, content: str) -> None:
+def test_a_damaged_plan_is_reported(tmp_path: Path, content: str) -> None:
     write_run(tmp_path, RUN, [0.5])
     (tmp_path / "comparison.json").write_text(content, encoding="latin-1")
     with pytest.raises(UsageError, match=r"comparison\.json is damaged"):

@@ -87,7 +87,7 @@ def test_the_csv_holds_every_metric_unrounded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("select_on", SELECTIONS)
 def test_the_csv_of_epochs_holds_all_that_was_evaluated(tmp_path: Path, select_on: str) -> None:
-    """Of runs that are not finished too, and told apart by what they were tested on."""
+    """Also of unfinished runs; those tested on other images are distinguished."""
     rows_of(tmp_path, select_on)
     lines = list(csv.DictReader(io.StringIO(tables.format_epochs(tmp_path, RUNS, select_on))))
     of_runs = [line for line in lines if line["tested_on"] == select_on]

@@ -238,11 +238,11 @@ def _write_checkpoint(folder: Path) -> None:
 
 
 def _read_checkpoint(folder: Path) -> None:
-    from embedding_learning.training import checkpoint_file, learner_state, resume
+    from embedding_learning.training import learner_state, resume, run_folder
 
     config, learner = _learner()
     file = str(folder / "checkpoint-0001-000003.safetensors")
-    checkpoint = checkpoint_file.find(file, "nowhere")
+    checkpoint = run_folder.find(file, "nowhere")
     resume.check_flags(checkpoint, config)
     resume.read_progress(checkpoint, config.batch.batch_num)
     resume.check_data(checkpoint, "digest of the data", config.data.path)

@@ -79,7 +79,7 @@ int cuDeviceTotalMem_v2(size_t *bytes, int device) {
     return SUCCESS;
 }
 
-/* What libmxnet.so names besides. */
+/* Further functions that libmxnet.so names. */
 int cuDevicePrimaryCtxRetain(void) { return NOT_SUPPORTED; }
 int cuGraphKernelNodeGetParams(void) { return NOT_SUPPORTED; }
 int cuGraphNodeGetType(void) { return NOT_SUPPORTED; }

@@ -23,7 +23,7 @@ def devices_of(config):
 
 
 def small_net(devices, emb_dim=8, batch_k=2, norm=False, sampling=DistanceWeightedSampling):
-    """Without batch norm unless told, since its statistics differ between devices."""
+    """Has batch norm only if asked for, since its statistics differ between devices."""
     mx.random.seed(1)
     backbone = nn.HybridSequential()
     # A bias before a batch norm has no gradient but rounding, whose sign is all that Adam sees.
@@ -39,7 +39,7 @@ def small_net(devices, emb_dim=8, batch_k=2, norm=False, sampling=DistanceWeight
 
 
 def net_with_statistics():
-    """With batch norm and dropout, which differ between training and evaluation."""
+    """Has batch norm and dropout, which differ between training and evaluation."""
     mx.random.seed(1)
     backbone = nn.HybridSequential()
     backbone.add(nn.Conv2D(4, 3, in_channels=3), nn.BatchNorm(in_channels=4), nn.Dropout(0.5))

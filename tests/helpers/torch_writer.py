@@ -35,9 +35,9 @@ class Call(NamedTuple):
 
 
 class Persistent(NamedTuple):
-    """What the reader has to find elsewhere."""
+    """A persistent id: an object that is stored outside the pickle."""
 
-    told: tuple[Any, ...]
+    persistent_id: tuple[Any, ...]
 
 
 ORDERED = Global("collections", "OrderedDict")
@@ -45,7 +45,7 @@ REBUILD = Global("torch._utils", "_rebuild_tensor_v2")
 
 
 def pickled(value: Any) -> bytes:
-    """As protocol 2 writes it, without references to what was written before."""
+    """Returns a value as protocol 2 writes it, without references to earlier values."""
     return b"\x80\x02" + _written(value) + b"."
 
 
@@ -70,7 +70,7 @@ def _written(value: Any) -> bytes:
     if isinstance(value, Call):
         return _written(value.function) + _written(value.arguments) + b"R"
     if isinstance(value, Persistent):
-        return _written(value.told) + b"Q"
+        return _written(value.persistent_id) + b"Q"
     if isinstance(value, tuple):
         return b"(" + b"".join(map(_written, value)) + b"t"
     if isinstance(value, list):
@@ -80,12 +80,12 @@ def _written(value: Any) -> bytes:
 
 
 def items(value: Mapping[str, Any]) -> bytes:
-    """What puts items into the dictionary on the stack."""
+    """Returns instructions that put items into the dictionary on the stack."""
     return b"(" + b"".join(_written(part) for pair in value.items() for part in pair) + b"u"
 
 
 def storage(key: str, array: np.ndarray, *more: Any) -> Persistent:
-    """The array's values; `more` is what only the old format tells."""
+    """Returns the id of the array's values; `more` is only in the old format."""
     kind = Global("torch", _STORAGES[array.dtype.name])
     return Persistent(("storage", kind, key, "cpu", array.size, *more))
 
@@ -114,7 +114,7 @@ def contents(arrays: Mapping[str, np.ndarray]) -> list[bytes]:
 def write_zip(
     path: Path, program: bytes, storages: list[bytes], root: str = "archive", **more: bytes
 ) -> None:
-    """As since PyTorch 1.6."""
+    """Writes the format of PyTorch 1.6 and later."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(f"{root}/data.pkl", program)
         for name, content in {"byteorder": b"little", **more}.items():

@@ -1,4 +1,4 @@
-"""Files of embeddings: numpy reads them, and nothing a stranger puts into them is believed."""
+"""Files of embeddings: numpy reads them, and untrusted content is checked."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ODD_NAMES = [
 
 
 def write(folder: Path, vectors: Any = VECTORS, images: Any = None, name: str = "e.npy") -> str:
-    """An .npy file of numpy's, and the .csv file beside it if images are given."""
+    """Writes an .npy file, and the .csv file next to it if images are given."""
     np.save(folder / name, vectors)
     if images is not None:
         write_csv(csv_path(str(folder / name)), images)
@@ -203,7 +203,7 @@ def test_a_query_that_is_named_twice_gets_its_rows_twice() -> None:
 
 
 def spoiled(content: bytes) -> dict[str, bytes]:
-    """What is no .npy file of numbers, by what was done to it."""
+    """Returns files that are not .npy files of numbers, by their fault."""
 
     def with_header(text: str, version: bytes = b"\x01\x00") -> bytes:
         size = struct.pack("<H" if version == b"\x01\x00" else "<I", len(text))
@@ -234,14 +234,14 @@ def spoiled(content: bytes) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", spoiled(b""))
-def test_what_is_no_array_is_told(tmp_path: Path, kind: str) -> None:
+def test_what_is_no_array_is_reported(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path)
     Path(path).write_bytes(spoiled(Path(path).read_bytes())[kind])
     assert fault(path).startswith(f"{path}: ")
 
 
 @pytest.mark.parametrize(
-    "vectors, told",
+    "vectors, expected",
     [
         (VECTORS.astype(np.float16), "holds float16"),
         (VECTORS.astype(">f4"), "holds >f4"),
@@ -257,8 +257,10 @@ def test_what_is_no_array_is_told(tmp_path: Path, kind: str) -> None:
         (np.where(np.arange(5)[:, None] == 4, 1e300, VECTORS.astype("f8")), "row 4 is not finite"),
     ],
 )
-def test_what_are_no_vectors_of_the_model_is_told(tmp_path: Path, vectors: Any, told: str) -> None:
-    assert told in fault(write(tmp_path, vectors))
+def test_what_are_no_vectors_of_the_model_is_reported(
+    tmp_path: Path, vectors: Any, expected: str
+) -> None:
+    assert expected in fault(write(tmp_path, vectors))
 
 
 def test_the_row_that_is_not_finite_is_found_anywhere(
@@ -271,7 +273,7 @@ def test_the_row_that_is_not_finite_is_found_anywhere(
         assert f"row {row} is not finite" in fault(write(tmp_path, vectors))
 
 
-def test_what_is_no_file_is_told(tmp_path: Path) -> None:
+def test_what_is_no_file_is_reported(tmp_path: Path) -> None:
     assert fault(f"{tmp_path}/missing.npy") == f"{tmp_path}/missing.npy: no such file"
     os.mkfifo(tmp_path / "pipe.npy")
     assert "no such file" in fault(f"{tmp_path}/pipe.npy")
@@ -279,7 +281,7 @@ def test_what_is_no_file_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text, told",
+    "text, expected",
     [
         ("", "a header row,path,label is expected"),
         ("path,label,split\na.jpg,b,train\n", "a header row,path,label is expected"),
@@ -293,15 +295,15 @@ def test_what_is_no_file_is_told(tmp_path: Path) -> None:
         ("row,path,label\n0," + "a" * 200_000 + ",b\n", "larger than field limit"),
     ],
 )
-def test_a_list_that_does_not_fit_is_told(tmp_path: Path, text: str, told: str) -> None:
+def test_a_list_that_does_not_fit_is_reported(tmp_path: Path, text: str, expected: str) -> None:
     path = write(tmp_path)
     (tmp_path / "e.csv").write_text(text)
     message = fault(path)
     assert message.startswith(f"{tmp_path}/e.csv: ")
-    assert told in message
+    assert expected in message
 
 
-def test_a_list_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_a_list_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     path = write(tmp_path)
     (tmp_path / "e.csv").symlink_to("/dev/zero")
     assert "it is not a regular file" in fault(path)

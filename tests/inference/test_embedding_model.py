@@ -185,7 +185,7 @@ def test_memory_is_bounded(model: EmbeddingModel) -> None:
     batches.close()
 
 
-def test_embedding_begins_where_it_is_told(model: EmbeddingModel) -> None:
+def test_embedding_begins_where_it_is_reported(model: EmbeddingModel) -> None:
     whole = list(model.embed_batches(Counted(23), 5, 0))
     assert [len(part) for part in whole] == [5, 5, 5, 5, 3]
     for first in (0, 2, 4, 5):
@@ -212,7 +212,7 @@ def test_workers_end_with_the_embedding_whatever_ends_it(
 
 
 @pytest.mark.parametrize(
-    "images, boxes, told",
+    "images, boxes, message",
     [
         ("a.jpg", None, "a list of images expected, not 'a.jpg' alone"),
         (Path("a.jpg"), None, "a list of images expected"),
@@ -228,9 +228,9 @@ def test_workers_end_with_the_embedding_whatever_ends_it(
     ],
 )
 def test_what_is_no_image_is_refused_at_once(
-    model: EmbeddingModel, images: Any, boxes: Any, told: str
+    model: EmbeddingModel, images: Any, boxes: Any, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         model.embed(images, boxes)
 
 
@@ -240,7 +240,7 @@ def test_a_box_outside_of_an_array_is_named(model: EmbeddingModel) -> None:
         model.embed(images, np.array([[8, 0, 4, 4], [9, 0, 4, 4]]))
 
 
-def test_embeddings_that_are_not_finite_are_told(file: Path, birds: Any) -> None:
+def test_embeddings_that_are_not_finite_are_reported(file: Path, birds: Any) -> None:
     model = load_model(file)
     model.net.dense.bias.set_data(mx.nd.full((DIMENSION,), np.nan))
     with pytest.raises(UsageError, match="embeddings are not finite"):
@@ -315,7 +315,7 @@ def test_the_backbone_is_named_as_in_training(tmp_path: Path) -> None:
     assert load_model(path, model="squeezenet1_1").dimension == DIMENSION
 
 
-def test_a_backbone_whose_sizes_are_told_by_its_file_alone_is_loaded(tmp_path: Path) -> None:
+def test_a_backbone_whose_sizes_are_reported_by_its_file_alone_is_loaded(tmp_path: Path) -> None:
     pytest.importorskip("gluoncv")
     path = tmp_path / "pruned.params"
     net = save_model(path, "--model=resnet50_v1d_0.11")
@@ -331,14 +331,14 @@ def test_a_backbone_whose_sizes_are_told_by_its_file_alone_is_loaded(tmp_path: P
         load_model(path, model="resnet50_v1d_0.11")
 
 
-def test_other_sizes_than_the_default_ones_are_told(tmp_path: Path) -> None:
+def test_other_sizes_than_the_default_ones_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "model.params"
     save_model(path, described=False)
     with pytest.raises(UsageError, match=r"does not take images of 224 pixels; .* other sizes"):
         load_model(path, model=MODEL)
 
 
-def test_a_crop_that_is_not_that_of_the_training_is_told(tmp_path: Path) -> None:
+def test_a_crop_that_is_not_that_of_the_training_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "model.params"
     save_model(path, crop_size=24)
     with pytest.raises(UsageError, match=r"does not take images of 24 pixels"):
@@ -443,22 +443,22 @@ def test_every_key_of_a_description_is_needed_but_that_which_was_not_always_ther
 
 
 @pytest.mark.parametrize(
-    "changes, told",
+    "changes, message",
     [
         ({"embed_dim": 17}, "dense.weight has the shape"),
         ({"feat_dim": 8}, "has no feature.weight"),
         ({"model": "resnet18_v1"}, "base_net"),
     ],
 )
-def test_a_description_that_does_not_fit_its_parameters_is_told(
-    tmp_path: Path, changes: dict[str, Any], told: str
+def test_a_description_that_does_not_fit_its_parameters_is_reported(
+    tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     path = tmp_path / "model.params"
     save_model(path, **changes)
     with pytest.raises(UsageError) as caught:
         load_model(path)
     assert str(caught.value).startswith(f"MODEL {path}: ")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def unlike_a_model(folder: Path) -> dict[str, Callable[[], EmbeddingModel]]:
@@ -470,7 +470,7 @@ def unlike_a_model(folder: Path) -> dict[str, Callable[[], EmbeddingModel]]:
     (folder / "bare.params").write_bytes(b"")
     save_cheap(folder / "dense.params", None)
     return {
-        "does not tell its backbone": lambda: load_model(path),
+        "does not name its backbone": lambda: load_model(path),
         "--model resnet_51: unknown": lambda: load_model(path, model="resnet_51"),
         "which the network lacks": lambda: load_model(path, model="alexnet"),
         f"--model alexnet: MODEL {described} is a squeezenet1.1": lambda: load_model(
@@ -483,10 +483,10 @@ def unlike_a_model(folder: Path) -> dict[str, Callable[[], EmbeddingModel]]:
     }
 
 
-def test_what_is_no_model_is_told_in_one_line(tmp_path: Path) -> None:
-    for told, load in unlike_a_model(tmp_path).items():
+def test_what_is_no_model_is_reported_in_one_line(tmp_path: Path) -> None:
+    for message, load in unlike_a_model(tmp_path).items():
         with pytest.raises(UsageError) as caught:
             load()
-        assert told in str(caught.value)
+        assert message in str(caught.value)
         assert "\n" not in str(caught.value)
     assert load_model(tmp_path / "described.params", model="SqueezeNet1.1").dimension == DIMENSION

@@ -24,7 +24,7 @@ from tests.benchmarks.export_families import random_net, random_pixels
 from tests.helpers.onnx_files import import_onnxruntime, open_session
 from tests.helpers.paths import ROOT
 
-# What the README tells a user to run; it knows neither MXNet nor this package.
+# The code of the README for users; it imports neither MXNet nor this package.
 README = ROOT / "README.md"
 # The ten lines in the README that search without MXNet.
 (EXAMPLE,) = re.findall(
@@ -187,7 +187,7 @@ def test_onnxruntime_refuses_images_of_another_size_or_type(tmp_path):
 
 
 def test_pooling_is_exported_exactly_or_refused(tmp_path):
-    """With ceil_mode, windows may reach beyond the image, where the two differ."""
+    """With ceil_mode, windows may reach beyond the image, where the two programs differ."""
     exported = set()
     for pool, window, ceil, size in itertools.product(
         (nn.MaxPool2D, nn.AvgPool2D, partial(nn.AvgPool2D, count_include_pad=False)),

@@ -1,4 +1,4 @@
-"""Embeddings in the making: whatever ends it, the same files come out in the end."""
+"""Resumable output: the same files at the end, however often it was interrupted."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_other_embeddings_are_not_mixed_in(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"was started with another model.* --overwrite"):
         embed(output, identity="two")
     assert (tmp_path / "e.npy.partial").read_bytes() == before
-    # Begun anew, and killed before anything is computed: the first cannot go on with it.
+    # Started from scratch and killed before anything is computed: the first cannot resume it.
     with pytest.raises(KeyboardInterrupt):
         embed(output, lambda row: stop(12), identity="two", overwrite=True)
     assert embed(output, overwrite=True, vectors=VECTORS + 1) == IMAGES
@@ -258,14 +258,14 @@ def test_an_output_is_replaced_only_in_the_end(tmp_path: Path) -> None:
         "[" * 5000,
     ],
 )
-def test_a_damaged_state_begins_anew(tmp_path: Path, state: str) -> None:
+def test_a_damaged_state_starts_from_scratch(tmp_path: Path, state: str) -> None:
     (tmp_path / "e.npy.partial").write_bytes(b"\xff" * 500)
     (tmp_path / "e.npy.partial.json").write_text(state)
     assert embed(tmp_path / "e.npy") == IMAGES
     assert_whole(tmp_path / "e.npy")
 
 
-def test_a_file_that_lost_values_begins_anew(
+def test_a_file_that_lost_values_starts_from_scratch(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def stop(row: int) -> None:
@@ -324,7 +324,7 @@ def test_all_images_may_be_left_out_so_far(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, told",
+    "name, message",
     [
         ("e.np", "end the name in .npy"),
         ("e", "end the name in .npy"),
@@ -333,15 +333,15 @@ def test_all_images_may_be_left_out_so_far(tmp_path: Path) -> None:
         ("folder.npy", "is a folder"),
     ],
 )
-def test_an_output_that_cannot_be_is_told_before_anything_is_written(
-    tmp_path: Path, name: str, told: str
+def test_an_output_that_cannot_be_is_reported_before_anything_is_written(
+    tmp_path: Path, name: str, message: str
 ) -> None:
     (tmp_path / "data.csv").write_text("path,label,split\n")
     (tmp_path / "folder.npy").mkdir()
     before = names(tmp_path)
     with pytest.raises(UsageError) as caught:
         check_output(str(tmp_path / name))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert names(tmp_path) == before
 
 

@@ -38,17 +38,17 @@ def test_a_file_or_folder_of_another_name_is_taken_as_it_is(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, told",
+    "name, message",
     [
         ("bird", "no such file, and no bird.params; name a trained network by its PREFIX, "),
         ("bird.run", "no such file, and no bird.params; "),
         ("bird.params", "no such file; name a trained network by its PREFIX, PREFIX.params or "),
     ],
 )
-def test_what_was_looked_for_is_named(here: Path, name: str, told: str) -> None:
+def test_what_was_looked_for_is_named(here: Path, name: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         find_network(name, "--init-from")
-    assert str(caught.value).startswith(f"--init-from {name}: {told}")
+    assert str(caught.value).startswith(f"--init-from {name}: {message}")
     with pytest.raises(UsageError, match=rf"^{name}: no such folder bird\.run; name a run by its"):
         find_run(name)
 

@@ -90,7 +90,7 @@ def save_classifier(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
 
 
 def features_of(classifier: Block, x: mx.nd.NDArray) -> np.ndarray:
-    """What a classifier gives before its last layer."""
+    """Returns the output of a classifier before its last layer."""
     if hasattr(classifier, "features"):
         return classifier.features(x).asnumpy()
     *layers, _ = classifier._children.values()
@@ -422,7 +422,7 @@ def test_a_file_with_values_that_are_not_finite_is_refused(
 def test_the_last_layer_in_the_file_is_passed_over(
     save_classifier: Callable[[str], SavedClassifier], tmp_path: Path
 ) -> None:
-    """Whatever it holds."""
+    """The content of the file does not matter."""
     classifier, saved = save_classifier("mobilenet0.25")
     arrays = mx.nd.load(saved)
     arrays["output.weight"][:] = np.nan

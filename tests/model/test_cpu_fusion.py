@@ -1,4 +1,4 @@
-"""Batch norm and ReLU as one operator: the same bits, and only where nobody reads between them."""
+"""Batch norm and ReLU as one operator: the same bits, and only if nothing else reads between."""
 
 import json
 import os
@@ -162,7 +162,7 @@ def test_nothing_is_tried_where_nothing_can_be_fused(monkeypatch):
 
 
 def test_without_onednn_nothing_is_fused():
-    """In a process of its own: MXNet would crash."""
+    """Runs in a separate process, since MXNet would crash."""
     code = (
         "import embedding_learning\n"
         "from tests.model import test_cpu_fusion as t\n"

@@ -176,7 +176,7 @@ def test_beta_can_be_a_sum():
 
 
 def naive_terms(kind, a, p, n, margin):
-    """What a triplet adds to a loss by its definition in the paper, and each term's gradients."""
+    """Returns a triplet's loss by its definition in the paper, and each term's gradients."""
     d_ap, d_an = np.linalg.norm(a - p), np.linalg.norm(a - n)
     if kind is ContrastiveLoss:
         return [d_ap**2, max(margin - d_an, 0) ** 2]

@@ -129,7 +129,7 @@ def test_draws_follow_the_probabilities(d, hybridized):
 
 
 def smallest_p_value(counts, probabilities):
-    """Over the rows, columns that expect fewer than five samples are merged."""
+    """Merges, over the rows, columns that expect fewer than five samples."""
     p_values = []
     for observed, probability in zip(counts, probabilities):
         expected = probability / probability.sum() * observed.sum()

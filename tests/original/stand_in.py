@@ -1,4 +1,4 @@
-"""A stand-in for the original example: small, but with all that is asked of its three files.
+"""A stand-in for the original example: small, but with all that the program uses of its files.
 
 What it computes is what the original does, but for the sampling, which is uniform, and other in
 every process.

@@ -1,4 +1,4 @@
-"""report.html: whole, self-contained, and safe whatever the texts hold."""
+"""report.html: complete, self-contained, and safe for all texts."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_large_pictures_are_embedded_small_enough(tmp_path: Path) -> None:
     assert width / height == pytest.approx(2, rel=0.01)
 
 
-def test_a_picture_that_cannot_be_read_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_read_is_reported_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "missing.png"
     with pytest.raises(UsageError, match=r"missing\.png: cannot be read") as caught:
         written(tmp_path, figures=[ReportFigure("a", str(path))])
@@ -163,7 +163,7 @@ def test_a_picture_that_cannot_be_read_is_told_in_one_line(tmp_path: Path) -> No
         written(tmp_path, figures=[ReportFigure("a", str(path))])
 
 
-def test_a_path_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_reported_in_one_line(tmp_path: Path) -> None:
     nothing: list[Any] = []
     (tmp_path / "folder.html").mkdir()
     for name in ("report.txt", "no/report.html", "folder.html"):

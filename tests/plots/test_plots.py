@@ -75,7 +75,7 @@ def where(image: np.ndarray, row: int) -> np.ndarray:
 
 
 def texts(path: Path) -> list[str]:
-    """What is written in an SVG, whose letters are shapes with the text beside them."""
+    """Returns the texts of an SVG: the letters are shapes, and comments hold the text."""
     return [unescape(text) for text in re.findall("<!-- (.*?) -->", path.read_text("utf-8"))]
 
 
@@ -132,7 +132,7 @@ def test_snapping_keeps_to_free_cells_near_the_point(grid: int) -> None:
     assert len(set(map(tuple, cells))) == len(rows) == len(set(rows))
     assert cells.min() >= 0 and cells.max() < grid
     assert np.abs(cells + 0.5 - points[rows] * grid).max() <= 2.5
-    # Whoever was left out had no free cell in reach.
+    # The points that were left out had no free cell in reach.
     taken = set(map(tuple, cells))
     for row in set(range(150)) - set(rows):
         home = np.clip(np.rint(points[row] * grid - 0.5), 0, grid - 1).astype(int)
@@ -580,7 +580,7 @@ def counted(epoch: Any = 0, **changes: Any) -> dict[str, Any]:
 
 
 def legend_below(path: Path, heading: str) -> list[str]:
-    """What is written from a panel's title to the next panel, but for the axes."""
+    """Returns the texts from a panel's title to the next panel, without the axes."""
     of_axes = r"[\d.]+|distance"
     found = [text for text in texts(path) if not re.fullmatch(of_axes, text)]
     starts = [n for n, text in enumerate(found) if text.startswith(PANELS)]
@@ -728,7 +728,9 @@ def test_the_same_picture_is_the_same_bytes(tmp_path: Path, suffix: str) -> None
 @pytest.mark.parametrize(
     "name", ["a.jpg", "a", "png", "no/a.png", "folder.png", pytest.param("", id="empty")]
 )
-def test_a_path_that_cannot_be_written_is_told_before_drawing(tmp_path: Path, name: str) -> None:
+def test_a_path_that_cannot_be_written_is_reported_before_drawing(
+    tmp_path: Path, name: str
+) -> None:
     (tmp_path / "folder.png").mkdir()
     thumbnails = Thumbnails()
     path = str(tmp_path / name) if name else ""
@@ -830,7 +832,7 @@ def test_a_broken_name_loses_nothing_but_its_end(text: str) -> None:
 
 @pytest.fixture
 def typefaces(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """A function that lets plots use these typefaces alone, whatever is installed."""
+    """Returns a function that lets plots use these typefaces alone."""
 
     def forget() -> None:
         for function in (canvas.font, canvas._characters, canvas._warn_of_script):

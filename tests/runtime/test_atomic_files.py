@@ -1,4 +1,4 @@
-"""A file is replaced whole or left as it was."""
+"""A file is replaced atomically or left as it was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What NVIDIA's driver tells of the GPUs, asked of a stand-in; MXNet's GPU build, where it is."""
+"""NVIDIA's driver, of which a stand-in answers; MXNet's GPU build, where it is installed."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def run(
 
 
 def ask(libraries: Path, numbers: str, what: str = "'fine'", **variables: str) -> str:
-    """What is wrong with these GPUs, or else the value of an expression."""
+    """Returns the error of these GPUs, or else the value of an expression."""
     code = f"""
 import os, sys
 from embedding_learning.runtime import gpus
@@ -119,13 +119,13 @@ assert "mxnet" not in sys.modules
 
 
 @pytest.mark.parametrize(("answers", "numbers", "line"), MISTAKES)
-def test_what_is_wrong_is_told_in_one_line(
+def test_what_is_wrong_is_reported_in_one_line(
     driver: Path, answers: dict[str, str], numbers: str, line: str
 ) -> None:
     assert ask(driver, numbers, **answers) == line
 
 
-def test_a_missing_driver_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_missing_driver_is_reported_in_one_line(tmp_path: Path) -> None:
     # On a machine that has a driver it must not be found.
     (tmp_path / "libcuda.so.1").write_text("not a library")
     assert ask(tmp_path, "0") == (
@@ -170,10 +170,10 @@ def test_mxnet_compiles_at_run_time_only_what_the_driver_can_read(
 
 def test_the_driver_tells_the_memory(driver: Path) -> None:
     # More than 32 bits hold.
-    told = ask(
+    answers = ask(
         driver, "1", "gpus.read_total_memory(1)", GPU_CAPABILITIES="8.6,8.6", GPU_MEMORY="2" * 11
     )
-    assert told == "2" * 11
+    assert answers == "2" * 11
 
 
 @pytest.mark.parametrize(

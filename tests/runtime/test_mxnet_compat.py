@@ -118,7 +118,7 @@ if __name__ == "__main__":
 
 
 def test_numpy_scalars_may_be_parameters_of_operators() -> None:
-    """They reach the operator as text, which numpy 2 writes in another way."""
+    """Numbers reach the operator as text, which numpy 2 formats in another way."""
     code = """
 import embedding_learning, mxnet as mx, numpy as np
 image = mx.nd.ones((1, 2, 2))

@@ -1,4 +1,4 @@
-"""What happens before anything else: closed and narrow standard streams, and Ctrl-C."""
+"""The start of a process: closed and narrow standard streams, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_closed_streams_change_no_status(command: list[str], status: int, redire
 
 
 def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
-    """What libraries print would be written into it."""
+    """The output of libraries would be written into it."""
     code = (
         "import os, sys; from embedding_learning.runtime import startup; startup.repair_streams()\n"
         "file = open(sys.argv[1], 'w'); print('lost'); os.write(1, b'lost'); os.write(2, b'lost')\n"
@@ -94,7 +94,7 @@ def test_a_program_that_uses_the_package_keeps_its_handling_of_ctrl_c() -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-def test_an_output_that_cannot_be_written_is_told() -> None:
+def test_an_output_that_cannot_be_written_is_reported() -> None:
     done = shell([*VERBS, "--help"], ">/dev/full")
     assert done.returncode == 2
     assert done.stderr == (

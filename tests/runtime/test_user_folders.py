@@ -1,4 +1,4 @@
-"""Where files are kept when no flag says so, also for a user without a home."""
+"""The folders of files without a flag for them, also for a user without a home."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from embedding_learning.runtime import user_folders
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What a user without a home gets below the system's temporary folder; not made yet."""
+    """The folder of a user without a home, below the temporary folder; it does not exist yet."""
 
     def no_entry(user: int) -> None:
         raise KeyError(user)

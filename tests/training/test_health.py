@@ -1,4 +1,4 @@
-"""The monitor: what it warns of, from where on, once each; and what ends a run."""
+"""The monitor: its warnings, their thresholds, once each; and the errors that end a run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_batch_that_is_not_finite_ends_the_run_with_its_number(
     )
 
 
-def test_where_it_is_told_to_it_skips_batches_with_a_line_for_each(
+def test_if_asked_to_it_skips_batches_with_a_line_for_each(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monitor = HealthMonitor(stop_on_nonfinite=False)
@@ -67,7 +67,7 @@ def test_the_twentieth_in_a_row_ends_the_run_all_the_same(
 # No pairs
 
 
-def test_twenty_batches_without_a_loss_are_told_once(
+def test_twenty_batches_without_a_loss_are_reported_once(
     monitor: HealthMonitor, caplog: pytest.LogCaptureFixture
 ) -> None:
     for batch in range(1, 20):
@@ -112,7 +112,7 @@ def test_skipped_batches_are_not_counted_among_those_without_a_loss(
 
 
 @pytest.mark.parametrize("distance", [0.0, 1e-4, 0.25, 0.49])
-def test_a_collapsed_embedding_is_told_once(
+def test_a_collapsed_embedding_is_reported_once(
     monitor: HealthMonitor, caplog: pytest.LogCaptureFixture, distance: float
 ) -> None:
     for _ in range(3):
@@ -153,7 +153,7 @@ def test_a_beta_among_the_distances_is_right(
 
 
 @pytest.mark.parametrize(
-    "beta, told",
+    "beta, outside",
     [
         (0.0, "1 of 1 values"),
         (2.0, "1 of 1 values"),
@@ -162,17 +162,17 @@ def test_a_beta_among_the_distances_is_right(
         (np.float32([-1, 2, 1, 0]), "3 of 4 values"),
     ],
 )
-def test_a_beta_beyond_the_distances_is_told_once(
-    monitor: HealthMonitor, caplog: pytest.LogCaptureFixture, beta: float | np.ndarray, told: str
+def test_a_beta_beyond_the_distances_is_reported_once(
+    monitor: HealthMonitor, caplog: pytest.LogCaptureFixture, beta: float | np.ndarray, outside: str
 ) -> None:
     for _ in range(3):
         monitor.check_beta(beta)
     (line,) = caplog.messages
-    assert line.startswith(f"Beta has left (0, 2), the range of distances, for {told}: ")
+    assert line.startswith(f"Beta has left (0, 2), the range of distances, for {outside}: ")
     assert "--lr-beta" in line
 
 
-def test_each_kind_is_told_for_itself(
+def test_each_subject_is_reported_for_itself(
     monitor: HealthMonitor, caplog: pytest.LogCaptureFixture
 ) -> None:
     for batch in range(40):

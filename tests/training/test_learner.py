@@ -69,7 +69,7 @@ def test_golden_two_steps_of_the_whole_network(golden, shared, monkeypatch):
     convolutions = [p for name, p in features.collect_params().items() if "conv" in name]
     weights = [p.data().asnumpy() for p in convolutions if p.name.endswith("weight")]
     # Adam's first steps are the rate times the gradient's sign, so that a sign lost to rounding
-    # moves a weight by twice the rate; hence absolute tolerances, far below the rates' moves.
+    # moves a weight by twice the rate; so the tolerances are absolute, far below the rates' moves.
     moved = abs(golden["step/dense_weight2"] - golden["step/dense_weight0"]).max()
     assert moved > 1e-4
     for found, name in (
@@ -219,7 +219,7 @@ def test_an_optimizer_that_divides_zeros_is_refused():
 @pytest.mark.parametrize(
     "model, size", [("squeezenet1.1", 2), ("alexnet", 5), ("inceptionv3", 64), ("vgg11", 16)]
 )
-def test_a_crop_that_a_backbone_does_not_run_with_is_told_in_one_line(model, size, capsys):
+def test_a_crop_that_a_backbone_does_not_run_with_is_reported_in_one_line(model, size, capsys):
     config = config_of(f"--model={model}", f"--crop-size={size}", "--image-size=64")
     with pytest.raises(
         UsageError, match=rf"^--crop-size {size}: {model} does not run with [^\n]+$"
@@ -228,7 +228,7 @@ def test_a_crop_that_a_backbone_does_not_run_with_is_told_in_one_line(model, siz
     assert capsys.readouterr() == ("", "")
 
 
-def test_missing_gpus_are_told_in_one_line():
+def test_missing_gpus_are_reported_in_one_line():
     if mx.context.num_gpus():
         pytest.skip("this machine has a GPU")
     with pytest.raises(UsageError, match=r"--gpus 0,1: .*requirements-gpu.txt.*leave --gpus out"):
@@ -242,7 +242,7 @@ def test_gpus_are_found():
     assert devices_of(config_of("--gpus=0")) == [mx.gpu(0)]
 
 
-def test_a_crop_that_the_backbone_cannot_take_is_told_in_one_line():
+def test_a_crop_that_the_backbone_cannot_take_is_reported_in_one_line():
     config = config_of("--model=squeezenet1.1", "--image-size=8", "--crop-size=8")
     with pytest.raises(UsageError, match=r"--crop-size 8: squeezenet1.1 does not run"):
         build.build_network(config, [mx.cpu()])

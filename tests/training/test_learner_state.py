@@ -1,4 +1,4 @@
-"""A learner taken apart and made again: the same bytes after it, and nothing believed before."""
+"""The state of a learner: saved and restored to the byte, and checked if it is untrusted."""
 
 import json
 import re
@@ -30,7 +30,7 @@ SOURCE = "--resume here"
 
 
 def network(devices, seed=1):
-    """With batch norm, whose statistics each device counts for itself, and dropout."""
+    """A network with dropout and with batch norm, whose statistics each device has for itself."""
     mx.random.seed(seed)
     backbone = nn.HybridSequential()
     backbone.add(
@@ -68,9 +68,9 @@ def begun(*flags, count=1):
 
 
 def through_a_file(state, tmp_path):
-    arrays, told = state
+    arrays, saved = state
     checkpoint_file.write(
-        tmp_path / "c", arrays, {"format": checkpoint_file.FORMAT, "learner": told}
+        tmp_path / "c", arrays, {"format": checkpoint_file.FORMAT, "learner": saved}
     )
     back = checkpoint_file.read(tmp_path / "c")
     return back.arrays, back.state["learner"]
@@ -108,9 +108,9 @@ def assert_goes_on_the_same(tmp_path, *flags, count=1):
     assert again[1] == halfway[1]
     train(other, 3, 6)
     assert_same(values_of(other), values_of(whole))
-    arrays, told = learner_state.gather(whole)
+    arrays, saved = learner_state.gather(whole)
     assert_same(learner_state.gather(other)[0], arrays)
-    assert learner_state.gather(other)[1] == told
+    assert learner_state.gather(other)[1] == saved
     return whole, at_halfway
 
 
@@ -144,7 +144,7 @@ def test_whatever_the_flags_it_goes_on_as_if_it_had_never_stopped(tmp_path, flag
 
 
 def test_optimizers_of_each_device_go_on_as_if_they_had_never_stopped(tmp_path, monkeypatch):
-    """MXNet has one for all of them unless it is told otherwise."""
+    """By default MXNet has one optimizer for all of them."""
     monkeypatch.setenv("MXNET_UPDATE_ON_KVSTORE", "0")
     whole, _ = assert_goes_on_the_same(tmp_path, count=2)
     assert {len(updater.states) for updater in whole.trainers[0]._updaters} == {6}
@@ -163,7 +163,7 @@ def test_a_learner_that_has_not_begun_is_restored(tmp_path, count, flags):
     assert_same(values_of(other), values_of(whole))
 
 
-def test_without_batch_norm_the_number_of_devices_is_told_all_the_same(tmp_path):
+def test_without_batch_norm_the_number_of_devices_is_saved_too(tmp_path):
     """No array shows it before the first step."""
     config = config_of("--cpu-contexts=4", "--batch-size=4", "--batch-k=2", "--lr-beta=0")
     devices = devices_of(config)
@@ -184,7 +184,7 @@ def test_gathering_changes_nothing(count):
 
 
 def test_nothing_is_read_while_mxnet_computes(monkeypatch):
-    """In evaluation it rearranges weights in place; some six of 500 checkpoints were torn so."""
+    """In evaluation it reorders weights in place; that damaged about six of 500 checkpoints."""
     learning = begun()
     events = []
     read, wait = nd.NDArray.asnumpy, nd.waitall
@@ -195,7 +195,7 @@ def test_nothing_is_read_while_mxnet_computes(monkeypatch):
 
 
 def test_each_device_keeps_statistics_of_its_own():
-    """That they differ is why they are kept apart."""
+    """They are saved separately because they differ."""
     learning = begun(count=2)
     train(learning, 0, 2)
     arrays, _ = learner_state.gather(learning)
@@ -214,11 +214,11 @@ def test_on_another_number_of_devices_it_has_the_same_state_with_averaged_statis
     flags = f"--kvstore={kvstore}", "--optimizer=nadam"
     former = begun(*flags, count=before)
     train(former, 0, 3)
-    arrays, told = learner_state.gather(former)
+    arrays, saved = learner_state.gather(former)
     other = new_learner(*flags, count=after, seed=2)
-    learner_state.restore(other, arrays, told, SOURCE)
-    found, told_again = learner_state.gather(other)
-    assert told_again == {**told, "devices": after}
+    learner_state.restore(other, arrays, saved, SOURCE)
+    found, saved_again = learner_state.gather(other)
+    assert saved_again == {**saved, "devices": after}
     same = {name: array for name, array in arrays.items() if "running" not in name}
     assert_same({name: found[name] for name in same}, same)
     for name in ("base_net.1.running_mean", "base_net.1.running_var"):
@@ -236,8 +236,8 @@ def test_on_another_number_of_devices_it_has_the_same_state_with_averaged_statis
         assert len(values) == 1 or "running" in name
 
 
-def test_what_is_gathered_is_told_by_name():
-    arrays, told = learner_state.gather(begun(count=2))
+def test_arrays_are_gathered_by_name():
+    arrays, saved = learner_state.gather(begun(count=2))
     parameters = "base_net.0.weight base_net.0.bias base_net.1.gamma base_net.1.beta dense.weight"
     learned = {*parameters.split(), "dense.bias"}
     counted = {"base_net.1.running_mean", "base_net.1.running_var"}
@@ -246,19 +246,19 @@ def test_what_is_gathered_is_told_by_name():
         *(f"network/{name}" for name in learned | counted),
         *(f"statistics/{device}/{name}" for name in counted for device in (0, 1)),
     }
-    json.dumps(told)
-    assert told["devices"] == 2
+    json.dumps(saved)
+    assert saved["devices"] == 2
     stepped = begun()
     train(stepped, 0, 2)
-    arrays, told = learner_state.gather(stepped)
+    arrays, saved = learner_state.gather(stepped)
     assert sum(name.startswith("optimizer/0/") for name in arrays) == 2 * len(learned)
     assert [name for name in arrays if name.startswith("optimizer/1/")] == ["optimizer/1/0/0"]
-    assert {*told["optimizers"][0]["counts"].values()} == {2}
+    assert {*saved["optimizers"][0]["counts"].values()} == {2}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_state_that_is_not_finite_is_not_gathered(value):
-    """An update by a finite gradient can do this; nothing could go on from it."""
+    """An update by a finite gradient can do this; no run could resume from it."""
     for place in ("dense.weight", "base_net.1.running_var"):
         learning = begun()
         learning.net._collect_params_with_prefix()[place].data()[0] = value
@@ -276,7 +276,7 @@ def test_a_state_that_is_not_finite_is_not_gathered(value):
 
 @pytest.fixture(scope="module")
 def state():
-    """Of a run of two devices."""
+    """The state of a run of two devices."""
     learning = begun(count=2)
     train(learning, 0, 2)
     return learner_state.gather(learning)
@@ -287,9 +287,9 @@ def refuse():
     """A function that tries to restore what must be refused, and gives the line."""
     learning = new_learner(count=2)
 
-    def refuse(arrays, told):
+    def refuse(arrays, saved):
         with pytest.raises(UsageError) as error:
-            learner_state.restore(learning, arrays, told, SOURCE)
+            learner_state.restore(learning, arrays, saved, SOURCE)
         line = str(error.value)
         assert line.isprintable()
         assert line.startswith(f"{SOURCE}: ")
@@ -300,13 +300,13 @@ def refuse():
 
 
 def test_an_array_that_is_missing_surplus_or_unfit_is_refused(state, refuse):
-    arrays, told = state
+    arrays, saved = state
     float32 = np.float32
     for name, array in arrays.items():
         others = {key: value for key, value in arrays.items() if key != name}
-        refuse(others, told)
-        refuse({**others, f"{name}x": array}, told)
-        refuse({**arrays, f"{name}/0": array}, told)
+        refuse(others, saved)
+        refuse({**others, f"{name}x": array}, saved)
+        refuse({**arrays, f"{name}/0": array}, saved)
         nan, infinite = array.copy(), array.copy()
         nan.flat[0], infinite.flat[-1] = np.nan, -np.inf
         for unfit in (
@@ -315,40 +315,40 @@ def test_an_array_that_is_missing_surplus_or_unfit_is_refused(state, refuse):
             *(array.astype(np.uint16), array.astype(np.int64), array.astype(np.complex64)),
             *(np.zeros((0, 2**40), float32), np.zeros((1,) * 32, float32)),
         ):
-            refuse({**arrays, name: unfit}, told)
+            refuse({**arrays, name: unfit}, saved)
     for name in ("", "/", "network/", "network/x", "statistics/2/x", "optimizer/2/0/0", "beta/0"):
         own_name = name.rpartition("network/")[2]
-        assert f"has {own_name}, which" in refuse({**arrays, name: np.ones(1, float32)}, told)
-    refuse({}, told)
+        assert f" {own_name}, which" in refuse({**arrays, name: np.ones(1, float32)}, saved)
+    refuse({}, saved)
 
 
 def test_statistics_of_another_device_are_refused(state, refuse):
-    arrays, told = state
+    arrays, saved = state
     name = "base_net.1.running_mean"
     more = {**arrays, f"statistics/2/{name}": arrays[f"network/{name}"]}
-    assert "no part of this run" in refuse(more, told)
-    assert "has no fitting base_net.1.running_var" in refuse(more, {**told, "devices": 3})
+    assert "which does not belong to this run" in refuse(more, saved)
+    assert "does not hold a fitting base_net.1.running_var" in refuse(more, {**saved, "devices": 3})
 
 
 def test_misshapen_statistics_of_several_devices_are_refused(state):
-    """They cannot be averaged."""
-    arrays, told = state
+    """Such statistics cannot be averaged."""
+    arrays, saved = state
     name = "statistics/1/base_net.1.running_mean"
     for shape in ((5,), (4, 1), (2, 4), (1,)):
-        with pytest.raises(UsageError, match=r"no fitting base_net\.1\.running_mean"):
+        with pytest.raises(UsageError, match=r"not hold a fitting base_net\.1\.running_mean"):
             odd = {**arrays, name: np.ones(shape, np.float32)}
-            learner_state.restore(new_learner(count=1), odd, told, SOURCE)
+            learner_state.restore(new_learner(count=1), odd, saved, SOURCE)
 
 
 @pytest.mark.parametrize("devices", [0, -1, 1, 3, 1025, 10**9, 10**30, 2.0, "2", None, [2], {}])
 def test_an_absurd_number_of_devices_is_refused(state, refuse, devices):
-    arrays, told = state
-    refuse(arrays, {**told, "devices": devices})
+    arrays, saved = state
+    refuse(arrays, {**saved, "devices": devices})
 
 
-def with_optimizer(told, **changes):
-    first, *others = told["optimizers"]
-    return {**told, "optimizers": [{**first, **changes}, *others]}
+def with_optimizer(saved, **changes):
+    first, *others = saved["optimizers"]
+    return {**saved, "optimizers": [{**first, **changes}, *others]}
 
 
 COUNTS = [-1, 2**30, 10**30, 2.0, "2", None, [2], {}, float("nan")]
@@ -370,21 +370,21 @@ INDICES = ["-1", "99", "x", "", "1.0", "1" * 30, "2147483648", "0x1", "2"]
     ids=str,
 )
 def test_an_optimizer_with_absurd_counts_is_refused(state, refuse, changes):
-    arrays, told = state
+    arrays, saved = state
     if "counts" in changes and isinstance(changes["counts"], dict) and changes["counts"]:
-        changes = {"counts": {**told["optimizers"][0]["counts"], **changes["counts"]}}
-    assert "the optimizer's state does not fit" in refuse(arrays, with_optimizer(told, **changes))
+        changes = {"counts": {**saved["optimizers"][0]["counts"], **changes["counts"]}}
+    assert "the optimizer's state does not fit" in refuse(arrays, with_optimizer(saved, **changes))
 
 
 def test_counts_of_an_optimizer_without_arrays_are_checked_too():
     flags = "--optimizer=sgd", "--momentum=0"
     learning = begun(*flags)
     train(learning, 0, 1)
-    arrays, told = learner_state.gather(learning)
-    counts = told["optimizers"][0]["counts"]
+    arrays, saved = learner_state.gather(learning)
+    counts = saved["optimizers"][0]["counts"]
     for index in ("-1", "-8", "8", "99"):
         with pytest.raises(UsageError, match="does not fit the run"):
-            wrong = with_optimizer(told, counts={**counts, index: 1})
+            wrong = with_optimizer(saved, counts={**counts, index: 1})
             learner_state.restore(new_learner(*flags), arrays, wrong, SOURCE)
 
 
@@ -393,19 +393,19 @@ def test_the_largest_count_is_one_that_mxnet_can_count_on_from(optimizer):
     """These hand it to MXNet as 32 bits."""
     learning = begun(f"--optimizer={optimizer}")
     train(learning, 0, 1)
-    arrays, told = learner_state.gather(learning)
-    counts = dict.fromkeys(told["optimizers"][0]["counts"], 2**30 - 1)
+    arrays, saved = learner_state.gather(learning)
+    counts = dict.fromkeys(saved["optimizers"][0]["counts"], 2**30 - 1)
     changes = {"counts": counts, "numbers": {"num_update": 2**30 - 1}}
-    learner_state.restore(learning, arrays, with_optimizer(told, **changes), SOURCE)
+    learner_state.restore(learning, arrays, with_optimizer(saved, **changes), SOURCE)
     train(learning, 1, 3)
-    _, told = learner_state.gather(learning)
-    assert {*told["optimizers"][0]["counts"].values()} == {2**30 + 1}
+    _, saved = learner_state.gather(learning)
+    assert {*saved["optimizers"][0]["counts"].values()} == {2**30 + 1}
 
 
 @pytest.mark.parametrize("optimizers", [[], {}, None, 3, "ab", [None, None], [{}, {}], [[], []]])
 def test_optimizers_that_are_none_are_refused(state, refuse, optimizers):
-    arrays, told = state
-    refuse(arrays, {**told, "optimizers": optimizers})
+    arrays, saved = state
+    refuse(arrays, {**saved, "optimizers": optimizers})
     refuse(arrays, {"devices": 2})
 
 
@@ -421,22 +421,22 @@ def test_an_optimizers_own_numbers_are_checked(optimizer, name, values):
     flags = (f"--optimizer={optimizer}",)
     learning = begun(*flags)
     train(learning, 0, 1)
-    arrays, told = learner_state.gather(learning)
-    numbers = told["optimizers"][0]["numbers"]
+    arrays, saved = learner_state.gather(learning)
+    numbers = saved["optimizers"][0]["numbers"]
     assert name in numbers
     other = new_learner(*flags)
     for value in values:
-        wrong = with_optimizer(told, numbers={**numbers, name: value})
+        wrong = with_optimizer(saved, numbers={**numbers, name: value})
         with pytest.raises(UsageError, match="does not fit the run"):
             learner_state.restore(other, arrays, wrong, SOURCE)
-    learner_state.restore(other, arrays, told, SOURCE)
+    learner_state.restore(other, arrays, saved, SOURCE)
 
 
 def test_the_state_of_other_flags_is_refused(state):
-    arrays, told = state
+    arrays, saved = state
     for flags in (["--lr-beta=0"], ["--optimizer=sgd"], ["--optimizer=lars"]):
         with pytest.raises(UsageError, match=f"^{re.escape(SOURCE)}: "):
-            learner_state.restore(new_learner(*flags, count=2), arrays, told, SOURCE)
+            learner_state.restore(new_learner(*flags, count=2), arrays, saved, SOURCE)
     constant = begun("--lr-beta=0")
     train(constant, 0, 1)
     with pytest.raises(UsageError, match=f"^{SOURCE}: has no beta"):

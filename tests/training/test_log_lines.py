@@ -1,4 +1,4 @@
-"""What is printed: the original's lines to the letter, and a bar on terminals alone."""
+"""The output: the original's lines to the letter, and a progress bar only on terminals."""
 
 from __future__ import annotations
 
@@ -91,20 +91,20 @@ def test_without_training_there_is_no_gain(capsys: pytest.CaptureFixture[str], b
 
 
 def image_set(labels: list[int], classes: int, boxed: bool = False) -> ImageSet:
-    """As much of a set as its line of the log tells of."""
+    """A data set with only what its log line shows."""
     paths = [f"{number}.jpg" for number in range(len(labels))]
     boxes = np.ones((len(labels), 4), np.int32) if boxed else None
     return ImageSet(paths, np.array(labels, np.int32), [""] * classes, boxes)
 
 
-def test_what_trains_and_tests_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_trains_and_tests_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     train, test = (image_set(labels, 2, boxed=True) for labels in ([0, 0, 0, 1, 1], [0, 1, 0, 1]))
     log_split(Split("Birds", train, test))
     assert caplog.messages == ["Birds, cropped to boxes: 5 images of 2 classes train, 4 of 2 test."]
 
 
-def test_a_gallery_is_told_and_classes_that_only_it_has_are_not_counted(
+def test_a_gallery_is_reported_and_classes_that_only_it_has_are_not_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)

@@ -1,4 +1,4 @@
-"""The loop: the original's schedule and log, what evaluation leaves alone, and when it is saved."""
+"""The loop: the original's schedule and log, evaluation without side effects, and saving."""
 
 from dataclasses import replace
 
@@ -18,10 +18,10 @@ from embedding_learning.training import (
     run,
     schedule,
 )
-from embedding_learning.training.checkpoint_file import RunFolder
 from embedding_learning.training.learner import Step
 from embedding_learning.training.progress import Progress
 from embedding_learning.training.records import RunInfo
+from embedding_learning.training.run_folder import RunFolder
 from tests.helpers.tiny_networks import (
     Recorded,
     batch_of,
@@ -132,7 +132,7 @@ def test_training_hybridizes_with_static_memory(monkeypatch, tmp_path):
     assert {"static_alloc": True, "static_shape": True}.items() <= dict(net._flags).items()
 
 
-def test_a_diverged_network_is_told_when_it_is_evaluated():
+def test_a_diverged_network_is_reported_when_it_is_evaluated():
     net = small_net([mx.cpu()])
     net.dense.weight.set_data(nd.full(net.dense.weight.shape, np.nan))
     data = Data(None, Recorded([batch_of(8)], 8), None, 4, "Birds", "")
@@ -167,7 +167,7 @@ def test_a_steps_random_numbers_depend_on_seed_step_and_rank_alone():
 
 
 def test_each_step_is_seeded_with_its_number_in_the_run(monkeypatch, tmp_path):
-    """So that a run goes on from any step as if it had never stopped."""
+    """A run can then resume from any step as if it had never stopped."""
     monkeypatch.chdir(tmp_path)
     seeded = []
     monkeypatch.setattr(loop, "seed_step", lambda *key: seeded.append(key))
@@ -211,7 +211,7 @@ def test_evaluation_changes_nothing_that_follows():
 
 
 def test_the_first_network_is_saved_whatever_its_recall(monkeypatch, tmp_path):
-    """Where each test image is alone in its class, nothing can be recalled."""
+    """If each test image is alone in its class, nothing can be recalled."""
     monkeypatch.chdir(tmp_path)
     assert saved_epochs(monkeypatch, [0.0, 0.0, 0.0]) == [0]
     assert saved_epochs(monkeypatch, [0.0, 0.25, 0.25]) == [0, 1]
@@ -250,7 +250,7 @@ def saved_epochs(monkeypatch, recalls, *flags, before=None, start=None):
 
 
 def test_each_epoch_leaves_records_however_short_it_is(monkeypatch, tmp_path, caplog):
-    """And no line of the log, which is the original's."""
+    """It writes no line of the log, which is the original's."""
     monkeypatch.chdir(tmp_path)
     caplog.set_level("INFO")
     config = config_of("--epochs=2", "--batch-num=3", "--log-interval=20", "--batch-size=8",

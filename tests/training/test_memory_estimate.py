@@ -1,4 +1,4 @@
-"""The estimate of a step's memory against real steps, and what is told when a GPU has no more."""
+"""The estimate of a step's memory against real steps, and the message of a GPU without memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALL = ("--model=squeezenet1.1", "--crop-size=64", "--batch-k=5")
 
 
 def test_sizes_by_hand() -> None:
-    """Of a convolution, batch norm, an activation in its place, a sum in its place, and pooling."""
+    """A convolution, batch norm, an activation and a sum in place, and pooling."""
 
     class Net(nn.HybridBlock):
         def __init__(self) -> None:
@@ -77,16 +77,16 @@ def megabytes(name):
 
 options = parse(["--model={model}", "--crop-size=112", "--batch-size=20"])
 net = build.build_network(options, [mx.cpu()])
-system = build.build(options, np.arange(4)[:, None], net, [mx.cpu()])
+learner = build.build(options, np.arange(4)[:, None], net, [mx.cpu()])
 batch = mx.io.DataBatch([mx.nd.zeros((20, 3, 112, 112), dtype=np.uint8)], [mx.nd.arange(20)])
 mx.nd.waitall()
-# Starts the peak anew.
+# Resets the peak.
 open("/proc/self/clear_refs", "w").write("5")
 before = megabytes("VmRSS")
 for _ in range(2):
-    system.step(batch)
+    learner.step(batch)
     mx.nd.waitall()
-# Weights and their gradients were there before.
+# Weights and their gradients existed before.
 weights, _ = memory_estimate._sizes(net, (20, 3, 112, 112))
 print(megabytes("VmHWM") - before + 2 * sum(weights) / 2**20)
 print(memory_estimate.bytes_of_step(options, 20) / 2**20)
@@ -102,16 +102,16 @@ print(memory_estimate.bytes_of_step(options, 20) / 2**20)
 def test_the_batch_that_fits_is_the_largest() -> None:
     config = config_of(*SMALL, "--gpus=0", "--batch-size=100")
     for classes in (2, 3, 11, 19):
-        share = classes * 5
-        just = memory_estimate.bytes_of_step(config, share) + memory_estimate._RESERVED
-        assert memory_estimate.fitting_share(config, just) == share
-        less = share - 5 if classes > 2 else None
-        assert memory_estimate.fitting_share(config, just - 1) == less
-    assert memory_estimate.fitting_share(config, 2**40) == 100
+        images = classes * 5
+        just = memory_estimate.bytes_of_step(config, images) + memory_estimate._RESERVED
+        assert memory_estimate.fitting_batch(config, just) == images
+        less = images - 5 if classes > 2 else None
+        assert memory_estimate.fitting_batch(config, just - 1) == less
+    assert memory_estimate.fitting_batch(config, 2**40) == 100
 
 
 def fault(monkeypatch: pytest.MonkeyPatch, memory: int, *flags: str) -> str:
-    """What a run with these flags says of a cudaMalloc that failed, on GPUs of so many bytes.
+    """Returns the message of a run whose cudaMalloc fails, on GPUs of `memory` bytes.
 
     The last of the GPUs is the smallest.
     """
@@ -144,20 +144,20 @@ def test_the_batch_that_would_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 def test_where_no_batch_fits_other_flags_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(*SMALL, "--gpus=0")
     memory = memory_estimate.bytes_of_step(config, 10) + memory_estimate._RESERVED - 1
-    told = fault(monkeypatch, memory, "--gpus=0")
-    assert "not even 10 would fit: a smaller --crop-size or another --model takes less" in told
-    told = fault(monkeypatch, 2**40, "--gpus=0", "--batch-size=10")
-    assert "no smaller batch of --batch-k 5; a smaller --crop-size" in told
+    message = fault(monkeypatch, memory, "--gpus=0")
+    assert "not even 10 would fit: a smaller --crop-size or another --model takes less" in message
+    message = fault(monkeypatch, 2**40, "--gpus=0", "--batch-size=10")
+    assert "no smaller batch of --batch-k 5; a smaller --crop-size" in message
 
 
 def test_where_the_batch_should_fit_other_programs_are_suspected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told = fault(monkeypatch, 2**40, "--gpus=0,1", "--total-batch-size=70")
-    assert "nvidia-smi lists, or try --total-batch-size 30" in told
-    told = fault(monkeypatch, 2**40, "--gpus=0", "--batch-size=15")
-    assert told.endswith("or try --batch-size 10")
-    assert not re.search(r"\n", told)
+    message = fault(monkeypatch, 2**40, "--gpus=0,1", "--total-batch-size=70")
+    assert "nvidia-smi lists, or try --total-batch-size 30" in message
+    message = fault(monkeypatch, 2**40, "--gpus=0", "--batch-size=15")
+    assert message.endswith("or try --batch-size 10")
+    assert not re.search(r"\n", message)
 
 
 @pytest.mark.parametrize(

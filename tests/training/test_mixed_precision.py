@@ -82,7 +82,7 @@ def network(devices: list[mx.Context], seed: int = 1) -> MarginNet:
 
 
 def new_learner(*flags: str, dtype: str = "float16", count: int = 1, seed: int = 1) -> Learner:
-    """In float32 too its weights begin as float16 can hold them."""
+    """Builds a learner; in float32, too, its first weights are values that float16 can hold."""
     own = f"--cpu-contexts={count}", f"--total-batch-size={8 * count}", "--batch-k=2", "--lr=0.01"
     config = config_of(*own, f"--dtype={dtype}", *flags)
     devices = devices_of(config)
@@ -158,7 +158,7 @@ def test_the_network_of_the_flags_is_float16(float16_works: None, model: str) ->
     ],
 )
 def test_the_operators_of_every_family_take_these_types(model: str) -> None:
-    """By MXNet's inference of types, which needs no device."""
+    """Uses MXNet's inference of types, which needs no device."""
     config = config_of(f"--model={model}", "--dtype=float16", "--feat-dim=5")
     net = memory_estimate._network(config)
     *_, embeddings = net(mx.sym.var("images", dtype="uint8"))
@@ -394,15 +394,15 @@ def test_a_step_that_overflows_leaves_nothing_but_a_lower_scale(
     learning = new_learner(count=count)
     step_of(learning, 0)
     learning.loss_scale.value = 2.0**24
-    before, (arrays, told) = values_of(learning), learner_state.gather(learning)
+    before, (arrays, state) = values_of(learning), learner_state.gather(learning)
     step = step_of(learning, 1)
     assert step.has_overflowed
     assert not step.is_finite
     assert np.isfinite(step.loss)
     assert_same(values_of(learning), before)
-    after, told_after = learner_state.gather(learning)
+    after, state_after = learner_state.gather(learning)
     assert_same(after, arrays)
-    assert told_after == {**told, "loss_scale": {"value": 2.0**23, "good_steps": 0}}
+    assert state_after == {**state, "loss_scale": {"value": 2.0**23, "good_steps": 0}}
     numbers = iter(range(2, 30))
     while learning.loss_scale.value > 1 and step_of(learning, next(numbers)).has_overflowed:
         pass
@@ -499,7 +499,7 @@ def test_two_devices_have_the_same_weights_and_nearly_those_of_float32(
 
 
 def test_what_overflows_in_another_process_is_left_out_here_too(float16_works: None) -> None:
-    """So that all go on with one scale."""
+    """All workers then continue with one scale."""
 
     class WithAnother(WorkerGroup):
         size = 2
@@ -516,13 +516,13 @@ def test_what_overflows_in_another_process_is_left_out_here_too(float16_works: N
     assert_same(values_of(learning), before)
 
 
-def test_the_servers_are_told_that_weights_are_float16() -> None:
-    """They end without a word of use where what is sent is not what they hold."""
-    told = {}
+def test_the_servers_receive_that_weights_are_float16() -> None:
+    """They end without a useful message if they receive another type than they hold."""
+    types = {}
 
     class Store:
         def init(self, key: int, value: nd.NDArray) -> None:
-            told[key] = value.dtype
+            types[key] = value.dtype
 
         def pull(self, key: int, out: list[nd.NDArray], priority: int) -> None:
             pass
@@ -531,7 +531,7 @@ def test_the_servers_are_told_that_weights_are_float16() -> None:
     for key, dtype in enumerate(("float16", "float32")):
         weight = nd.ones((2,), dtype=dtype)
         gradients.broadcast(key, weight, [weight])
-    assert told == {0: np.float16, 1: np.float32}
+    assert types == {0: np.float16, 1: np.float32}
 
 
 # Checkpoints
@@ -547,7 +547,7 @@ def test_a_learner_taken_apart_and_made_again_goes_on_the_same(
     optimizer: str,
     count: int,
 ) -> None:
-    """Over a halving and a doubling."""
+    """The steps include a halving and a doubling of the scale."""
     monkeypatch.setattr(mixed_precision, "_GOOD_STEPS_TO_GROW", 3)
     flags = f"--optimizer={optimizer}".split()
     whole = new_learner(*flags, count=count)
@@ -590,7 +590,7 @@ def test_the_masters_are_more_than_the_weights(float16_works: None) -> None:
 
 
 @pytest.mark.parametrize(
-    "told",
+    "scale",
     [
         *(None, {}, [], "1", 2.0, {"value": 2.0}, {"value": 2.0, "good_steps": 0, "more": 1}),
         *({"value": value, "good_steps": 0} for value in VALUES),
@@ -598,11 +598,11 @@ def test_the_masters_are_more_than_the_weights(float16_works: None) -> None:
     ],
     ids=str,
 )
-def test_an_absurd_scale_is_refused(float16_works: None, told: Any) -> None:
+def test_an_absurd_scale_is_refused(float16_works: None, scale: Any) -> None:
     learning = new_learner()
     arrays, state = learner_state.gather(learning)
-    with pytest.raises(UsageError, match=f"^{SOURCE}: tells no scale of the loss$"):
-        learner_state.restore(learning, arrays, {**state, "loss_scale": told}, SOURCE)
+    with pytest.raises(UsageError, match=f"^{SOURCE}: holds no valid scale of the loss$"):
+        learner_state.restore(learning, arrays, {**state, "loss_scale": scale}, SOURCE)
 
 
 def test_weights_beyond_float16_are_not_gathered(float16_works: None) -> None:
@@ -683,11 +683,11 @@ def test_the_run_ends_only_once_the_scale_is_at_its_least(
     monkeypatch.setattr(learner.Step, "is_finite", False)
     caplog.set_level(logging.INFO)
     assert start(tmp_path / "run", "--log-interval=1", "--batch-num=9") == 3
-    told = re.findall(
-        r"the batch is left out, and the loss is scaled by (\d+) from here", caplog.text
+    scales = re.findall(
+        r"the batch is skipped, and the loss is scaled by (\d+) from now", caplog.text
     )
-    assert told == ["2", "1"]
-    # What was left out for the scale alone has a loss like any other.
+    assert scales == ["2", "1"]
+    # Batches that were skipped because of the scale alone have a loss like any other.
     assert len(re.findall(r"Iter [12]\] training loss=0\.[1-9]", caplog.text)) == 2
     err = capfd.readouterr().err
     assert re.search(r"^train\.py: stopped: epoch 0, batch 3: .* not finite;", err, re.M), err

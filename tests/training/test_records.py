@@ -1,4 +1,4 @@
-"""A run's records: what is written is read, and going on leaves out what was undone."""
+"""A run's records: written and read, and cut off where a resumed run starts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 
 from embedding_learning.errors import DataError
 from embedding_learning.training import records
-from embedding_learning.training.checkpoint_file import RECORDS
 from embedding_learning.training.records import Recorder, RunInfo
+from embedding_learning.training.run_folder import RECORDS
 
 
 def write(folder: Path, size: int, batches: range, loss: float = 0.5) -> int:
@@ -67,7 +67,7 @@ def test_going_on_cuts_off_what_came_after_the_checkpoint(tmp_path: Path) -> Non
     assert [record["loss"] for record in records.read(tmp_path)] == [0.5, 0.5, 0.25, 0.25]
 
 
-def test_records_that_were_removed_are_written_anew(tmp_path: Path) -> None:
+def test_records_that_were_removed_are_written_again(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, 0, 0.0, None)
     recorder.evaluation(0, 1, 1, {"nmi": 0.5})
     recorder.flush()
@@ -94,14 +94,14 @@ def test_numbers_that_json_lacks_are_null(tmp_path: Path) -> None:
     assert record["loss"] is None
 
 
-def test_a_last_line_that_is_cut_off_is_left_out_and_others_are_told(tmp_path: Path) -> None:
+def test_a_last_line_that_is_cut_off_is_left_out_and_others_are_refused(tmp_path: Path) -> None:
     write(tmp_path, 0, range(1, 3))
     file = tmp_path / RECORDS
     whole = file.read_text()
     file.write_text(whole[:-20])
     assert len(records.read(tmp_path)) == 1
     file.write_text("{" + whole)
-    with pytest.raises(DataError, match=f"{RECORDS}:1: is no JSON object"):
+    with pytest.raises(DataError, match=f"{RECORDS}:1: is not a JSON object"):
         records.read(tmp_path)
     file.unlink()
     with pytest.raises(DataError, match="cannot be read"):
@@ -119,7 +119,7 @@ def test_the_run_is_described(tmp_path: Path) -> None:
     ["", "[]", "{}", '{"arguments": "x", "data": 1, "made_with": {}}', "[" * 10000,
      '{"arguments": [1], "data": "x", "made_with": {}}'],
 )  # fmt: skip
-def test_a_description_that_is_none_is_told(tmp_path: Path, content: str) -> None:
+def test_run_info_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(DataError, match="is missing or damaged"):
         RunInfo.read(tmp_path)
@@ -147,8 +147,8 @@ def test_a_run_goes_on_without_tensorboard_when_its_disk_is_full(
         board.project(1, np.eye(6, dtype=np.float32), np.arange(6), list("abcdef"), pixels)
         board.close()
     assert caplog.messages == [
-        f"--tensorboard {tmp_path / 'full'}: cannot be written to any more: No space left on "
-        "device; the run goes on without it."
+        f"--tensorboard {tmp_path / 'full'}: cannot be written to: No space left on "
+        "device; the run continues without it."
     ]
     other = TensorBoard(str(tmp_path / "other"), 0)
     other.scalars("interval", 1, {"loss": 0.5})

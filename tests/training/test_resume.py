@@ -1,4 +1,4 @@
-"""What a run goes on from: its progress, the flags that must agree, and the images."""
+"""Resuming: the progress of a run, the flags that must agree, and the images."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ OTHERS = {
 
 
 def checkpoint_of(*flags: str, progress: Progress = PROGRESS, **changes: Any) -> Checkpoint:
-    """What a run with these flags has written, as it is read."""
+    """Returns the checkpoint of a run with these flags, as it is read."""
     config = parse([*flags])
     devices = {"devices": config.devices.count}
     state = {**resume.describe(config, "digest", progress), "learner": devices, **changes}
@@ -120,9 +120,9 @@ def test_progress_of_other_fields_is_refused() -> None:
         {key: value for key, value in whole.items() if key != name}
         for name in whole.keys() - {"to_beat"}
     ]
-    for told in others:
+    for progress in others:
         checkpoint = checkpoint_of()
-        checkpoint.state["progress"] = told
+        checkpoint.state["progress"] = progress
         with pytest.raises(UsageError, match="does not show how far"):
             resume.read_progress(checkpoint, 200)
     del checkpoint.state["progress"]
@@ -223,8 +223,8 @@ def test_a_flag_that_must_agree_is_named_with_the_value_to_give(name: str) -> No
     line = refusal(checkpoint_of(*base), parse([*base, OTHERS[name]]))
     default = parse([]).as_flags()[name]
     flag = "--" + name.replace("_", "-")
-    told = f"no {flag}" if default in (None, False) else f"{flag} {default}"
-    assert line == f"was made with {told}; give these, or start from scratch without --resume"
+    setting = f"no {flag}" if default in (None, False) else f"{flag} {default}"
+    assert line == f"was made with {setting}; give these, or start from scratch without --resume"
     back = refusal(checkpoint_of(*base, OTHERS[name]), parse(base))
     assert back.startswith(f"was made with {OTHERS[name].replace('=', ' ')}; ")
 
@@ -314,7 +314,7 @@ def test_every_flag_has_been_thought_of() -> None:
 
 
 def test_pretrained_weights_from_anywhere_are_pretrained_weights() -> None:
-    """They decide the convolutions' learning rate, wherever they came from."""
+    """They decide the convolutions' learning rate, whatever their source."""
     ways = ["--use-pretrained"], ["--pretrained-params=x.params"], ["--pretrained-params=y.params"]
     for former in ways:
         for now in ways:
@@ -342,7 +342,7 @@ def test_another_constant_beta_is_another_run_and_a_learned_one_has_left_it(
 
 
 @pytest.mark.parametrize(
-    "former, now, told",
+    "former, now, message",
     [
         (["--cpu-contexts=2"], [], "continues with 1 devices instead of 2"),
         ([], ["--cpu-contexts=2"], "continues with 2 devices instead of 1"),
@@ -350,18 +350,18 @@ def test_another_constant_beta_is_another_run_and_a_learned_one_has_left_it(
         (["--gpus=0,1"], ["--gpus=2,3"], ""),
     ],
 )
-def test_another_number_of_devices_is_told_with_what_is_no_longer_the_same(
-    former: list[str], now: list[str], told: str, caplog: pytest.LogCaptureFixture
+def test_another_number_of_devices_is_reported_with_its_effects(
+    former: list[str], now: list[str], message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     resume.check_flags(
         checkpoint_of("--total-batch-size=80", *former), parse(["--total-batch-size=80", *now])
     )
-    assert len(caplog.messages) == bool(told)
-    if told:
+    assert len(caplog.messages) == bool(message)
+    if message:
         (line,) = caplog.messages
-        assert told in line
-        for changed in ("Negatives", "running statistics of batch norm"):
-            assert changed in line
+        assert message in line
+        for subject in ("Negatives", "running statistics of batch norm"):
+            assert subject in line
 
 
 def test_a_batch_of_each_device_must_make_the_same_whole() -> None:
@@ -373,7 +373,7 @@ def test_a_batch_of_each_device_must_make_the_same_whole() -> None:
     )
 
 
-def test_other_packages_and_threads_are_told(
+def test_other_packages_and_threads_are_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -433,10 +433,14 @@ def test_whatever_else_a_stranger_tells_is_one_line_or_none(
 
 
 def test_a_description_is_json_and_names_the_format() -> None:
-    told = resume.describe(parse(["--steps=1,2"]), "digest", PROGRESS)
-    assert json.loads(json.dumps(told)) == told
-    assert (told["format"], told["data"], told["progress"]["epoch"]) == (FORMAT, "digest", 3)
-    assert told["flags"]["steps"] == [1, 2]
+    description = resume.describe(parse(["--steps=1,2"]), "digest", PROGRESS)
+    assert json.loads(json.dumps(description)) == description
+    assert (description["format"], description["data"], description["progress"]["epoch"]) == (
+        FORMAT,
+        "digest",
+        3,
+    )
+    assert description["flags"]["steps"] == [1, 2]
 
 
 # Images
@@ -444,9 +448,9 @@ def test_a_description_is_json_and_names_the_format() -> None:
 
 def test_other_images_are_refused() -> None:
     resume.check_data(checkpoint_of(), "digest", "birds")
-    for told in ({"data": "other"}, {"data": None}, {"data": ["digest"]}):
+    for changes in ({"data": "other"}, {"data": None}, {"data": ["digest"]}):
         with pytest.raises(UsageError) as error:
-            resume.check_data(checkpoint_of(**told), "digest", "birds")
+            resume.check_data(checkpoint_of(**changes), "digest", "birds")
         assert str(error.value).startswith(
             f"{START}was trained on other images, classes or boxes than --data-path birds holds"
         )

@@ -1,4 +1,4 @@
-"""Fine-tuning: what is fixed stays, what learns more slowly does, and what fits is taken over."""
+"""Fine-tuning: fixed and slowly learning layers, and weights of another network."""
 
 from __future__ import annotations
 
@@ -158,8 +158,8 @@ def test_without_a_flag_the_rates_are_left_as_the_backbone_was_made() -> None:
     assert set(rates("--use-pretrained").values()) == {7.0}
 
 
-def test_the_rates_are_there_before_servers_are_told_them() -> None:
-    """Which is when the trainers are connected, before the first epoch."""
+def test_the_rates_are_set_before_servers_receive_them() -> None:
+    """Servers receive them when the trainers are connected, before the first epoch."""
     for flag, expected in (("--lr-mult-backbone=0.3", 0.3), ("--warm-up-epochs=1", 0.0)):
         parameters = built(flag).net.base_net.collect_params().values()
         assert {parameter.lr_mult for parameter in parameters} == {expected}
@@ -244,7 +244,7 @@ def started(path: str, *flags: str) -> dict[str, np.ndarray]:
         ),
     ],
 )
-def test_what_fits_is_taken_and_what_is_new_is_told(
+def test_what_fits_is_used_and_what_is_new_is_reported(
     trained: tuple[str, dict[str, np.ndarray]],
     caplog: pytest.LogCaptureFixture,
     flags: list[str],
@@ -257,8 +257,8 @@ def test_what_fits_is_taken_and_what_is_new_is_told(
     for name, array in found.items():
         if name not in new.split(", "):
             np.testing.assert_array_equal(array, former[name])
-    told = [(new, "starts from scratch"), (unused, "is not used")]
-    expected = [f"--init-from {path}: {names} {what}." for names, what in told if names]
+    outcomes = [(new, "starts from scratch"), (unused, "is not used")]
+    expected = [f"--init-from {path}: {names} {outcome}." for names, outcome in outcomes if names]
     assert caplog.messages == expected
 
 
@@ -286,7 +286,7 @@ def test_a_network_with_a_further_layer_gives_its_backbone(
 def test_weights_that_are_replaced_are_not_looked_for(
     trained: tuple[str, dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But its convolutions learn as pretrained ones do."""
+    """Its convolutions still learn as pretrained ones do."""
     path, former = trained
     monkeypatch.setattr(model_zoo, "fetch_weights", lambda name: pytest.fail("looked for"))
     found = started(path, "--use-pretrained")
@@ -327,7 +327,9 @@ def test_gradients_cannot_be_cut_to_nothing(value: str) -> None:
 @pytest.mark.parametrize("flag", ["--warm-up-epochs=1", "--lr-mult-backbone=0"])
 @pytest.mark.parametrize("optimizer", ["adadelta", "ftml", "ftrl", "sgld"])
 def test_optimizers_that_move_weights_at_a_rate_of_0_are_refused(optimizer: str, flag: str) -> None:
-    with pytest.raises(UsageError, match=f"^--optimizer {optimizer}: leaves no layer alone"):
+    with pytest.raises(
+        UsageError, match=f"^--optimizer {optimizer}: cannot leave a layer unchanged"
+    ):
         build.check(parse([f"--optimizer={optimizer}", flag]))
     build.check(parse([f"--optimizer={optimizer}"]))
 

@@ -141,7 +141,7 @@ def test_a_missing_file_and_a_folder_in_its_place_are_named(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("compressed", [True, False])
 def test_a_damaged_file_is_read_or_refused(tmp_path: Path, compressed: bool) -> None:
-    """Whatever is cut off or changed, nothing but DataError comes of it."""
+    """A file that is cut off or changed anywhere raises nothing but DataError."""
     file = write(tmp_path, CARS, compressed=compressed)
     whole, rng = file.read_bytes(), np.random.default_rng(0)
     refused = 0

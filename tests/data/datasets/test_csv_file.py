@@ -1,4 +1,4 @@
-"""The reader of CSV files, and the line of whatever is wrong."""
+"""The reader of CSV files, and the line that its errors name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read(folder: Path, text: str | bytes, use_boxes: bool = True) -> Split:
 
 
 def fault(folder: Path, text: str | bytes) -> str:
-    """What follows the name of the file in the message to which reading leads."""
+    """Returns the error message of reading, without the name of the file."""
     with pytest.raises(DataError) as caught:
         read(folder, text)
     message = str(caught.value)

@@ -1,4 +1,4 @@
-"""The reader of the layout of CUB-200-2011, and the file and line of whatever is wrong in it."""
+"""The reader of the layout of CUB-200-2011, and the file and line that its errors name."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def fault(folder: Path) -> str:
 
 @pytest.mark.parametrize("gap", ["\t", " \t", "   "])
 def test_columns_may_be_parted_by_any_white_space(folder: Path, gap: str) -> None:
-    """As the original takes them; names keep what white space they hold themselves."""
+    """The original accepts them too; names keep their own white space."""
     expected = cub200.read(folder)
     for name, lines in {**FILES, "classes.txt": CLASSES}.items():
         write(folder, name, [line.replace(" ", gap, 1) for line in lines])
@@ -264,7 +264,7 @@ def test_the_whole_of_cub_200_2011_is_read(shared: Path, tmp_path: Path) -> None
 def test_what_is_no_plain_file_or_too_large_is_not_read(
     folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a link to /dev/zero would be, which never ends; /dev/null ends at once."""
+    """A link to /dev/zero would never end; /dev/null, which ends at once, stands for it."""
     monkeypatch.setattr(text_files, "_MOST_BYTES", 1000)
     (folder / name).write_bytes((folder / name).read_bytes().ljust(1000, b"\n"))
     assert len(cub200.read(folder)) == 5

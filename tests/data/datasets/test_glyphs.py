@@ -1,4 +1,4 @@
-"""The built-in set: its layout, its pictures, and a cache that is whole or absent."""
+"""The built-in set: its layout, its images, and a cache that is complete or absent."""
 
 from __future__ import annotations
 

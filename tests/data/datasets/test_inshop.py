@@ -1,4 +1,4 @@
-"""The reader of In-Shop Clothes Retrieval, and the file and line of whatever is wrong."""
+"""The reader of In-Shop Clothes Retrieval, and the file and line that its errors name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Telling data sets apart, the split into training and test classes, and the check of the files."""
+"""Recognizing data sets, the split into training and test classes, and the check of the files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from embedding_learning.data.datasets import (
     cub200,
     glyphs,
     hold_out_validation_classes,
-    load,
+    load_dataset,
 )
 from embedding_learning.errors import DataError
 
@@ -33,7 +33,7 @@ def seven_classes(tmp_path_factory: pytest.TempPathFactory, write_cub: Callable[
 def refusal(data_path: Path, train_classes: int | None = None, name: str | None = None) -> str:
     """The message to which loading the folder leads."""
     with pytest.raises(DataError) as caught:
-        load(str(data_path), "nowhere", train_classes, name)
+        load_dataset(str(data_path), "nowhere", train_classes, name)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -43,7 +43,7 @@ def test_the_first_classes_train_by_default_half_rounded_down(
     seven_classes: Path, train_classes: int | None, trains: int
 ) -> None:
     whole = cub200.read(seven_classes)
-    split = load(str(seven_classes), "nowhere", train_classes)
+    split = load_dataset(str(seven_classes), "nowhere", train_classes)
     train, test = split.train, split.test
     assert (split.name, split.gallery) == ("CUB-200-2011", None)
     assert train.class_names + test.class_names == whole.class_names
@@ -52,12 +52,12 @@ def test_the_first_classes_train_by_default_half_rounded_down(
 
 
 def test_half_of_an_even_number_of_classes_trains(tiny_cub: Path) -> None:
-    split = load(str(tiny_cub), "nowhere")
+    split = load_dataset(str(tiny_cub), "nowhere")
     assert (len(split.train.class_names), len(split.test.class_names)) == (4, 4)
 
 
 def test_each_part_numbers_its_classes_from_0_and_keeps_its_boxes(seven_classes: Path) -> None:
-    split = load(str(seven_classes), "nowhere")
+    split = load_dataset(str(seven_classes), "nowhere")
     for part in (split.train, split.test):
         for path, label in zip(part.paths, part.labels):
             assert Path(path).parent.name == part.class_names[label]
@@ -75,7 +75,7 @@ def test_a_test_half_without_classes_is_refused(seven_classes: Path, train_class
 
 def test_a_single_class_tests(tmp_path: Path, write_cub: Callable[..., Path]) -> None:
     folder = write_cub(tmp_path / "one", [3], (8, 8))
-    split = load(str(folder), "nowhere")
+    split = load_dataset(str(folder), "nowhere")
     assert (len(split.train), split.train.class_names, len(split.test)) == (0, [], 3)
     assert "one has to test, and two to train a network" in refusal(folder, 1)
 
@@ -84,16 +84,19 @@ def test_the_number_of_classes_that_a_model_was_trained_with_is_the_usual_one(
     seven_classes: Path,
 ) -> None:
     folder = str(seven_classes)
-    split = load(folder, "nowhere", default_train_classes=5)
+    split = load_dataset(folder, "nowhere", default_train_classes=5)
     assert len(split.train.class_names) == 5
-    split = load(folder, "nowhere", 2, default_train_classes=5)
+    split = load_dataset(folder, "nowhere", 2, default_train_classes=5)
     assert len(split.train.class_names) == 2
     with pytest.raises(DataError, match=r"7 classes, but the model was trained on the first 7 "):
-        load(folder, "nowhere", default_train_classes=7)
+        load_dataset(folder, "nowhere", default_train_classes=7)
 
 
 def test_every_class_of_a_folder_tests(seven_classes: Path) -> None:
-    split, whole = load(str(seven_classes), "nowhere", test="all"), cub200.read(seven_classes)
+    split, whole = (
+        load_dataset(str(seven_classes), "nowhere", test="all"),
+        cub200.read(seven_classes),
+    )
     assert (split.test.paths, split.test.class_names) == (whole.paths, whole.class_names)
     assert split.test.labels.tolist() == whole.labels.tolist()
     assert split.test.boxes is not None and split.test.boxes.shape == (13, 4)
@@ -108,7 +111,7 @@ def test_every_class_of_a_list_tests_and_a_name_in_several_parts_is_one_class(
     lines = ["1.jpg,b,train", "2.jpg,a,query", "3.jpg,b,gallery", "4.jpg,c,train", "5.jpg,a,query"]
     file.write_text("\n".join(["path,label,split", *lines]))
     # Files decide the split, whatever a model was trained with.
-    split = load(str(file), "nowhere", test="all", default_train_classes=9)
+    split = load_dataset(str(file), "nowhere", test="all", default_train_classes=9)
     names = [split.test.class_names[label] for label in split.test.labels]
     found = dict(zip((Path(path).name for path in split.test.paths), names))
     assert found == {"1.jpg": "b", "2.jpg": "a", "3.jpg": "b", "4.jpg": "c", "5.jpg": "a"}
@@ -119,12 +122,12 @@ def test_every_class_of_a_list_tests_and_a_name_in_several_parts_is_one_class(
 def test_a_list_need_not_name_images_that_train_but_some_that_test(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("path,label,split,x,y,width,height\n1.jpg,b,test,0,0,2,2\n")
-    split = load(str(file), "nowhere")
+    split = load_dataset(str(file), "nowhere")
     assert (len(split.train), split.train.boxes, len(split.test)) == (0, None, 1)
     assert split.title == "a.csv, cropped to boxes"
     file.write_text("path,label,split\n1.jpg,b,train\n")
     assert refusal(file).startswith(f"{file}: no image is listed as test")
-    assert len(load(str(file), "nowhere", test="all").test) == 1
+    assert len(load_dataset(str(file), "nowhere", test="all").test) == 1
 
 
 def test_file_stats_are_size_and_time_of_each_file(tiny_cub: Path) -> None:
@@ -162,12 +165,12 @@ def test_glyphs_are_read_from_the_cache(
     monkeypatch.setattr(
         glyphs, "find_or_draw", lambda cache_dir: asked.append(cache_dir) or tiny_cub
     )
-    split = load("glyphs", str(tmp_path))
+    split = load_dataset("glyphs", str(tmp_path))
     assert asked == [tmp_path]
     assert split.name == "glyphs"
     assert split.train.paths[0].startswith(str(tiny_cub))
-    assert load("elsewhere", str(tmp_path), name="glyphs").train.paths == split.train.paths
-    assert load("glyphs", str(tmp_path), 2, use_boxes=False).train.boxes is None
+    assert load_dataset("elsewhere", str(tmp_path), name="glyphs").train.paths == split.train.paths
+    assert load_dataset("glyphs", str(tmp_path), 2, use_boxes=False).train.boxes is None
 
 
 def test_a_folder_called_glyphs_can_be_named(
@@ -175,8 +178,8 @@ def test_a_folder_called_glyphs_can_be_named(
 ) -> None:
     (tmp_path / "glyphs").symlink_to(tiny_cub)
     monkeypatch.chdir(tmp_path)
-    assert load("glyphs", "nowhere", name="cub200").name == "CUB-200-2011"
-    assert load("./glyphs", "nowhere").name == "CUB-200-2011"
+    assert load_dataset("glyphs", "nowhere", name="cub200").name == "CUB-200-2011"
+    assert load_dataset("./glyphs", "nowhere").name == "CUB-200-2011"
 
 
 # Files that identify a data set, and the message of its reader if the folder has nothing else.
@@ -224,10 +227,10 @@ def test_a_folder_that_could_be_two_data_sets_is_refused_until_one_is_named(
     message = refusal(folder)
     expected = "cub200 (images.txt) or sop (Ebay_test.txt) or train-val (train/ and val/)"
     assert message == f"{folder}: could be {expected}; choose one with --dataset"
-    assert load(str(folder), "nowhere", name="cub200").train.class_names[0] == "001.Bird_1"
-    assert load(str(folder), "nowhere", name="train-val").train.class_names == ["a"]
+    assert load_dataset(str(folder), "nowhere", name="cub200").train.class_names[0] == "001.Bird_1"
+    assert load_dataset(str(folder), "nowhere", name="train-val").train.class_names == ["a"]
     images = folder / "images"
-    assert load(str(images), "nowhere").train.class_names[0] == "001.Bird_1"
+    assert load_dataset(str(images), "nowhere").train.class_names[0] == "001.Bird_1"
 
 
 @pytest.mark.parametrize("names", [[], ["1.jpg", "notes.txt"], ["a/notes.txt", ".b/1.jpg"]])
@@ -256,11 +259,11 @@ def test_a_csv_file_is_recognized_by_its_name_or_the_flag(tmp_path: Path) -> Non
     rows = "path,label,split\na.jpg,x,train\nb.jpg,y,test\n"
     for name in ("a.csv", "A.CSV", "list.txt"):
         (tmp_path / name).write_text(rows)
-    assert load(str(tmp_path / "a.csv"), "nowhere").name == "a.csv"
-    assert load(str(tmp_path / "A.CSV"), "nowhere").name == "A.CSV"
-    assert load(str(tmp_path / "list.txt"), "nowhere", name="csv").name == "list.txt"
+    assert load_dataset(str(tmp_path / "a.csv"), "nowhere").name == "a.csv"
+    assert load_dataset(str(tmp_path / "A.CSV"), "nowhere").name == "A.CSV"
+    assert load_dataset(str(tmp_path / "list.txt"), "nowhere", name="csv").name == "list.txt"
     folder = lay_out(tmp_path / "folder.csv", ["a/1.jpg", "b/1.jpg"])
-    assert load(str(folder), "nowhere").name == "folder.csv"
+    assert load_dataset(str(folder), "nowhere").name == "folder.csv"
 
 
 def test_train_classes_is_refused_where_files_decide_the_split(tmp_path: Path) -> None:
@@ -275,10 +278,11 @@ def test_boxes_can_be_left_out(tiny_cub: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_cub, tmp_path / "copy")
     (folder / "bounding_boxes.txt").unlink()
     assert "--no-bbox" in refusal(folder)
-    split = load(str(folder), "nowhere", use_boxes=False)
+    split = load_dataset(str(folder), "nowhere", use_boxes=False)
     assert split.train.boxes is None and split.test.boxes is None
     assert split.train.paths == [
-        path.replace(str(tiny_cub), str(folder)) for path in load(str(tiny_cub), "").train.paths
+        path.replace(str(tiny_cub), str(folder))
+        for path in load_dataset(str(tiny_cub), "").train.paths
     ]
 
 
@@ -297,7 +301,7 @@ def test_of_classes_without_boxes_has_none() -> None:
 
 def test_a_path_that_cannot_be_accessed_gives_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be read: File name too long; name another folder"):
-        load(str(tmp_path / ("x" * 300)), str(tmp_path))
+        load_dataset(str(tmp_path / ("x" * 300)), str(tmp_path))
 
 
 def test_a_folder_without_permission_gives_one_line(
@@ -308,7 +312,7 @@ def test_a_folder_without_permission_gives_one_line(
 
     monkeypatch.setattr(Path, "stat", closed)
     with pytest.raises(DataError, match=r"birds: cannot be read: Permission denied"):
-        load(str(tmp_path / "birds"), str(tmp_path))
+        load_dataset(str(tmp_path / "birds"), str(tmp_path))
 
 
 def test_a_message_is_one_line_that_no_terminal_obeys() -> None:

@@ -1,4 +1,4 @@
-"""The reader of Stanford Online Products, and the file and line of whatever is wrong."""
+"""The reader of Stanford Online Products, and the file and line that its errors name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a split is able to show."""
+"""The warnings about recalls that a split cannot show."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> Path:
-    """Where the cache has it, which is empty; the zoo knows the checksum of the file above."""
+    """The path of the file in the empty cache; the zoo knows the checksum of the file above."""
     monkeypatch.setenv("MXNET_HOME", str(tmp_path / "home"))
     digest = hashlib.sha1(content, usedforsecurity=False).hexdigest()
     monkeypatch.setitem(model_store._model_sha1, NAME, digest)

@@ -1,4 +1,4 @@
-"""Files of parameters: whole or not at all, and interchangeable with the original's."""
+"""Files of parameters: written atomically, and interchangeable with the original's."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_what_is_learned_is_saved_from_the_first_device_and_statistics_as_their_
 
 
 class Interrupted(BaseException):
-    """Stands for whatever ends a program: a full disk, Ctrl-C."""
+    """Stands for any end of a program, such as a full disk or Ctrl-C."""
 
 
 @pytest.mark.parametrize("error", [OSError, Interrupted, mx.base.MXNetError])
@@ -229,7 +229,7 @@ for limit in (100, size // 2, size - 200, size - 1, size):
 
 
 def test_a_full_disk_leaves_the_former_file(tmp_path: Path) -> None:
-    """It fills up in the arrays, in the names or in the description; at last the file fits."""
+    """The disk is full within the arrays, the names or the description; at last the file fits."""
     path, whole = tmp_path / "net.params", tmp_path / "whole"
     path.write_bytes(b"former")
     command = [sys.executable, "-c", _SAVE_ON_A_FULL_DISK, str(path), str(whole)]
@@ -386,7 +386,7 @@ def test_a_description_of_an_untrusted_source_is_refused_though_its_sum_is_right
 def test_a_description_after_another_line_is_refused_though_its_sum_is_right(
     tmp_path: Path,
 ) -> None:
-    for marker in (MARKER, MARKER.replace(b"network", b"newtork")):
+    for marker in (MARKER, MARKER.replace(b"network", b"networks")):
         content = described(small_file(), b'{"a": 1}', marker)
         assert refused(tmp_path / "net.params", content) == (marker != MARKER)
 
@@ -665,7 +665,7 @@ read(large, int(sys.argv[2]))
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory in use is unknown")
 def test_memory_is_bounded(tmp_path: Path) -> None:
-    """By a little for files that say they are large, by twice their size for those that are."""
+    """Memory grows little for files that claim to be large, by twice the size of large ones."""
     names, bytes_in_all = [b"large.a", b"large.b"], 2**26
     content = packed([packed_array()] * 2, names)
     (tmp_path / "0-whole").write_bytes(content)

@@ -1,4 +1,4 @@
-"""Files of weights of every kind: the features are those of the file, or one line says why not."""
+"""Files of weights in every format: the features are the file's, or one line says why not."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ WRITERS = pytest.mark.parametrize("write", [write_pth, write_old_pth, write_safe
 
 
 def random_arrays(name: str) -> Arrays:
-    """As torchvision names and shapes them."""
+    """Returns arrays with torchvision's names and shapes."""
     rng = np.random.default_rng(0)
     arrays: Arrays = {}
     for parameter, shape in names_of(name).items():
@@ -100,7 +100,7 @@ def refusal(path: Path, name: str = NAME) -> str:
 def test_each_kind_of_file_gives_each_parameter_its_values(
     tmp_path: Path, mobilenet: Arrays, write: Callable[[Path, Arrays], None]
 ) -> None:
-    """Whatever its name ends in."""
+    """The end of its name does not matter."""
     path = tmp_path / "weights.bin"
     write(path, mobilenet)
     assert_loaded(path, "mobilenet_v2", "mobilenet_v2", mobilenet)
@@ -220,7 +220,7 @@ def test_timms_spelling_is_read(tmp_path: Path, mobilenet: Arrays) -> None:
 
 
 def test_a_convolution_over_the_whole_image_is_a_dense_layer(tmp_path: Path) -> None:
-    """As timm has it in VGG, here small."""
+    """A layer as in timm's VGG, but small."""
     rng = np.random.default_rng(0)
     dense = {name: gluon_parameter(name, (8, 12)) for name in ("features.21.weight",)}
     arrays = {"pre_logits.fc1.weight": rng.normal(size=(8, 3, 2, 2)).astype(np.float32)}

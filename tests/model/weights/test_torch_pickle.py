@@ -47,7 +47,7 @@ def refusal(program: bytes) -> str:
 
 
 def plain_value(rng: Random, depth: int) -> Any:
-    """Of what Python's own pickle writes with the instructions that are known."""
+    """Objects that Python's own pickle writes with the known instructions."""
     if depth == 0 or rng.random() < 0.3:
         number = rng.choice([0, 255, 256, 65535, 65536, -1, 2**31 - 1, 2**31, -(2**70), 10**90])
         return rng.choice([None, True, False, number, rng.random(), "", "a.weight", "é日"])
@@ -211,14 +211,14 @@ def test_a_name_that_cannot_be_shown_is_not_shown() -> None:
         Call(Global("torch._utils", "_rebuild_parameter"), (3, True, None)),
         Call(Global("torch._utils", "_rebuild_parameter"), (tensor(STORED, VALUES),)),
         Persistent(()),
-        Persistent(("module", *STORED.told[1:])),
+        Persistent(("module", *STORED.persistent_id[1:])),
         Persistent(("storage", ORDERED, "0", "cpu", 12)),
         Persistent(("storage", "FloatStorage", "0", "cpu", 12)),
-        Persistent(("storage", STORED.told[1], 0, "cpu", 12)),
-        Persistent(("storage", STORED.told[1], "0", "cpu", -1)),
-        Persistent(("storage", STORED.told[1], "0", "cpu", 10**30)),
-        Persistent((*STORED.told, ("1", 0, 3))),
-        Persistent((*STORED.told, None, None)),
+        Persistent(("storage", STORED.persistent_id[1], 0, "cpu", 12)),
+        Persistent(("storage", STORED.persistent_id[1], "0", "cpu", -1)),
+        Persistent(("storage", STORED.persistent_id[1], "0", "cpu", 10**30)),
+        Persistent((*STORED.persistent_id, ("1", 0, 3))),
+        Persistent((*STORED.persistent_id, None, None)),
     ],
 )
 def test_whatever_torch_does_not_write_is_refused(value: Any) -> None:

@@ -36,7 +36,7 @@ PAIRS = [
     ],
 )
 def test_each_parameter_has_one_of_torchvision_of_its_shape(theirs: str, ours: str) -> None:
-    """And all of torchvision's are used but those of the last layer and the counts of steps."""
+    """All of torchvision's are used except those of the last layer and the counts of steps."""
     name_map = find_name_map(ours)
     assert name_map
     backbone = build_uninitialized(ours)
@@ -91,7 +91,7 @@ def test_torchvisions_own_names_are_left_as_they_are() -> None:
 
 
 def test_the_first_densenets_had_a_dot_more() -> None:
-    """As torchvision's own loader knows."""
+    """Torchvision's own loader renames them too."""
     for name in names_of("densenet201"):
         if "denselayer" in name:
             block, layer, part, leaf = name.removeprefix("features.").split(".")
