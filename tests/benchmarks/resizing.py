@@ -53,7 +53,7 @@ def main() -> None:
     args = parser.parse_args()
     net = vision.squeezenet1_1()
     net.load_parameters(args.parameters)
-    split = load(args.data_path, "", use_boxes=False)
+    split = load_dataset(args.data_path, "", use_boxes=False)
     paths = [path for part in split.parts for path in part.paths][:: args.every]
     images = [cv2.cvtColor(read_full_image(path, False), cv2.COLOR_BGR2RGB) for path in paths]
     labels = np.concatenate([split.train.labels, split.test.labels + split.train.labels.max() + 1])

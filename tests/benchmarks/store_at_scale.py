@@ -60,7 +60,7 @@ def main() -> None:
 
     for start in ("first start", "warm start"):
         started = time.perf_counter()
-        split = load(str(args.folder / "images"), "", train_classes=None)
+        split = load_dataset(str(args.folder / "images"), "", train_classes=None)
         print(f"{start}: image list after {time.perf_counter() - started:.2f} s", end="; ")
         images = ImageSet(
             split.train.paths + split.test.paths,
