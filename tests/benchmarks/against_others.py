@@ -1,18 +1,19 @@
-"""Training here, in the original example and in PyTorch, beside the machine's bounds: one table.
+"""Compares the training speed with the original example, with PyTorch and with the machine's bound.
 
     python -m tests.benchmarks.against_others --original PATH --pytorch-python VENV/bin/python \
         --data-path ../shared/data/cub_crops
 
-PATH is the folder example/gluon/embedding_learning of apache/mxnet 1.9.1; VENV an environment of
-its own, since gluoncv refuses PyTorch: torch, pytorch-metric-learning, faiss-cpu, tqdm and
-opencv-python-headless. The machine has to be quiet. With two cores, ResNet-50 takes some ten
-minutes a round, the three models together some sixteen.
+PATH is the folder example/gluon/embedding_learning of apache/mxnet 1.9.1, which needs the package
+bottleneck. VENV is an environment with torch, pytorch-metric-learning, faiss-cpu, tqdm and the
+opencv-python of requirements-common.txt; it is a separate one, since gluoncv refuses PyTorch. Run
+it on an idle machine. With two cores a round takes ten minutes for ResNet-50 and sixteen for the
+three models together.
 
-Every contender is a process of its own in every round, so that none keeps what another could use,
-and they take turns, so that a drifting machine is fair; ratios are formed round by round. All train
-on the same images, in batches of the same make, from random weights. All compute with as many
-threads as there are cores, but for the original as shipped, which is left to its own choice. What
-contenders do is told in contenders/, a file each; table.py prints the figures.
+In every round each contender is a new process, so that none can use what another left. The
+contenders take turns, so that changes of the machine's speed affect all alike, and ratios are
+computed round by round. All train from random weights on the same images, in batches that are
+sampled in the same way. All use as many threads as there are cores, except the original as shipped,
+which chooses for itself. contenders/ has a file for each contender; table.py prints the results.
 """
 
 from __future__ import annotations
@@ -33,52 +34,53 @@ from embedding_learning.data.build import open_data, read_split
 from tests.benchmarks import table
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = "tests.benchmarks.contenders"
-# What decides the number of threads and how they wait: no contender may see the user's own.
-_THREAD_SETTINGS = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "MXNET_")
+PACKAGE = "tests.benchmarks.contenders"
+# Variables that set the number of threads and how they wait. The user's own must not affect a
+# contender.
+_THREAD_VARIABLES = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "MXNET_")
 
 
-def contenders(args: argparse.Namespace) -> dict[str, tuple[list[str], int | None]]:
-    """By name: the command, and its number of threads unless that is left to itself."""
-    here = [sys.executable, "-m", f"{PROGRAMS}.here"]
-    original = [sys.executable, "-m", f"{PROGRAMS}.original", "--original", args.original]
-    pytorch = [args.pytorch_python, "-m", f"{PROGRAMS}.pytorch"]
+def training_commands(args: argparse.Namespace) -> dict[str, tuple[list[str], int | None]]:
+    """Returns each contender's command and its number of threads (None: its own choice)."""
+    here = [sys.executable, "-m", f"{PACKAGE}.here"]
+    original = [sys.executable, "-m", f"{PACKAGE}.original", "--original", args.original]
+    pytorch = [args.pytorch_python, "-m", f"{PACKAGE}.pytorch"]
     return {
         table.HERE: (here, args.threads),
         "original as shipped": (original, None),
         "original, threads set": (original, args.threads),
         "pytorch": (pytorch, args.threads),
         "pytorch, channels last": ([*pytorch, "--channels-last"], args.threads),
-        table.BARE: ([sys.executable, "-m", f"{PROGRAMS}.bare"], args.threads),
+        table.BARE: ([sys.executable, "-m", f"{PACKAGE}.bare"], args.threads),
     }
 
 
-def parts(args: argparse.Namespace) -> dict[str, tuple[list[str], int | None]]:
-    """The same of what is measured once a round, whatever the model."""
+def part_commands(args: argparse.Namespace) -> dict[str, tuple[list[str], int | None]]:
+    """Returns commands and threads of the measurements that do not depend on the model."""
     batch = f"--batch-size={args.batch_size}"
-    mxnet = [sys.executable, "-m", f"{PROGRAMS}.parts", "--original", args.original, batch]
-    pytorch = [args.pytorch_python, "-m", f"{PROGRAMS}.pytorch_parts", batch]
+    mxnet = [sys.executable, "-m", f"{PACKAGE}.parts", "--original", args.original, batch]
+    pytorch = [args.pytorch_python, "-m", f"{PACKAGE}.pytorch_parts", batch]
     return {
         "parts in MXNet": (mxnet, args.threads),
         "parts in PyTorch": (pytorch, args.threads),
-        "peak": ([sys.executable, "-m", f"{PROGRAMS}.peak"], args.threads),
+        "peak": ([sys.executable, "-m", f"{PACKAGE}.peak"], args.threads),
     }
 
 
 def run(command: list[str], threads: int | None) -> dict:
-    """What a contender printed, or why it failed, as `error`."""
-    settings = {k: v for k, v in os.environ.items() if not k.startswith(_THREAD_SETTINGS)}
+    """Runs a contender and returns what it printed, or as `error` why it failed."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(_THREAD_VARIABLES)}
     if threads:
-        settings["OMP_NUM_THREADS"] = settings["OPENBLAS_NUM_THREADS"] = str(threads)
+        environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = str(threads)
     started = time.time()
     try:
-        process = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True)
+        process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     except OSError as error:
         return {"error": str(error)}
     if process.returncode < 0:
         return {"error": f"ended by {signal.Signals(-process.returncode).name}"}
     if process.returncode:
-        return {"error": (process.stderr.strip().splitlines() or ["no word"])[-1]}
+        return {"error": (process.stderr.strip().splitlines() or ["no message"])[-1]}
     result = json.loads(process.stdout.splitlines()[-1])
     if "first_step_at" in result:
         result["first_step"] = result.pop("first_step_at") - started
@@ -86,10 +88,10 @@ def run(command: list[str], threads: int | None) -> dict:
 
 
 def measure(args: argparse.Namespace, model: str | None, number: int) -> list[dict]:
-    """A round: each contender of a model once or, without one, each of the parts."""
-    commands, flags = parts(args), []
+    """Runs a round: each contender with a model or, without a model, each of the parts."""
+    commands, flags = part_commands(args), []
     if model:
-        commands = contenders(args)
+        commands = training_commands(args)
         flags = [
             f"--model={model}",
             f"--data-path={args.data_path}",
@@ -104,16 +106,17 @@ def measure(args: argparse.Namespace, model: str | None, number: int) -> list[di
         record = {"model": model, "round": number, "contender": name}
         record |= run([*command, *flags], threads)
         if model and "error" not in record:
-            # Not the median: where steps overlap, one that was held up makes the next look short.
+            # Not the median: where steps overlap, the next step after a delay looks too short.
             record["rate"] = args.batch_size / statistics.mean(record["seconds"])
-        told = record.get("error") or (f"{record['rate']:.2f} images/s" if model else "done")
+        outcome = record.get("error") or (f"{record['rate']:.2f} images/s" if model else "done")
         title = f"{model}, {name}" if model else name
-        print(f"round {number + 1}, {title}: {told}", file=sys.stderr)
+        print(f"round {number + 1}, {title}: {outcome}", file=sys.stderr)
         records.append(record)
     return records
 
 
-def machine(args: argparse.Namespace) -> dict:
+def describe_machine(args: argparse.Namespace) -> dict:
+    """Returns the processor, the load, and the flags that decide what is measured."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
@@ -126,10 +129,10 @@ def machine(args: argparse.Namespace) -> dict:
     }
 
 
-def fill_store(data_path: str) -> None:
-    """Decodes what this program's store lacks, so that every run finds it warm."""
-    options = parse([f"--data-path={data_path}"])
-    open_data(read_split(options), options).close()
+def fill_pixel_cache(data_path: str) -> None:
+    """Decodes the images that are not in the pixel cache yet, so that every run has a full one."""
+    config = parse([f"--data-path={data_path}"])
+    open_data(read_split(config), config).close()
 
 
 def main() -> None:
@@ -142,15 +145,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="timed steps of a round")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--output", type=Path, help="a file to write every figure to, JSON lines")
+    parser.add_argument("--output", type=Path, help="a file for all figures, in JSON lines")
     args = parser.parse_args()
     # Contenders run in the project's folder.
     for path in ("original", "data_path"):
         setattr(args, path, os.path.abspath(getattr(args, path)))
     args.pytorch_python = os.path.abspath(args.pytorch_python)
-    fill_store(args.data_path)
+    fill_pixel_cache(args.data_path)
 
-    records = [machine(args)]
+    records = [describe_machine(args)]
     for model in (None, *args.models.split(",")):
         for number in range(args.rounds):
             records += measure(args, model, number)

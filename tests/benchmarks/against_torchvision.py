@@ -1,17 +1,16 @@
 """Do converted weights give torchvision's features?
 
-    python tests/benchmarks/against_torchvision.py [--torch-python PYTHON] [NAME ...]
+    python -m tests.benchmarks.against_torchvision [--torch-python PYTHON] [NAME ...]
 
-For each network, torchvision makes one with random weights and random statistics of batch norm,
-and its features of two random images. They are compared with those of this program from the same
-weights in each kind of file: .pth as written today, .pth as written before PyTorch 1.6,
-.safetensors, and .params that `convert` made of the first. Printed is the largest difference
-divided by the largest feature; exit status 1 if one is above 1e-4. Names that begin with timm/ are
-timm's.
+torchvision creates each network with random weights and running statistics of batch norm, and
+computes its features of two random images. This program computes the features with the same weights
+from a file of each format: .pth of the present, .pth as written before PyTorch 1.6, .safetensors,
+and the .params that `convert` makes of the first one. Prints the largest difference divided by the
+largest feature; exit status 1 if one is above 1e-4. Names that begin with timm/ are of timm.
 
-gluoncv refuses to be imported beside PyTorch 2, so PYTHON (by default the one that runs this) is
-one where torch, torchvision, safetensors and, for its networks, timm are installed. Two seconds to
-a minute each on one core; VGG writes 2 GB into a temporary folder.
+PYTHON is that of an environment with torch, torchvision, safetensors and, for its networks, timm
+(default: the Python that runs this); gluoncv refuses PyTorch 2 in its environment. A network takes
+two seconds to a minute on one core; VGG writes 2 GB into a temporary folder.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-MOST = 1e-4
-# torchvision's or timm's name, and --model where it differs.
+LARGEST_DIFFERENCE = 1e-4
+# torchvision's or timm's name, and the name for --model.
 NETWORKS = {
     **{f"resnet{depth}": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
     **{f"resnet{depth} as v1": f"resnet{depth}_v1" for depth in (18, 34)},
@@ -41,7 +40,7 @@ NETWORKS = {
 }
 TIMM_NETWORKS = {
     "timm/resnet18": "resnet18",
-    **{f"timm/resnet{n}{kind}": f"resnet{n}_v1{kind}" for n in (50, 101, 152) for kind in "cds"},
+    **{f"timm/resnet{n}{stem}": f"resnet{n}_v1{stem}" for n in (50, 101, 152) for stem in "cds"},
     "timm/vgg11_bn": "vgg11_bn",
     "timm/densenet121": "densenet121",
     "timm/inception_v3": "inception_v3",
@@ -51,36 +50,37 @@ TIMM_NETWORKS = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compare converted weights with torchvision.")
-    parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--torch-python", default=sys.executable, metavar="PYTHON")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="default: torchvision's networks")
+    text = "a Python that has PyTorch"
+    parser.add_argument("--torch-python", default=sys.executable, metavar="PYTHON", help=text)
     parser.add_argument("--make", metavar="FOLDER", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.make:
-        make(options.names[0], Path(options.make))
+    args = parser.parse_args()
+    if args.make:
+        write_reference(args.names[0], Path(args.make))
         return 0
     networks = {**NETWORKS, **TIMM_NETWORKS}
     worst = 0.0
     print(f"{'network':22}{'pth':>10}{'old pth':>10}{'safetens.':>10}{'params':>10}{'s':>7}")
-    for name in options.names or NETWORKS:
+    for name in args.names or NETWORKS:
         begin = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            command = [options.torch_python, __file__, name, "--make", folder]
+            command = [args.torch_python, __file__, name, "--make", folder]
             environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
             subprocess.run(command, check=True, env=environment)
-            found = differences(networks[name], Path(folder))
-        worst = max(worst, *found)
-        told = "".join(f"{value:10.1e}" for value in found)
-        print(f"{name:22}{told}{time.perf_counter() - begin:7.0f}", flush=True)
-    return int(worst > MOST)
+            of_files = differences(networks[name], Path(folder))
+        worst = max(worst, *of_files)
+        cells = "".join(f"{value:10.1e}" for value in of_files)
+        print(f"{name:22}{cells}{time.perf_counter() - begin:7.0f}", flush=True)
+    return int(worst > LARGEST_DIFFERENCE)
 
 
-def make(name: str, folder: Path) -> None:
-    """Writes the weights, an input and the features; runs where PyTorch is."""
+def write_reference(name: str, folder: Path) -> None:
+    """Writes the weights, images and features of a network. Runs in PyTorch's environment."""
     import torch
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    net = network(name.split()[0]).eval()
+    net = create_network(name.split()[0]).eval()
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             for tensor in (module.weight.data, module.running_var):
@@ -93,12 +93,12 @@ def make(name: str, folder: Path) -> None:
     save_file(state, folder / "new.safetensors")
     side = 299 if "inception" in name else 224
     images = torch.randn(2, 3, side, side)
-    features = features_of(net, name, images).detach().numpy()
+    features = compute_features(net, name, images).detach().numpy()
     np.savez(folder / "features.npz", images=images.numpy(), features=features)
 
 
-def network(name: str):  # type: ignore[no-untyped-def]
-    """With random weights."""
+def create_network(name: str):  # type: ignore[no-untyped-def]
+    """Returns a network of torchvision or timm with random weights."""
     if name.startswith("timm/"):
         import timm
 
@@ -106,19 +106,19 @@ def network(name: str):  # type: ignore[no-untyped-def]
     from torchvision import models
 
     if name == "inception_v3":
-        # With weights it takes pixels normalised as usual, as here.
+        # So it takes pixels with the usual normalization, as it does with ImageNet weights.
         return models.inception_v3(transform_input=True, init_weights=False)
     return models.get_model(name)
 
 
-def features_of(net, name: str, images):  # type: ignore[no-untyped-def]
-    """What comes before the last layer."""
+def compute_features(net, name: str, images):  # type: ignore[no-untyped-def]
+    """Returns the input of the network's last layer."""
     import torch
 
     if name.startswith("squeezenet"):
         return net.features(images)
     if name == "timm/inception_v3":
-        # Its pixels are in [-1, 1].
+        # It takes pixels in [-1, 1].
         mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         images = (images * deviation[:, None, None] + mean[:, None, None]) * 2 - 1
     if name.startswith("timm/"):
@@ -132,7 +132,7 @@ def features_of(net, name: str, images):  # type: ignore[no-untyped-def]
 
 
 def differences(model: str, folder: Path) -> list[float]:
-    """Of this program's features from each file."""
+    """Returns the relative difference of this program's features, for each file."""
     import embedding_learning  # noqa: F401, I001
     import mxnet as mx
 
@@ -141,12 +141,12 @@ def differences(model: str, folder: Path) -> list[float]:
     backbones.convert(model, str(folder / "new.pth"), str(folder / "new.params"))
     with np.load(folder / "features.npz") as arrays:
         images, features = arrays["images"], arrays["features"]
-    found = []
+    of_files = []
     for file in ("new.pth", "old.pth", "new.safetensors", "new.params"):
         net = backbones.create(model, [mx.cpu()], pretrained_params=str(folder / file))
-        ours = net(mx.nd.array(images)).asnumpy().reshape(features.shape)
-        found.append(float(np.abs(ours - features).max() / np.abs(features).max()))
-    return found
+        own = net(mx.nd.array(images)).asnumpy().reshape(features.shape)
+        of_files.append(float(np.abs(own - features).max() / np.abs(features).max()))
+    return of_files
 
 
 if __name__ == "__main__":

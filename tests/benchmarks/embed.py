@@ -1,10 +1,10 @@
-"""Images a second of embedding a folder of photographs, against the bare forward pass.
+"""How many images a second are embedded from files, compared with the bare forward pass?
 
     python -m tests.benchmarks.embed ../shared/data/cub_crops [--model resnet50_v2] [--images 3569]
 
-Both take turns: `EmbeddingModel.embed`, from files to a numpy array, and the same backbone alone,
-its batches ready as float32 arrays, as many of them as the images fill. The weights are random
-unless a saved model is named with --params.
+`EmbeddingModel.embed`, from files to a numpy array, takes turns with the same backbone alone. The
+backbone gets as many batches, in float32 and in memory already. The weights are random unless
+--params names a saved model.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ import numpy as np
 
 
 def bare_forward(model: EmbeddingModel, batch_size: int, batches: int) -> None:
-    """The backbone's features of ready batches, with as many queued as `embed` has."""
+    """Computes the backbone's features of random batches, with as many in the queue as `embed`."""
     size = model.description["crop_size"]
-    ready = mx.nd.random.normal(shape=(batch_size, 3, size, size))
+    images = mx.nd.random.normal(shape=(batch_size, 3, size, size))
     queued: list[mx.nd.NDArray] = []
     for _ in range(batches):
-        queued.append(model.net.base_net(ready))
+        queued.append(model.net.base_net(images))
         if len(queued) > 2:
             queued.pop(0).wait_to_read()
     mx.nd.waitall()
@@ -41,8 +41,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder")
     parser.add_argument("--model", default="resnet50_v2")
-    parser.add_argument("--params", help="a saved model, instead of random weights")
-    parser.add_argument("--images", type=int, help="only so many of them")
+    parser.add_argument("--params", help="a saved model (default: random weights)")
+    parser.add_argument("--images", type=int, help="embed only the first N", metavar="N")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)

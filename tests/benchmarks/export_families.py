@@ -1,12 +1,12 @@
-"""Embeddings of exported networks against the network's own, for every backbone.
+"""Do exported networks give the embeddings of the trained network, for every backbone?
 
     python -m tests.benchmarks.export_families                      # all: some 20 minutes
     python -m tests.benchmarks.export_families resnet18 vgg11_bn
 
-Weights are random; a few passes in training mode give batch norm statistics of its own. A line a
-backbone: the largest difference of any number of any embedding, by SymbolBlock and by onnxruntime,
-beside the smallest distance between two of the images: where that is small the images hardly
-differ to the network, and the differences say little. The input is uint8 RGB.
+Weights are random; a few passes in training mode set the running statistics of batch norm. Prints a
+line per backbone: the largest difference of a number of an embedding, with SymbolBlock and with
+onnxruntime, and the smallest distance between two of the images. If that distance is small, the
+network hardly tells the images apart, and the differences show little. The input is uint8 RGB.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ IMAGES = 4
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", help="backbones; none: all of them")
-    # Where torchvision's name is another for one of Gluon's, the network is the same.
+    parser.add_argument("models", nargs="*", help="backbones (default: all)")
+    # Names of torchvision that mean one of Gluon's networks are left out.
     others = [name for name, own in TORCHVISION_NAMES.items() if own not in GLUON_NAMES]
     print("| backbone | pixels | SymbolBlock | ONNX | nearest images |\n|---|---|---|---|---|")
     for name in parser.parse_args().models or [*GLUON_NAMES, *others]:
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def differences(name: str, size: int, folder: str) -> tuple[float, float, float]:
-    """Largest difference by SymbolBlock and by ONNX, and the smallest distance of two images."""
+    """Returns the differences with SymbolBlock and ONNX, and the distance of the nearest images."""
     net = random_net(name, size)
     pixels = random_pixels(IMAGES, size, seed=1)
     expected = net.embed(pixels).asnumpy()
@@ -71,16 +71,16 @@ def differences(name: str, size: int, folder: str) -> tuple[float, float, float]
 
 
 def random_net(name: str, size: int) -> MarginNet:
-    """A network of random weights, batch norm included."""
+    """Returns a network with random weights and random parameters of batch norm."""
     devices = [mx.cpu()]
     mx.random.seed(0)
     net = MarginNet(backbones.create(name, devices), 128, 2, preprocess=ImageNormalization())
-    # By the inputs alone (He et al., 2015): with outputs counted in, depthwise layers vanish.
+    # Scaled by the inputs alone (He et al., 2015): with the outputs too, depthwise layers vanish.
     net.initialize(mx.init.Xavier("gaussian", "in", magnitude=2))
-    # With the usual 0.9, five passes would leave the statistics near where they began.
+    # With the usual 0.9, the statistics would hardly change in five passes.
     net.apply(lambda block: isinstance(block, nn.BatchNorm) and block._kwargs.update(momentum=0.4))
     for seed in range(5):
-        # The backward pass is what moves the statistics.
+        # The backward pass updates the statistics.
         with autograd.record():
             embeddings = net.embed(random_pixels(IMAGES, size, seed))
         embeddings.backward()
@@ -93,11 +93,11 @@ def random_net(name: str, size: int) -> MarginNet:
 
 
 def random_pixels(n: int, size: int, seed: int) -> nd.NDArray:
-    """Images of a few large patches of colour: networks tell them apart better than noise."""
+    """Returns images of a few large patches of color, which differ more to a network than noise."""
     rng = np.random.default_rng(seed)
     patches = rng.integers(0, 256, (n, 3, 5, 5)).astype(np.uint8)
-    whole = patches.repeat(-(-size // 5), axis=2).repeat(-(-size // 5), axis=3)
-    return nd.array(whole[:, :, :size, :size], dtype=np.uint8)
+    images = patches.repeat(-(-size // 5), axis=2).repeat(-(-size // 5), axis=3)
+    return nd.array(images[:, :, :size, :size], dtype=np.uint8)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Kills one run of train.py again and again, and compares what it becomes with a run left alone.
+"""Does a run that is killed many times end as a run that is not?
 
     python -m tests.benchmarks.kills [--kills 50] [--signal KILL] [flags of train.py]
 
-Each time the same command is typed with --resume auto, and is killed after a random time. A third
-of the kills wait for a file to be in writing and come within some milliseconds of it.
+The run of train.py is started with --resume auto, is killed after a random time, and so on. A third
+of the kills wait until a file is being written, and come within 20 milliseconds. At the end the
+best network, the arrays of the last checkpoint and the logged values are compared. Exit status 1 if
+any of them differ.
 """
 
 from __future__ import annotations
@@ -31,45 +33,46 @@ FLAGS = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--signal", default="KILL")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments, flags = parser.parse_known_args()
-    number = signal.Signals[f"SIG{arguments.signal}"]
-    rng = random.Random(arguments.seed)
+    parser.add_argument("--signal", default="KILL", help="a name, such as KILL or TERM")
+    parser.add_argument("--seed", type=int, default=0, help="of the times of the kills")
+    args, flags = parser.parse_known_args()
+    number = signal.Signals[f"SIG{args.signal}"]
+    rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        alone, killed = folder / "alone", folder / "killed"
-        alone.mkdir()
+        undisturbed, killed = folder / "undisturbed", folder / "killed"
+        undisturbed.mkdir()
         killed.mkdir()
         started = time.perf_counter()
-        expected = finish(start(alone, flags))
+        expected = finish(start(undisturbed, flags))
         seconds = time.perf_counter() - started
-        print(f"left alone: {seconds:.0f} s")
+        print(f"the run without kills: {seconds:.0f} s")
 
-        kills, in_writing, lines = 0, 0, ""
+        kills, while_writing, lines = 0, 0, ""
         while True:
             process = start(killed, [*flags, "--resume=auto"])
-            if kills < arguments.kills:
+            if kills < args.kills:
                 wait_for_training(process, killed)
                 if rng.random() < 1 / 3:
                     wait_for_writing(process, killed)
                     time.sleep(rng.uniform(0, 0.02))
                 else:
-                    time.sleep(rng.uniform(0, seconds / arguments.kills))
+                    time.sleep(rng.uniform(0, seconds / args.kills))
                 process.send_signal(number)
             lines += finish(process)
             if process.returncode == 0:
                 break
             kills += 1
-            in_writing += any(killed.rglob("*.partial"))
+            while_writing += any(killed.rglob("*.partial"))
             for line in lines.splitlines():
                 if "Traceback" in line:
                     sys.exit(lines)
-        print(f"killed {kills} times, {in_writing} of them with a file half written")
-        compare(alone, killed, logged(expected), logged(lines))
+        print(f"killed {kills} times, {while_writing} of them while a file was being written")
+        compare(undisturbed, killed, logged_values(expected), logged_values(lines))
 
 
 def start(folder: Path, flags: list[str]) -> subprocess.Popen[str]:
+    """Starts a run in a folder, with its output in the file log."""
     command = [sys.executable, str(ROOT / "train.py"), *FLAGS, *flags]
     log = open(folder / "log", "w+")  # noqa: SIM115
     process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, text=True)
@@ -78,7 +81,7 @@ def start(folder: Path, flags: list[str]) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    """Everything it printed."""
+    """Waits for the end of a run and returns its output."""
     process.wait()
     log = process.log  # type: ignore[attr-defined]
     log.seek(0)
@@ -87,6 +90,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def wait_for_training(process: subprocess.Popen[str], folder: Path) -> None:
+    """Waits until the run trains, or resumes, or has ended."""
     while process.poll() is None and "learning rate" not in (folder / "log").read_text():
         if "Resuming" in (folder / "log").read_text():
             return
@@ -94,33 +98,37 @@ def wait_for_training(process: subprocess.Popen[str], folder: Path) -> None:
 
 
 def wait_for_writing(process: subprocess.Popen[str], folder: Path) -> None:
+    """Waits until the run writes a file or has ended."""
     while process.poll() is None and not any(folder.rglob("*.partial")):
         time.sleep(0.0005)
 
 
-def logged(lines: str) -> dict[str, str]:
-    """The last value of each logged quantity; times are not compared."""
-    found = {}
+def logged_values(lines: str) -> dict[str, str]:
+    """Returns the last value of each logged quantity, except times."""
+    values = {}
     for line in lines.splitlines():
         if match := re.fullmatch(r"INFO:root:(\[?Epoch .*)=(\S+)", line):
-            found[match[1]] = match[2]
-    return found
+            values[match[1]] = match[2]
+    return values
 
 
-def compare(alone: Path, killed: Path, expected: dict[str, str], found: dict[str, str]) -> None:
-    best = [(folder / "margin_loss_model.params").read_bytes() for folder in (alone, killed)]
-    last = [
-        sorted((folder / "margin_loss_model.run").glob("check*"))[-1] for folder in (alone, killed)
-    ]
+def compare(
+    undisturbed: Path, killed: Path, expected: dict[str, str], actual: dict[str, str]
+) -> None:
+    """Prints whether the two runs are identical; exits with 1 if they are not."""
+    folders = (undisturbed, killed)
+    best = [(folder / "margin_loss_model.params").read_bytes() for folder in folders]
+    last = [sorted((folder / "margin_loss_model.run").glob("check*"))[-1] for folder in folders]
     print(f"the best network: {'identical' if best[0] == best[1] else 'DIFFERS'}")
 
     arrays = [load_file(path) for path in last]
-    same = arrays[0].keys() == arrays[1].keys() and all(
+    is_same = arrays[0].keys() == arrays[1].keys() and all(
         arrays[0][name].tobytes() == arrays[1][name].tobytes() for name in arrays[0]
     )
-    print(f"the last state's {len(arrays[0])} arrays: {'identical' if same else 'DIFFER'}")
-    print(f"{len(expected)} logged values: {'identical' if expected == found else 'DIFFER'}")
-    if best[0] != best[1] or not same or expected != found:
+    verdict = "identical" if is_same else "DIFFER"
+    print(f"the {len(arrays[0])} arrays of the last checkpoint: {verdict}")
+    print(f"{len(expected)} logged values: {'identical' if expected == actual else 'DIFFER'}")
+    if best[0] != best[1] or not is_same or expected != actual:
         sys.exit(1)
 
 

@@ -1,11 +1,11 @@
-"""Images a second from files to training batches: here, the original's way, PyTorch's DataLoader.
+"""How many images a second become training batches, here and with other loaders?
 
     python -m tests.benchmarks.loading ../shared/data/cub_fullres --workers 2
 
-The ways take turns on the same files, so that a drifting machine is fair to all. The original's way
-is written anew from its description: each image is read, cropped, resized, normalised, flipped and
-cut as MXNet arrays in the training thread. The DataLoader is timed where torch is installed; its
-workers do the same with OpenCV and numpy and return uint8. The bound is the decoder alone.
+The loaders take turns on the same files, so that changes of the machine's speed affect all alike.
+The original's loader is reimplemented: each image is read, cropped, resized, normalized, mirrored
+and cut in MXNet arrays in the training thread. PyTorch's DataLoader is timed if torch is installed;
+its workers do the same with OpenCV and numpy and return uint8. The decoder alone is the bound.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ from pathlib import Path
 from embedding_learning.data.batches import BalancedBatches
 from embedding_learning.data.datasets import ImageSet, load_dataset
 from embedding_learning.data.pixel_cache import open_pixel_cache
-from embedding_learning.data.preprocessing import PixelsFromFiles, read_square, write_crop
+from embedding_learning.data.preprocessing import (
+    Pixels,
+    PixelsFromFiles,
+    read_square,
+    write_crop,
+)
 
 # isort: split
 import cv2
@@ -33,8 +38,9 @@ BATCH, BATCH_K, SIZE, CROP = 70, 5, 256, 224
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def here(pixels, images: ImageSet, workers: int) -> Iterator[object]:
-    # As many classes as a batch holds, whatever the data.
+def own_batches(pixels: Pixels, images: ImageSet, workers: int) -> Iterator[object]:
+    """Yields this program's batches."""
+    # As many classes as a batch contains; the classes of the data do not matter.
     labels = np.arange(len(images)) % (BATCH // BATCH_K)
     batches = BalancedBatches(pixels, labels, BATCH_K, 0, BATCH, CROP, workers)
     try:
@@ -44,7 +50,8 @@ def here(pixels, images: ImageSet, workers: int) -> Iterator[object]:
         batches.close()
 
 
-def original_way(images: ImageSet) -> Iterator[object]:
+def original_batches(images: ImageSet) -> Iterator[object]:
+    """Yields batches that are made as in the original."""
     mean, deviation = nd.array(MEAN), nd.array(DEVIATION)
     while True:
         batch = []
@@ -62,13 +69,14 @@ def original_way(images: ImageSet) -> Iterator[object]:
         yield nd.concatenate(batch, axis=0)
 
 
-def torch_way(images: ImageSet, workers: int) -> Iterator[object] | None:
+def torch_batches(images: ImageSet, workers: int) -> Iterator[object] | None:
+    """Returns the batches of PyTorch's DataLoader, or None if torch is not installed."""
     try:
         from torch.utils.data import DataLoader, Dataset, RandomSampler
     except ImportError:
         return None
 
-    class Photographs(Dataset):
+    class TrainingImages(Dataset):
         def __len__(self) -> int:
             return len(images)
 
@@ -80,13 +88,13 @@ def torch_way(images: ImageSet, workers: int) -> Iterator[object] | None:
             write_crop(image, top, left, random.random() < 0.5, out)
             return out
 
-    photographs = Photographs()
-    sampler = RandomSampler(photographs, replacement=True, num_samples=10**9)
-    return iter(DataLoader(photographs, BATCH, sampler=sampler, num_workers=workers))
+    training_images = TrainingImages()
+    sampler = RandomSampler(training_images, replacement=True, num_samples=10**9)
+    return iter(DataLoader(training_images, BATCH, sampler=sampler, num_workers=workers))
 
 
-def decoder_alone(images: ImageSet) -> Iterator[object]:
-    """One thread; no crop, no resizing, nothing kept."""
+def decoded_images(images: ImageSet) -> Iterator[object]:
+    """Decodes a batch of images in one thread, and yields only the last image."""
     files = [Path(path).read_bytes() for path in images.paths[: 4 * BATCH]]
     while True:
         for start in range(0, len(files), BATCH):
@@ -96,7 +104,8 @@ def decoder_alone(images: ImageSet) -> Iterator[object]:
 
 
 def images_a_second(batches: Iterator[object], ahead: int, count: int) -> float:
-    # What was made ahead while another way had its turn does not count.
+    """Returns the rate of `count` batches; `ahead` of them may have been made before the call."""
+    # Batches that were made during the turn of another loader do not count.
     for _ in range(ahead):
         next(batches)
     started = time.perf_counter()
@@ -108,7 +117,7 @@ def images_a_second(batches: Iterator[object], ahead: int, count: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data_path")
+    parser.add_argument("data_path", help="a data set of at least 280 images")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
@@ -116,29 +125,39 @@ def main() -> None:
     split = load_dataset(args.data_path, "", train_classes=None)
     images = split.train
     with tempfile.TemporaryDirectory() as folder:
-        stored, _ = open_pixel_cache(images, SIZE, Path(folder), workers)
+        cached, _ = open_pixel_cache(images, SIZE, Path(folder), workers)
         decoder = PixelsFromFiles(images, SIZE)
-        # Name, batches, how many are made ahead, how many are timed.
-        ways: list[tuple[str, Iterator[object] | None, int, int]] = [
-            (f"here, store, {workers} workers", here(stored, images, workers), workers + 3, 200),
-            (f"here, decoding, {workers} workers", here(decoder, images, workers), workers + 3, 8),
-            ("here, decoding, 1 worker", here(decoder, images, 1), 4, 4),
-            ("the original's way", original_way(images), 0, 2),
-            (f"DataLoader, {workers} workers", torch_way(images, workers), 2 * workers, 8),
-            ("bound: decoder alone, 1 thread", decoder_alone(images), 0, 4),
+        # Name, batches, the number made ahead, the number timed.
+        loaders: list[tuple[str, Iterator[object] | None, int, int]] = [
+            (
+                f"here, pixel cache, {workers} workers",
+                own_batches(cached, images, workers),
+                workers + 3,
+                200,
+            ),
+            (
+                f"here, decoding, {workers} workers",
+                own_batches(decoder, images, workers),
+                workers + 3,
+                8,
+            ),
+            ("here, decoding, 1 worker", own_batches(decoder, images, 1), 4, 4),
+            ("the original's loader", original_batches(images), 0, 2),
+            (f"DataLoader, {workers} workers", torch_batches(images, workers), 2 * workers, 8),
+            ("bound: decoder alone, 1 thread", decoded_images(images), 0, 4),
         ]
-        rates: dict[str, list[float]] = {name: [] for name, batches, _, _ in ways if batches}
+        rates: dict[str, list[float]] = {name: [] for name, batches, _, _ in loaders if batches}
         for number in range(args.rounds + 1):
-            for name, batches, ahead, count in ways:
+            for name, batches, ahead, count in loaders:
                 if batches:
                     rate = images_a_second(batches, ahead, count)
                     if number:
                         rates[name].append(rate)
-        print_rates(rates, "the original's way")
+        print_rates(rates, "the original's loader")
 
 
 def print_rates(rates: dict[str, list[float]], base: str) -> None:
-    """Median, least and most of each, and the median of its round-by-round ratio to `base`."""
+    """Prints median, minimum and maximum of each, and the median of its ratios to `base`."""
     for name, values in rates.items():
         ratio = statistics.median(v / b for v, b in zip(values, rates[base]))
         print(

@@ -1,9 +1,9 @@
-"""Every sampling with every loss, forward and backward, beside the original's pair of them.
+"""How fast is every sampling with every loss, forward and backward?
 
     python -m tests.benchmarks.methods
 
-Milliseconds of a step in a row of steps, and how many times as long as distance weighted sampling
-with the margin-based loss each takes: the median of the rounds' ratios.
+Prints the milliseconds of a step, and its ratio to distance weighted sampling with the margin-based
+loss: the median of the ratios of all rounds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from embedding_learning.model import losses, methods  # makes MXNet ready
+from embedding_learning.model import losses, methods
 from embedding_learning.model import sampling as samplings
 from tests.benchmarks.sampling_and_loss import (
     BATCH_K,
@@ -27,8 +27,8 @@ import numpy as np
 from mxnet import autograd, nd
 
 
-def steps_of(loss_name: str, sampling_name: str, n: int) -> Callable[[], None]:
-    """A function that makes one step."""
+def make_step(loss_name: str, sampling_name: str, n: int) -> Callable[[], None]:
+    """Returns a function that makes one step with n embeddings."""
     x, labels = embeddings(n), nd.array(np.arange(n) // BATCH_K % CLASSES)
     beta = mx.gluon.Parameter("beta", shape=(CLASSES,))
     beta.initialize(mx.init.Constant(1.2))
@@ -40,8 +40,8 @@ def steps_of(loss_name: str, sampling_name: str, n: int) -> Callable[[], None]:
     def step() -> None:
         with autograd.record():
             rows, anchors, positives, negatives, _ = sampling(x)
-            boundary = (beta, labels.take(rows)) if methods.LOSSES[loss_name].has_beta else ()
-            value = loss(anchors, positives, negatives, *boundary)
+            beta_arguments = (beta, labels.take(rows)) if methods.LOSSES[loss_name].has_beta else ()
+            value = loss(anchors, positives, negatives, *beta_arguments)
         value.backward()
 
     return step
@@ -53,8 +53,10 @@ def main() -> None:
     args = parser.parse_args()
     pairs = [(loss, sampling) for loss in methods.LOSSES for sampling in methods.SAMPLINGS]
     for n, steps in ((70, 20), (280, 5)):
-        print(f"n = {n}, d = {DIMENSION}, k = {BATCH_K}; {steps} steps in a row, time of one")
-        functions = {f"{loss}, {sampling}": steps_of(loss, sampling, n) for loss, sampling in pairs}
+        print(f"n = {n}, d = {DIMENSION}, k = {BATCH_K}; time of one step of {steps} in a row")
+        functions = {
+            f"{loss}, {sampling}": make_step(loss, sampling, n) for loss, sampling in pairs
+        }
         print_ratios(interleaved(functions, args.rounds, steps), next(iter(functions)))
 
 

@@ -1,10 +1,12 @@
-"""What `--resize area` changes: frozen ImageNet features of photographs and of their thumbnails.
+"""What does `--resize area` change in the features of large images?
 
     python -m tests.benchmarks.resizing FOLDER/cub_fullres FOLDER/squeezenet1.1.params
 
-A camera's photographs are some eight times as large as what a network sees. These are smaller, so
-they are shrunk to fewer pixels first, which are then enlarged to the 256 that the network was
-trained with: what counts is how many pixels become one.
+The images of a camera have eight times as many pixels a side as a network sees. These images are
+smaller. So they are shrunk to fewer pixels, and then enlarged to the 256 that the network was
+trained with: only the number of pixels that become one matters. The network is SqueezeNet 1.1 with
+ImageNet weights. Prints how far its features of an image are from those of a thumbnail that Pillow
+made, and the Recall@1 of the features.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ SIZE, CROP = 256, 224
 
 
 def features(net: vision.SqueezeNet, squares: list[np.ndarray]) -> np.ndarray:
-    """Of unit length, (n, d)."""
-    edge, normalize, rows = (SIZE - CROP) // 2, ImageNormalization(), []
+    """Returns features of unit length (n, d) of square RGB images."""
+    edge, normalize, batches = (SIZE - CROP) // 2, ImageNormalization(), []
     for start in range(0, len(squares), 64):
         large = [
             cv2.resize(square, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
@@ -38,36 +40,35 @@ def features(net: vision.SqueezeNet, squares: list[np.ndarray]) -> np.ndarray:
         ]
         pixels = np.stack(large)[:, edge : edge + CROP, edge : edge + CROP].transpose(0, 3, 1, 2)
         maps = net.features(normalize(mx.nd.array(pixels, dtype=np.uint8)))
-        rows.append(maps.mean(axis=(2, 3)).asnumpy())
-    found = np.concatenate(rows)
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+        batches.append(maps.mean(axis=(2, 3)).asnumpy())
+    rows = np.concatenate(batches)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data_path")
-    parser.add_argument("parameters")
+    parser.add_argument("data_path", help="images in the layout of CUB-200-2011")
+    parser.add_argument("parameters", help="ImageNet weights of Gluon's SqueezeNet 1.1")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="use every Nth image")
     args = parser.parse_args()
     net = vision.squeezenet1_1()
     net.load_parameters(args.parameters)
     split = load_dataset(args.data_path, "", use_boxes=False)
-    photographs = [
-        cv2.cvtColor(read_full_image(path, False), cv2.COLOR_BGR2RGB)
-        for part in split.parts
-        for path in part.paths
-    ]
+    paths = [path for part in split.parts for path in part.paths][:: args.every]
+    images = [cv2.cvtColor(read_full_image(path, False), cv2.COLOR_BGR2RGB) for path in paths]
     labels = np.concatenate([split.train.labels, split.test.labels + split.train.labels.max() + 1])
-    print("pixels become one | --resize | distance to the thumbnail | Recall@1")
+    labels = labels[:: args.every]
+    print("pixels of a side that become one | --resize | distance to the thumbnail | Recall@1")
     for size in (256, 128, 64):
         side = (size, size)
-        small = [Image.fromarray(photo).resize(side, Image.LANCZOS) for photo in photographs]
+        small = [Image.fromarray(image).resize(side, Image.LANCZOS) for image in images]
         thumbnails = features(net, [np.asarray(image) for image in small])
-        shrinks = np.mean([max(photograph.shape) for photograph in photographs]) / size
-        for how in RESIZES:
-            found = features(net, [resize_to_square(photo, size, how) for photo in photographs])
-            distance = np.linalg.norm(found - thumbnails, axis=1).mean()
-            recall = recall_at_k(found, labels, ks=(1,))[1]
-            print(f"{shrinks:.1f} a side | {how} | {distance:.3f} | {recall:.4f}")
+        factor = np.mean([max(image.shape) for image in images]) / size
+        for resize in RESIZES:
+            rows = features(net, [resize_to_square(image, size, resize) for image in images])
+            distance = np.linalg.norm(rows - thumbnails, axis=1).mean()
+            recall = recall_at_k(rows, labels, ks=(1,))[1]
+            print(f"{factor:.1f} | {resize} | {distance:.3f} | {recall:.4f}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Sampling and loss, forward and backward, here and in the original example, in one run.
+"""How fast are sampling and loss, forward and backward, here and in the original example?
 
     python -m tests.benchmarks.sampling_and_loss --original PATH
 
-PATH is the folder example/gluon/embedding_learning of apache/mxnet 1.9.1; without it only this
-program is timed.
+PATH is the folder example/gluon/embedding_learning of apache/mxnet 1.9.1. Without it only this
+program is timed. Both take turns. Prints the milliseconds of a step, and the ratio to this program.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import argparse
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
-from embedding_learning import DistanceWeightedSampling, MarginLoss  # makes MXNet ready
+from embedding_learning import DistanceWeightedSampling, MarginLoss
 from tests.benchmarks.timing import interleaved, print_ratios
 
 # isort: split
@@ -24,8 +25,8 @@ from mxnet import autograd, nd
 DIMENSION, BATCH_K, CLASSES = 128, 5, 100
 
 
-def original_model(folder: Path):
-    """The original's model.py, unchanged."""
+def load_original_model(folder: Path) -> ModuleType:
+    """Returns the original's model.py, unchanged, as a module."""
     spec = importlib.util.spec_from_file_location("original_model", folder / "model.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -33,7 +34,7 @@ def original_model(folder: Path):
 
 
 def embeddings(n: int) -> nd.NDArray:
-    """Unit rows whose distances spread to both sides of 1.4, as in training."""
+    """Returns unit rows (n, DIMENSION) with distances below and above 1.4, as in training."""
     rng = np.random.default_rng(0)
     rows = 0.5 * rng.normal(size=DIMENSION) + rng.normal(size=(n, DIMENSION))
     x = nd.array(rows / np.linalg.norm(rows, axis=1, keepdims=True))
@@ -41,7 +42,8 @@ def embeddings(n: int) -> nd.NDArray:
     return x
 
 
-def ours(n: int) -> Callable[[], None]:
+def own_step(n: int) -> Callable[[], None]:
+    """Returns a function that makes one step of this program with n embeddings."""
     x, labels = embeddings(n), nd.array(np.arange(n) // BATCH_K % CLASSES)
     beta = mx.gluon.Parameter("beta", shape=(CLASSES,))
     beta.initialize(mx.init.Constant(1.2))
@@ -58,7 +60,8 @@ def ours(n: int) -> Callable[[], None]:
     return step
 
 
-def originals(n: int, model) -> Callable[[], None]:
+def original_step(n: int, model: ModuleType) -> Callable[[], None]:
+    """Returns a function that makes one step of the original with n embeddings."""
     x, labels = embeddings(n), nd.array(np.arange(n) // BATCH_K % CLASSES)
     beta = mx.gluon.Parameter("beta", shape=(CLASSES,))
     beta.initialize(mx.init.Constant(1.2))
@@ -79,10 +82,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     args = parser.parse_args()
     for n, steps in ((70, 20), (1000, 2)):
-        print(f"n = {n}, d = {DIMENSION}, k = {BATCH_K}; {steps} steps in a row, time of one")
-        functions = {"this program": ours(n)}
+        print(f"n = {n}, d = {DIMENSION}, k = {BATCH_K}; time of one step of {steps} in a row")
+        functions = {"this program": own_step(n)}
         if args.original:
-            functions["the original"] = originals(n, original_model(args.original))
+            functions["the original"] = original_step(n, load_original_model(args.original))
         print_ratios(interleaved(functions, args.rounds, steps), "this program")
 
 

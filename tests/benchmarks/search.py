@@ -1,14 +1,15 @@
-"""Exact search here, by faiss and by the original example, in turn: seconds and added memory.
+"""How fast is exact search here, in faiss and in the original example, and how much memory?
 
     python -m tests.benchmarks.search --faiss-python VENV/bin/python --original PATH
 
-VENV holds faiss-cpu, which may be another environment than this one; PATH is the folder
-example/gluon/embedding_learning of apache/mxnet 1.9.1. Without one of them it is left out. Each
-contestant is a process of its own with the same number of threads, and waits while others run.
+VENV is an environment with faiss-cpu; PATH is the folder example/gluon/embedding_learning of
+apache/mxnet 1.9.1, which needs the package bottleneck. A program that is not given is left out.
+Each program is a process with the same number of threads, and waits while another one computes.
 
-Three tasks, on drawn embeddings of 128 dimensions: the recalls of Stanford Online Products
-(60,502 images of 11,316 classes among each other), those of CUB-200-2011 (5,924 of 100), and the
-10 nearest of 1,000 queries in a million, which are mapped from a file.
+The embeddings are random and have 128 dimensions. The tasks are the recalls of Stanford Online
+Products (60,502 images of 11,316 classes among each other), those of CUB-200-2011 (5,924 images of
+100 classes), and the 10 nearest of 1,000 queries in a million, which is mapped from a file.
+--scale 0.1 makes all of them ten times smaller. Prints seconds and added memory.
 """
 
 from __future__ import annotations
@@ -32,39 +33,46 @@ SOP_RANKS, CUB_RANKS, NEAREST = (1, 10, 100, 1000), (1, 2, 4, 8, 16), 10
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def draw(folder: Path) -> None:
-    """Unit rows in classes that overlap, as those of a trained network do."""
+def write_embeddings(folder: Path, scale: float) -> None:
+    """Writes unit rows in classes that overlap, as those of a trained network do."""
     rng = np.random.default_rng(0)
     for name, images, classes, noise in (("sop", 60_502, 11_316, 1.3), ("cub", 5_924, 100, 3.0)):
+        images, classes = round(scale * images), max(2, round(scale * classes))
         labels = np.sort(rng.integers(0, classes, images))
         rows = rng.normal(size=(classes, DIMENSIONS))[labels]
         rows += noise * rng.normal(size=rows.shape)
-        np.save(folder / f"{name}.npy", unit(rows))
+        np.save(folder / f"{name}.npy", normalize(rows))
         np.save(folder / f"{name}_labels.npy", labels)
-    file, shape = folder / "million.npy", (1_000_000, DIMENSIONS)
-    gallery = np.lib.format.open_memmap(file, "w+", np.float32, shape)
+    shape = (round(scale * 1_000_000), DIMENSIONS)
+    gallery = np.lib.format.open_memmap(folder / "million.npy", "w+", np.float32, shape)
     for start in range(0, len(gallery), 10_000):
-        gallery[start : start + 10_000] = unit(rng.normal(size=(10_000, DIMENSIONS)))
+        rows = gallery[start : start + 10_000]
+        rows[:] = normalize(rng.normal(size=rows.shape))
     gallery.flush()
-    np.save(folder / "queries.npy", unit(rng.normal(size=(1000, DIMENSIONS))))
+    queries = rng.normal(size=(round(scale * 1000), DIMENSIONS))
+    np.save(folder / "queries.npy", normalize(queries))
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
+def normalize(rows: np.ndarray) -> np.ndarray:
+    """Returns the rows with unit length, as float32."""
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def contestant(name: str, folder: Path, original: Path | None) -> Callable[[], object]:
-    """What is timed; loaded here, since each environment lacks what another has."""
-    task, _, who = name.partition(" ")
+def load_program(name: str, folder: Path, original: Path | None) -> Callable[[], object]:
+    """Returns the function to time; `name` is a task and a program, such as "sop faiss".
+
+    It imports what it needs now, since each environment lacks packages that another one has.
+    """
+    task, _, program = name.partition(" ")
     file = {"million": "queries"}.get(task, task)
     rows = np.load(folder / f"{file}.npy")
     if task == "million":
-        return million(rows, folder / "million.npy", who)
+        return load_million(rows, folder / "million.npy", program)
     labels = np.load(folder / f"{task}_labels.npy")
-    if who == "faiss":
+    if program == "faiss":
         return lambda: faiss_recalls(rows, labels)
-    if who == "original":
-        return original_recalls(original, rows, labels)
+    if program == "original":
+        return load_original_recalls(original, rows, labels)
     from embedding_learning.evaluation.metrics import recall_at_k
 
     ks = SOP_RANKS if task == "sop" else CUB_RANKS
@@ -72,26 +80,28 @@ def contestant(name: str, folder: Path, original: Path | None) -> Callable[[], o
 
 
 def faiss_recalls(rows: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
-    """The search alone is timed; the recalls are computed after it, to compare them."""
+    """Searches, and returns a function that computes the recalls; only the search is timed."""
     import faiss
 
     index = faiss.IndexFlatL2(DIMENSIONS)
     index.add(rows)
-    _, found = index.search(rows, max(SOP_RANKS) + 1)
+    _, nearest = index.search(rows, max(SOP_RANKS) + 1)
 
     def recalls() -> list[float]:
-        hit = np.zeros(max(SOP_RANKS) + 1)
-        for query, neighbors in enumerate(found):
-            match = labels[neighbors[neighbors != query]] == labels[query]
-            hit[match.argmax()] += match.any()
-        return [float(hit[:k].sum() / len(rows)) for k in SOP_RANKS]
+        hits = np.zeros(max(SOP_RANKS) + 1)
+        for query, neighbors in enumerate(nearest):
+            matches = labels[neighbors[neighbors != query]] == labels[query]
+            hits[matches.argmax()] += matches.any()
+        return [float(hits[:k].sum() / len(rows)) for k in SOP_RANKS]
 
     return recalls
 
 
-def original_recalls(folder: Path, rows: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
-    """The original's two functions; its file as a whole would begin to train."""
-    import embedding_learning  # noqa: F401  makes MXNet ready
+def load_original_recalls(
+    folder: Path, rows: np.ndarray, labels: np.ndarray
+) -> Callable[[], object]:
+    """Returns the original's evaluation. Only two functions are compiled: its file would train."""
+    import embedding_learning  # noqa: F401  prepares the import of MXNet
 
     # isort: split
     import bottleneck
@@ -100,16 +110,17 @@ def original_recalls(folder: Path, rows: np.ndarray, labels: np.ndarray) -> Call
     names = {"get_distance_matrix", "evaluate_emb"}
     tree = ast.parse((folder / "train.py").read_text(encoding="utf-8"))
     tree.body = [part for part in tree.body if getattr(part, "name", None) in names]
-    found = {"nd": nd, "argpartition": bottleneck.argpartition}
-    exec(compile(tree, "train.py", "exec"), found)
+    functions = {"nd": nd, "argpartition": bottleneck.argpartition}
+    exec(compile(tree, "train.py", "exec"), functions)
     x, y = nd.array(rows), nd.array(labels)
     nd.waitall()
-    return lambda: found["evaluate_emb"](x, y)[1]
+    return lambda: functions["evaluate_emb"](x, y)[1]
 
 
-def million(queries: np.ndarray, file: Path, who: str) -> Callable[[], object]:
+def load_million(queries: np.ndarray, file: Path, program: str) -> Callable[[], object]:
+    """Returns the search of the queries' nearest rows in a file."""
     gallery = np.load(file, mmap_mode="r")
-    if who == "faiss":
+    if program == "faiss":
         import faiss
 
         index = faiss.IndexFlatL2(DIMENSIONS)
@@ -121,13 +132,13 @@ def million(queries: np.ndarray, file: Path, who: str) -> Callable[[], object]:
 
 
 def last_distance(distances: np.ndarray) -> float:
-    """Mean distance of the last neighbor."""
+    """Returns the mean distance of the last neighbor."""
     return float(distances[:, -1].mean(dtype=np.float64))
 
 
 def work(name: str, folder: Path, original: Path | None) -> None:
-    """For each line of input once: seconds, added memory in MB, and the result."""
-    run = contestant(name, folder, original)
+    """Calls the function for each line of input; prints seconds, added MB and the result."""
+    run = load_program(name, folder, original)
     print("ready", flush=True)
     for _ in sys.stdin:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak
@@ -140,14 +151,17 @@ def work(name: str, folder: Path, original: Path | None) -> None:
         del result
 
 
-def memory(kind: str) -> float:
-    """Of this process, in MB, pages of mapped files included."""
+def memory(entry: str) -> float:
+    """Returns the memory of this process in MB, pages of mapped files included."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.search(rf"{kind}:\s+(\d+)", status)[1]) / 1e3
+    return int(re.search(rf"{entry}:\s+(\d+)", status)[1]) / 1e3
 
 
 def compare(names: list[str], args: argparse.Namespace, folder: Path) -> None:
-    """In turn, so that a drifting machine is fair; a first call of each does not count."""
+    """Times the programs in turn, so that changes of the machine's speed affect all alike.
+
+    The first call of each does not count. The first program is this one.
+    """
     threads = {name: str(args.threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     workers = {}
     for name in names:
@@ -169,14 +183,14 @@ def compare(names: list[str], args: argparse.Namespace, folder: Path) -> None:
             figures[name].append((float(seconds), float(added), result.strip()))
     for worker in workers.values():
         worker.communicate()
-    ours = [seconds for seconds, _, _ in figures[names[0]][1:]]
+    own_seconds = [seconds for seconds, _, _ in figures[names[0]][1:]]
     for name, calls in figures.items():
         seconds = [s for s, _, _ in calls[1:]]
-        ratio = statistics.median(mine / theirs for mine, theirs in zip(ours, seconds))
+        ratio = statistics.median(own / other for own, other in zip(own_seconds, seconds))
         print(
             f"{name:18s} {statistics.median(seconds):9.3f} s ({min(seconds):.3f} to "
-            f"{max(seconds):.3f}), {max(added for _, added, _ in calls):6.0f} MB added at most; "
-            f"ours takes {ratio:.3f} of it; {calls[-1][2]}",
+            f"{max(seconds):.3f}), at most {max(added for _, added, _ in calls):6.0f} MB added; "
+            f"this program takes {ratio:.3f} of the time; result {calls[-1][2]}",
             flush=True,
         )
 
@@ -187,17 +201,18 @@ def main() -> None:
     parser.add_argument("--original", metavar="PATH", help="folder of the original example")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--scale", type=float, default=1.0, help="size of the tasks")
     parser.add_argument("--work", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
         work(args.work[0], Path(args.work[1]), args.original and Path(args.original))
         return
     with tempfile.TemporaryDirectory() as folder:
-        draw(Path(folder))
-        print(f"{args.threads} threads, {args.rounds} rounds; median (least to most)")
+        write_embeddings(Path(folder), args.scale)
+        print(f"{args.threads} threads, {args.rounds} rounds; median (minimum to maximum)")
         faiss, original = ["faiss"] * bool(args.faiss_python), ["original"] * bool(args.original)
         for task, others in (("sop", faiss), ("cub", original), ("million", faiss)):
-            names = [f"{task} ours", *(f"{task} {other}" for other in others)]
+            names = [f"{task} here", *(f"{task} {other}" for other in others)]
             compare(names, args, Path(folder))
 
 

@@ -1,4 +1,4 @@
-"""Timing of several functions against each other, in turn, so that a drifting machine is fair."""
+"""Times several functions in turn, so that changes of the machine's speed affect all alike."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
-import embedding_learning  # noqa: F401  makes MXNet ready, so it goes first
+import embedding_learning  # noqa: F401  prepares the import of MXNet
 
 # isort: split
 import mxnet as mx
@@ -15,9 +15,10 @@ import mxnet as mx
 def interleaved(
     functions: Mapping[str, Callable[[], object]], rounds: int, calls: int = 1, warmup: int = 2
 ) -> dict[str, list[float]]:
-    """Seconds of one call in each round of `calls` in a row, as in a loop that waits for nothing.
+    """Returns the seconds of one call of each function, for each round.
 
-    The device is idle before and after each round.
+    A round is `calls` calls in a row, without waiting for the device in between. The device is idle
+    before and after each round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(warmup + rounds):
@@ -33,7 +34,10 @@ def interleaved(
 
 
 def print_ratios(seconds: Mapping[str, list[float]], base: str) -> None:
-    """Median, least and most of each, and the median of its round-by-round ratio to `base`."""
+    """Prints median, minimum and maximum of each, and the median of its ratios to `base`.
+
+    The ratios are computed round by round.
+    """
     for name, values in seconds.items():
         ratio = statistics.median(v / b for v, b in zip(values, seconds[base]))
         print(

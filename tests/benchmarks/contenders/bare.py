@@ -1,8 +1,8 @@
-"""The bound: forward and backward of the backbone alone, on one batch that is ready.
+"""The backbone alone: forward and backward pass on a batch in memory, as a bound of the others.
 
     python -m tests.benchmarks.contenders.bare --model resnet18_v1 --data-path ''
 
-As this program sets it up, but without data, embedding, sampling, loss and update.
+The network is set up as in this program; data, embedding, sampling, loss and update are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.benchmarks.contenders.protocol import (
     CROP,
     Done,
     StepClock,
-    arguments,
+    make_parser,
 )
 
 # isort: split
@@ -26,11 +26,11 @@ from mxnet.gluon import HybridBlock
 
 
 def training_flops(net: HybridBlock) -> int:
-    """Floating point operations of an image's forward and backward pass, from the layers' shapes.
+    """Returns the floating point operations of an image's forward and backward pass.
 
-    Those of convolutions and dense layers, two for a multiplication and its addition: as many for
-    the gradient of the weights and of the input as for the output. The gradient of the images
-    themselves is not computed.
+    They are counted from the shapes of convolutions and dense layers, two for a multiplication and
+    its addition. The gradients of the weights and of the input need as many each as the output. The
+    gradient of the images themselves is not computed.
     """
     graph = net(mx.sym.var("data"))
     internals = graph.get_internals()
@@ -47,7 +47,7 @@ def training_flops(net: HybridBlock) -> int:
 
 
 def main() -> None:
-    args = arguments(__doc__).parse_args()
+    args = make_parser(__doc__).parse_args()
     net = backbones.create(args.model, [mx.cpu()])
     net.initialize(mx.init.Xavier(magnitude=2))
     net.hybridize(static_alloc=True, static_shape=True)

@@ -1,8 +1,8 @@
-"""This program: the whole run of train.py, with its log, its checkpoint and its store of pixels.
+"""This program: a whole run of train.py with its log lines, its checkpoint and its pixel cache.
 
     python -m tests.benchmarks.contenders.here --model resnet18_v1 --data-path FOLDER
 
-Nothing in it is changed but that the training batches are timed when they are asked for.
+The program is unchanged, except that the time is taken when it asks for a training batch.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from contextlib import suppress
 
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.data.batches import BalancedBatches
-from embedding_learning.training import loop, run
+from embedding_learning.training import run, step_reader
 from tests.benchmarks.contenders.protocol import (
     BATCH_K,
     Done,
     StepClock,
-    arguments,
+    make_parser,
 )
 
 # isort: split
@@ -25,8 +25,8 @@ import mxnet as mx
 
 
 def main() -> None:
-    args = arguments(__doc__).parse_args()
-    clock = StepClock(args.steps, mx.nd.waitall, ahead=loop._BATCHES_QUEUED)
+    args = make_parser(__doc__).parse_args()
+    clock = StepClock(args.steps, mx.nd.waitall, ahead=step_reader._STEPS_QUEUED)
     next_batch = BalancedBatches.next
 
     def timed(self: BalancedBatches) -> mx.io.DataBatch:

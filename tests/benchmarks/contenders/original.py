@@ -1,15 +1,16 @@
-"""The original example: its three files as they are, without this program's package.
+"""The original example: its three unchanged files, without the package of this program.
 
     python -m tests.benchmarks.contenders.original --original PATH --model resnet18_v1 \
         --data-path FOLDER
 
-PATH is the folder example/gluon/embedding_learning of apache/mxnet 1.9.1. Its `train` runs until
-enough steps are timed. Two things are arranged around it, and no file is changed:
+PATH is the folder example/gluon/embedding_learning of apache/mxnet 1.9.1, which needs the package
+bottleneck. Its `train` runs until enough steps are timed. While it is loaded, two things are
+adapted:
 
-- numpy gets back the names that MXNet looks up and that today's numpy has removed.
-- Its iterator has 100 training classes written into it. Of a data set that has no more than 100
-  classes in all, the first half is taken, and their images are dealt out to the 100 places: several
-  places share a class, but no image. So as many images are decoded as ever, by its own code.
+- numpy gets the names again that MXNet looks up and that newer versions of numpy have removed.
+- Its iterator has a fixed number of 100 training classes. If a data set has at most 100 classes in
+  all, the images of the first half of the classes are divided among 100 lists: several lists share
+  a class, but no image. So its own code decodes as many images as ever.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from tests.benchmarks.contenders.protocol import (
     BATCH_K,
     Done,
     StepClock,
-    arguments,
+    make_parser,
 )
 
-# What MXNet's import looks up in numpy, removed in 1.24 or in 2.0; the example uses none of them.
+# Names that MXNet's import looks up in numpy; removed in 1.24 or 2.0. The example needs none.
 _REMOVED = (
     "bool PZERO NZERO NINF PINF NAN NaN Inf alltrue sometrue product round_ in1d msort trapz mirr "
     "npv pmt ppmt pv rate"
@@ -37,16 +38,17 @@ _REMOVED = (
 
 
 def restore_numpy() -> None:
+    """Defines the removed names again."""
     for name in _REMOVED.split():
         if name not in vars(np):
             setattr(np, name, bool if name == "bool" else None)
     if int(np.__version__.split(".")[0]) >= 2:
-        # MXNet's operators take lists of numbers as text.
+        # MXNet's operators receive lists of numbers as text.
         np.set_printoptions(legacy="1.25")
 
 
 def load_training(folder: Path, flags: list[str], clock: StepClock) -> ModuleType:
-    """Its train.py, whose iterator tells the clock of every batch."""
+    """Loads its train.py with an iterator that ticks the clock at every batch."""
     sys.path.insert(0, str(folder))
     import data
 
@@ -54,7 +56,7 @@ def load_training(folder: Path, flags: list[str], clock: StepClock) -> ModuleTyp
         def __init__(self, *args, **kwargs) -> None:
             super().__init__(*args, **kwargs)
             if not self.test_image_files:
-                self.train_image_files = deal_out(self.train_image_files)
+                self.train_image_files = divide_files(self.train_image_files)
 
         def next(self):
             clock.tick()
@@ -71,19 +73,19 @@ def load_training(folder: Path, flags: list[str], clock: StepClock) -> ModuleTyp
     return module
 
 
-def deal_out(files_by_place: list[list[str]]) -> list[list[str]]:
-    """The files of the first half of the classes, dealt out to all places."""
-    classes = [files for files in files_by_place if files]
+def divide_files(files_by_class: list[list[str]]) -> list[list[str]]:
+    """Returns the files of the first half of the classes, divided among as many lists as before."""
+    classes = [files for files in files_by_class if files]
     classes = classes[: len(classes) // 2]
-    shares = -(-len(files_by_place) // len(classes))
+    lists_per_class = -(-len(files_by_class) // len(classes))
     return [
-        classes[place % len(classes)][place // len(classes) :: shares]
-        for place in range(len(files_by_place))
+        classes[number % len(classes)][number // len(classes) :: lists_per_class]
+        for number in range(len(files_by_class))
     ]
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--original", type=Path, required=True)
     args = parser.parse_args()
     restore_numpy()

@@ -1,9 +1,10 @@
-"""Sampling and loss alone, and evaluation alone, here and in the original example, in turn.
+"""Times sampling with loss, and evaluation, each alone, here and in the original example.
 
     python -m tests.benchmarks.contenders.parts --original PATH
 
-PATH is the folder example/gluon/embedding_learning of apache/mxnet 1.9.1. Both compute with the
-same number of threads. Prints seconds of one call, in each round.
+PATH is the folder example/gluon/embedding_learning of apache/mxnet 1.9.1, which needs the package
+bottleneck. Both programs take turns and use the same number of threads. Prints the seconds of one
+call, for each round.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from pathlib import Path
 
 from embedding_learning.evaluation.metrics import recall_at_k
 from tests.benchmarks.contenders.protocol import TEST_CLASSES, TEST_IMAGES, embeddings
-from tests.benchmarks.sampling_and_loss import original_model, originals, ours
-from tests.benchmarks.search import CUB_RANKS, original_recalls
+from tests.benchmarks.sampling_and_loss import load_original_model, original_step, own_step
+from tests.benchmarks.search import CUB_RANKS, load_original_recalls
 from tests.benchmarks.timing import interleaved
 
 # isort: split
@@ -29,13 +30,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     sampling = {
-        "here": ours(args.batch_size),
-        "original": originals(args.batch_size, original_model(args.original)),
+        "here": own_step(args.batch_size),
+        "original": original_step(args.batch_size, load_original_model(args.original)),
     }
     rows, labels = embeddings(TEST_IMAGES), np.arange(TEST_IMAGES) % TEST_CLASSES
     evaluation = {
         "here": lambda: recall_at_k(rows, labels, CUB_RANKS),
-        "original": original_recalls(args.original, rows, labels),
+        "original": load_original_recalls(args.original, rows, labels),
     }
     result = {
         "sampling": interleaved(sampling, args.rounds, calls=20),

@@ -1,9 +1,9 @@
-"""The machine's peak in float32, GFLOP/s: the best of several products of large matrices.
+"""The machine's peak in float32, in GFLOP/s: the best of several products of large matrices.
 
     python -m tests.benchmarks.contenders.peak
 
-By MXNet's dense layer, since oneDNN computes it, as it does the convolutions. MXNet's dot goes to
-OpenBLAS, which reached a fifth of it on a machine with AVX-512.
+The products are computed by MXNet's dense layer, since oneDNN computes it, as it does convolutions.
+MXNet's dot uses OpenBLAS, which reached a fifth of this rate on a machine with AVX-512.
 """
 
 from __future__ import annotations

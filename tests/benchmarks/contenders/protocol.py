@@ -1,7 +1,7 @@
-"""What every contender of against_others is told and prints; knows neither MXNet nor PyTorch.
+"""What every contender of against_others receives and prints. Imports neither MXNet nor PyTorch.
 
-A contender is a program of its own: it trains with random initial weights until enough steps are
-timed, and prints one line of JSON as the last of its standard output.
+A contender is a program. It trains from random weights until enough steps are timed, and prints one
+line of JSON as the last line of its standard output.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from pathlib import Path
 import numpy as np
 
 BATCH_K, DIMENSION, CROP = 5, 128, 224
-# Steps before the timed ones. The clock waits after the first; by the third all goes on evenly.
+# Steps before the timed ones. The clock waits after the first step; from the third step on, the
+# loop runs evenly.
 _WARMUP = 2
-# The test images of CUB-200-2011, and their classes.
+# The numbers of test images and of their classes in CUB-200-2011.
 TEST_IMAGES, TEST_CLASSES = 5924, 100
 
 
-def arguments(description: str | None) -> argparse.ArgumentParser:
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Returns a parser of the flags that every contender has."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--data-path", required=True)
     parser.add_argument("--batch-size", type=int, default=70)
-    parser.add_argument("--steps", type=int, default=3, help="steps that are timed")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps")
     return parser
 
 
@@ -37,20 +39,20 @@ class Done(Exception):
 
 
 class StepClock:
-    """Times the steps of a training loop from where it asks for its next batch.
+    """Times the steps of a training loop, each from one request of a batch to the next request.
 
-    A step lasts from one such moment to the next: in a loop that goes on evenly that is a whole
-    step, whatever of it overlaps with the next one. A delay shifts time from one step to another;
-    the mean stays.
+    In a loop that runs evenly this is the time of a whole step, even if steps overlap. A delay
+    moves time from one step to another, but does not change the mean.
 
     Parameters
     ----------
     steps : int
-        How many are timed.
+        The number of timed steps.
     wait : function
-        Returns when all is computed that was begun; called once, for the end of the first step.
+        Blocks until all queued computations are done. Called once, to find the end of the first
+        step.
     ahead : int
-        How many batches the loop asks for before the step of the one it has is computed.
+        How many batches the loop requests before it has computed the step of the current one.
     """
 
     def __init__(self, steps: int, wait: Callable[[], object], ahead: int = 0) -> None:
@@ -61,7 +63,7 @@ class StepClock:
         self._result: dict[str, object] = {}
 
     def tick(self) -> None:
-        """The loop asks for a batch; raises Done if enough steps are timed."""
+        """Notes that the loop requests a batch. Raises Done if enough steps are timed."""
         if len(self._stamps) == 1:
             self._wait()
             self._result["first_step_at"] = time.time()
@@ -77,18 +79,18 @@ class StepClock:
         raise Done
 
     def print_result(self, **more: object) -> None:
-        """Seconds of each step, the time of day when the first ended, peak memory in MB."""
+        """Prints the seconds of each step, the time of the first step's end, and memory in MB."""
         print(json.dumps({**self._result, **more}), flush=True)
 
 
 def _peak_memory(process: str) -> float:
-    """Of a process, in MB: pages of mapped files included."""
+    """Returns the peak memory of a process in MB, pages of mapped files included."""
     status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
     return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e3
 
 
 def embeddings(n: int) -> np.ndarray:
-    """Unit rows (n, DIMENSION) whose distances spread to both sides of 1.4, as in training."""
+    """Returns unit rows (n, DIMENSION) with distances below and above 1.4, as in training."""
     rng = np.random.default_rng(0)
     rows = 0.5 * rng.normal(size=DIMENSION) + rng.normal(size=(n, DIMENSION))
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)

@@ -1,11 +1,12 @@
-"""PyTorch with pytorch-metric-learning: its miner, its margin loss, its sampler, a DataLoader.
+"""PyTorch with the miner, margin loss and sampler of pytorch-metric-learning, and a DataLoader.
 
     VENV/bin/python -m tests.benchmarks.contenders.pytorch --model resnet18_v1 --data-path FOLDER
 
-VENV is an environment of its own, since gluoncv refuses PyTorch: torch, pytorch-metric-learning,
-tqdm and opencv-python-headless. Architecture, batches, optimizers and their settings are those of
-this program. The DataLoader's two workers decode with OpenCV and cut out uint8, which is normalised
-in the training process; that is the cheapest way. The loss is read after each step, as usual.
+VENV is an environment with torch, pytorch-metric-learning, tqdm and the opencv-python of
+requirements-common.txt; it is a separate one, since gluoncv refuses PyTorch. Architecture, batches,
+optimizers and their settings are those of this program. The two workers of the DataLoader decode
+with OpenCV and cut out uint8 pixels, which the training process normalizes; that is the cheapest
+way. The loss is read after each step, as usual.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ from tests.benchmarks.contenders.protocol import (
     DIMENSION,
     Done,
     StepClock,
-    arguments,
+    make_parser,
 )
 
 SIZE, WORKERS, BATCHES_AN_EPOCH = 256, 2, 200
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class Photographs(Dataset):
-    """Each image decoded, cut to its box, resized, mirrored or not, and cut to a random square."""
+class TrainingImages(Dataset):
+    """Decoded images, cropped to their box, resized, mirrored at random, cut to a random square."""
 
     def __init__(self, images: ImageSet) -> None:
         self._images = images
@@ -61,7 +62,9 @@ class Photographs(Dataset):
 def batches(images: ImageSet, batch_size: int) -> Iterator[list[torch.Tensor]]:
     length = BATCHES_AN_EPOCH * batch_size
     sampler = MPerClassSampler(images.labels, BATCH_K, batch_size, length)
-    return iter(DataLoader(Photographs(images), batch_size, sampler=sampler, num_workers=WORKERS))
+    return iter(
+        DataLoader(TrainingImages(images), batch_size, sampler=sampler, num_workers=WORKERS)
+    )
 
 
 def margin_loss(classes: int) -> MarginLoss:
@@ -87,7 +90,7 @@ def train(
         clock.tick()
         pixels, labels = next(batches)
         images = pixels.float().sub_(mean).div_(deviation).contiguous(memory_format=memory_format)
-        # The miner and the loss normalise the rows themselves.
+        # The miner and the loss normalize the rows themselves.
         embeddings = net(images)
         loss = loss_function(embeddings, labels, miner(embeddings, labels))
         for optimizer in optimizers:
@@ -99,8 +102,8 @@ def train(
 
 
 def main() -> None:
-    parser = arguments(__doc__)
-    text = "keep the channels of a pixel together, which PyTorch does only if told to"
+    parser = make_parser(__doc__)
+    text = "store the channels of a pixel together; PyTorch's default stores each channel by itself"
     parser.add_argument("--channels-last", action="store_true", help=text)
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -111,7 +114,7 @@ def main() -> None:
     net = nn.Sequential(backbone, nn.Flatten(), nn.Linear(features, DIMENSION)).train()
     memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
     net = net.to(memory_format=memory_format)
-    # PyTorch computes as it is called on a CPU: there is nothing to wait for.
+    # On a CPU PyTorch computes within the call: no queue has to be waited for.
     clock = StepClock(args.steps, lambda: None)
     with suppress(Done):
         loss_function = margin_loss(len(images.class_names))

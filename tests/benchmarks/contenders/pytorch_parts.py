@@ -1,9 +1,10 @@
-"""Sampling and loss alone, and evaluation alone, by pytorch-metric-learning.
+"""Times sampling with loss, and evaluation, each alone, in pytorch-metric-learning.
 
     VENV/bin/python -m tests.benchmarks.contenders.pytorch_parts
 
-VENV is that of pytorch.py, with faiss-cpu. There is no recall@k: its evaluation searches the 16
-nearest images as recall@16 does, and counts the first. Prints seconds of one call, in each round.
+VENV is that of pytorch.py, with faiss-cpu. The library has no recall@k: its evaluation searches the
+16 nearest images as recall@16 does, and counts the first. Prints the seconds of one call, for each
+round.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def evaluation() -> Callable[[], object]:
 
 
 def seconds(function: Callable[[], object], rounds: int, calls: int) -> list[float]:
-    """Of one call, in each round of `calls` in a row; a first round does not count."""
+    """Returns the seconds of one call for each round of `calls`; a first round does not count."""
     timed = []
     for _ in range(1 + rounds):
         started = time.perf_counter()

@@ -1,6 +1,6 @@
-"""Gluon's ResNet-50 v2, ResNet-18 v1 and SqueezeNet 1.1 up to their features, in PyTorch.
+"""Gluon's ResNet-50 v2, ResNet-18 v1 and SqueezeNet 1.1 in PyTorch, without their classifiers.
 
-Layer by layer as in mxnet.gluon.model_zoo.vision; against_others compares the numbers of
+The layers are those of mxnet.gluon.model_zoo.vision; against_others compares the numbers of
 parameters.
 """
 
@@ -11,14 +11,14 @@ from torch import nn
 
 
 def create(name: str) -> nn.Module:
-    """A backbone by Gluon's name: (n, 3, height, width) to features."""
+    """Returns the backbone of Gluon's name, from images (n, 3, height, width) to features."""
     networks = {
         "resnet50_v2": resnet50_v2,
         "resnet18_v1": resnet18_v1,
         "squeezenet1.1": squeezenet,
     }
     if name not in networks:
-        raise SystemExit(f"{name}: written in PyTorch are {', '.join(networks)}")
+        raise SystemExit(f"{name}: not available in PyTorch; choose from {', '.join(networks)}")
     return networks[name]()
 
 
@@ -27,7 +27,7 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.C
 
 
 def stem() -> list[nn.Module]:
-    """To 64 channels and a quarter of the side."""
+    """Returns layers that give 64 channels and a quarter of the image's side."""
     return [
         convolution(3, 64, 7, 2),
         nn.BatchNorm2d(64),
@@ -82,12 +82,12 @@ class PreActivationBottleneck(nn.Module):
 
 
 def stages(block: type[nn.Module], depths: list[int], channels: list[int]) -> list[nn.Module]:
-    """Blocks of the same number of channels in a row; each stage but the first halves the side."""
+    """Returns the blocks of all stages; each stage but the first halves the side."""
     layers: list[nn.Module] = []
     inputs = 64
     for stage, (depth, outputs) in enumerate(zip(depths, channels)):
-        for place in range(depth):
-            stride = 2 if stage and not place else 1
+        for block_number in range(depth):
+            stride = 2 if stage > 0 and block_number == 0 else 1
             layers.append(block(inputs, outputs, stride))
             inputs = outputs
     return layers
@@ -112,7 +112,7 @@ def resnet50_v2() -> nn.Module:
 
 
 class Fire(nn.Module):
-    """A narrow 1x1 convolution, then a 1x1 and a 3x3 one side by side; Iandola et al. (2016)."""
+    """A narrow 1x1 convolution, then a 1x1 and a 3x3 one in parallel; Iandola et al. (2016)."""
 
     def __init__(self, inputs: int, narrow: int, wide: int) -> None:
         super().__init__()

@@ -1,0 +1,37 @@
+"""Every benchmark can be imported, and README.md lists it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.helpers.paths import ROOT
+
+FOLDER = Path(__file__).parent
+FILES = sorted(file for file in FOLDER.rglob("*.py") if not file.name.startswith("test_"))
+IMPORTS = """
+import importlib, sys
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "pytorch_metric_learning"):
+            raise
+"""
+
+
+def test_every_module_can_be_imported() -> None:
+    names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in FILES]
+    # In another process, which leaves this one as it is.
+    command = [sys.executable, "-c", IMPORTS, *names]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_index_lists_every_module() -> None:
+    index = (FOLDER / "README.md").read_text(encoding="utf-8")
+    missing = [
+        file.stem for file in FILES if file.parent == FOLDER and f"`{file.stem}" not in index
+    ]
+    assert missing == []
