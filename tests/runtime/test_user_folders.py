@@ -106,4 +106,4 @@ def test_mxnet_home_moves_the_zoo(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_home_in_the_flag_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/user")
     assert train_flags.parse(["--cache-dir=~/cache"]).data.cache_dir == "/home/user/cache"
-    assert train_flags.parse(["--tensorboard=~/logs"]).tensorboard == "/home/user/logs"
+    assert train_flags.parse(["--tensorboard=~/logs"]).run.tensorboard == "/home/user/logs"
