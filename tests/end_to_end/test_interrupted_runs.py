@@ -27,6 +27,7 @@ from embedding_learning.training import (
     loop,
     records,
     run_folder,
+    saver,
     validation,
 )
 from tests.end_to_end.test_train_command import QUICK
@@ -45,7 +46,7 @@ Start = Callable[..., int]
 def start(
     monkeypatch: pytest.MonkeyPatch, tiny_cub: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Start:
-    """A function that runs train.py in this process, from the folder given."""
+    """Returns a function that runs train.py in this process, from the given folder."""
     cache = tmp_path_factory.getbasetemp() / "cache-of-interrupted-runs"
 
     def start(folder: Path, *flags: str) -> int:
@@ -56,6 +57,14 @@ def start(
         return train.main()
 
     return start
+
+
+def judge_networks_by(
+    monkeypatch: pytest.MonkeyPatch, criterion: Callable[[dict[str, float]], float]
+) -> None:
+    """Replaces Recall@1, by which networks are compared."""
+    for module in (loop, saver):
+        monkeypatch.setattr(module, "criterion", criterion)
 
 
 def signal_at_call(
@@ -212,7 +221,7 @@ def test_an_image_that_vanishes_ends_the_run_with_the_way_to_go_on(
     named = file if fault != "folder gone" else birds / "images"
     assert line.startswith(f"train.py: stopped: {named}")
     assert line.endswith(
-        "put the file back as it was, and --resume auto goes on from the saved state"
+        "put the file back as it was, and --resume auto continues from the saved state"
     )
     (state,) = (tmp_path / "here" / f"{PREFIX}.run").glob("checkpoint-0000-*[1-9].safetensors")
     assert int(state.stem[-6:]) == 12 or place == "training"
@@ -367,7 +376,7 @@ def test_another_epoch_s_network_can_be_asked_for_later(
 ) -> None:
     """A finished run saves the last epoch's network, as if that had been asked for at first."""
     # The first epoch stays the best.
-    monkeypatch.setattr(loop, "criterion", lambda _: 0.0)
+    judge_networks_by(monkeypatch, lambda _: 0.0)
     best, last, file = tmp_path / "best", tmp_path / "last", f"{PREFIX}.params"
     assert start(best) == 0
     assert start(last, "--saved-epoch=last") == 0
@@ -375,7 +384,7 @@ def test_another_epoch_s_network_can_be_asked_for_later(
     caplog.set_level("INFO")
     caplog.clear()
     assert start(best, "--saved-epoch=last", "--resume=auto") == 0
-    assert "The run goes on with --saved-epoch last instead of best." in caplog.messages
+    assert "The run continues with --saved-epoch last instead of best." in caplog.messages
     assert f"Saving {PREFIX}." in caplog.messages
     assert "training loss" not in caplog.text
     assert (best / file).read_bytes() == (last / file).read_bytes()
@@ -384,7 +393,7 @@ def test_another_epoch_s_network_can_be_asked_for_later(
     assert start(best, "--saved-epoch=last", "--resume=auto") == 0
     assert "Saving" not in caplog.text
     # From there on the best again.
-    monkeypatch.setattr(loop, "criterion", lambda _: 0.5)
+    judge_networks_by(monkeypatch, lambda _: 0.5)
     assert start(best, "--epochs=3", "--resume=auto") == 0
     assert read_description(str(best / file), "MODEL")["epoch"] == 2
 
@@ -393,7 +402,7 @@ def test_a_best_network_that_was_not_kept_is_reported(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     recalls = iter([0.75, 0.5, 0.625])
-    monkeypatch.setattr(loop, "criterion", lambda _: next(recalls))
+    judge_networks_by(monkeypatch, lambda _: next(recalls))
     assert start(tmp_path, "--saved-epoch=last") == 0
     assert "lost" not in caplog.text
     assert start(tmp_path, "--epochs=3", "--resume=auto") == 0
@@ -406,7 +415,7 @@ def test_a_finished_run_of_format_1_that_saved_no_network_saves_its_last(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This was so if no test image had been recalled."""
-    monkeypatch.setattr(loop, "criterion", lambda _: 0.0)
+    judge_networks_by(monkeypatch, lambda _: 0.0)
     assert start(tmp_path) == 0
     for file in [tmp_path / f"{PREFIX}.params", *tmp_path.rglob("best-*")]:
         file.unlink()
@@ -516,7 +525,7 @@ def test_another_number_of_devices_goes_on_and_says_what_differs(
     assert start(tmp_path, "--total-batch-size=12", "--epochs=1") == 0
     flags = ["--total-batch-size=12", "--cpu-contexts=2", "--resume=auto"]
     assert start(tmp_path, *flags) == 0
-    assert "goes on with 2 devices instead of 1: from the same state, but not" in caplog.text
+    assert "continues with 2 devices instead of 1: from the same state, but not" in caplog.text
 
 
 def test_training_that_is_not_finite_stops_and_goes_on_with_a_lower_rate(
@@ -548,7 +557,7 @@ def test_a_batch_that_is_not_finite_can_be_skipped(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing of it stays: a run of only such batches ends where it began."""
-    monkeypatch.setattr(learner.Step, "is_finite", lambda _: False)
+    monkeypatch.setattr(learner.Step, "is_finite", False)
     assert start(tmp_path, "--on-nonfinite=skip", "--epochs=1", "--keep=9") == 0
     assert caplog.text.count("is skipped") == 3
     first, last = (load_file(file) for file in sorted(tmp_path.rglob("checkpoint-*")))
@@ -572,7 +581,7 @@ def test_the_files_of_a_folder_removed_meanwhile_are_written_again(
     monkeypatch.setattr(learner.Learner, "step", removing)
     assert start(tmp_path) == 0
     assert [r["epoch"] for r in recorded(tmp_path) if r["kind"] == "evaluation"] == [0, 1]
-    assert records.read_description(Path(f"{PREFIX}.run"))[0]
+    assert records.RunInfo.read(Path(f"{PREFIX}.run")).arguments
     assert list(Path(f"{PREFIX}.run").glob("best-*.params"))
 
 
@@ -603,7 +612,7 @@ def test_a_network_removed_meanwhile_is_written_again(
     removed: list[str],
 ) -> None:
     """After the best epoch, from which on no network is saved any more."""
-    monkeypatch.setattr(loop, "criterion", lambda _: 0.0)
+    judge_networks_by(monkeypatch, lambda _: 0.0)
     step, calls = learner.Learner.step, iter(range(1, 10))
 
     def removing(*arguments: object, **named: object) -> object:
