@@ -127,7 +127,10 @@ def read_csv(file: Path) -> list[dict[str, str]]:
         (["--parallel=3", "--", "--gpus=0,1"], "--parallel 3: a run takes one GPU, and --gpus na"),
         (["--", "--lr=x"], "argument --lr: invalid float value: 'x'"),
         (["--", "--epochs=0"], "--epochs 0: there would be nothing"),
-        (["--", "--metrics=recall@0"], "--metrics recall@0: 'recall@0' is no metric; there are re"),
+        (
+            ["--", "--metrics=recall@0"],
+            "--metrics recall@0: 'recall@0' is no metric; the metrics are re",
+        ),
         (["--", "--batch-size=71"], "--batch-size 71: 71 images a device are not whole classes"),
         (["--", "--gpus=0,0"], "--gpus 0,0: different whole numbers"),
         (["--", "--seed=1"], "--seed: differs from run to run"),

@@ -238,7 +238,7 @@ def test_a_host_that_ssh_does_not_reach_ends_the_job(asked):
         (["--servers=0", "--"], "--servers 0: must be at least 1"),
         (["--hosts=nowhere", "--"], "--hosts nowhere: cannot be read"),
         (["--", "--lr=x"], "argument --lr: invalid float value: 'x'"),
-        (["--", "--kvstore=device"], "--kvstore device: this process is part of a job"),
+        (["--", "--kvstore=device"], "--kvstore device: this process is one of several workers"),
         (["--workers=2", "--", "--total-batch-size=75"], "cannot be divided among 2 devices"),
     ],
 )
@@ -279,7 +279,7 @@ def test_the_launcher_passes_on_that_it_is_to_stop(tmp_path, tiny_cub):
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143
-    assert "and --resume auto goes on with it" in (tmp_path / "log").read_text()
+    assert "--resume auto continues from it" in (tmp_path / "log").read_text()
     epochs = [int(file.name[11:15]) for file in tmp_path.rglob("checkpoint-*")]
     done = launch(tmp_path, "--workers=2", "--", *flags, f"--epochs={max(epochs) + 1}")
     assert done.returncode == 0, done.stderr

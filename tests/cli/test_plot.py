@@ -251,7 +251,9 @@ def test_what_is_not_there_is_reported(run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"run\.json: is missing or damaged"):
         report.main([str(tmp_path / "birds.run")])
     shutil.copy(run / "birds.run" / "run.json", tmp_path / "birds.run")
-    with pytest.raises(UsageError, match=r"birds\.params: is not there; .* after its first epoch"):
+    with pytest.raises(
+        UsageError, match=r"birds\.params: does not exist; .* after its first epoch"
+    ):
         report.main([str(tmp_path / "birds")])
     with pytest.raises(UsageError, match=r"end the name in \.html"):
         report.main([str(run / "birds"), "--output=page.txt"])

@@ -161,31 +161,29 @@ def test_batches_name_the_entries_of_beta_of_their_images(tiny_cub: Path, tmp_pa
 
 
 def _data_options(data: Path, folder: Path, *flags: str) -> TrainConfig:
-    options = parse(
+    return parse(
         [
             *(f"--data-path={data}", f"--cache-dir={folder}", "--batch-size=6", "--batch-k=3"),
             *("--image-size=40", "--crop-size=32", *flags),
         ]
     )
-    options.processes = 1
-    return options
 
 
 # The flags
 
 
 def test_a_loss_brings_its_margin_unless_one_is_given() -> None:
-    assert parse([]).margin == 0.2
-    assert parse(["--loss=contrastive"]).margin == 1.0
-    assert parse(["--loss=contrastive", "--margin=0.3"]).margin == 0.3
-    assert build.build_loss(parse(["--loss=contrastive"]))._margin == 1.0
-    assert build.build_loss(parse(["--loss=margin", "--nu=0.5"]))._nu == 0.5
+    assert parse([]).method.margin == 0.2
+    assert parse(["--loss=contrastive"]).method.margin == 1.0
+    assert parse(["--loss=contrastive", "--margin=0.3"]).method.margin == 0.3
+    assert build.build_loss(parse(["--loss=contrastive"]).method)._margin == 1.0
+    assert build.build_loss(parse(["--loss=margin", "--nu=0.5"]).method)._nu == 0.5
 
 
 def test_the_original_is_what_runs_without_flags() -> None:
-    preset = vars(parse(["--preset=original"]))
+    preset = parse(["--preset=original"]).as_flags()
     assert preset.pop("preset") == "original"
-    plain = vars(parse([]))
+    plain = parse([]).as_flags()
     assert plain.pop("preset") is None
     assert preset == plain
     assert (plain["loss"], plain["sampling"], plain["beta_per"]) == (
@@ -197,20 +195,24 @@ def test_the_original_is_what_runs_without_flags() -> None:
 
 def test_what_is_typed_replaces_what_a_preset_says() -> None:
     paper = parse(["--preset=paper-sop"])
-    assert (paper.batch_k, paper.batch_size, paper.total_batch_size) == (2, 80, 80)
-    assert (paper.bbox, paper.beta_per) == (False, "image")
+    assert (paper.batch.batch_k, paper.batch.per_device, paper.batch.total) == (2, 80, 80)
+    assert (paper.data.bbox, paper.method.beta_per) == (False, "image")
     mine = parse(["--batch-k=4", "--preset=paper-sop", "--bbox", "--beta-per=class"])
-    assert (mine.batch_k, mine.batch_size, mine.bbox, mine.beta_per) == (4, 80, True, "class")
-    assert parse(["--preset=paper-cub", "--loss=contrastive"]).margin == 1.0
+    assert (mine.batch.batch_k, mine.batch.per_device) == (4, 80)
+    assert (mine.data.bbox, mine.method.beta_per) == (True, "class")
+    assert parse(["--preset=paper-cub", "--loss=contrastive"]).method.margin == 1.0
 
 
 @pytest.mark.parametrize(
     "flags, line",
     [
-        (["--loss=hinge"], "argument --loss: invalid choice: 'hinge'"),
-        (["--sampling=easy"], "argument --sampling: invalid choice: 'easy'"),
-        (["--preset=paper"], "argument --preset: invalid choice: 'paper'"),
-        (["--sampling=hard", "--normalize-weights"], "--normalize-weights: is for distance"),
+        (["--loss=hinge"], "--loss hinge: unknown; choose one of margin, "),
+        (["--sampling=easy"], "--sampling easy: unknown; choose one of "),
+        (["--preset=paper"], "--preset paper: unknown; choose one of original"),
+        (
+            ["--sampling=hard", "--normalize-weights"],
+            "--normalize-weights: --sampling hard has no weights",
+        ),
         (["--beta-per=image", "--lr-beta=0"], "--beta-per image: is for a beta that is learned"),
     ],
 )

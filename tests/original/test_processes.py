@@ -21,7 +21,7 @@ def test_the_flags_are_those_of_the_original(tmp_path: Path) -> None:
     for flag in ("--batch-size=20", "--gpus=0,2,3", "--use-pretrained", "--nu=2.0", "--seed=123"):
         assert flag in flags
     again = train_flags.parse(flags)
-    assert again.total_batch_size == 60 and again.steps == [12, 14, 16, 18]
+    assert again.batch.total == 60 and again.optimizer.steps == (12, 14, 16, 18)
 
 
 def test_on_the_cpu_with_random_weights(tmp_path: Path) -> None:
