@@ -24,7 +24,6 @@ from embedding_learning.model.weights.params_file import read_description
 from embedding_learning.training import (
     checkpoint_file,
     learner,
-    loop,
     records,
     run_folder,
     validation,
@@ -212,7 +211,7 @@ def test_an_image_that_vanishes_ends_the_run_with_the_way_to_go_on(
     named = file if fault != "folder gone" else birds / "images"
     assert line.startswith(f"train.py: stopped: {named}")
     assert line.endswith(
-        "put the file back as it was, and --resume auto goes on from the saved state"
+        "put the file back as it was, and --resume auto continues from the saved state"
     )
     (state,) = (tmp_path / "here" / f"{PREFIX}.run").glob("checkpoint-0000-*[1-9].safetensors")
     assert int(state.stem[-6:]) == 12 or place == "training"
@@ -367,7 +366,7 @@ def test_another_epoch_s_network_can_be_asked_for_later(
 ) -> None:
     """A finished run saves the last epoch's network, as if that had been asked for at first."""
     # The first epoch stays the best.
-    monkeypatch.setattr(loop, "criterion", lambda _: 0.0)
+    monkeypatch.setattr(validation, "criterion", lambda _: 0.0)
     best, last, file = tmp_path / "best", tmp_path / "last", f"{PREFIX}.params"
     assert start(best) == 0
     assert start(last, "--saved-epoch=last") == 0
@@ -375,7 +374,7 @@ def test_another_epoch_s_network_can_be_asked_for_later(
     caplog.set_level("INFO")
     caplog.clear()
     assert start(best, "--saved-epoch=last", "--resume=auto") == 0
-    assert "The run goes on with --saved-epoch last instead of best." in caplog.messages
+    assert "The run continues with --saved-epoch last instead of best." in caplog.messages
     assert f"Saving {PREFIX}." in caplog.messages
     assert "training loss" not in caplog.text
     assert (best / file).read_bytes() == (last / file).read_bytes()
@@ -384,7 +383,7 @@ def test_another_epoch_s_network_can_be_asked_for_later(
     assert start(best, "--saved-epoch=last", "--resume=auto") == 0
     assert "Saving" not in caplog.text
     # From there on the best again.
-    monkeypatch.setattr(loop, "criterion", lambda _: 0.5)
+    monkeypatch.setattr(validation, "criterion", lambda _: 0.5)
     assert start(best, "--epochs=3", "--resume=auto") == 0
     assert read_description(str(best / file), "MODEL")["epoch"] == 2
 
@@ -393,7 +392,7 @@ def test_a_best_network_that_was_not_kept_is_reported(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     recalls = iter([0.75, 0.5, 0.625])
-    monkeypatch.setattr(loop, "criterion", lambda _: next(recalls))
+    monkeypatch.setattr(validation, "criterion", lambda _: next(recalls))
     assert start(tmp_path, "--saved-epoch=last") == 0
     assert "lost" not in caplog.text
     assert start(tmp_path, "--epochs=3", "--resume=auto") == 0
@@ -406,7 +405,7 @@ def test_a_finished_run_of_format_1_that_saved_no_network_saves_its_last(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This was so if no test image had been recalled."""
-    monkeypatch.setattr(loop, "criterion", lambda _: 0.0)
+    monkeypatch.setattr(validation, "criterion", lambda _: 0.0)
     assert start(tmp_path) == 0
     for file in [tmp_path / f"{PREFIX}.params", *tmp_path.rglob("best-*")]:
         file.unlink()
@@ -516,7 +515,7 @@ def test_another_number_of_devices_goes_on_and_says_what_differs(
     assert start(tmp_path, "--total-batch-size=12", "--epochs=1") == 0
     flags = ["--total-batch-size=12", "--cpu-contexts=2", "--resume=auto"]
     assert start(tmp_path, *flags) == 0
-    assert "goes on with 2 devices instead of 1: from the same state, but not" in caplog.text
+    assert "continues with 2 devices instead of 1: from the same state, but not" in caplog.text
 
 
 def test_training_that_is_not_finite_stops_and_goes_on_with_a_lower_rate(
@@ -603,7 +602,7 @@ def test_a_network_removed_meanwhile_is_written_again(
     removed: list[str],
 ) -> None:
     """After the best epoch, from which on no network is saved any more."""
-    monkeypatch.setattr(loop, "criterion", lambda _: 0.0)
+    monkeypatch.setattr(validation, "criterion", lambda _: 0.0)
     step, calls = learner.Learner.step, iter(range(1, 10))
 
     def removing(*arguments: object, **named: object) -> object:

@@ -377,7 +377,7 @@ NO_FILE = "no such file, or it cannot be read"
             "--crop-size 8",
             "--crop-size 8: squeezenet1.1 does not run with images of this size; try another",
         ),
-        ("--dataset birds", "argument --dataset: invalid choice: 'birds'"),
+        ("--dataset birds", "--dataset birds: unknown; choose one of "),
         ("--dataset cars196", ".*/cars_annos.mat: no such file"),
         ("--small-classes drop --batch-k 5 --batch-size 10", ".*: 0 classes train, but 2 have to"),
         ("--start-epoch 2", "--start-epoch 2: nothing is left of 2 epochs"),
@@ -465,7 +465,7 @@ def test_an_image_broken_in_the_middle_ends_the_run_with_its_name(
         # Without the cache an image is first looked at in the batch that it belongs to.
         assert status == 3
         line = capfd.readouterr().err.splitlines()[-1]
-        assert re.match(f"train.py: stopped: {message}.*--resume auto goes on", line)
+        assert re.match(f"train.py: stopped: {message}.*--resume auto continues", line)
         assert [path.name for path in here.iterdir()] == ["margin_loss_model.run"]
 
 
