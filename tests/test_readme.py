@@ -81,7 +81,7 @@ def test_the_methods_in_the_readme_do_what_they_say(monkeypatch: pytest.MonkeyPa
     net = small_net([mx.cpu()], sampling=build.find_sampling(chosen))
     learning = build.build(chosen, each_class(5), net, [mx.cpu()])
     batch = batch_of(20)
-    (triple,) = learning.step(batch).triples
+    (triple,) = learning.step(batch).triplets
     anchors, positives, negatives = (part.asnumpy() for part in triple)
     squared = [np.sum((anchors - other) ** 2, axis=1) for other in (positives, negatives)]
     expected = np.maximum(squared[0] / (squared[1] + 1e-3) - 0.5, 0)

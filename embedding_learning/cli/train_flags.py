@@ -163,10 +163,12 @@ def add_flags(group: argparse._ActionsContainer, keys: Collection[str]) -> None:
 def add_flag(group: argparse._ActionsContainer, flag: Flag) -> None:
     """Declares a flag of the table; its value is read as text or a number, and not checked."""
     default = user_folders.find_cache_folder() if flag.key == "cache_dir" else flag.default
+    if flag.can_be_negated:
+        action = argparse.BooleanOptionalAction
+        group.add_argument(flag.name, dest=flag.key, action=action, default=default, help=flag.help)
+        return
     if flag.type is bool:
-        negated = {"action": argparse.BooleanOptionalAction, "default": default}
-        action = negated if flag.can_be_negated else {"action": "store_true"}
-        group.add_argument(flag.name, dest=flag.key, help=flag.help, **action)
+        group.add_argument(flag.name, dest=flag.key, action="store_true", help=flag.help)
         return
     if flag.type is tuple:
         default = ",".join(map(str, default))

@@ -1,8 +1,8 @@
-"""Batches: which images, in which order, made ahead of their use.
+"""Batches of images: which images, in which order; made in advance by worker threads.
 
-A batch is planned from its number alone, so that neither the number of workers nor what was
-drawn before changes it. Worker threads make batches while the trainer computes; OpenCV, which does
-their work, runs outside of Python's lock.
+A batch is planned from its number alone. So neither the number of workers nor the batches made
+before change it. Worker threads make batches while the trainer computes. OpenCV does most of their
+work, and it does not hold Python's global lock.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import numpy as np
 
 from embedding_learning.data.preprocessing import Pixels, write_crop
 
-# Batches in work at once. A worker makes a whole batch; where there are more workers than this,
-# several share a batch, so that the memory for batches does not grow with their number.
-_BATCHES_IN_WORK = 8
-# Batches in work or ready beyond those: bridges what delays the trainer or a worker.
+# The most batches that are made at the same time. Normally a worker makes a whole batch. If there
+# are more workers than this, several make one batch, so that the memory does not grow with them.
+_MOST_BATCHES_IN_WORK = 8
+# Batches made in advance in addition to those: enough for short delays of the trainer or a worker.
 _BATCHES_READY = 2
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which images make a batch, and their views; arrays of (batch_size,)."""
+    """The images of a batch (rows of the data) and their crops; arrays of (batch_size,)."""
 
     rows: np.ndarray
     tops: np.ndarray
@@ -35,18 +35,18 @@ class _Plan:
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """A batch in work: what becomes of it, and the parts of it that workers make."""
+class _PendingBatch:
+    """A batch that workers make: its plan, its images, and the tasks that write them."""
 
     plan: _Plan
     data: np.ndarray
-    parts: list[Future[None]]
+    tasks: list[Future[None]]
 
 
 class _BatchIter(mx.io.DataIter):
-    """Carries out the plans of a subclass: data uint8 (batch_size, 3, crop, crop), its targets.
+    """Makes the batches that a subclass plans: uint8 (batch_size, 3, crop, crop) and targets.
 
-    Parameters are those of BalancedBatches.
+    The parameters are those of BalancedBatches. `batch_size` becomes that of the local batch.
     """
 
     def __init__(
@@ -56,21 +56,21 @@ class _BatchIter(mx.io.DataIter):
         batch_size: int,
         crop_size: int,
         workers: int,
-        part: tuple[int, int] = (0, 1),
+        process: tuple[int, int] = (0, 1),
         targets: np.ndarray | None = None,
     ) -> None:
-        self._part, self._parts = part
-        super().__init__(batch_size // self._parts)
+        self._rank, self._processes = process
+        super().__init__(batch_size // self._processes)
         self.pixels = pixels
         self.labels = labels.astype(np.float32)
         self._targets = self.labels if targets is None else targets.astype(np.float32)
         self._crop_size = crop_size
         self._pool = ThreadPoolExecutor(workers) if workers else None
-        in_work = min(workers, _BATCHES_IN_WORK)
-        self._ahead = in_work + _BATCHES_READY if workers else 0
-        # Enough for all workers to be busy while `in_work` batches are made.
-        self._parts_of_batch = min(-(-workers // in_work), self.batch_size) if workers else 1
-        self._planned: deque[_Batch] = deque()
+        in_work = min(workers, _MOST_BATCHES_IN_WORK)
+        self._batches_in_advance = in_work + _BATCHES_READY if workers else 0
+        # Enough to keep all workers busy while `in_work` batches are made.
+        self._tasks_per_batch = min(-(-workers // in_work), self.batch_size) if workers else 1
+        self._pending: deque[_PendingBatch] = deque()
         self._next_number = 0
         shape = (self.batch_size, 3, crop_size, crop_size)
         self.provide_data = [mx.io.DataDesc("data", shape, np.uint8, "NCHW")]
@@ -78,71 +78,77 @@ class _BatchIter(mx.io.DataIter):
         self.provide_label = [mx.io.DataDesc("label", shape, np.float32, "N")]
 
     def _plan(self, number: int) -> _Plan | None:
-        """The plan of a batch, or None after the last."""
+        """Returns the plan of batch `number`, or None after the last batch."""
         raise NotImplementedError
 
     def reset(self) -> None:
-        """Back to the first batch."""
+        """Goes back to the first batch."""
         self.seek(0)
 
     def seek(self, number: int) -> None:
-        """The next batch is `number`, counted from 0."""
-        for batch in self._planned:
-            for part in batch.parts:
-                part.cancel()
-        self._planned.clear()
+        """Makes batch `number` the next one; the first batch is 0."""
+        for batch in self._pending:
+            for task in batch.tasks:
+                task.cancel()
+        self._pending.clear()
         self._next_number = number
 
     def next(self) -> mx.io.DataBatch:
-        """The next batch; raises DataError if one of its images cannot be decoded."""
-        while len(self._planned) <= self._ahead:
+        """Returns the next batch. Blocks until it is made.
+
+        Raises StopIteration after the last batch, DataError if one of its images cannot be decoded.
+        """
+        while len(self._pending) <= self._batches_in_advance:
             plan = self._plan(self._next_number)
             if plan is None:
                 break
-            self._planned.append(self._start(plan))
+            self._pending.append(self._start(plan))
             self._next_number += 1
-        if not self._planned:
+        if not self._pending:
             raise StopIteration
-        batch = self._planned.popleft()
-        for part in batch.parts:
-            part.result()
-        # The arrays take the memory over. A copy would queue behind the step that is computed, and
-        # take longer than making the batch did.
+        batch = self._pending.popleft()
+        for task in batch.tasks:
+            task.result()
+        # MXNet uses the memory of these arrays. A copy would wait in MXNet's queue until the
+        # current training step is done, and take longer than making the batch did.
         data = mx.nd.from_numpy(batch.data, zero_copy=True)
         label = mx.nd.from_numpy(self._targets[batch.plan.rows], zero_copy=True)
         return mx.io.DataBatch(data=[data], label=[label], pad=batch.plan.pad)
 
-    def _start(self, plan: _Plan) -> _Batch:
-        """Gives a batch to the workers, or makes it here if there are none."""
+    def _start(self, plan: _Plan) -> _PendingBatch:
+        """Gives a batch to the workers. Without workers, makes it before it returns."""
         data = np.empty(self.provide_data[0].shape, np.uint8)
         if not self._pool:
-            self._make(plan, data, slice(None))
-            return _Batch(plan, data, [])
-        size, parts = self.batch_size, self._parts_of_batch
-        ends = [size * part // parts for part in range(parts + 1)]
-        places = map(slice, ends, ends[1:])
-        return _Batch(plan, data, [self._pool.submit(self._make, plan, data, p) for p in places])
+            self._write_images(plan, data, 0, self.batch_size)
+            return _PendingBatch(plan, data, [])
+        count = self._tasks_per_batch
+        ends = [self.batch_size * task // count for task in range(count + 1)]
+        tasks = [
+            self._pool.submit(self._write_images, plan, data, start, end)
+            for start, end in zip(ends, ends[1:])
+        ]
+        return _PendingBatch(plan, data, tasks)
 
-    def _make(self, plan: _Plan, data: np.ndarray, places: slice) -> None:
-        """Writes the images of these places of a batch."""
-        for place in range(*places.indices(len(data))):
-            top, left, flip = plan.tops[place], plan.lefts[place], plan.flips[place]
-            write_crop(self.pixels[plan.rows[place]], top, left, flip, out=data[place])
+    def _write_images(self, plan: _Plan, data: np.ndarray, start: int, end: int) -> None:
+        """Writes the images `start` to ``end - 1`` of a batch into `data`."""
+        for index in range(start, end):
+            top, left, flip = plan.tops[index], plan.lefts[index], plan.flips[index]
+            write_crop(self.pixels[plan.rows[index]], top, left, flip, out=data[index])
 
     def close(self) -> None:
-        """Stops the workers; what they had begun is dropped."""
+        """Stops the workers and drops the batches that are not finished."""
         self.seek(0)
         if self._pool:
             self._pool.shutdown()
 
 
 class BalancedBatches(_BatchIter):
-    """Training batches without end: some classes, and `batch_k` images of each.
+    """Training batches without end: random classes, and `batch_k` images of each.
 
-    A batch holds ``batch_size // batch_k`` classes drawn without replacement and `batch_k` images
-    of each drawn without replacement; the images of a class are consecutive. A class of fewer
-    images gives all of them, some a second time. Each image is mirrored with probability 0.5 and
-    cut to a random square.
+    A batch holds ``batch_size // batch_k`` classes, sampled without replacement, and `batch_k`
+    images of each, sampled without replacement. The images of a class are consecutive. A class of
+    fewer than `batch_k` images gives all of them, and repeats some. Each image is mirrored with
+    probability 0.5 and cropped to a random square.
 
     Parameters
     ----------
@@ -152,17 +158,19 @@ class BalancedBatches(_BatchIter):
         Classes from 0, at least ``batch_size // batch_k`` of them.
     batch_k : int
     seed : int
-        With the batch's number it decides everything drawn.
+        The seed and the batch's number determine all random choices.
     batch_size : int
+        Images in a batch, of all processes together.
     crop_size : int
-        Side of the square cut out of an image, in pixels.
+        Side of the square crop, in pixels.
     workers : int
-        Threads that make batches; 0 makes them in the caller's.
-    part : tuple of int
-        Which of how many equal parts of each batch is made here: where several processes train
-        together, they make the parts of the same batch, whose classes differ.
+        Threads that make batches. With 0, the calling thread makes them.
+    process : tuple of int
+        The rank of this process and the number of processes. Processes that train together plan
+        the same batches. Each makes its local batch: an equal part, whose classes the others do
+        not have.
     targets : ndarray (n,) or (n, j), optional
-        What batches have as labels, as float32; by default the classes.
+        The labels that batches carry, as float32; by default the classes.
     """
 
     def __init__(
@@ -174,10 +182,10 @@ class BalancedBatches(_BatchIter):
         batch_size: int,
         crop_size: int,
         workers: int,
-        part: tuple[int, int] = (0, 1),
+        process: tuple[int, int] = (0, 1),
         targets: np.ndarray | None = None,
     ) -> None:
-        super().__init__(pixels, labels, batch_size, crop_size, workers, part, targets)
+        super().__init__(pixels, labels, batch_size, crop_size, workers, process, targets)
         self._batch_k = batch_k
         self._seed = seed
         order = np.argsort(labels, kind="stable")
@@ -185,33 +193,33 @@ class BalancedBatches(_BatchIter):
 
     def _plan(self, number: int) -> _Plan:
         rng = np.random.default_rng((self._seed, number))
-        whole = self.batch_size * self._parts
-        groups = whole // self._batch_k
-        classes = rng.choice(len(self._rows_by_class), groups, replace=False)
+        total = self.batch_size * self._processes
+        classes = rng.choice(len(self._rows_by_class), total // self._batch_k, replace=False)
         rows = [
             np.resize(rng.permutation(self._rows_by_class[label]), self._batch_k)
             for label in classes
         ]
-        room = self.pixels.shape[1] - self._crop_size
-        tops, lefts = rng.integers(0, room, (2, whole), endpoint=True)
-        flips = np.less(rng.random(whole), 0.5)
-        here = slice(self._part * self.batch_size, (self._part + 1) * self.batch_size)
-        return _Plan(np.concatenate(rows)[here], tops[here], lefts[here], flips[here])
+        largest_offset = self.pixels.shape[1] - self._crop_size
+        tops, lefts = rng.integers(0, largest_offset, (2, total), endpoint=True)
+        flips = np.less(rng.random(total), 0.5)
+        local = slice(self._rank * self.batch_size, (self._rank + 1) * self.batch_size)
+        return _Plan(np.concatenate(rows)[local], tops[local], lefts[local], flips[local])
 
 
 class SequentialBatches(_BatchIter):
-    """Every image of this part once, in order, cut to its centre; a part may be empty.
+    """Evaluation batches: every image of this process once, in order, cropped to its center.
 
-    The last batch is filled up with images from the start; its `pad` tells how many.
+    Each process has a contiguous part of the images, which may be empty. The last batch is filled
+    with images from the start of the data; its `pad` is their number.
     """
 
     def _plan(self, number: int) -> _Plan | None:
         count = len(self.labels)
-        first, end = (count * part // self._parts for part in (self._part, self._part + 1))
+        first, end = (count * rank // self._processes for rank in (self._rank, self._rank + 1))
         start = first + number * self.batch_size
         if start >= end:
             return None
         rows = np.arange(start, start + self.batch_size)
-        centre = np.full(self.batch_size, (self.pixels.shape[1] - self._crop_size) // 2)
+        center = np.full(self.batch_size, (self.pixels.shape[1] - self._crop_size) // 2)
         pad = max(0, start + self.batch_size - end)
-        return _Plan(rows % count, centre, centre, np.zeros(self.batch_size, bool), pad)
+        return _Plan(rows % count, center, center, np.zeros(self.batch_size, bool), pad)

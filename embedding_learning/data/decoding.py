@@ -1,4 +1,4 @@
-"""The content of an image file to 8 bits of blue, green and red a pixel, or the reason why not."""
+"""Decodes the content of an image file to pixels, 8 bits per channel; refuses damaged files."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from embedding_learning.data.image_formats import (
 from embedding_learning.errors import DataError
 from embedding_learning.runtime import library_messages
 
-# What OpenCV and Pillow print of a file does not name it, and what matters of it is raised.
+# OpenCV and Pillow print messages that do not name the file. The important ones are raised here.
 _SILENT, _DEBUG = 0, 5
 cv2.setLogLevel(_SILENT)
-_one_at_a_time = threading.Lock()
+_log_level_lock = threading.Lock()
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# Classes of Pillow, for `Image.open` has a limit of pixels of its own.
-_OPENERS: dict[str, type[ImageFile]] = {
+# Pillow's class of each format. `Image.open` is not used: it has its own limit of pixels.
+_PILLOW_CLASSES: dict[str, type[ImageFile]] = {
     JPEG: JpegImagePlugin.JpegImageFile,
     PNG: PngImagePlugin.PngImageFile,
     BMP: BmpImagePlugin.BmpImageFile,
@@ -53,19 +53,19 @@ _OPENERS: dict[str, type[ImageFile]] = {
     PNM: PpmImagePlugin.PpmImageFile,
 }
 _PNG_SIGNATURE_BYTES = 8
-# The chunks that make an animation of a PNG file; without them it is its still picture.
-_ANIMATION = (b"acTL", b"fcTL", b"fdAT")
-# OpenCV does not notice damage in these formats, but Pillow does; in JPEG neither of them notices
-# most of it, but libjpeg prints it.
+# The chunks that make a PNG file an animation. Without them it is its still image.
+_ANIMATION_CHUNKS = (b"acTL", b"fcTL", b"fdAT")
+# In these formats OpenCV does not notice damage, but Pillow does. In JPEG files neither notices
+# most of it, but libjpeg prints a message.
 _CHECKED_BY_PILLOW = {TIFF, WEBP} if library_messages.CAN_COLLECT else {TIFF, WEBP, JPEG}
-# A few bytes left over before the marker that ends a picture (0xd9) are padding that cameras and
-# editors write, and nothing is lost. Damage that ends the decoding early leaves more.
-_DAMAGE = re.compile(
+# Up to 9 extra bytes before the end marker (0xd9) are padding that cameras and editors write;
+# no pixel is lost. Damage that ends the decoding early leaves more bytes.
+_JPEG_DAMAGE = re.compile(
     r"(?:Corrupt JPEG data: (?!\d extraneous bytes before marker 0xd9)|Premature end)[^\n]*"
 )
-# Tags of TIFF. Numbers without a sign are of format 1, or 4 where nobody has said.
-_BITS, _COMPRESSION, _SAMPLE_FORMAT = 258, 259, 339
-_JPEG_IN_TIFF = (6, 7)
+# Tags of TIFF, and their values. Sample formats: 1 is unsigned, 4 is undefined (read as unsigned).
+_BITS_PER_SAMPLE, _COMPRESSION, _SAMPLE_FORMAT = 258, 259, 339
+_JPEG_COMPRESSIONS = (6, 7)
 _MOST_BITS, _UNSIGNED = 16, {1, 4}
 _PNM_NUMBER = rb"(?:\s|#[^\n]*\n)+(\d+)"
 _PNM_HEADER = re.compile(rb"P[2356]" + 3 * _PNM_NUMBER)
@@ -74,16 +74,16 @@ _NOT_WHOLE = "is not a whole image that can be decoded; replace the file"
 
 
 def decode_image(path: str, content: bytes, flags: int) -> np.ndarray:
-    """The pixels as OpenCV decodes them, of a file that is known to be sound as far as can be told.
+    """Decodes an image with OpenCV and checks the file for damage.
 
     Parameters
     ----------
     path : str
-        For the message of an error.
+        The file's name in error messages.
     content : bytes
         The whole file.
     flags : int
-        For ``cv2.imdecode``: color, with or without the camera's note to turn the image.
+        The flags of ``cv2.imdecode``: color, with or without the EXIF orientation.
 
     Returns
     -------
@@ -92,116 +92,124 @@ def decode_image(path: str, content: bytes, flags: int) -> np.ndarray:
     Raises
     ------
     DataError
-        If the format is not read, the file is cut off or damaged, or the image is too large.
+        If the format is not supported, the file is cut off or damaged, or the image is too large.
     """
-    name = identify_format(content)
-    if name not in READABLE:
+    format_name = identify_format(content)
+    if format_name not in READABLE:
         raise DataError(f"{path}: {describe_unreadable(content)}")
-    if name == PNG:
-        content = _still_png(path, content)
-    elif name == PNM:
-        _check_maximum(path, content)
-        content += b"\n"  # in a file of text OpenCV looks for the end of the last number
-    tags = _tiff_tags(content) if name == TIFF else {}
-    _check_numbers(path, tags)
-    image = _heard(path, name, content, flags, tags.get(_COMPRESSION) in _JPEG_IN_TIFF)
+    if format_name == PNG:
+        content = _remove_png_animation(path, content)
+    elif format_name == PNM:
+        _check_pnm_maximum(path, content)
+        content += b"\n"  # in a text file OpenCV looks for the end of the last number
+    tags = _read_tiff_tags(content) if format_name == TIFF else {}
+    _check_tiff_numbers(path, tags)
+    is_jpeg_in_tiff = tags.get(_COMPRESSION) in _JPEG_COMPRESSIONS
+    image = _decode_and_check(path, format_name, content, flags, is_jpeg_in_tiff)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise DataError(
-            f"{path}: has pixels of {image.dtype}, not of 8 bits a channel; convert it to JPEG or "
-            "PNG of 8 bits"
+            f"{path}: has pixels of {image.dtype}, not of 8 bits a channel; convert it to an 8 bit "
+            "JPEG or PNG file"
         )
     return image
 
 
-def _heard(path: str, name: str, content: bytes, flags: int, is_jpeg_in_tiff: bool) -> np.ndarray:
-    """What OpenCV decodes. Raises DataError if it cannot, or a library finds the file damaged."""
+def _decode_and_check(
+    path: str, format_name: str, content: bytes, flags: int, is_jpeg_in_tiff: bool
+) -> np.ndarray:
+    """Decodes with OpenCV. Raises DataError if that fails or a library finds the file damaged."""
     with library_messages.collect_messages() as printed:
         try:
-            with _tiff_messages() if is_jpeg_in_tiff else nullcontext():
+            with _print_tiff_messages() if is_jpeg_in_tiff else nullcontext():
                 image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
         except cv2.error as error:
-            _check_size(path, name, content, str(error))
+            _check_size_limit(path, format_name, content, str(error))
             image = None
         if image is None:
             raise DataError(f"{path}: {_NOT_WHOLE}")
-        if name in _CHECKED_BY_PILLOW:
-            _check_by_pillow(path, name, content)
-    damage = _DAMAGE.search("".join(printed))
-    if damage and (name == JPEG or is_jpeg_in_tiff):
+        if format_name in _CHECKED_BY_PILLOW:
+            _check_with_pillow(path, format_name, content)
+    damage = _JPEG_DAMAGE.search("".join(printed))
+    if damage and (format_name == JPEG or is_jpeg_in_tiff):
         raise DataError(f"{path}: is damaged (libjpeg: {damage.group()}); replace the file")
     return image
 
 
-def _still_png(path: str, content: bytes) -> bytes:
-    """A PNG file without its animation, of which OpenCV gives 16 bits where the file has them.
+def _remove_png_animation(path: str, content: bytes) -> bytes:
+    """Returns the PNG file without its animation, which OpenCV may decode to 16 bits.
 
-    Raises DataError if a chunk would end beyond the file: OpenCV takes the memory for it, up to
+    Raises DataError if a chunk ends after the end of the file: OpenCV allocates its memory, up to
     4 GB, before it looks for the bytes.
     """
-    kept, at = [content[:_PNG_SIGNATURE_BYTES]], _PNG_SIGNATURE_BYTES
-    name = b""
-    while at < len(content) and name != b"IEND":
-        name = content[at + 4 : at + 8]
-        end = at + 12 + int.from_bytes(content[at : at + 4], "big")  # size, name, content, sum
+    chunks, start = [content[:_PNG_SIGNATURE_BYTES]], _PNG_SIGNATURE_BYTES
+    chunk_type = b""
+    while start < len(content) and chunk_type != b"IEND":
+        chunk_type = content[start + 4 : start + 8]
+        # Size, type, data, checksum.
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
         if end > len(content):
             raise DataError(f"{path}: {_NOT_WHOLE}")
-        if name not in _ANIMATION:
-            kept.append(content[at:end])
-        at = end
-    return b"".join(kept)
+        if chunk_type not in _ANIMATION_CHUNKS:
+            chunks.append(content[start:end])
+        start = end
+    return b"".join(chunks)
 
 
-def _check_maximum(path: str, content: bytes) -> None:
-    """Raises DataError for a PNM file of which OpenCV would take white for a dark gray."""
+def _check_pnm_maximum(path: str, content: bytes) -> None:
+    """Raises DataError for a PNM file whose white OpenCV would decode as dark gray."""
     header = _PNM_HEADER.match(content[:4096])
-    if header and int(header[3][:9]) not in _PNM_MAXIMA:
+    maximum = int(header[3][:9]) if header else None
+    if header and maximum not in _PNM_MAXIMA:
         raise DataError(
-            f"{path}: is a PNM file whose white is {int(header[3][:9])}, of which only 255 and "
-            "65535 are read; convert it to JPEG or PNG"
+            f"{path}: is a PNM file with the maximum value {maximum}; only 255 and 65535 are "
+            "supported; convert it to JPEG or PNG"
         )
 
 
-def _check_size(path: str, name: str, content: bytes, error: str) -> None:
-    """Raises DataError that names the limit if OpenCV's error is that the image is beyond one."""
+def _check_size_limit(path: str, format_name: str, content: bytes, error: str) -> None:
+    """Raises DataError that names the limit, if OpenCV's error is that the image is too large."""
     limit = re.search("CV_(IO_MAX_IMAGE_(PIXELS|WIDTH|HEIGHT))", error)
     if not limit:
         return
     try:
-        width, height = _OPENERS[name](io.BytesIO(content)).size
-    except Exception:  # whatever Pillow raises for a header that is damaged
+        width, height = _PILLOW_CLASSES[format_name](io.BytesIO(content)).size
+    except Exception:  # Pillow raises many types for a damaged header
         return
     size = {"PIXELS": width * height, "WIDTH": width, "HEIGHT": height}[limit[2]]
     variable = f"OPENCV_{limit[1]}"
-    allowed = os.environ.get(variable, 2**20)  # OpenCV's own limit of a side
+    allowed = os.environ.get(variable, 2**20)  # OpenCV's default limit of a side
     raise DataError(
-        f"{path}: has {width}x{height} pixels; the limit of {limit[2].lower()} is {allowed}; "
-        f"shrink it, or raise the limit by setting {variable}={size} in the environment"
+        f"{path}: has {width}x{height} pixels; the limit of {limit[2].lower()} is {allowed}; make "
+        f"the image smaller, or raise the limit: set {variable}={size} in the environment"
     )
 
 
-def _tiff_tags(content: bytes) -> Mapping[int, Any]:
-    """The tags of the first picture of a TIFF file; none if they are damaged."""
+def _read_tiff_tags(content: bytes) -> Mapping[int, Any]:
+    """Returns the tags of the first image of a TIFF file; none if they are damaged."""
     tiff = io.BytesIO(content)
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(tiff.read(16 if b"+" in content[2:4] else 8))
         tiff.seek(tags.next)
         tags.load(tiff)
         return dict(tags)
-    except Exception:  # whatever Pillow raises for damage
+    except Exception:  # Pillow raises many types for damaged tags
         return {}
 
 
-def _check_numbers(path: str, tags: Mapping[int, Any]) -> None:
-    """Raises DataError for a TIFF file that does not hold 1 to 16 bits without a sign.
+def _check_tiff_numbers(path: str, tags: Mapping[int, Any]) -> None:
+    """Raises DataError unless a TIFF file has unsigned numbers of 1 to 16 bits.
 
-    OpenCV refuses some of them as damaged, and cuts the numbers of others down to 8 bits.
+    OpenCV reports some other files as damaged, and cuts the numbers of others to 8 bits.
     """
     try:
-        bits, formats = max(tags.get(_BITS, (1,))), set(tags.get(_SAMPLE_FORMAT, (1,)))
-        is_color = bits <= _MOST_BITS and formats <= _UNSIGNED
-    except TypeError:  # of a damaged tag, which is not a row of numbers
+        bits, sample_formats = (
+            max(tags.get(_BITS_PER_SAMPLE, (1,))),
+            set(tags.get(_SAMPLE_FORMAT, (1,))),
+        )
+        is_supported = bits <= _MOST_BITS and sample_formats <= _UNSIGNED
+    except TypeError:  # a damaged tag is not a tuple of numbers
         return
-    if not is_color:
+    if not is_supported:
         raise DataError(
             f"{path}: is a TIFF file of signed, floating point or 32 bit numbers; convert it to "
             "JPEG or PNG"
@@ -209,12 +217,12 @@ def _check_numbers(path: str, tags: Mapping[int, Any]) -> None:
 
 
 @contextmanager
-def _tiff_messages() -> Iterator[None]:
-    """Within the block OpenCV prints what libtiff, and libjpeg in it, say of a file.
+def _print_tiff_messages() -> Iterator[None]:
+    """Makes OpenCV print, within the block, the messages of libtiff and of libjpeg inside it.
 
-    The level of OpenCV's messages is one for all threads, so one at a time.
+    All threads share OpenCV's log level, so only one thread at a time is in the block.
     """
-    with _one_at_a_time:
+    with _log_level_lock:
         cv2.setLogLevel(_DEBUG)
         try:
             yield
@@ -222,14 +230,14 @@ def _tiff_messages() -> Iterator[None]:
             cv2.setLogLevel(_SILENT)
 
 
-def _check_by_pillow(path: str, name: str, content: bytes) -> None:
-    """Raises DataError if Pillow finds the file damaged, or does not know its kind."""
+def _check_with_pillow(path: str, format_name: str, content: bytes) -> None:
+    """Raises DataError if Pillow finds the file damaged or does not support its variant."""
     try:
-        _OPENERS[name](io.BytesIO(content)).load()
-    except SyntaxError as error:  # Pillow's way to say that it does not know
+        _PILLOW_CLASSES[format_name](io.BytesIO(content)).load()
+    except SyntaxError as error:  # Pillow raises this for a variant that it does not support
         raise DataError(
-            f"{path}: is damaged, or a {name} file of a rare kind ({error}); replace the file, or "
-            "convert it to JPEG or PNG"
+            f"{path}: is damaged, or a {format_name} file of a rare variant ({error}); replace the "
+            "file, or convert it to JPEG or PNG"
         ) from None
-    except Exception as error:  # OSError, and what else Pillow raises for a damaged file
+    except Exception as error:  # Pillow raises OSError and other types for a damaged file
         raise DataError(f"{path}: is damaged (Pillow: {error}); replace the file") from None

@@ -1,4 +1,4 @@
-"""What kind of file this is, by its first bytes: its name may say anything.
+"""Identifies the format of a file by its first bytes; the ending of its name may be wrong.
 
 Only the formats of READABLE are decoded. OpenCV decodes more, but one of its decoders ends the
 process at a damaged file (JPEG 2000), and others give pixels that are not 8 bits of red, green and
@@ -12,17 +12,18 @@ import re
 JPEG, PNG, BMP, TIFF, WEBP, PNM = "JPEG", "PNG", "BMP", "TIFF", "WebP", "PNM"
 READABLE = (JPEG, PNG, BMP, TIFF, WEBP, PNM)
 
-# The longest beginning that a pattern looks at, in bytes.
+# The first bytes of a file that the patterns look at.
 _BEGINNING = 1024
 
-_CONVERT, _FETCH = "convert it to JPEG or PNG", "replace the file"
+_CONVERT, _REPLACE = "convert it to JPEG or PNG", "replace the file"
 
-# Name and pattern, the first one that fits; the rarer of two that share a beginning stands first.
-_PICTURES = [
+# Name and pattern; the first match counts. Of two formats with the same first bytes, the rarer one
+# comes first.
+_IMAGE_FORMATS = [
     ("JPEG-LS", rb"\xff\xd8\xff\xf7"),
     (JPEG, rb"\xff\xd8\xff"),
     (PNG, rb"\x89PNG\r\n\x1a\n"),
-    # Its second header has one of these sizes.
+    # The second header of a BMP file has one of these sizes.
     (BMP, rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0"),
     ("camera raw", rb"II\*\0.{4}CR|IIRO|IIRS|MMOR|IIU\0|FUJIFILMCCD-RAW|FOVb|\0MRM|.{4}ftypcrx "),
     (TIFF, rb"II[*+]\0|MM\0[*+]"),
@@ -59,10 +60,10 @@ _PICTURES = [
     ("XPM", rb"/\* XPM"),
     ("XBM", rb"#define \S+_width"),
     ("PostScript", rb"%!PS|\xc5\xd0\xd3\xc6"),
-    # What stands before it in XML may be long.
+    # Long XML comments may come before the svg element.
     ("SVG", rb"\s*<(?:svg\b|(?:svg:|\?xml|!--|!DOCTYPE svg)(?:(?!<html).)*?<?(?:svg:)?svg\b)"),
 ]
-_OTHERS = [
+_OTHER_FORMATS = [
     ("HTML", rb"(?i)\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype html|html|head|body)\b"),
     ("XML", rb"\s*<\?xml\b"),
     ("PDF", rb"%PDF"),
@@ -84,40 +85,42 @@ _OTHERS = [
     ("AppleDouble", rb"\0\x05\x16[\0\x07]"),
     ("ELF", rb"\x7fELF"),
 ]
-_FORMATS = [(name, re.compile(pattern, re.DOTALL)) for name, pattern in _PICTURES + _OTHERS]
-_PICTURE_NAMES = {name for name, _ in _PICTURES}
-_SPELLED_WITH_A_VOWEL = ("HDF5", "HTML", "MNG", "SGI", "SVG", "XBM", "XML", "XPM")
+_COMPILED_FORMATS = [
+    (name, re.compile(pattern, re.DOTALL)) for name, pattern in _IMAGE_FORMATS + _OTHER_FORMATS
+]
+_IMAGE_FORMAT_NAMES = {name for name, _ in _IMAGE_FORMATS}
+_ABBREVIATIONS_WITH_AN = ("HDF5", "HTML", "MNG", "SGI", "SVG", "XBM", "XML", "XPM")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# Tab, line ends, and all but the other control characters.
+# All characters except control characters; tabs and line ends are allowed.
 _TEXT = re.compile("[\t\n\f\r -~\x85\xa0-\U0010ffff]+")
 
 
 def identify_format(content: bytes) -> str | None:
-    """The name of the format, one of READABLE or another; None where no pattern fits."""
+    """Returns the name of the format, in READABLE or not; None if no pattern matches."""
     beginning = content[:_BEGINNING]
     if beginning.startswith(_BYTE_ORDER_MARK):
         beginning = beginning[len(_BYTE_ORDER_MARK) :]
-    return next((name for name, pattern in _FORMATS if pattern.match(beginning)), None)
+    return next((name for name, pattern in _COMPILED_FORMATS if pattern.match(beginning)), None)
 
 
 def describe_unreadable(content: bytes) -> str:
-    """What a file is that is not read, and the way out, to stand behind its path."""
+    """Returns the end of an error message: the type of an unreadable file, and the way out."""
     if not content:
-        return f"is empty; {_FETCH}"
+        return f"is empty; {_REPLACE}"
     if content.startswith(b"version https://git-lfs"):
-        return "is a pointer of Git LFS, not the image; fetch that with: git lfs pull"
-    name = identify_format(content) or _kind_of_text(content[:_BEGINNING])
+        return "is a pointer of Git LFS, not the image; fetch the image with: git lfs pull"
+    name = identify_format(content) or _find_text_type(content[:_BEGINNING])
     if name is None:
-        return f"is not an image of a known format ({', '.join(READABLE)}); {_FETCH}"
-    article = "an" if name[0] in "AEIOaeio" or name in _SPELLED_WITH_A_VOWEL else "a"
-    return f"is {article} {name} file; {_CONVERT if name in _PICTURE_NAMES else _FETCH}"
+        return f"is not an image of a known format ({', '.join(READABLE)}); {_REPLACE}"
+    article = "an" if name[0] in "AEIOaeio" or name in _ABBREVIATIONS_WITH_AN else "a"
+    return f"is {article} {name} file; {_CONVERT if name in _IMAGE_FORMAT_NAMES else _REPLACE}"
 
 
-def _kind_of_text(beginning: bytes) -> str | None:
-    """CSV if the first two lines have equally many commas, else text; None if it is neither."""
+def _find_text_type(beginning: bytes) -> str | None:
+    """Returns "CSV" for two lines of equally many commas, "text" for other text, else None."""
     if beginning.startswith((b"\xff\xfe", b"\xfe\xff")):  # UTF-16
         return "text"
-    for cut in range(4):  # the last character may be cut in parts
+    for cut in range(4):  # the last character may be incomplete
         try:
             text = beginning[: len(beginning) - cut].decode("utf-8-sig")
             break

@@ -1,4 +1,4 @@
-"""What every data set becomes: image files with a class and, where known, a box."""
+"""ImageSet and Split: image files with their classes and boxes, as every data set is read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MISSING = (-1, -1)
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of labelled classes.
+    """Image files with their classes and, if known, their boxes.
 
     Attributes
     ----------
@@ -39,19 +39,19 @@ class ImageSet:
         return len(self.paths)
 
     def group_rows_by_class(self) -> list[np.ndarray]:
-        """The rows of each class, in order."""
+        """Returns the rows of each class, in order."""
         order = np.argsort(self.labels, kind="stable")
         ends = np.cumsum(np.bincount(self.labels, minlength=len(self.class_names)))
         return np.split(order, ends[:-1])
 
     def select_classes(self, first: int, last: int) -> ImageSet:
-        """The images of classes first to last - 1, these renumbered from 0."""
-        some = self.take(np.flatnonzero((self.labels >= first) & (self.labels < last)))
+        """Returns the images of the classes first to last - 1, with these numbered from 0."""
+        selected = self.take(np.flatnonzero((self.labels >= first) & (self.labels < last)))
         names = self.class_names[first:last]
-        return replace(some, labels=some.labels - np.int32(first), class_names=names)
+        return replace(selected, labels=selected.labels - np.int32(first), class_names=names)
 
     def take(self, rows: np.ndarray) -> ImageSet:
-        """The images of these rows, the classes as they are."""
+        """Returns the images of these rows; the classes keep their numbers."""
         return ImageSet(
             paths=[self.paths[row] for row in rows],
             labels=self.labels[rows],
@@ -60,54 +60,54 @@ class ImageSet:
         )
 
     def read_file_stats(self, missing_ok: bool = False) -> np.ndarray:
-        """Size in bytes and time of change in nanoseconds of each file; int64, (n, 2).
+        """Reads the size in bytes and the time of change in nanoseconds of each file; int64 (n, 2).
 
-        A file that is not there has -1 for both if that is allowed; else DataError names the first.
+        With `missing_ok` both are -1 for a missing file. Otherwise DataError names the first one.
         """
-        stats = [_file_stat(path) for path in self.paths]
-        missing = [path for path, found in zip(self.paths, stats) if found == _MISSING]
+        stats = [_read_file_stat(path) for path in self.paths]
+        missing = [path for path, file_stat in zip(self.paths, stats) if file_stat == _MISSING]
         if missing and not missing_ok:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise DataError(
-                f"{missing[0]}{more}: listed but not there, or not to be read; unpack the images "
+                f"{missing[0]}{more}: listed, but missing or not readable; unpack the images "
                 "again, or name another folder with --data-path"
             )
         return np.array(stats, np.int64).reshape(-1, 2)
 
 
 def number_classes(names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Numbers the classes that images name, in the order of the names.
+    """Numbers classes from 0 in the order of their names; `names` has the class of each image.
 
-    Returns the class of each image, int32 (n,), and the name of each class.
+    Returns the number of each image's class, int32 (n,), and the name of each class.
     """
     class_names = sorted(set(names))
     numbers = {name: number for number, name in enumerate(class_names)}
     return np.array([numbers[name] for name in names], np.int32), class_names
 
 
-def _file_stat(path: str) -> tuple[int, int]:
+def _read_file_stat(path: str) -> tuple[int, int]:
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except (OSError, ValueError):  # ValueError: a zero byte in the path
         return _MISSING
-    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else _MISSING
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else _MISSING
 
 
 @dataclass(frozen=True)
 class Split:
-    """What trains, and what is searched in what.
+    """A data set split into training images, test images and, for some, a gallery.
 
     Attributes
     ----------
     name : str
-        Of the data set, for what is printed.
+        The name of the data set in logs and messages.
     train : ImageSet
     test : ImageSet
-        The queries; searched among each other unless there is a gallery.
+        The queries. They are searched in the gallery, or among each other if there is none.
     gallery : ImageSet, optional
-        Its labels count as test's do: the same number is the same class.
+        Its classes have the same numbers as those of `test`.
     is_tested_on_validation_classes : bool
-        Whether `test` is held-out training classes in place of the data set's own.
+        Whether `test` is held-out training classes instead of the data set's own test classes.
     is_tested_on_all_classes : bool
         Whether `test` is all images of the data set.
     recall_at : tuple of int
@@ -124,12 +124,12 @@ class Split:
 
     @property
     def parts(self) -> list[ImageSet]:
-        """What trains, the queries, and the gallery if there is one."""
+        """The training images, the test images, and the gallery if there is one."""
         return [self.train, self.test, *([self.gallery] if self.gallery else [])]
 
     @property
     def title(self) -> str:
-        """The data set, and what is seen of each image; results are comparable under one title."""
+        """The data set and the crop of its images. Only equal titles can be compared."""
         title = f"{self.name}, {'whole images' if self.test.boxes is None else 'cropped to boxes'}"
         if self.is_tested_on_all_classes:
             return f"{title}, tested on all classes"

@@ -1,4 +1,4 @@
-"""Image files to pixels: decoding, the box, the size, the crop."""
+"""Turns an image file and a box into a square of pixels: decode, cut to the box, resize, crop."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from embedding_learning.data.decoding import decode_image
 from embedding_learning.errors import DataError
 from embedding_learning.runtime.progress import progress_bar
 
-# Images are decoded by several threads at once; more threads inside each would only contend.
+# Several threads decode images at the same time. More threads inside each would slow them down.
 cv2.setNumThreads(1)
 
-# As MXNet decodes: the EXIF orientation is not followed.
+# MXNet ignores the EXIF orientation, so the default here ignores it too.
 _DECODE = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _DECODE_UPRIGHT = cv2.IMREAD_COLOR
 _EXIF_ORIENTATION = 0x0112
-# What makes an image upright, by its EXIF orientation; 1 is upright already.
-_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+# By EXIF orientation: the function that turns an image upright. With 1 it is upright already.
+_TURN_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda image: cv2.flip(image, 1),
     3: lambda image: cv2.rotate(image, cv2.ROTATE_180),
     4: lambda image: cv2.flip(image, 0),
@@ -39,16 +39,16 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 
 class Preprocessing(NamedTuple):
-    """How a file becomes a square, whatever its size; the defaults are the original's.
+    """How an image becomes a square; the defaults are those of the original.
 
     Attributes
     ----------
     exif_orientation : bool
-        Turn images upright as their EXIF data say. Boxes then count on the upright image.
+        Turn images upright as their EXIF data say. Boxes then refer to the upright image.
     resize : str
         "linear" interpolates between neighboring pixels at any scale, so a side that shrinks to
         less than half skips pixels. "area" takes the mean of all pixels along a side that shrinks,
-        and interpolates along one that grows.
+        and interpolates along a side that grows.
     """
 
     exif_orientation: bool = False
@@ -56,7 +56,7 @@ class Preprocessing(NamedTuple):
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Preprocessing:
-        """The preprocessing that a model's description or a run's flags name."""
+        """Returns the preprocessing that a model's description or a run's flags contain."""
         return cls(settings["exif_orientation"], settings["resize"])
 
 
@@ -64,18 +64,18 @@ ORIGINAL_PREPROCESSING = Preprocessing()
 
 
 class Pixels(Protocol):
-    """Images by their row, all of one size: an array in memory or on disk, or a PixelsFromFiles."""
+    """Square images of one size, read by row: an array in memory or on disk, or PixelsFromFiles."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(n, size, size, 3)."""
+        """The shape (n, size, size, 3)."""
 
     def __getitem__(self, row: int) -> np.ndarray:
-        """uint8 (size, size, 3), RGB."""
+        """Returns an image, uint8 (size, size, 3), RGB."""
 
 
 class PixelsFromFiles:
-    """Decodes an image each time it is asked for.
+    """Pixels that are decoded from the image file at every access.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def read_square(
     size: int,
     preprocessing: Preprocessing = ORIGINAL_PREPROCESSING,
 ) -> np.ndarray:
-    """Decodes a file, crops it to its box and resizes that to a square.
+    """Decodes an image file, cuts it to its box and resizes the result to a square.
 
     The aspect ratio is not kept, as in the original.
 
@@ -112,8 +112,8 @@ def read_square(
     ----------
     path : str
     box : ndarray of int (4,), optional
-        x, y, width, height in pixels of the image as it is stored or, where the EXIF orientation
-        is followed, of the upright image; what leaves the image is cut.
+        x, y, width, height in pixels of the image as stored in the file or, with EXIF orientation,
+        of the upright image. The part outside of the image is cut off.
     size : int
         Side of the square in pixels.
     preprocessing : Preprocessing
@@ -125,24 +125,24 @@ def read_square(
     Raises
     ------
     DataError
-        If the file cannot be read, is no whole image, is damaged, too large or of a format that is
-        not read, or the box lies outside of it.
+        If the file cannot be read, is incomplete or damaged, too large or of an unsupported format,
+        or the box lies outside of the image.
     """
     image = read_full_image(path, preprocessing.exif_orientation)
     if box is not None:
         x, y, width, height = (int(value) for value in box)
-        whole = image.shape
+        full_height, full_width = image.shape[:2]
         image = image[max(y, 0) : max(y + height, 0), max(x, 0) : max(x + width, 0)]
         if image.size == 0:
             raise DataError(
                 f"{path}: the box {x, y, width, height} lies outside of the image, "
-                f"{whole[1]}x{whole[0]} pixels"
+                f"{full_width}x{full_height} pixels"
             )
     return cv2.cvtColor(resize_to_square(image, size, preprocessing.resize), cv2.COLOR_BGR2RGB)
 
 
 def read_full_image(path: str, exif_orientation: bool) -> np.ndarray:
-    """Decodes a file; uint8 (height, width, 3), BGR. Raises DataError if that fails."""
+    """Decodes an image file; returns uint8 (height, width, 3), BGR. Raises DataError on failure."""
     try:
         check_regular_file(path)
         with open(path, "rb") as file:
@@ -150,36 +150,36 @@ def read_full_image(path: str, exif_orientation: bool) -> np.ndarray:
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from None
     image = decode_image(path, encoded, _DECODE_UPRIGHT if exif_orientation else _DECODE)
-    return _turn_webp(image, encoded) if exif_orientation else image
+    return _turn_webp_upright(image, encoded) if exif_orientation else image
 
 
-def resize_to_square(image: np.ndarray, size: int, how: str) -> np.ndarray:
-    """A square of an image (height, width, 3); `how` is what `Preprocessing.resize` says."""
-    if how == "area":
+def resize_to_square(image: np.ndarray, size: int, method: str) -> np.ndarray:
+    """Resizes an image (height, width, 3); `method` is one of `Preprocessing.resize`."""
+    if method == "area":
         height, width = image.shape[:2]
         # Along a side that grows, INTER_AREA would repeat pixels instead of interpolating.
-        shrunk = min(width, size), min(height, size)
-        image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
+        shrunk_size = min(width, size), min(height, size)
+        image = cv2.resize(image, shrunk_size, interpolation=cv2.INTER_AREA)
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
-def _turn_webp(image: np.ndarray, encoded: bytes) -> np.ndarray:
-    """The image upright if the content is a WebP file: OpenCV passes over the EXIF data in these.
+def _turn_webp_upright(image: np.ndarray, encoded: bytes) -> np.ndarray:
+    """Turns the image of a WebP file upright; leaves other images as they are.
 
-    In JPEG and PNG files it follows them.
+    OpenCV follows the EXIF orientation in JPEG and PNG files, but ignores it in WebP files.
     """
     if encoded[:4] != b"RIFF":
         return image
     orientation = None
-    with suppress(Exception):  # whatever Pillow raises for EXIF data that are damaged
+    with suppress(Exception):  # Pillow raises many types for damaged EXIF data
         orientation = WebPImageFile(io.BytesIO(encoded)).getexif().get(_EXIF_ORIENTATION)
-    return _TURNS[orientation](image) if orientation in _TURNS else image
+    return _TURN_UPRIGHT[orientation](image) if orientation in _TURN_UPRIGHT else image
 
 
 def write_crop(image: np.ndarray, top: int, left: int, flip: bool, out: np.ndarray) -> None:
-    """Writes a square of an image (height, width, 3) into `out` (3, size, size), both uint8.
+    """Writes a square crop of an image (height, width, 3) to `out` (3, size, size), both uint8.
 
-    `top` and `left` are pixels; with `flip` the square is mirrored left to right.
+    `top` and `left` are in pixels. With `flip` the square is mirrored left to right.
     """
     size = out.shape[-1]
     square = image[top : top + size, left : left + size]
@@ -191,28 +191,28 @@ def write_crop(image: np.ndarray, top: int, left: int, flip: bool, out: np.ndarr
 def find_decodable(
     images: ImageSet, size: int, workers: int, preprocessing: Preprocessing = ORIGINAL_PREPROCESSING
 ) -> np.ndarray:
-    """Decodes every image; which of them can be, bool (n,). Names the others in warnings."""
-    good = np.ones(len(images), bool)
-    for row, fault in find_decoding_errors(images, size, workers, preprocessing).items():
-        logging.warning("Skipped: %s", fault)
-        good[row] = False
-    return good
+    """Decodes every image; returns which succeed, bool (n,). Logs a warning for each other one."""
+    is_decodable = np.ones(len(images), bool)
+    for row, message in find_decoding_errors(images, size, workers, preprocessing).items():
+        logging.warning("Skipped: %s", message)
+        is_decodable[row] = False
+    return is_decodable
 
 
 def find_decoding_errors(
     images: ImageSet, size: int, workers: int, preprocessing: Preprocessing = ORIGINAL_PREPROCESSING
 ) -> dict[int, str]:
-    """Decodes every image; the rows of those that fail, and why."""
-    decoder = PixelsFromFiles(images, size, preprocessing)
+    """Decodes every image; returns the error message of each row that fails."""
+    pixels = PixelsFromFiles(images, size, preprocessing)
 
-    def fault(row: int) -> str | None:
+    def find_error(row: int) -> str | None:
         try:
-            decoder[row]
+            pixels[row]
         except DataError as error:
             return str(error)
         return None
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        found = pool.map(fault, range(len(images)))
+        messages = pool.map(find_error, range(len(images)))
         bar = progress_bar(range(len(images)), "Checking images", "image")
-        return {row: message for message, row in zip(found, bar) if message}
+        return {row: message for message, row in zip(messages, bar) if message}

@@ -1,4 +1,4 @@
-"""The training graph, rewritten for the CPU."""
+"""Fuses layers in the graph for training on a CPU."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _FUSED = "_contrib_BatchNormWithReLU"
 
 
 def fuse_batch_norm_and_relu(graph: mx.sym.Symbol) -> mx.sym.Symbol:
-    """The same graph with each ReLU made part of the batch norm whose only reader it is.
+    """Returns the graph in which each batch norm and the ReLU after it are one operator.
 
-    oneDNN does both in one pass over memory, forward and backward, to the same bits. ResNet-50 v2
-    trains 8 to 12 % faster so. Only for float32 on a CPU; MXNet has no such operator elsewhere.
+    A batch norm is fused only if nothing but the ReLU reads its output. oneDNN computes both in one
+    pass over memory, forward and backward, to the same bits. ResNet-50 v2 trains 8 to 12 % faster.
+    Only for float32 on a CPU; MXNet has no such operator elsewhere.
     """
     description = json.loads(graph.tojson())
     nodes = description["nodes"]
@@ -36,34 +37,34 @@ def fuse_batch_norm_and_relu(graph: mx.sym.Symbol) -> mx.sym.Symbol:
     for entries in [*(node["inputs"] for node in nodes), description["heads"]]:
         for entry in entries:
             entry[0] = norm_of.get(entry[0], entry[0])
-    # What nothing reads any more is left out when the graph is read.
+    # Loading the graph leaves out nodes that nothing reads any more.
     return mx.sym.load_json(json.dumps(description))
 
 
 def can_train_fused(features: HybridBlock, size: int) -> bool:
-    """Whether this machine can train the features with what can be fused of them; on two images.
+    """Returns whether this machine can train the features with fused layers. Tries two images.
 
-    oneDNN cannot where a fused layer's values and their gradients come to it in different layouts.
-    These depend on the layers around it (grouped convolutions, numbers of channels that are no
-    multiple of 16) and on the processor, so it is tried: an image and its gradient each way.
+    oneDNN fails if a fused layer gets its values and their gradients in different memory layouts.
+    These depend on the layers around it (grouped convolutions, numbers of channels that are not a
+    multiple of 16) and on the processor. So one forward and one backward pass are tried.
 
     Parameters
     ----------
     features : HybridBlock
-        (n, 3, size, size) to features; its parameters are not touched.
+        From (n, 3, size, size) to features; its parameters are not changed.
     size : int
-        Pixels of a side.
+        Pixels per side of the images.
     """
     if os.environ.get("MXNET_MKLDNN_ENABLED") == "0":
-        return False  # MXNet itself has no such operator, and crashes
+        return False  # without oneDNN, MXNet has no such operator and crashes
     graph = fuse_batch_norm_and_relu(features(mx.sym.var("data")))
     if _FUSED not in graph.tojson():
         return True
-    shapes, _, counted = graph.infer_shape(data=(2, 3, size, size))
+    shapes, _, statistics_shapes = graph.infer_shape(data=(2, 3, size, size))
     arrays = {name: mx.nd.ones(shape) for name, shape in zip(graph.list_arguments(), shapes)}
     for array in arrays.values():
         array.attach_grad()
-    for name, shape in zip(graph.list_auxiliary_states(), counted):
+    for name, shape in zip(graph.list_auxiliary_states(), statistics_shapes):
         arrays[name] = mx.nd.ones(shape)
     try:
         with mx.autograd.record():

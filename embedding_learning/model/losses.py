@@ -1,4 +1,4 @@
-"""Losses on (anchor, positive, negative) triples: one HybridBlock per method of the paper."""
+"""Losses on (anchor, positive, negative) triplets: one HybridBlock per method of the paper."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _DISTANCE_EPSILON = 1e-8
 
 
 class TripletLossBase(HybridBlock):
-    """The mean of the terms above zero that a subclass computes of triples; 0 if there are none.
+    """The mean of the terms above zero; 0 if there are none. A subclass computes the terms.
 
-    Terms without a loss have no gradient; counted in the mean, they would make the steps smaller
-    the more is learned. So the original does with the margin-based loss.
+    Terms of zero have no gradient. Counted in the mean, they would make the steps smaller the more
+    the network has learned. The original does the same with the margin-based loss.
     """
 
     def __init__(self, margin: float, **kwargs: Any) -> None:
@@ -29,11 +29,12 @@ class TripletLossBase(HybridBlock):
     def terms(
         self, anchors: nd.NDArray, positives: nd.NDArray, negatives: nd.NDArray
     ) -> list[nd.NDArray]:
-        """What the loss adds up, (m,) each: of positive and negative pairs, or of triples."""
+        """Returns the terms of the loss, (m,) each: of each kind of pairs, or of the triplets."""
         with anchors.context:
             return self._terms(nd, anchors, positives, negatives)
 
     def _terms(self, F: Any, anchors: Any, positives: Any, negatives: Any) -> list[Any]:
+        """Computes the terms, (m,) each, of anchors, positives and negatives (m, d)."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -49,9 +50,9 @@ class ContrastiveLoss(TripletLossBase):
     Parameters
     ----------
     margin : float
-        alpha: the distance from which a negative pair costs nothing.
+        alpha: the distance from which the loss of a negative pair is 0.
 
-    Inputs, for m triples of d dimensions:
+    Inputs, for m triplets of d dimensions:
         - **anchors**, **positives**, **negatives** (m, d).
 
     Output: the loss, (1,).
@@ -61,22 +62,22 @@ class ContrastiveLoss(TripletLossBase):
         super().__init__(margin, **kwargs)
 
     def _terms(self, F: Any, anchors: Any, positives: Any, negatives: Any) -> list[Any]:
-        missing = F.maximum(self._margin - rowwise_distance(F, anchors, negatives), 0.0)
-        return [rowwise_squared_distance(F, anchors, positives), F.square(missing)]
+        shortfall = F.maximum(self._margin - rowwise_distance(F, anchors, negatives), 0.0)
+        return [rowwise_squared_distance(F, anchors, positives), F.square(shortfall)]
 
 
 class TripletLoss(TripletLossBase):
     r"""Triplet loss (Schroff et al., 2015), section 3 of Wu et al. (2017).
 
-    :math:`[D_{ap}^2 - D_{an}^2 + \alpha]_+` of each triple; the sum divided by the number of
-    triples whose loss is above zero.
+    :math:`[D_{ap}^2 - D_{an}^2 + \alpha]_+` of each triplet; the sum divided by the number of
+    triplets whose loss is above zero.
 
     Parameters
     ----------
     margin : float
         alpha: by how much the negative's squared distance must exceed the positive's.
 
-    Inputs, for m triples of d dimensions:
+    Inputs, for m triplets of d dimensions:
         - **anchors**, **positives**, **negatives** (m, d).
 
     Output: the loss, (1,).
@@ -94,8 +95,9 @@ class TripletLoss(TripletLossBase):
 class EuclideanTripletLoss(TripletLossBase):
     r"""Triplet loss of plain distances, section 4.2 of Wu et al. (2017).
 
-    :math:`[D_{ap} - D_{an} + \alpha]_+` of each triple; otherwise as :class:`TripletLoss`. Its
-    gradient is of the same length however near a negative is, and does not vanish there.
+    :math:`[D_{ap} - D_{an} + \alpha]_+` of each triplet; otherwise as :class:`TripletLoss`. The
+    length of its gradient does not depend on the distance of a negative, so it does not vanish for
+    near ones.
     """
 
     def __init__(self, margin: float = 0.2, **kwargs: Any) -> None:
@@ -112,23 +114,27 @@ class MarginLoss(HybridBlock):
 
     :math:`[\alpha + y (D - \beta)]_+` summed over positive pairs (y = 1) and negative pairs
     (y = -1), plus :math:`\nu \sum \beta` over the anchors, divided by the number of pairs whose
-    loss is above zero (the positive and the negative pair of a triple are counted apart). With no
-    such pair, loss and gradient are 0.
+    loss is above zero (the two pairs of a triplet are counted separately). With no such pair, loss
+    and gradient are 0.
+
+    :math:`\beta`, the boundary between positive and negative distances, is a constant or belongs to
+    the anchor i (equation 7): :math:`\beta(i) = \beta_0 + \beta^{class}_{c(i)} + \beta^{img}_i`.
+    The learned numbers of all classes and images form one array `beta`, and `labels` are the rows
+    of it that are summed for each anchor.
 
     Parameters
     ----------
     margin : float
-        alpha: how far from the boundary beta a pair must lie to cost nothing.
+        alpha: how far from beta a distance must be for the pair's loss to be 0.
     nu : float
-        Regularisation of a learned beta; a constant beta is not regularised.
+        Regularization of a learned beta; a constant beta is not regularized.
 
-    Inputs, for m triples of d dimensions:
+    Inputs, for m triplets of d dimensions:
         - **anchors**, **positives**, **negatives** (m, d).
-        - **beta**: with `labels`, what boundaries are made of, (b,), such as one for each class,
-          as an NDArray or a Parameter; without, one constant for all, a number or an NDArray of one
-          element.
-        - **labels** (m,) or (m, j): index into beta of each anchor's boundary, such as its class,
-          or of the j that its boundary is the sum of; or None.
+        - **beta**: with `labels`, the terms of beta (b,), such as one for each class, as an NDArray
+          or a Parameter. Without, one constant, as a number or an NDArray of one element.
+        - **labels** (m,) or (m, j): the row in beta of each anchor's term, such as its class, or
+          the rows of its j terms; or None.
 
     Output: the loss, (1,).
     """
@@ -152,12 +158,12 @@ class MarginLoss(HybridBlock):
     def hybrid_forward(
         self, F: Any, anchors: Any, positives: Any, negatives: Any, beta: Any, labels: Any = None
     ) -> Any:
-        regularisation = 0.0
+        regularization = 0.0
         if labels is not None:
-            beta = _boundaries(F, beta, labels)
-            regularisation = self._nu * F.sum(beta)
+            beta = _sum_beta_terms(F, beta, labels)
+            regularization = self._nu * F.sum(beta)
         terms = self._terms(F, anchors, positives, negatives, beta)
-        return _mean_of_active(F, terms, regularisation)
+        return _mean_of_active(F, terms, regularization)
 
     def terms(
         self,
@@ -167,10 +173,10 @@ class MarginLoss(HybridBlock):
         beta: nd.NDArray | gluon.Parameter | float,
         labels: nd.NDArray | None = None,
     ) -> list[nd.NDArray]:
-        """The loss of each positive pair (m,) and of each negative pair (m,)."""
+        """Returns the loss of each positive pair (m,) and of each negative pair (m,)."""
         with anchors.context:
             beta = _on_device_of(anchors, beta)
-            beta = beta if labels is None else _boundaries(nd, beta, labels)
+            beta = beta if labels is None else _sum_beta_terms(nd, beta, labels)
             return self._terms(nd, anchors, positives, negatives, beta)
 
     def _terms(self, F: Any, anchors: Any, positives: Any, negatives: Any, beta: Any) -> list[Any]:
@@ -182,15 +188,15 @@ class MarginLoss(HybridBlock):
         return f"{type(self).__name__}(margin={self._margin}, nu={self._nu})"
 
 
-def _boundaries(F: Any, beta: Any, labels: Any) -> Any:
-    """Each anchor's: beta (b,), labels (m,) or (m, j) -> (m,)."""
+def _sum_beta_terms(F: Any, beta: Any, labels: Any) -> Any:
+    """Returns the beta of each anchor (equation 7): (b,), labels (m,) or (m, j) -> (m,)."""
     return F.sum(F.take(beta, F.reshape(labels, (0, -1))), axis=1)
 
 
-def _mean_of_active(F: Any, terms: list[Any], more: Any = 0.0) -> Any:
-    """The sum of the terms, and what is more, divided by the number of terms above zero: (1,)."""
+def _mean_of_active(F: Any, terms: list[Any], regularization: Any = 0.0) -> Any:
+    """Returns terms and regularization, summed and divided by the number of terms above 0: (1,)."""
     active = F.stop_gradient(F.sum(F.add_n(*(term > 0.0 for term in terms))))
-    total = F.sum(F.add_n(*terms)) + more
+    total = F.sum(F.add_n(*terms)) + regularization
     return total * (active > 0.0) / F.maximum(active, 1.0)
 
 
@@ -203,12 +209,12 @@ def _on_device_of(anchors: nd.NDArray, beta: nd.NDArray | gluon.Parameter | floa
 
 
 def rowwise_distance(F: Any, x: Any, y: Any) -> Any:
-    """Euclidean distance row by row: (m, d), (m, d) -> (m,)."""
+    """Returns the Euclidean distance of each pair of rows: (m, d), (m, d) -> (m,)."""
     return F.sqrt(rowwise_squared_distance(F, x, y) + _DISTANCE_EPSILON)
 
 
 def rowwise_squared_distance(F: Any, x: Any, y: Any) -> Any:
-    """Squared Euclidean distance row by row: (m, d), (m, d) -> (m,)."""
+    """Returns the squared Euclidean distance of each pair of rows: (m, d), (m, d) -> (m,)."""
     ones = F.reshape(F.ones_like(F.slice_axis(x, axis=0, begin=0, end=1)), (-1,))
     # A product with ones takes a sixth of the time of a sum along an axis.
     return F.dot(F.square(x - y), F.stop_gradient(ones))

@@ -1,4 +1,4 @@
-"""The network that is trained: backbone, embedding, normalisation and sampling as one graph."""
+"""The network that is trained: backbone, embedding, normalization and sampling in one graph."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from embedding_learning.model.weights.catalog import DEVIATION, MEAN
 
 
 class ImageNormalization(HybridBlock):
-    """RGB pixels as pretrained backbones expect them: uint8 (n, 3, h, w) -> float32, same shape.
+    """Normalizes RGB pixels for pretrained backbones: uint8 (n, 3, h, w) -> float32, same shape.
 
-    Cast to float16, it still computes in float32 and rounds its output.
+    After a cast to float16, it still computes in float32 and rounds its output.
     """
 
     _dtype = "float32"
@@ -25,7 +25,7 @@ class ImageNormalization(HybridBlock):
         self._dtype = dtype
 
     def hybrid_forward(self, F: Any, x: Any) -> Any:
-        # Mean and deviation scaled to 255 save a pass over the batch.
+        # With mean and deviation scaled to 255, the pixels need no scaling of their own.
         mean, deviation = (tuple(255 * value for value in v) for v in (MEAN, DEVIATION))
         x = F.image.normalize(F.cast(x, "float32"), mean=mean, std=deviation)
         return x if self._dtype == "float32" else F.cast(x, self._dtype)
@@ -34,8 +34,8 @@ class ImageNormalization(HybridBlock):
 class L2Normalization(HybridBlock):
     """Scales each row to unit length: (n, d) -> (n, d).
 
-    Cast to float16, it takes that, and returns float32 all the same: so whatever follows, down to
-    the loss, is float32.
+    After a cast to float16, its input is float16 and its output still float32, so all that follows,
+    up to the loss, is float32.
     """
 
     _dtype = "float32"
@@ -53,32 +53,32 @@ class L2Normalization(HybridBlock):
 class MarginNet(HybridBlock):
     """Embedding network with its sampling of negatives (Wu et al., 2017).
 
-    Its parameters carry the names of the original example's network (``base_net.*``,
+    Its parameters have the names of the original example's network (``base_net.*``,
     ``dense.*``), so that each loads the other's files.
 
     Parameters
     ----------
     base_net : HybridBlock
-        Backbone: (n, 3, height, width) to features; any trailing shape.
+        Backbone: from (n, 3, height, width) to features (n, ...).
     emb_dim : int
         Dimension of the embedding.
     batch_k : int
         Consecutive images per class in a batch.
     feat_dim : int, optional
-        Puts a fully connected layer of this size between backbone and embedding.
-    sampling : function
-        From `batch_k` to one of the blocks of `sampling`.
+        The size of an additional fully connected layer between backbone and embedding.
+    sampling : callable
+        From `batch_k` to a :class:`Sampling`.
     preprocess : HybridBlock, optional
         Applied to the images first, within the same graph.
 
     Inputs:
-        - **x** (n, 3, height, width): normalised images, or what `preprocess` takes; rows 0 to
-          batch_k - 1 of one class, the next batch_k of another, and so on.
+        - **x** (n, 3, height, width): normalized images, or the input of `preprocess`; rows 0 to
+          batch_k - 1 are of one class, the next batch_k of another, and so on.
 
     Outputs: those of :class:`DistanceWeightedSampling`.
     """
 
-    # On a CPU, where the backbone can be trained so.
+    # On a CPU; set to False if the backbone cannot be trained with fused layers.
     should_fuse_batch_norm = True
 
     def __init__(
@@ -104,7 +104,7 @@ class MarginNet(HybridBlock):
         return self.sampling(self.embed(x))
 
     def _get_graph(self, *arguments: Any) -> tuple[Any, Any]:
-        """What training compiles, once hybridized."""
+        """Returns the graph that training compiles after `hybridize`."""
         is_new = not self._cached_graph
         inputs, outputs = super()._get_graph(*arguments)
         if is_new and self.should_fuse_batch_norm and arguments[0].context.device_type == "cpu":
@@ -113,7 +113,7 @@ class MarginNet(HybridBlock):
         return inputs, outputs
 
     def embed(self, x: Any) -> Any:
-        """The embeddings alone, drawing nothing: (n, 3, height, width) -> (n, emb_dim)."""
+        """Returns the embeddings, without sampling: (n, 3, height, width) -> (n, emb_dim)."""
         if self.preprocess is not None:
             x = self.preprocess(x)
         z = self.base_net(x)

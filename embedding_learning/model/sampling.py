@@ -1,7 +1,7 @@
-"""Which negatives an anchor is compared with: one HybridBlock per method of the paper.
+"""Samplings of the negatives of each anchor: one HybridBlock per method of the paper.
 
-Batches hold ``batch_k`` consecutive images of each class, so an image's class within the batch
-is its row number divided by ``batch_k``; no labels are needed.
+A batch has ``batch_k`` consecutive images of each class, so an image's class within the batch is
+its row divided by ``batch_k``; no labels are needed.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ from typing import Any
 from mxnet import nd
 from mxnet.gluon import HybridBlock
 
-# Below this, d² of equal rows and 1 - d²/4 of antipodal ones are rounding noise; their logarithms
+# Below this, d² of equal rows and 1 - d²/4 of opposite ones are rounding errors. Their logarithms
 # must stay finite.
 _SMALLEST_SQUARE = 1e-8
-# Subtracted from a log weight, leaves nothing of the weight.
+# A weight becomes 0 when this is subtracted from its logarithm.
 _NEVER = 1e30
-# Less any squared distance on the unit sphere, is more than all of them.
+# Minus any squared distance on the unit sphere, it is larger than all squared distances.
 _AFTER_ALL = 9.0
-# A uniform number of exactly 0 would fall before the first candidate.
+# A uniform number of exactly 0 would select a column before the first candidate.
 _SMALLEST_UNIFORM = 1e-12
 
 
 class Sampling(HybridBlock):
-    """Batches as triples; a subclass says which rows are the negatives.
+    """Turns a batch of embeddings into triplets; a subclass selects the negatives.
+
+    Inputs and outputs are those of :class:`DistanceWeightedSampling`.
 
     Parameters
     ----------
@@ -36,7 +38,7 @@ class Sampling(HybridBlock):
         self._batch_k = batch_k
 
     def forward(self, x: Any) -> tuple[Any, ...]:
-        # Within another block's graph x is a symbol, and its size unknown.
+        # In another block's graph, x is a symbol without a known size.
         if isinstance(x, nd.NDArray) and (
             x.shape[0] % self._batch_k or x.shape[0] < 2 * self._batch_k
         ):
@@ -59,33 +61,39 @@ class Sampling(HybridBlock):
         )
 
     def _negative_rows(self, F: Any, x: Any, row: Any, row_class: Any, positive_rows: Any) -> Any:
-        """Which rows of x (n, d) are the negatives: (n, batch_k - 1) as `positive_rows`.
+        """Selects the rows of x (n, d) that are the negatives: (n, batch_k - 1).
 
-        `row` and `row_class`, (n,), are the rows' numbers and classes within the batch.
+        `row` and `row_class`, (n,), are the row numbers and classes within the batch. The result
+        has the shape of `positive_rows`: one negative for each positive.
         """
         raise NotImplementedError
 
     def _rows(self, F: Any, x: Any) -> tuple[Any, Any]:
-        """Row numbers and the class each row belongs to within the batch, both (n,)."""
+        """Returns the row numbers and the class of each row within the batch, both (n,)."""
         row = F.contrib.arange_like(F.stop_gradient(x), axis=0)
-        # The half keeps the division away from whole numbers, whatever its rounding.
+        # With the half, the quotient is never near a whole number, so rounding does not matter.
         return row, F.floor((row + 0.5) / self._batch_k)
 
     def _positive_rows(self, F: Any, row: Any, row_class: Any) -> Any:
-        """The other rows of each row's class, in order: (n, batch_k - 1)."""
+        """Returns the other rows of each row's class, in order: (n, batch_k - 1)."""
         first_of_class = row_class * self._batch_k
-        place = F.expand_dims(row - first_of_class, axis=1)
+        position = F.expand_dims(row - first_of_class, axis=1)
         other = F.expand_dims(F.arange(0, self._batch_k - 1), axis=0)
-        # Counting over the other images of the class skips the anchor's own place.
-        other = F.broadcast_add(F.broadcast_greater_equal(other, place), other)
+        # The numbers of the other images of the class skip the anchor's own position.
+        other = F.broadcast_add(F.broadcast_greater_equal(other, position), other)
         return F.broadcast_add(other, F.expand_dims(first_of_class, axis=1))
+
+    @property
+    def cutoffs(self) -> tuple[float, ...]:
+        """The distances at which weights are cut off, which a run records; empty by default."""
+        return ()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(batch_k={self._batch_k})"
 
 
 class RandomSampling(Sampling):
-    """Draws negatives uniformly from the other classes, with replacement.
+    """Samples negatives uniformly from the other classes, with replacement.
 
     Parameters, input and outputs are those of :class:`DistanceWeightedSampling`.
     """
@@ -94,17 +102,17 @@ class RandomSampling(Sampling):
         last = F.max(row) - self._batch_k
         uniform = F.random.uniform_like(positive_rows)
         # One of the n - batch_k rows of other classes; a uniform number may round to 1.
-        drawn = F.broadcast_minimum(F.floor(F.broadcast_mul(uniform, last + 1)), last)
-        # Rows from the anchor's class on are counted beyond it.
+        sampled = F.broadcast_minimum(F.floor(F.broadcast_mul(uniform, last + 1)), last)
+        # The rows of the anchor's class are skipped.
         first_of_class = F.expand_dims(row_class * self._batch_k, axis=1)
-        return drawn + self._batch_k * F.broadcast_greater_equal(drawn, first_of_class)
+        return sampled + self._batch_k * F.broadcast_greater_equal(sampled, first_of_class)
 
 
 class SemiHardSampling(Sampling):
-    """The nearest negative that is farther from the anchor than the positive is.
+    """Selects the nearest negative that is farther from the anchor than the positive is.
 
-    FaceNet's rule (Schroff et al., 2015, section 3.2) within the batch. Where all negatives are as
-    near as the positive, or nearer, it is the farthest of them.
+    This is FaceNet's rule (Schroff et al., 2015, section 3.2) within the batch. If no negative is
+    farther than the positive, the farthest negative is selected.
 
     Parameters, input and outputs are those of :class:`DistanceWeightedSampling`.
     """
@@ -116,14 +124,14 @@ class SemiHardSampling(Sampling):
         is_farther = F.broadcast_greater(
             squared, F.pick(squared, positive_rows, axis=2, keepdims=True)
         )
-        # Those that are not farther come after all others, the farthest of them first.
+        # Those that are not farther are ranked after all others, the farthest of them first.
         rank = F.where(is_farther, squared, _AFTER_ALL - squared)
         own_class = F.expand_dims(same_class(F, row_class), axis=1)
         return F.argmin(F.broadcast_add(rank, _NEVER * own_class), axis=2)
 
 
 class HardSampling(Sampling):
-    """The nearest negative of the batch, the same for all positives of an anchor.
+    """Selects the nearest negative of the batch, the same for all positives of an anchor.
 
     Parameters, input and outputs are those of :class:`DistanceWeightedSampling`.
     """
@@ -135,34 +143,34 @@ class HardSampling(Sampling):
 
 
 class DistanceWeightedSampling(Sampling):
-    r"""Draws negatives with probability inverse to the density of their distance.
+    r"""Samples negatives with a probability inverse to the density of their distance.
 
     Section 4 of Wu et al. (2017): distances between random points of the unit sphere in d
     dimensions have the density :math:`q(D) \propto D^{d-2} (1 - D^2/4)^{(d-3)/2}`. A negative is
-    drawn with probability proportional to :math:`\min(\lambda, 1/q(D))`, so that every distance is
-    seen equally often; flooring D at `cutoff` is that :math:`\lambda`. Weights are kept as
-    logarithms relative to each row's own largest candidate, so that they neither overflow nor
+    sampled with a probability proportional to :math:`\min(\lambda, 1/q(D))`, so that all distances
+    are equally frequent; a lower limit of D, `cutoff`, is that :math:`\lambda`. Weights are
+    logarithms relative to the largest candidate of each row, so that they neither overflow nor
     vanish at any dimension.
 
-    Negatives at `nonzero_loss_cutoff` and beyond are not drawn: their margin-based loss is zero.
-    A row in which no candidate is left draws uniformly from the other classes.
+    Negatives at `nonzero_loss_cutoff` and beyond are not sampled: their margin-based loss is zero.
+    If an anchor has no candidate, its negatives are sampled uniformly from the other classes.
 
     Parameters
     ----------
     batch_k : int
-        Images per class; each anchor draws ``batch_k - 1`` negatives with replacement, one for
-        each of its positives.
+        Images per class; each anchor gets ``batch_k - 1`` negatives, sampled with replacement, one
+        for each of its positives.
     cutoff : float
-        Distances below this are weighted as if they were this large.
+        A smaller distance has the weight of this one.
     nonzero_loss_cutoff : float
-        Distance from which a negative is never drawn. A constant: it does not follow beta.
+        From this distance on, a negative is never sampled. A constant: it does not depend on beta.
     normalize_weights : bool
         Scale the log weights of the batch linearly to [0, 1] first, as the PyTorch port's
-        ``--normalize-weights`` does. Not in the paper; it makes the draws nearly uniform.
+        ``--normalize-weights`` does. Not in the paper; it makes the sampling nearly uniform.
 
     Inputs:
-        - **x** (n, d): L2-normalised embeddings, n a multiple of `batch_k` and at least
-          ``2 * batch_k`` (with a single class there is no negative to draw), float32.
+        - **x** (n, d): L2-normalized embeddings, n a multiple of `batch_k` and at least
+          ``2 * batch_k`` (a single class has no negatives), float32.
 
     Outputs, with m = n * (batch_k - 1):
         - **a_indices** (m,): row of each anchor, ascending; float32 as all index arrays here.
@@ -170,7 +178,7 @@ class DistanceWeightedSampling(Sampling):
           are all other images of its class, in order.
         - **x** (n, d): the input.
 
-    No gradient flows through the choice of indices.
+    No gradient flows through the selection of rows.
     """
 
     def __init__(
@@ -190,29 +198,29 @@ class DistanceWeightedSampling(Sampling):
         return self._sample(F, self._weights(F, x, row, row_class), row, positive_rows)
 
     @property
-    def cutoffs(self) -> tuple[float, float]:
-        """The distance up to which all are weighted alike, and that from which none is drawn."""
+    def cutoffs(self) -> tuple[float, ...]:
+        """`cutoff` and `nonzero_loss_cutoff`: equal weights up to one, none from the other on."""
         return self.cutoff, self._nonzero_loss_cutoff
 
     def probabilities(self, x: nd.NDArray) -> nd.NDArray:
-        """The distributions that negatives are drawn from: x (n, d) -> (n, n), rows sum to 1."""
+        """Returns each anchor's probabilities of negatives: x (n, d) -> (n, n), rows sum to 1."""
         with x.context:
             weights = self._weights(nd, x, *self._rows(nd, x))
             return nd.broadcast_div(weights, nd.sum(weights, axis=1, keepdims=True))
 
     def _weights(self, F: Any, x: Any, row: Any, row_class: Any) -> Any:
-        """Sampling weights (n, n): row i's negatives; rows need not sum to 1."""
+        """Returns the weights of each row's negatives, (n, n); rows need not sum to 1."""
         squared_distance = pairwise_squared_distances(F, x)
         log_weights = self._log_inverse_density(F, squared_distance, row, x)
         other_class = 1.0 - same_class(F, row_class)
         candidate = (squared_distance < self._nonzero_loss_cutoff**2) * other_class
-        # The softmax subtracts each row's own maximum. In a row without a candidate all are equally
-        # unlikely and thus equal after it; the product leaves the other classes.
+        # The softmax subtracts each row's own maximum. In a row without a candidate all logarithms
+        # are equal, and so are the weights; the product keeps those of the other classes.
         log_weights = F.where(candidate, log_weights, candidate - _NEVER)
         return F.softmax(log_weights, axis=1) * other_class
 
     def _log_inverse_density(self, F: Any, squared_distance: Any, row: Any, x: Any) -> Any:
-        """log 1/q(D) up to a constant, (n, n), with D floored at the cutoff."""
+        """Returns log 1/q(D) up to a constant, (n, n), with the cutoff as lower limit of D."""
         if self._normalize_weights:
             diagonal = F.broadcast_equal(F.expand_dims(row, axis=1), F.expand_dims(row, axis=0))
             squared_distance = F.where(diagonal, F.ones_like(diagonal), squared_distance)
@@ -231,17 +239,17 @@ class DistanceWeightedSampling(Sampling):
         return log_weights
 
     def _sample(self, F: Any, weights: Any, row: Any, like: Any) -> Any:
-        """Rows of negatives, (n, batch_k - 1) as `like`, by inverting the cumulative weights."""
+        """Samples rows by inverting the cumulative weights: (n, batch_k - 1), as `like`."""
         cumulative = F.cumsum(weights, axis=1)
         total = F.slice_axis(cumulative, axis=1, begin=-1, end=None)
         uniform = F.maximum(F.random.uniform_like(like), _SMALLEST_UNIFORM)
         threshold = F.broadcast_mul(uniform, total)
-        # The drawn column is the first whose cumulative weight reaches the threshold. A column of
-        # weight 0 repeats its predecessor's sum and so is never the first.
+        # The sampled column is the first whose cumulative weight reaches the threshold. A column of
+        # weight 0 has the sum of the column before it, and so is never the first.
         below = F.broadcast_lesser(
             F.expand_dims(cumulative, axis=1), F.expand_dims(threshold, axis=2)
         )
-        # Counts those below; a product with ones takes a sixth of the time of a sum along an axis.
+        # Counts the columns below; a product with ones takes a sixth of the time of a sum.
         return F.dot(below, F.ones_like(row))
 
     def __repr__(self) -> str:
@@ -252,14 +260,14 @@ class DistanceWeightedSampling(Sampling):
 
 
 def same_class(F: Any, row_class: Any) -> Any:
-    """1 where two rows are of one class, else 0: (n,) -> (n, n)."""
+    """Returns 1 where two rows have the same class, else 0: (n,) -> (n, n)."""
     return F.broadcast_equal(F.expand_dims(row_class, axis=1), F.expand_dims(row_class, axis=0))
 
 
 def pairwise_squared_distances(F: Any, x: Any) -> Any:
-    """Squared Euclidean distances between all rows: x (n, d) -> (n, n).
+    """Returns the squared Euclidean distances between all rows: x (n, d) -> (n, n).
 
-    Rounding makes those of near-equal rows slightly negative.
+    Rounding can make those of nearly equal rows slightly negative.
     """
     square = F.sum(F.square(x), axis=1, keepdims=True)
     one = F.ones_like(square)

@@ -1,4 +1,4 @@
-"""What a run goes on from: which checkpoint, and whether the flags still fit it."""
+"""Resuming: what a checkpoint says of its run, and whether the flags still fit it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LONGEST_SHOWN = 500  # characters
 
 
 def describe(config: TrainConfig, data_digest: str, progress: Progress) -> dict[str, Any]:
-    """The part of a checkpoint's state that is not the learner's."""
+    """Returns the part of a checkpoint's state that is not the learner's, for JSON."""
     return {
         "format": FORMAT,
         "progress": asdict(progress),
@@ -41,13 +41,13 @@ def describe(config: TrainConfig, data_digest: str, progress: Progress) -> dict[
 
 
 def read_progress(checkpoint: Checkpoint, batch_num: int) -> Progress:
-    """How far the run had come. Raises UsageError if that is not told sensibly."""
-    told = checkpoint.state.get("progress")
+    """Returns how far the run had come. Raises UsageError if its numbers are invalid."""
+    saved = checkpoint.state.get("progress")
     names = {field.name for field in fields(Progress)}
-    if isinstance(told, dict) and told.keys() == names - {"to_beat"}:
-        told = {**told, "to_beat": _former_to_beat(told)}
-    if isinstance(told, dict) and told.keys() == names:
-        progress = Progress(**told)
+    if isinstance(saved, dict) and saved.keys() == names - {"to_beat"}:
+        saved = {**saved, "to_beat": _former_to_beat(saved)}
+    if isinstance(saved, dict) and saved.keys() == names:
+        progress = Progress(**saved)
         counts = [progress.epoch, progress.batch]
         if progress.best_epoch is not None:
             counts.append(progress.best_epoch)
@@ -65,7 +65,7 @@ def read_progress(checkpoint: Checkpoint, batch_num: int) -> Progress:
             and all(abs(number) <= _LARGEST_NUMBER for number in numbers)  # no NaN either
         ):
             return progress
-    raise UsageError(f"--resume {checkpoint.path}: does not tell how far its run had come")
+    raise UsageError(f"--resume {checkpoint.path}: does not show how far its run had come")
 
 
 def _former_to_beat(progress: dict[str, Any]) -> Any:
@@ -86,7 +86,7 @@ def check_flags(checkpoint: Checkpoint, config: TrainConfig) -> None:
     former = checkpoint.state.get("flags")
     names = (*_MUST_AGREE, *_MAY_CHANGE, "beta")
     if not isinstance(former, dict) or not all(_is_showable(former.get(name)) for name in names):
-        raise UsageError(f"--resume {checkpoint.path}: does not tell the flags of its run")
+        raise UsageError(f"--resume {checkpoint.path}: does not show the flags of its run")
     former = {**_FORMERLY, **former}
     # Earlier programs kept the spelling that was typed.
     former.update({n: former[n].lower() for n in LOWER_CASE if isinstance(former.get(n), str)})
@@ -99,26 +99,26 @@ def check_flags(checkpoint: Checkpoint, config: TrainConfig) -> None:
     if differing:
         raise UsageError(
             f"--resume {checkpoint.path}: was made with {', '.join(differing)}; give these, or "
-            "start anew without --resume"
+            "start from scratch without --resume"
         )
     # Where beta is learned, its first value does not matter any more.
     for name in _MAY_CHANGE if now["lr_beta"] else (*_MAY_CHANGE, "beta"):
         if former.get(name) != now[name]:
             logging.info(
-                "The run goes on with %s instead of %s.", _flag(name, now), former.get(name)
+                "The run continues with %s instead of %s.", _flag(name, now), former.get(name)
             )
     if now["start_epoch"] and now["start_epoch"] != former.get("start_epoch"):
         logging.warning(
-            "--start-epoch: has no effect: the run goes on where its checkpoint was written."
+            "--start-epoch: has no effect: the run continues where its checkpoint was written."
         )
     learner = checkpoint.state.get("learner")
     former_devices = learner.get("devices") if isinstance(learner, dict) else None
     devices = config.devices.count
     if former_devices != devices and _is_showable(former_devices):
         logging.warning(
-            "The run goes on with %d devices instead of %s: from the same state, but not to the "
-            "same numbers. Negatives are drawn within a device's share of the batch, and batch "
-            "norm's statistics, which each device counts for itself, are averaged.",
+            "The run continues with %d devices instead of %s: from the same state, but not to the "
+            "same numbers. Negatives are sampled within each device's part of the batch, and the "
+            "running statistics of batch norm, which each device has for itself, are averaged.",
             devices, former_devices,
         )  # fmt: skip
     former_made_with = checkpoint.state.get("made_with")
@@ -126,7 +126,7 @@ def check_flags(checkpoint: Checkpoint, config: TrainConfig) -> None:
         former_value = former_made_with.get(name) if isinstance(former_made_with, dict) else None
         if former_value != value and _is_showable(former_value):
             logging.info(
-                "Made with %s %s, goes on with %s: the last digits may differ.",
+                "Made with %s %s, continues with %s: the last digits may differ.",
                 name, former_value, value,
             )  # fmt: skip
 
@@ -145,7 +145,7 @@ def _is_pretrained(flags: dict[str, Any]) -> bool:
 
 
 def _is_showable(value: Any) -> bool:
-    """Whether a value from a file, which may be a stranger's, can stand in a line of text."""
+    """Whether a value from a file, which may be untrusted, can stand in a line of text."""
     parts = value if isinstance(value, list) else [value]
     if any(isinstance(part, (list, dict)) for part in parts):
         return False
@@ -163,9 +163,9 @@ def _flag(name: str, flags: dict[str, Any]) -> str:
 
 
 def made_with() -> dict[str, str]:
-    """What else decides a number's last digits."""
-    found = {"threads": os.environ.get("OMP_NUM_THREADS", "")}
+    """Returns what else determines the last digits of a run's numbers: versions, threads."""
+    versions = {"threads": os.environ.get("OMP_NUM_THREADS", "")}
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            versions[package] = version(package)
+    return versions

@@ -101,14 +101,14 @@ def run(
                 _restore(learner, checkpoint)
             learner.start()
             info = RunInfo(list(arguments), split.title, resume.made_with())
-            _train(config, data, learner, progress, folder, checkpoint, info, board)
+            train_prepared(config, data, learner, progress, folder, checkpoint, info, board)
         finally:
             # Queued computations still read the batches' memory.
             mx.nd.waitall()
             data.close()
 
 
-def _train(
+def train_prepared(
     config: TrainConfig,
     data: Data,
     learner: Learner,

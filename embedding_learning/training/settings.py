@@ -22,7 +22,6 @@ from embedding_learning.config import (
 from embedding_learning.data.datasets import NAMES
 from embedding_learning.distributed import dmlc_environment
 from embedding_learning.errors import UsageError
-from embedding_learning.evaluation.metrics import parse_metrics
 from embedding_learning.model.methods import LOSSES, SAMPLINGS
 from embedding_learning.model.weights import catalog
 from embedding_learning.runtime import user_folders
@@ -87,7 +86,8 @@ def make_config(values: Mapping[str, Any], saves: bool = True) -> TrainConfig:
     defaults = {"margin": LOSSES[loss].margin, **PRESETS.get(settings.get("preset") or "", {})}
     for key, flag in FLAGS.items():
         if key not in settings:
-            settings[key] = _read(key, defaults.get(key, flag.default))
+            default = defaults.get(key, flag.default)
+            settings[key] = _read(key, default) if key in defaults else default
     _complete(settings)
     config = TrainConfig.from_flags(settings)
     _check_methods(config)
@@ -132,6 +132,9 @@ def _read_list(key: str, value: Any) -> list[Any]:
         return integers("--steps", text)
     if key == "gpus":
         return device_numbers("--gpus", text)
+    # Only where metrics are given: the module imports scipy, and --help should be quick.
+    from embedding_learning.evaluation.metrics import parse_metrics
+
     try:
         names = parse_metrics(text)
     except ValueError as error:

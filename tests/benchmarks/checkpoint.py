@@ -53,7 +53,7 @@ def main() -> None:
 
     def save() -> None:
         arrays, state = learner_state.gather(learning)
-        told = resume.describe(options, "", resume.Progress())
+        told = resume.describe(options, "", Progress())
         checkpoint_file.write(file, arrays, {**told, "learner": state})
 
     def read() -> None:

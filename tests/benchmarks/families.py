@@ -53,7 +53,7 @@ def tried(name: str) -> str:
     import numpy as np
 
     options = parse([f"--model={name}", "--batch-size=4", "--batch-k=2", "--lr=1e-5"])
-    build.check_names(options)
+    build.check(options)
     size, devices = options.crop_size, [mx.cpu()]
     mx.random.seed(1)
     begin = time.perf_counter()

@@ -91,7 +91,7 @@ def test_files_are_told_for_what_they_are_whatever_their_names(
     lines = [f"{tmp_path}/{label}/{n}.jpg: {text}" for label in "ab" for n, text in told.items()]
     assert output.splitlines()[: len(lines)] == lines
     assert "10 images, 8 of them bad" in output
-    assert "1 file was passed over: 1 .heic; convert them to JPEG or PNG." in error
+    assert "1 file was skipped: 1 .heic; convert them to JPEG or PNG." in error
 
 
 @pytest.mark.parametrize(

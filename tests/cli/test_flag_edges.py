@@ -18,10 +18,11 @@ from mxnet.gluon import nn
 
 from embedding_learning.__main__ import VERBS
 from embedding_learning.cli import parser, train_flags
-from embedding_learning.cli.parser import LARGEST_NUMBER, LEAST_NUMBER, Parser
+from embedding_learning.cli.parser import Parser
+from embedding_learning.config import LARGEST_NUMBER, LEAST_NUMBER
 from embedding_learning.errors import DataError, TrainingError, UsageError
 from embedding_learning.model import backbones
-from embedding_learning.training import build, loop, run
+from embedding_learning.training import build, run, schedule
 from tests.helpers.tiny_networks import batch_of, each_class, small_net
 
 # What a user is told in one line.
@@ -204,14 +205,14 @@ OPTIMIZERS = build.optimizers()
 def test_every_optimizer_takes_the_numbers_that_are_taken(optimizer: str) -> None:
     for pair in OF_OPTIMIZERS:
         typed = [f"--optimizer={optimizer}", "--batch-size=20", "--batch-k=2", "--epochs=1", pair]
-        opt = train_flags.parse(typed, is_past=True)
+        config = train_flags.parse(typed, is_past=True)
         try:
-            build.check_names(opt)
+            build.check(config)
         except UsageError as error:
             assert str(error).startswith(f"--optimizer {optimizer}: does not work at a learning")
             continue
-        learner = build.build(opt, each_class(5), small_net([mx.cpu()]), [mx.cpu()])
-        loop.set_learning_rates(opt, learner.trainers, 0)
+        learner = build.build(config, each_class(5), small_net([mx.cpu()]), [mx.cpu()])
+        schedule.set_trainer_rates(config, learner.trainers, 0)
         learner.step(batch_of(20))
         mx.nd.waitall()
 

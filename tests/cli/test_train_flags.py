@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from embedding_learning.cli.train_flags import _parser, add_some, given, parse, spelled_out
-from embedding_learning.config import decay
+from embedding_learning.cli.train_flags import _parser, add_flags, given, parse, spelled_out
 from embedding_learning.data.datasets import NAMES
 from embedding_learning.errors import UsageError
 from embedding_learning.experiments import results
@@ -75,7 +74,7 @@ OF_ANY_SIGN = ("--beta", "--lr-beta", "--margin")
 
 
 def value_of(flag: str, options: Any) -> Any:
-    return getattr(options, flag.lstrip("-").replace("-", "_"))
+    return options.as_flags()[flag.lstrip("-").replace("-", "_")]
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +99,9 @@ def test_a_flag_has_its_default(flag: str, text: str, value: Any, default: Any) 
 
 
 def test_images_can_be_left_whole() -> None:
-    assert parse(["--no-bbox"]).bbox is False
-    assert parse(["--bbox", "--no-bbox"]).bbox is False
-    assert parse(["--no-bbox", "--bbox"]).bbox is True
+    assert parse(["--no-bbox"]).data.bbox is False
+    assert parse(["--bbox", "--no-bbox"]).data.bbox is False
+    assert parse(["--no-bbox", "--bbox"]).data.bbox is True
 
 
 @pytest.mark.parametrize("flag, names", [
@@ -121,8 +120,8 @@ def test_of_some_words_each_is_taken_and_the_help_lists_them(
 @pytest.mark.parametrize("model", ["inceptionv3", "inception_v3", "InceptionV3"])
 def test_inception_v3_has_the_sizes_that_its_features_need(model: str) -> None:
     def sizes(*flags: str) -> tuple[int, int]:
-        options = parse(["--model", model, *flags])
-        return options.image_size, options.crop_size
+        data = parse(["--model", model, *flags]).data
+        return data.image_size, data.crop_size
 
     assert sizes() == (342, 299)
     assert sizes("--crop-size", "256") == (342, 256)
@@ -131,23 +130,23 @@ def test_inception_v3_has_the_sizes_that_its_features_need(model: str) -> None:
 
 
 def test_images_can_be_as_large_as_4096_pixels() -> None:
-    assert parse(["--image-size", "4096"]).image_size == 4096
+    assert parse(["--image-size", "4096"]).data.image_size == 4096
 
 
 def test_a_run_can_begin_with_its_last_epoch_or_have_none() -> None:
-    assert parse(["--epochs", "3", "--start-epoch", "2"]).start_epoch == 2
-    assert parse(["--epochs", "0", "--start-epoch", "2"]).epochs == 0
+    assert parse(["--epochs", "3", "--start-epoch", "2"]).run.start_epoch == 2
+    assert parse(["--epochs", "0", "--start-epoch", "2"]).run.epochs == 0
 
 
 def test_drawn_images_are_cached_below_the_cache_folder_of_the_user(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/of/user")
-    assert parse([]).cache_dir == "/of/user/embedding_learning"
+    assert parse([]).data.cache_dir == "/of/user/embedding_learning"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/user")
-    assert parse([]).cache_dir == "/home/user/.cache/embedding_learning"
-    assert parse(["--cache-dir", "cache"]).cache_dir == "cache"
+    assert parse([]).data.cache_dir == "/home/user/.cache/embedding_learning"
+    assert parse(["--cache-dir", "cache"]).data.cache_dir == "cache"
 
 
 @pytest.mark.parametrize(
@@ -198,11 +197,11 @@ def test_the_flags_are_read_without_mxnet_and_what_decodes() -> None:
     ],
 )
 def test_a_batch_is_what_all_devices_hold_together(flags: str, total: int) -> None:
-    assert parse(flags.split()).total_batch_size == total
+    assert parse(flags.split()).batch.total == total
 
 
 def test_gpus_keep_the_order_they_are_given_in() -> None:
-    assert parse(["--gpus", "1,0"]).gpus == [1, 0]
+    assert parse(["--gpus", "1,0"]).devices.gpus == (1, 0)
 
 
 def test_flags_that_stand_among_the_arguments_are_told_from_defaults() -> None:
@@ -279,31 +278,31 @@ def test_the_rates_fall_as_those_of_the_original(text: str) -> None:
     """Its `get_lr` goes through the list as it stands, and multiplies once for each step."""
     options = parse([f"--steps={text}", "--factor=0.5"])
     steps = [int(step) for step in text.split(",")]
-    assert options.steps == steps
+    assert list(options.optimizer.steps) == steps
     for epoch in range(20):
         rate = 1.0
         for step in steps:
             if epoch >= step:
                 rate *= 0.5
-        assert decay(options, epoch) == rate
+        assert options.optimizer.decay(epoch) == rate
 
 
 @pytest.mark.parametrize("text, beta", [("-1", 0.0), ("-0.5", 0.0), ("-0.0", 0.0), ("0.2", 0.2)])
 def test_beta_is_constant_unless_its_rate_is_above_0(text: str, beta: float) -> None:
-    assert parse([f"--lr-beta={text}"]).lr_beta == beta
+    assert parse([f"--lr-beta={text}"]).method.lr_beta == beta
 
 
 def test_margins_may_be_below_0() -> None:
-    assert parse(["--margin=-0.1"]).margin == -0.1
+    assert parse(["--margin=-0.1"]).method.margin == -0.1
 
 
 @pytest.mark.parametrize("name", ["Adam", "ADAM", "SGD", "Nadam", "adam"])
 def test_an_optimizer_has_one_spelling_however_it_is_typed(name: str) -> None:
-    assert parse(["--optimizer", name]).optimizer == name.lower()
+    assert parse(["--optimizer", name]).optimizer.name == name.lower()
 
 
 def test_a_kvstore_has_one_spelling_however_it_is_typed() -> None:
-    assert parse(["--kvstore=Local"]).kvstore == "local"
+    assert parse(["--kvstore=Local"]).devices.kvstore == "local"
 
 
 def test_a_flag_is_taken_out_however_it_is_typed() -> None:
@@ -348,13 +347,13 @@ def test_a_size_that_mxnet_cannot_read_is_refused_with_the_limit(flags: str, lin
 
 
 def test_rates_that_no_epoch_reaches_do_not_matter() -> None:
-    assert parse(["--factor=1e-20", "--steps=0,1", "--epochs=1"]).epochs == 1
-    assert parse(["--factor=1e-20", "--steps=20,21"]).factor == 1e-20
-    assert parse(["--lr=0", "--factor=0", "--wd=0"]).lr == 0
+    assert parse(["--factor=1e-20", "--steps=0,1", "--epochs=1"]).run.epochs == 1
+    assert parse(["--factor=1e-20", "--steps=20,21"]).optimizer.factor == 1e-20
+    assert parse(["--lr=0", "--factor=0", "--wd=0"]).optimizer.lr == 0
 
 
 def test_no_steps_are_an_empty_list() -> None:
-    assert parse(["--steps", ""]).steps == []
+    assert parse(["--steps", ""]).optimizer.steps == ()
 
 
 @pytest.mark.parametrize(
@@ -461,7 +460,7 @@ def test_the_total_batch_size_proposed_instead_is_taken(total: int, devices: int
 
 def test_some_flags_are_declared_for_another_command() -> None:
     parser = argparse.ArgumentParser()
-    add_some(parser, {"batch_k", "bbox"})
+    add_flags(parser, ("batch_k", "bbox"))
     assert vars(parser.parse_args(["--no-bbox"])) == {"batch_k": 5, "bbox": False}
 
 
@@ -470,7 +469,7 @@ def test_a_model_can_be_saved_into_another_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    assert parse(["--save-model-prefix", "runs/a"]).save_model_prefix == "runs/a"
+    assert parse(["--save-model-prefix", "runs/a"]).run.prefix == "runs/a"
     assert parse(["--save-model-prefix", str(tmp_path / "a")])
 
 

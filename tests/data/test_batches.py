@@ -24,7 +24,7 @@ from embedding_learning.errors import DataError
 
 WORKERS = pytest.mark.parametrize("workers", [0, 1, 3])
 SMALL = {"image_size": 8, "crop_size": 6, "workers": 0}
-# Chance of a right program to fail; with fixed seeds it is drawn once and for all.
+# Chance of a right program to fail; with fixed seeds it is decided once.
 UNLIKELY = 1e-3
 
 
@@ -182,9 +182,9 @@ def test_seeds_do_not_share_batches_at_other_numbers(told_apart: ImageSet) -> No
 def plans(told_apart: ImageSet) -> dict[str, np.ndarray]:
     """Everything that 3,000 batches of 12 draw, each (3000, 12); nothing is decoded."""
     with balanced(told_apart, seed=7) as batches:
-        drawn = [batches._plan(number) for number in range(3000)]
+        plans = [batches._plan(number) for number in range(3000)]
     names = ("rows", "tops", "lefts", "flips")
-    return {name: np.stack([getattr(plan, name) for plan in drawn]) for name in names}
+    return {name: np.stack([getattr(plan, name) for plan in plans]) for name in names}
 
 
 def assert_uniform(counts: np.ndarray) -> None:
@@ -219,13 +219,13 @@ def test_half_of_the_images_are_mirrored(plans: dict[str, np.ndarray]) -> None:
     assert stats.binomtest(int(flips.sum()), flips.size).pvalue > UNLIKELY
 
 
-def test_what_is_drawn_for_an_image_is_drawn_independently(plans: dict[str, np.ndarray]) -> None:
+def test_the_choices_for_an_image_are_independent(plans: dict[str, np.ndarray]) -> None:
     table = np.zeros((3, 3, 2))
-    drawn = (plans["tops"].ravel(), plans["lefts"].ravel(), plans["flips"].ravel().astype(int))
-    np.add.at(table, drawn, 1)
+    choices = (plans["tops"].ravel(), plans["lefts"].ravel(), plans["flips"].ravel().astype(int))
+    np.add.at(table, choices, 1)
     assert stats.chi2_contingency(table).pvalue > UNLIKELY
-    neighbours = np.corrcoef(plans["flips"][:, 0], plans["flips"][:, 1])[0, 1]
-    assert abs(neighbours) < 4 / np.sqrt(len(plans["flips"]))
+    neighbors = np.corrcoef(plans["flips"][:, 0], plans["flips"][:, 1])[0, 1]
+    assert abs(neighbors) < 4 / np.sqrt(len(plans["flips"]))
 
 
 def test_without_room_the_whole_square_is_taken(told_apart: ImageSet) -> None:
@@ -272,7 +272,9 @@ def test_the_centre_is_cut_out_unmirrored(birds: ImageSet) -> None:
 
 
 @WORKERS
-def test_reset_begins_anew_in_the_middle_and_at_the_end(told_apart: ImageSet, workers: int) -> None:
+def test_reset_starts_again_in_the_middle_and_at_the_end(
+    told_apart: ImageSet, workers: int
+) -> None:
     with sequential(told_apart, workers=workers) as batches:
         batches.next()
         batches.reset()
@@ -425,11 +427,11 @@ def test_the_batches_made_ahead_do_not_grow_with_the_workers(workers: int, most:
     try:
         for taken in range(1, 4):
             batches.next()
-            for batch in batches._planned:
-                wait(batch.parts)
+            for batch in batches._pending:
+                wait(batch.tasks)
             # `most` counts the one that was just taken.
             assert pixels.asked == 6 * (taken - 1 + most)
-            assert len(batches._planned) == most - 1
+            assert len(batches._pending) == most - 1
     finally:
         batches.close()
 

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import threading
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 
 from embedding_learning.cli.train_flags import parse
+from embedding_learning.config import TrainConfig
 from embedding_learning.data import preprocessing
 from embedding_learning.data.batches import SequentialBatches
 from embedding_learning.data.build import Data, open_data, read_split
@@ -55,10 +55,10 @@ def photos(folder: Path, lines: Sequence[tuple[str, str]]) -> Path:
 
 
 @pytest.fixture
-def flags(tmp_path: Path) -> Callable[..., Namespace]:
+def flags(tmp_path: Path) -> Callable[..., TrainConfig]:
     """A function that reads flags, with small images and a cache of the test's own."""
 
-    def read(data: Path, *further: str) -> Namespace:
+    def read(data: Path, *further: str) -> TrainConfig:
         return parse([
             f"--data-path={data}", f"--cache-dir={tmp_path / 'cache'}", "--workers=2",
             "--image-size=8", "--crop-size=6", "--batch-size=6", "--batch-k=3", *further,
@@ -68,7 +68,7 @@ def flags(tmp_path: Path) -> Callable[..., Namespace]:
 
 
 @contextmanager
-def opened(options: Namespace) -> Iterator[tuple[Split, Data]]:
+def opened(options: TrainConfig) -> Iterator[tuple[Split, Data]]:
     """What is read and the batches made of it, closed in the end."""
     split = read_split(options)
     data = open_data(split, options)
@@ -100,7 +100,7 @@ def joined(batches: Iterable[mx.io.DataBatch]) -> Batch:
     return whole
 
 
-def drawn(data: Data, count: int = 30) -> Batch:
+def collect(data: Data, count: int = 30) -> Batch:
     """All images of some training batches."""
     return joined(data.train.next() for _ in range(count))
 
@@ -129,7 +129,7 @@ def break_file(data: Path, number: int) -> None:
 
 
 def test_a_small_class_is_refused_by_default_and_named(
-    tmp_path: Path, flags: Callable[..., Namespace]
+    tmp_path: Path, flags: Callable[..., TrainConfig]
 ) -> None:
     data = photos(tmp_path / "data", UNEVEN)
     for further in ([], ["--small-classes=error"]):
@@ -142,7 +142,7 @@ def test_a_small_class_is_refused_by_default_and_named(
 
 @pytest.mark.parametrize("choice", ["error", "drop", "repeat"])
 def test_classes_that_are_large_enough_are_left_as_they_are(
-    tmp_path: Path, flags: Callable[..., Namespace], choice: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], choice: str
 ) -> None:
     data = photos(tmp_path / "data", [*EVEN, ("x", "test")])
     split = read_split(flags(data, f"--small-classes={choice}", "--batch-k=2"))
@@ -153,20 +153,20 @@ def test_classes_that_are_large_enough_are_left_as_they_are(
 
 @CACHES
 def test_dropped_classes_are_in_no_batch_and_the_others_numbered_from_0(
-    tmp_path: Path, flags: Callable[..., Namespace], cache: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], cache: str
 ) -> None:
     data = photos(tmp_path / "data", UNEVEN)
     with opened(flags(data, "--small-classes=drop", f"--cache={cache}")) as (split, batches):
         assert split.train.class_names == ["a", "c"]
         assert len(batches.beta_terms) == 2
-        found = drawn(batches)
+        found = collect(batches)
         assert_labels(UNEVEN, found, ["a", "c"])
         assert set(found.numbers) == numbers_of(UNEVEN, "a") | numbers_of(UNEVEN, "c")
 
 
 @CACHES
 def test_a_class_of_two_fills_its_place_in_a_batch_with_each_of_them(
-    tmp_path: Path, flags: Callable[..., Namespace], cache: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], cache: str
 ) -> None:
     data = photos(tmp_path / "data", UNEVEN)
     options = flags(data, "--small-classes=repeat", "--batch-size=12", f"--cache={cache}")
@@ -186,7 +186,7 @@ def test_a_class_of_two_fills_its_place_in_a_batch_with_each_of_them(
 
 @pytest.mark.parametrize("choice", ["drop", "repeat"])
 def test_small_classes_test_all_the_same(
-    tmp_path: Path, flags: Callable[..., Namespace], choice: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], choice: str
 ) -> None:
     data = photos(tmp_path / "data", UNEVEN)
     with opened(flags(data, f"--small-classes={choice}")) as (split, batches):
@@ -196,7 +196,7 @@ def test_small_classes_test_all_the_same(
 
 @pytest.mark.parametrize("choice, classes", [("drop", 2), ("repeat", 4)])
 def test_the_number_of_classes_is_checked_without_those_that_are_dropped(
-    tmp_path: Path, flags: Callable[..., Namespace], choice: str, classes: int
+    tmp_path: Path, flags: Callable[..., TrainConfig], choice: str, classes: int
 ) -> None:
     data = photos(tmp_path / "data", UNEVEN)
     read_split(flags(data, f"--small-classes={choice}", f"--classes={classes}"))
@@ -206,7 +206,7 @@ def test_the_number_of_classes_is_checked_without_those_that_are_dropped(
 
 @pytest.mark.parametrize("batch_k, left", [(5, 1), (6, 0)])
 def test_too_few_classes_left_to_fill_a_batch_are_refused(
-    tmp_path: Path, flags: Callable[..., Namespace], batch_k: int, left: int
+    tmp_path: Path, flags: Callable[..., TrainConfig], batch_k: int, left: int
 ) -> None:
     data = photos(tmp_path / "data", UNEVEN)
     options = flags(
@@ -216,8 +216,8 @@ def test_too_few_classes_left_to_fill_a_batch_are_refused(
         read_split(options)
 
 
-def test_what_trains_is_told_without_the_classes_that_are_dropped(
-    tmp_path: Path, flags: Callable[..., Namespace], caplog: pytest.LogCaptureFixture
+def test_the_log_counts_training_images_without_the_classes_that_are_dropped(
+    tmp_path: Path, flags: Callable[..., TrainConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     read_split(flags(photos(tmp_path / "data", UNEVEN), "--small-classes=drop"))
@@ -228,7 +228,7 @@ def test_what_trains_is_told_without_the_classes_that_are_dropped(
 
 
 def test_classes_that_are_too_small_are_counted_and_the_ways_out_are_ways_out(
-    tmp_path: Path, flags: Callable[..., Namespace]
+    tmp_path: Path, flags: Callable[..., TrainConfig]
 ) -> None:
     lines = [line for line in UNEVEN if line[0] != "d"]  # the smallest class has two images
     data = photos(tmp_path / "data", lines)
@@ -239,7 +239,7 @@ def test_classes_that_are_too_small_are_counted_and_the_ways_out_are_ways_out(
 
 
 def test_no_batch_k_is_proposed_that_none_can_have(
-    tmp_path: Path, flags: Callable[..., Namespace]
+    tmp_path: Path, flags: Callable[..., TrainConfig]
 ) -> None:
     """One image in a class; --batch-k 1 would be refused."""
     data = photos(tmp_path / "data", UNEVEN)
@@ -256,7 +256,7 @@ def test_no_batch_k_is_proposed_that_none_can_have(
 @pytest.mark.parametrize("is_total", [False, True])
 def test_the_largest_batch_proposed_is_taken(
     tmp_path: Path,
-    flags: Callable[..., Namespace],
+    flags: Callable[..., TrainConfig],
     devices: int,
     batch_k: int,
     size: int,
@@ -277,8 +277,8 @@ def test_the_largest_batch_proposed_is_taken(
         read_split(flags(data, *given, f"{flag}={more}"))
 
 
-def test_one_training_class_is_told_that_two_are_needed_whatever_the_batch(
-    tmp_path: Path, flags: Callable[..., Namespace]
+def test_one_training_class_is_refused_whatever_the_batch(
+    tmp_path: Path, flags: Callable[..., TrainConfig]
 ) -> None:
     data = photos(tmp_path / "data", [*[("a", "train")] * 6, ("x", "test")])
     for size in (6, 9, 300):
@@ -298,7 +298,11 @@ def test_one_training_class_is_told_that_two_are_needed_whatever_the_batch(
     ],
 )
 def test_each_way_to_more_training_classes_is_one(
-    tmp_path: Path, flags: Callable[..., Namespace], given: list[str], way: str, instead: list[str]
+    tmp_path: Path,
+    flags: Callable[..., TrainConfig],
+    given: list[str],
+    way: str,
+    instead: list[str],
 ) -> None:
     """Three classes of four images."""
     data = photos(tmp_path / "data", [*EVEN, ("x", "test")])
@@ -309,7 +313,7 @@ def test_each_way_to_more_training_classes_is_one(
 
 
 def test_of_three_class_folders_two_can_train(
-    tmp_path: Path, flags: Callable[..., Namespace]
+    tmp_path: Path, flags: Callable[..., TrainConfig]
 ) -> None:
     folder = tmp_path / "data"
     for label in "abc":
@@ -322,7 +326,7 @@ def test_of_three_class_folders_two_can_train(
 
 
 def test_data_in_which_nothing_trains_is_refused(
-    tmp_path: Path, flags: Callable[..., Namespace]
+    tmp_path: Path, flags: Callable[..., TrainConfig]
 ) -> None:
     data = photos(tmp_path / "data", [("x", "test"), ("x", "test"), ("y", "test")])
     with pytest.raises(DataError) as caught:
@@ -337,7 +341,7 @@ def test_data_in_which_nothing_trains_is_refused(
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_hold_good_images_only_with_their_own_labels(
     tmp_path: Path,
-    flags: Callable[..., Namespace],
+    flags: Callable[..., TrainConfig],
     caplog: pytest.LogCaptureFixture,
     cache: str,
     workers: int,
@@ -347,16 +351,16 @@ def test_batches_hold_good_images_only_with_their_own_labels(
     for number in (0, 13, 15):
         break_file(data, number)
     options = flags(data, "--skip-bad-images", f"--cache={cache}", f"--workers={workers}")
-    for again in (False, True):  # the store, where there is one, remembers
+    for again in (False, True):  # a pixel cache remembers them
         caplog.clear()
         with opened(options) as (_, batches):
             named = sorted(line for line in caplog.messages if line.startswith("Skipped: "))
             if not again:
                 files = [data.parent / f"{number}.png" for number in (0, 13, 15)]
                 assert [line.split(": ")[1] for line in named] == list(map(str, files))
-            told = [line for line in caplog.messages if "left out" in line]
-            assert told == ["3 images that cannot be decoded are left out."]
-            found = drawn(batches)
+            expected = [line for line in caplog.messages if "left out" in line]
+            assert expected == ["3 images that cannot be decoded are left out."]
+            found = collect(batches)
             assert set(found.numbers) == set(range(1, 12))
             assert_labels(lines, found, "abc")
             assert len(batches.beta_terms) == 3
@@ -368,18 +372,18 @@ def test_batches_hold_good_images_only_with_their_own_labels(
 
 @CACHES
 def test_without_bad_images_none_are_said_to_be_left_out(
-    tmp_path: Path, flags: Callable[..., Namespace], caplog: pytest.LogCaptureFixture, cache: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], caplog: pytest.LogCaptureFixture, cache: str
 ) -> None:
     data = photos(tmp_path / "data", EVEN + GALLERY)
     with opened(flags(data, "--skip-bad-images", f"--cache={cache}")) as (split, batches):
         assert "left out" not in caplog.text
-        assert set(drawn(batches).numbers) == set(range(12))
+        assert set(collect(batches).numbers) == set(range(12))
         assert len(searched(batches.test).numbers) == len(split.test)
 
 
 @CACHES
 def test_a_class_that_bad_images_leave_too_small_is_refused_by_default(
-    tmp_path: Path, flags: Callable[..., Namespace], cache: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], cache: str
 ) -> None:
     data = photos(tmp_path / "data", [*EVEN, ("x", "test")])
     for number in (1, 4):
@@ -391,14 +395,14 @@ def test_a_class_that_bad_images_leave_too_small_is_refused_by_default(
 
 @CACHES
 def test_a_class_that_bad_images_leave_too_small_is_dropped(
-    tmp_path: Path, flags: Callable[..., Namespace], cache: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], cache: str
 ) -> None:
     data = photos(tmp_path / "data", [*EVEN, ("x", "test")])
     for number in (0, 3):
         break_file(data, number)
     options = flags(data, "--skip-bad-images", "--small-classes=drop", f"--cache={cache}")
     with opened(options) as (_, batches):
-        found = drawn(batches)
+        found = collect(batches)
         assert len(batches.beta_terms) == 2
         assert_labels(EVEN, found, "bc")
         assert set(found.numbers) == numbers_of(EVEN, "b") | numbers_of(EVEN, "c")
@@ -406,14 +410,14 @@ def test_a_class_that_bad_images_leave_too_small_is_dropped(
 
 @CACHES
 def test_a_class_that_bad_images_leave_too_small_is_repeated_and_an_empty_one_dropped(
-    tmp_path: Path, flags: Callable[..., Namespace], cache: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], cache: str
 ) -> None:
     data = photos(tmp_path / "data", [*EVEN, ("x", "test")])
     for number in (0, 3, 6, 9, 1, 4, 7):  # all of a, all but one of b
         break_file(data, number)
     options = flags(data, "--skip-bad-images", "--small-classes=repeat", f"--cache={cache}")
     with opened(options) as (_, batches):
-        found = drawn(batches)
+        found = collect(batches)
         assert len(batches.beta_terms) == 2
         assert_labels(EVEN, found, "bc")
         assert set(found.numbers) == {10} | numbers_of(EVEN, "c")
@@ -421,7 +425,7 @@ def test_a_class_that_bad_images_leave_too_small_is_repeated_and_an_empty_one_dr
 
 @CACHES
 def test_bad_images_that_leave_too_few_classes_are_refused(
-    tmp_path: Path, flags: Callable[..., Namespace], cache: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], cache: str
 ) -> None:
     data = photos(tmp_path / "data", [*EVEN, ("x", "test")])
     for number in (0, 3, 1, 4):
@@ -434,7 +438,7 @@ def test_bad_images_that_leave_too_few_classes_are_refused(
 @CACHES
 @pytest.mark.parametrize("part", ["train", "query", "gallery"])
 def test_a_part_with_nothing_but_bad_images_is_refused(
-    tmp_path: Path, flags: Callable[..., Namespace], cache: str, part: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], cache: str, part: str
 ) -> None:
     lines = EVEN + GALLERY
     data = photos(tmp_path / "data", lines)
@@ -446,8 +450,8 @@ def test_a_part_with_nothing_but_bad_images_is_refused(
         open_data(read_split(options), options)
 
 
-def test_a_bad_image_is_named_when_the_store_is_built(
-    tmp_path: Path, flags: Callable[..., Namespace]
+def test_a_bad_image_is_named_when_the_cache_is_built(
+    tmp_path: Path, flags: Callable[..., TrainConfig]
 ) -> None:
     data = photos(tmp_path / "data", EVEN + GALLERY)
     break_file(data, 13)
@@ -457,13 +461,13 @@ def test_a_bad_image_is_named_when_the_store_is_built(
         open_data(split, options)
 
 
-def test_without_the_store_a_bad_image_is_named_by_the_batch_that_needs_it(
-    tmp_path: Path, flags: Callable[..., Namespace]
+def test_without_a_cache_a_bad_image_is_named_by_the_batch_that_needs_it(
+    tmp_path: Path, flags: Callable[..., TrainConfig]
 ) -> None:
     data = photos(tmp_path / "data", EVEN + GALLERY)
     break_file(data, 13)
     with opened(flags(data, "--cache=none")) as (_, batches):
-        drawn(batches, 5)
+        collect(batches, 5)
         searched(batches.test)
         with pytest.raises(DataError, match=r"13\.png: is a text file"):
             searched(batches.gallery)
@@ -471,7 +475,7 @@ def test_without_the_store_a_bad_image_is_named_by_the_batch_that_needs_it(
 
 @CACHES
 def test_a_missing_image_is_named_before_any_is_decoded(
-    tmp_path: Path, flags: Callable[..., Namespace], monkeypatch: pytest.MonkeyPatch, cache: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, cache: str
 ) -> None:
     data = photos(tmp_path / "data", EVEN + GALLERY)
     (data.parent / "16.png").unlink()
@@ -479,14 +483,14 @@ def test_a_missing_image_is_named_before_any_is_decoded(
         preprocessing, "read_square", lambda *_: pytest.fail("an image was decoded")
     )
     options = flags(data, f"--cache={cache}")
-    with pytest.raises(DataError, match=r"16\.png: listed but not there"):
+    with pytest.raises(DataError, match=r"16\.png: listed, but missing"):
         open_data(read_split(options), options)
 
 
 # Where pixels come from
 
 
-def all_batches(options: Namespace) -> list[tuple[np.ndarray, np.ndarray, int]]:
+def all_batches(options: TrainConfig) -> list[tuple[np.ndarray, np.ndarray, int]]:
     """Some training batches and all test batches: pixels, labels and the images that fill up."""
     with opened(options) as (_, data):
         batches = [data.train.next() for _ in range(10)]
@@ -496,18 +500,18 @@ def all_batches(options: Namespace) -> list[tuple[np.ndarray, np.ndarray, int]]:
 
 
 @pytest.fixture
-def birds_options(tiny_cub: Path, flags: Callable[..., Namespace]) -> Callable[..., Namespace]:
+def birds_options(tiny_cub: Path, flags: Callable[..., TrainConfig]) -> Callable[..., TrainConfig]:
     """A function that reads flags for photographs, cut out of a somewhat larger square."""
 
-    def read(*further: str) -> Namespace:
+    def read(*further: str) -> TrainConfig:
         return flags(tiny_cub, "--image-size=32", "--crop-size=24", *further)
 
     return read
 
 
 @pytest.mark.parametrize("box", ["--bbox", "--no-bbox"])
-def test_batches_are_the_same_with_and_without_the_store(
-    birds_options: Callable[..., Namespace], tmp_path: Path, box: str
+def test_batches_are_the_same_with_and_without_a_cache(
+    birds_options: Callable[..., TrainConfig], tmp_path: Path, box: str
 ) -> None:
     expected = all_batches(birds_options(box, "--cache=none"))
     assert not (tmp_path / "cache").exists()
@@ -529,8 +533,8 @@ def assert_same(
         assert pad == expected_pad
 
 
-def test_batches_are_the_same_where_the_store_has_no_room(
-    birds_options: Callable[..., Namespace],
+def test_batches_are_the_same_where_the_cache_has_no_room(
+    birds_options: Callable[..., TrainConfig],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -545,7 +549,7 @@ def test_batches_are_the_same_where_the_store_has_no_room(
 
 
 def test_only_what_a_run_lacks_is_decoded_for_it(
-    birds_options: Callable[..., Namespace], caplog: pytest.LogCaptureFixture
+    birds_options: Callable[..., TrainConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
 
@@ -555,7 +559,7 @@ def test_only_what_a_run_lacks_is_decoded_for_it(
         return [line.split(" into ")[0] for line in caplog.messages if "Decoding" in line]
 
     assert decoding() == ["Decoding 32 of 32 images"]
-    # Neither the seed nor the crop nor where the split lies is part of what is stored.
+    # Neither the seed nor the crop nor the split's location is part of the pixel cache.
     for further in ([], ["--seed=3"], ["--crop-size=20"], ["--train-classes=3"]):
         assert decoding(*further) == []
     assert decoding("--image-size=30") == ["Decoding 32 of 32 images"]
@@ -565,7 +569,7 @@ def test_only_what_a_run_lacks_is_decoded_for_it(
 @CACHES
 @pytest.mark.parametrize("boxed", [True, False])
 def test_images_are_cut_to_their_boxes_unless_they_are_left_whole(
-    birds_options: Callable[..., Namespace], tiny_cub: Path, cache: str, boxed: bool
+    birds_options: Callable[..., TrainConfig], tiny_cub: Path, cache: str, boxed: bool
 ) -> None:
     options = birds_options("--bbox" if boxed else "--no-bbox", f"--cache={cache}")
     birds = cub200.read(tiny_cub)
@@ -576,11 +580,11 @@ def test_images_are_cut_to_their_boxes_unless_they_are_left_whole(
         found = np.concatenate([batch.data[0].asnumpy() for batch in data.test])
     for row in range(16):
         box = birds.boxes[16 + row] if boxed else None
-        centre = read_square(birds.paths[16 + row], box, 32)[4:28, 4:28]
-        np.testing.assert_array_equal(found[row], centre.transpose(2, 0, 1))
+        center = read_square(birds.paths[16 + row], box, 32)[4:28, 4:28]
+        np.testing.assert_array_equal(found[row], center.transpose(2, 0, 1))
 
 
-def test_close_ends_all_workers(tmp_path: Path, flags: Callable[..., Namespace]) -> None:
+def test_close_ends_all_workers(tmp_path: Path, flags: Callable[..., TrainConfig]) -> None:
     threads = threading.active_count()
     options = flags(photos(tmp_path / "data", EVEN + GALLERY))
     with opened(options) as (_, data):
@@ -603,32 +607,32 @@ class MeanColour:
 
 
 def noisy_photos(folder: Path, counts: Sequence[int], classes: int) -> ImageSet:
-    """Images in shades of their class's colour, so alike that some are nearer to another class."""
+    """Images in shades of their class's color, so alike that some are nearer to another class."""
     rng = np.random.default_rng(5)
     folder.mkdir()
     labels = np.concatenate([rng.permutation(np.arange(count) % classes) for count in counts])
-    colours = rng.integers(60, 200, (classes, 3))
+    colors = rng.integers(60, 200, (classes, 3))
     paths = []
     for number, label in enumerate(labels):
-        pixels = colours[label] + rng.normal(0, 30, 3) + rng.normal(0, 20, (14, 12, 3))
+        pixels = colors[label] + rng.normal(0, 30, 3) + rng.normal(0, 20, (14, 12, 3))
         paths.append(str(folder / f"{number}.png"))
         cv2.imwrite(paths[-1], np.clip(pixels, 0, 255).astype(np.uint8))
     names = [f"class {label}" for label in range(classes)]
     return ImageSet(paths, labels.astype(np.int32), names)
 
 
-def mean_colours(some: ImageSet) -> np.ndarray:
-    """Of the centre of each image, (n, 3)."""
+def mean_colors(some: ImageSet) -> np.ndarray:
+    """Of the center of each image, (n, 3)."""
     decoded = [read_square(path, None, 8)[1:7, 1:7] for path in some.paths]
     return np.stack([pixels.astype(np.float64).mean(axis=(0, 1)) for pixels in decoded])
 
 
 def recalls_by_hand(queries: ImageSet, gallery: ImageSet | None) -> dict[int, float]:
     where = queries if gallery is None else gallery
-    colours = mean_colours(where)
+    colors = mean_colors(where)
     ranks = []
-    for row, (colour, label) in enumerate(zip(mean_colours(queries), queries.labels)):
-        order = np.argsort(((colours - colour) ** 2).sum(axis=1), kind="stable")
+    for row, (color, label) in enumerate(zip(mean_colors(queries), queries.labels)):
+        order = np.argsort(((colors - color) ** 2).sum(axis=1), kind="stable")
         if gallery is None:
             order = order[order != row]
         hits = np.flatnonzero(where.labels[order] == label)
@@ -639,7 +643,7 @@ def recalls_by_hand(queries: ImageSet, gallery: ImageSet | None) -> dict[int, fl
 @CACHES
 @pytest.mark.parametrize("devices", [1, 2])
 def test_queries_are_searched_in_the_gallery(
-    tmp_path: Path, flags: Callable[..., Namespace], cache: str, devices: int
+    tmp_path: Path, flags: Callable[..., TrainConfig], cache: str, devices: int
 ) -> None:
     everything = noisy_photos(tmp_path / "data", [12, 21, 33], 4)
     parts = np.split(np.arange(len(everything)), [12, 33])
@@ -659,7 +663,7 @@ def test_queries_are_searched_in_the_gallery(
 
 @CACHES
 def test_without_a_gallery_test_images_are_searched_among_each_other(
-    tmp_path: Path, flags: Callable[..., Namespace], cache: str
+    tmp_path: Path, flags: Callable[..., TrainConfig], cache: str
 ) -> None:
     everything = noisy_photos(tmp_path / "data", [12, 21], 4)
     parts = np.split(np.arange(len(everything)), [12])
@@ -674,18 +678,18 @@ def test_without_a_gallery_test_images_are_searched_among_each_other(
         data.close()
 
 
-def test_a_gallery_of_a_list_is_read_and_told(
-    tmp_path: Path, flags: Callable[..., Namespace], caplog: pytest.LogCaptureFixture
+def test_a_gallery_of_a_list_is_read_and_logged(
+    tmp_path: Path, flags: Callable[..., TrainConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     lines = EVEN + GALLERY
     options = flags(photos(tmp_path / "data", lines))
     with opened(options) as (split, data):
-        told = (
+        expected = (
             "photos.csv, whole images: 12 images of 3 classes train, 3 of 2 test against a gallery "
             "of 5."
         )
-        assert caplog.messages[0] == told
+        assert caplog.messages[0] == expected
         assert split.test.class_names == ["x", "y", "z"]
         assert searched(data.test).numbers == [12, 15, 18]
         assert searched(data.gallery).numbers == [13, 14, 16, 17, 19]
@@ -693,20 +697,20 @@ def test_a_gallery_of_a_list_is_read_and_told(
             assert_labels(lines, searched(part), "xyz")
 
 
-def test_test_images_of_a_list_are_told_without_a_gallery(
-    tmp_path: Path, flags: Callable[..., Namespace], caplog: pytest.LogCaptureFixture
+def test_test_images_of_a_list_are_logged_without_a_gallery(
+    tmp_path: Path, flags: Callable[..., TrainConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     lines = [*EVEN, ("y", "test"), ("x", "test"), ("y", "test")]
     with opened(flags(photos(tmp_path / "data", lines))) as (_, data):
-        told = "photos.csv, whole images: 12 images of 3 classes train, 3 of 2 test."
-        assert caplog.messages[0] == told
+        expected = "photos.csv, whole images: 12 images of 3 classes train, 3 of 2 test."
+        assert caplog.messages[0] == expected
         assert data.gallery is None
         assert searched(data.test) == ([12, 13, 14], [1, 0, 1])
 
 
 def test_held_out_classes_are_read_in_place_of_the_test_classes(
-    tmp_path: Path, flags: Callable[..., Namespace], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, flags: Callable[..., TrainConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Not an image of the test classes is opened, and the log says what is tested."""
     caplog.set_level("INFO")
@@ -720,8 +724,8 @@ def test_held_out_classes_are_read_in_place_of_the_test_classes(
     assert opened.gallery is None and len(opened.train.labels) == 8
     assert sorted(opened.test.labels.tolist()) == [0] * 4 + [1] * 4
     opened.close()
-    told = "tested on held-out training classes: 8 images of 2 classes train, 8 of 2 test."
-    assert told in caplog.text
+    expected = "tested on held-out training classes: 8 images of 2 classes train, 8 of 2 test."
+    assert expected in caplog.text
     options = flags(data, "--held-out=0.5", "--batch-k=2", "--batch-size=4", "--classes=4")
     with pytest.raises(UsageError, match="--classes 4: the data has 2 classes to train"):
         read_split(options)

@@ -1,4 +1,4 @@
-"""Whatever the file, pixels of 8 bits, or one line: damage, rare kinds of numbers, limits."""
+"""Every file gives pixels of 8 bits or a one-line error: damage, rare number types, limits."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_pnm_file_that_would_be_dark_is_refused(white: int, is_read: bool) -> 
     if is_read:
         assert decoded(content).dtype == np.uint8
     else:
-        assert f"is a PNM file whose white is {white}" in refused(content)
+        assert f"is a PNM file with the maximum value {white};" in refused(content)
 
 
 def test_a_pnm_file_of_text_may_end_with_its_last_number() -> None:
@@ -241,7 +241,7 @@ def test_what_another_thread_prints_is_printed(capfd: pytest.CaptureFixture[str]
     assert capfd.readouterr().err.startswith("Corrupt JPEG data")
 
 
-def test_a_picture_beyond_the_limit_is_told_with_its_size_and_the_way_out(tmp_path: Path) -> None:
+def test_an_image_beyond_the_limit_is_named_with_its_size_and_the_way_out(tmp_path: Path) -> None:
     """In processes of their own, for OpenCV reads the limit when it is loaded."""
     file = tmp_path / "large.jpg"
     file.write_bytes(encoded(".jpg", np.zeros((300, 400, 3), np.uint8)))
@@ -255,7 +255,7 @@ except DataError as error:
     print(error)
 """
 
-    def told(**environment: str) -> str:
+    def run(**environment: str) -> str:
         command = [sys.executable, "-c", read]
         result = subprocess.run(
             command, capture_output=True, text=True, env=environment, check=True
@@ -263,9 +263,9 @@ except DataError as error:
         return result.stdout.strip()
 
     variable = "OPENCV_IO_MAX_IMAGE_PIXELS"
-    assert told(**{variable: "119999"}) == (
-        f"{file}: has 400x300 pixels; the limit of pixels is 119999; shrink it, or raise the limit "
-        f"by setting {variable}=120000 in the environment"
+    assert run(**{variable: "119999"}) == (
+        f"{file}: has 400x300 pixels; the limit of pixels is 119999; make the image smaller, "
+        f"or raise the limit: set {variable}=120000 in the environment"
     )
-    assert told(**{variable: "120000"}) == "(8, 8, 3)"
-    assert "the limit of width is 399" in told(OPENCV_IO_MAX_IMAGE_WIDTH="399")
+    assert run(**{variable: "120000"}) == "(8, 8, 3)"
+    assert "the limit of width is 399" in run(OPENCV_IO_MAX_IMAGE_WIDTH="399")

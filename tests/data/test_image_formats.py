@@ -1,4 +1,4 @@
-"""Each format is told by its first bytes, read or refused by its own name."""
+"""Each format is identified by its first bytes, and read or refused by its name."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_article_is_right() -> None:
 
 
 @pytest.mark.parametrize(
-    "content, told",
+    "content, message",
     [
         (b"", "is empty; replace the file"),
         (bytes(range(256)), "is not an image of a known format (JPEG, PNG, BMP, TIFF, WebP, PNM)"),
@@ -89,8 +89,8 @@ def test_the_article_is_right() -> None:
         (b"x" + "é".encode() * 1000, "is a text file"),
     ],
 )
-def test_what_has_no_signature_is_told_too(content: bytes, told: str) -> None:
-    assert describe_unreadable(content).startswith(told)
+def test_files_without_a_signature_are_described(content: bytes, message: str) -> None:
+    assert describe_unreadable(content).startswith(message)
 
 
 def test_no_beginning_takes_long() -> None:

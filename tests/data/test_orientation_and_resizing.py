@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from embedding_learning import load_model, plots
 from embedding_learning.__main__ import main
 from embedding_learning.cli import model_flags, plot, search
 from embedding_learning.cli.train_flags import parse
+from embedding_learning.config import TestImages
 from embedding_learning.data.build import open_data, read_split
-from embedding_learning.data.datasets import TEST_CHOICES, ImageSet, Split
+from embedding_learning.data.datasets import ImageSet, Split
 from embedding_learning.data.pixel_cache import open_pixel_cache
 from embedding_learning.data.preprocessing import (
     ORIGINAL_PREPROCESSING,
@@ -210,16 +210,16 @@ def flags_of(preprocessing: Preprocessing) -> list[str]:
     return [*flags, f"--resize={preprocessing.resize}"]
 
 
-def test_each_has_a_store_of_its_own(images: ImageSet, tmp_path: Path) -> None:
+def test_each_has_its_own_pixel_cache(images: ImageSet, tmp_path: Path) -> None:
     for number, preprocessing in enumerate(PREPROCESSINGS, 1):
         decoder = PixelsFromFiles(images, 24, preprocessing)
         for _ in range(2):
             opened = open_pixel_cache(
-                images, 24, tmp_path / "store", 2, preprocessing=preprocessing
+                images, 24, tmp_path / "cache", 2, preprocessing=preprocessing
             )
             assert opened is not None
             np.testing.assert_array_equal(opened[0], [decoder[row] for row in range(12)])
-        assert len(list((tmp_path / "store").iterdir())) == number
+        assert len(list((tmp_path / "cache").iterdir())) == number
 
 
 @pytest.mark.parametrize("cache", ["pixels", "none"])
@@ -331,11 +331,7 @@ def test_other_pictures_show_what_the_model_sees(
     monkeypatch.setattr(
         embedded_split.datasets, "load", lambda *_, **__: Split("Birds", images, images)
     )
-    options = Namespace(
-        data_path="", cache_dir="", train_classes=None, dataset=None, bbox=None, held_out=0,
-        skip_bad_images=False, workers=0, batch_size=12, test=TEST_CHOICES[0],
-    )  # fmt: skip
-    found = embedded_split.embed_split(upright_model, options)
+    found = embedded_split.embed_split(upright_model, TestImages("", ""), batch_size=12, workers=0)
     np.testing.assert_allclose(found.queries, upright_model.embed(images.paths), atol=1e-5)
     shown: dict[str, Any] = {}
     monkeypatch.setattr(

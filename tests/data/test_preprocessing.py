@@ -217,7 +217,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         assert str(caught.value).startswith(f"{path}: cannot be read: ")
 
 
-def test_a_path_with_a_zero_byte_is_told(tmp_path: Path) -> None:
+def test_a_path_with_a_zero_byte_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\\x00b\.jpg: cannot be read: "):
         read_square(f"{tmp_path}/a\0b.jpg", None, SIDE)
 
@@ -227,7 +227,7 @@ def test_what_is_no_plain_file_or_too_large_is_not_read(
 ) -> None:
     """As a link to /dev/zero would be, which never ends; /dev/null ends at once."""
     (tmp_path / "link.jpg").symlink_to("/dev/null")
-    with pytest.raises(DataError, match=r"link\.jpg: cannot be read: it is no plain file"):
+    with pytest.raises(DataError, match=r"link\.jpg: cannot be read: it is not a regular file"):
         read_square(str(tmp_path / "link.jpg"), None, SIDE)
     save_plain(tmp_path / "image.png")
     monkeypatch.setattr(text_files, "_MOST_BYTES", (tmp_path / "image.png").stat().st_size)
@@ -297,14 +297,14 @@ def test_every_fault_is_found_and_nothing_else(tmp_path: Path, workers: int) -> 
     boxes[8] = SIDE, 0, 5, 5
     images = ImageSet([str(file) for file in files], np.zeros(9, np.int32), ["one"], boxes)
     faults = find_decoding_errors(images, 16, workers)
-    for row, told in {
+    for row, message in {
         1: "is not a whole image",
         2: "is empty",
         5: "is a text file",
         6: "cannot be read: No such file",
         8: f"the box {SIDE, 0, 5, 5} lies outside",
     }.items():
-        assert faults.pop(row).startswith(f"{files[row]}: {told}")
+        assert faults.pop(row).startswith(f"{files[row]}: {message}")
     assert faults == {}
 
 

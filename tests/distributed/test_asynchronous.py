@@ -11,7 +11,7 @@ from embedding_learning import MarginLoss
 from embedding_learning.distributed.asynchronous import ServerOptimizers, _ServerUpdates
 from embedding_learning.distributed.synchronous import KEYS_OF_TRAINER
 from embedding_learning.training import build, learner, schedule
-from tests.helpers.tiny_networks import batch_of, options, small_net
+from tests.helpers.tiny_networks import batch_of, config_of, small_net
 
 # A command that is followed.
 SGD = {"trainer": 0, "optimizer": "sgd", "numbers": {}, "rate_of": {}, "decay_of": {}}
@@ -44,15 +44,15 @@ class Store:
 )
 def test_the_updates_are_those_of_the_trainers(flags):
     """Gradients of two steps through JSON and servers, against gluon.Trainer itself."""
-    opt = options("--batch-size=8", "--batch-k=2", "--lr=0.01", "--wd=0.1", *flags)
-    net, beta = small_net([mx.cpu()]), build.build_beta(opt, 5, [mx.cpu()])
+    config = config_of("--batch-size=8", "--batch-k=2", "--lr=0.01", "--wd=0.1", *flags)
+    net, beta = small_net([mx.cpu()]), build.build_beta(config.method, 5, [mx.cpu()])
     convolution = next(p for name, p in net.collect_params().items() if "conv" in name)
     convolution.lr_mult = 0.01
     # A bias that learns, so that it could decay.
     net.dense.bias.set_data(mx.nd.ones_like(net.dense.bias.data()))
-    schedule.prepare(opt, net)
-    schedule.set_backbone_rates(opt, net, 0)
-    trainers = build.build_trainers(opt, net, beta)
+    schedule.prepare(config, net)
+    schedule.set_backbone_rates(config, net, 0)
+    trainers = build.build_trainers(config, net, beta)
     updates, store = ServerOptimizers(servers=2), Store()
     for number, trainer in enumerate(trainers):
         part = _ServerUpdates(store, number, 2)
@@ -73,7 +73,7 @@ def test_the_updates_are_those_of_the_trainers(flags):
     for trainer, copies in zip(trainers, weights):
         for parameter, copy in zip(trainer._params, copies):
             np.testing.assert_array_equal(parameter.data().asnumpy(), copy.asnumpy())
-    assert abs(weights[1][0].asnumpy() - opt.beta).max() > 1e-4
+    assert abs(weights[1][0].asnumpy() - config.method.beta).max() > 1e-4
 
 
 @pytest.mark.parametrize(

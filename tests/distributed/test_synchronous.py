@@ -31,15 +31,15 @@ from embedding_learning.distributed.worker_group import WorkerGroup
 from embedding_learning.errors import TrainingError
 from embedding_learning.evaluation.metrics import recall_metrics
 from embedding_learning.model.net import ImageNormalization
-from embedding_learning.runtime.devices import find_devices
 from embedding_learning.training import build, learner_state, loop
 from embedding_learning.training.learner import Learner
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_networks import (
     batch_of,
+    config_of,
+    devices_of,
     each_class,
     net_with_statistics,
-    options,
     parameters_of,
     small_net,
 )
@@ -186,7 +186,7 @@ def train_worker() -> int:
     def running(self):
         run(self)
         mx.nd.waitall()
-        weights = [*parameters_of(self.learner.net), self.learner.boundaries()]
+        weights = [*parameters_of(self.learner.net), self.learner.beta_values()]
         digest = hashlib.sha256(b"".join(map(bytes, weights))).hexdigest()
         Path(f"weights-of-{self.learner.group.rank}").write_text(digest)
 
@@ -254,21 +254,23 @@ class Shifted:
         return self._group.create_kvstore(name, trainer + self._by)
 
 
-def twenty_steps(group: WorkerGroup | None, opt, part: slice, worker: int = 0) -> list[np.ndarray]:
+def twenty_steps(
+    group: WorkerGroup | None, config, part: slice, worker: int = 0
+) -> list[np.ndarray]:
     """The parameters afterwards, beta's among them."""
-    devices = find_devices(opt)
+    devices = devices_of(config)
     net = small_net(devices)
     for parameter in net.collect_params().values():
         # All have to begin with the first one's.
         parameter.set_data(parameter.data(devices[0]) + worker)
-    learning = build.build(opt, each_class(5), net, devices, group)
+    learning = build.build(config, each_class(5), net, devices, group)
     learning.start()
     for step in range(20):
         batch = batch_of(32, seed=step)
         data, label = (arrays[0][part] for arrays in (batch.data, batch.label))
         learning.step(mx.io.DataBatch(data=[data], label=[label], pad=0))
     mx.nd.waitall()
-    return [*parameters_of(net, devices[-1]), learning.boundaries()]
+    return [*parameters_of(net, devices[-1]), learning.beta_values()]
 
 
 STEPS = ["--batch-k=2", "--total-batch-size=32", "--lr=0.01"]
@@ -278,17 +280,17 @@ def exchange_gradients(group: WorkerGroup, found: dict[str, np.ndarray]) -> None
     with pytest.MonkeyPatch.context() as patched:
         draw_from_the_next_class(patched)
         for count in (1, 2):
-            opt = options("--kvstore=dist_sync", f"--cpu-contexts={count}", *STEPS)
+            config = config_of("--kvstore=dist_sync", f"--cpu-contexts={count}", *STEPS)
             part = slice(16 * group.rank, 16 * group.rank + 16)
-            weights = twenty_steps(Shifted(group, 10 * count), opt, part, worker=group.rank)
+            weights = twenty_steps(Shifted(group, 10 * count), config, part, worker=group.rank)
             for number, array in enumerate(weights):
                 found[f"weights/{count}/{number}"] = array
 
 
 def exchange_statistics(group: WorkerGroup, found: dict[str, np.ndarray]) -> None:
-    opt = options("--kvstore=dist_sync", "--total-batch-size=16", "--batch-k=2")
+    config = config_of("--kvstore=dist_sync", "--total-batch-size=16", "--batch-k=2")
     learning = build.build(
-        opt, each_class(5), net_with_statistics(), [mx.cpu()], Shifted(group, 40)
+        config, each_class(5), net_with_statistics(), [mx.cpu()], Shifted(group, 40)
     )
     learning.start()
     count_apart(learning)
@@ -297,7 +299,7 @@ def exchange_statistics(group: WorkerGroup, found: dict[str, np.ndarray]) -> Non
     assert arrays.keys() >= {"network/dense.weight", "beta"}
     for name, array in arrays.items():
         found[f"state/{name}"] = array
-    learning.unite_statistics()
+    learning.average_running_statistics()
     for number, array in enumerate(statistics_of(learning)):
         found[f"united/{number}"] = array
     # And back: each has its own again.
@@ -424,7 +426,7 @@ def test_the_statistics_are_the_mean_over_devices_and_workers() -> None:
     assert [len(arrays) for arrays in before] == [2, 2]
     others = [np.full(8, 6, np.float32), np.arange(8, dtype=np.float32)]  # of two devices each
     learning.group = Others(*others)
-    learning.unite_statistics()
+    learning.average_running_statistics()
     for place, (parameter, (first, second)) in enumerate(zip(null_parameters(learning), before)):
         theirs = sum(others)[4 * place : 4 * place + 4]
         for data in parameter.list_data():
@@ -460,8 +462,8 @@ def test_two_workers_learn_what_one_process_does(
 ) -> None:
     """Each of one or two devices, against as many in one process: 20 steps, negatives given."""
     draw_from_the_next_class(monkeypatch)
-    opt = options(f"--cpu-contexts={2 * count}", *STEPS)
-    expected = twenty_steps(None, opt, slice(0, 32))
+    config = config_of(f"--cpu-contexts={2 * count}", *STEPS)
+    expected = twenty_steps(None, config, slice(0, 32))
     start = parameters_of(small_net([mx.cpu()]))
     for number, (array, begun) in enumerate(zip(expected, start)):
         first, second = (found[f"weights/{count}/{number}"] for found in exchanged)
@@ -477,7 +479,7 @@ def test_statistics_are_gathered_united_and_restored(
     exchanged: list[dict[str, np.ndarray]],
 ) -> None:
     learning = build.build(
-        options("--total-batch-size=16", "--batch-k=2"),
+        config_of("--total-batch-size=16", "--batch-k=2"),
         each_class(5),
         net_with_statistics(),
         [mx.cpu()],

@@ -430,7 +430,7 @@ def test_an_image_that_is_missing_is_named(
     missing = Path(cub200.read(copy).paths[20])
     missing.unlink()
     status = start(f"--data-path={copy}", *QUICK, f"--cache={cache}")
-    assert_one_line(status, capfd.readouterr(), f"{re.escape(str(missing))}: listed but not there")
+    assert_one_line(status, capfd.readouterr(), f"{re.escape(str(missing))}: listed, but missing")
 
 
 def test_a_wrong_line_of_the_data_is_told_to_the_user(

@@ -14,7 +14,6 @@ import os
 import shutil
 import subprocess
 import tarfile
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -24,6 +23,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from embedding_learning.config import TrainConfig
 from embedding_learning.data import datasets
 from embedding_learning.data.datasets import cub200
 from embedding_learning.data.pixel_cache import open_pixel_cache
@@ -206,7 +206,7 @@ def _read_weights(folder: Path) -> None:
 _RUN = ["--batch-size=4", "--batch-k=2", "--embed-dim=8", "--batch-num=10"]
 
 
-def _learner() -> tuple[Namespace, Learner]:
+def _learner() -> tuple[TrainConfig, Learner]:
     import mxnet as mx
 
     from embedding_learning.cli.train_flags import parse
@@ -224,7 +224,7 @@ def _write_checkpoint(folder: Path) -> None:
     options, learner = _learner()
     learner.step(batch_of(4))
     arrays, state = learner_state.gather(learner)
-    state = {"learner": state, **resume.describe(options, "sum of the data", resume.Progress())}
+    state = {"learner": state, **resume.describe(config, "sum of the data", Progress())}
     checkpoint_file.write(folder / "checkpoint-0001-000003.safetensors", arrays, state)
 
 

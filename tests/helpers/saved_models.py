@@ -26,11 +26,14 @@ def save_model(path: Path, *flags: str, described: bool = True, **changes: Any) 
 
     `changes` are made to its description.
     """
-    options = parse([*FLAGS, *flags])
+    config = parse([*FLAGS, *flags])
     mx.random.seed(1)
-    net = build.build_network(options, [mx.cpu()])
+    net = build.build_network(config, [mx.cpu()])
     # Without training a deep network's features are so small that their length is no longer 1.
     net.dense.weight.set_data(net.dense.weight.data() * 1e6)
-    description = {**describe(options, "Birds, cropped to boxes", 3, 0.5), **changes}
+    description = {
+        **describe(config.model, config.data, "Birds, cropped to boxes", 3, 0.5),
+        **changes,
+    }
     save_parameters(net, str(path), description if described else None)
     return net

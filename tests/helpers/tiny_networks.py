@@ -8,12 +8,18 @@ from mxnet.gluon import nn
 from embedding_learning import DistanceWeightedSampling, MarginNet
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.evaluation.metrics import recall_metrics
-from embedding_learning.training import loop
+from embedding_learning.runtime.devices import find_devices
 from embedding_learning.training.learner import Learner
+from embedding_learning.training.validation import evaluate_test
 
 
-def options(*flags):
+def config_of(*flags):
     return parse([*flags])
+
+
+def devices_of(config):
+    """The devices of this process."""
+    return find_devices(config.devices.gpus, config.devices.cpu_contexts)
 
 
 def small_net(devices, emb_dim=8, batch_k=2, norm=False, sampling=DistanceWeightedSampling):
@@ -64,7 +70,7 @@ def parameters_of(net, device=None):
 
 def recalls(net, devices, data):
     """Recall@1, 2, 4, 8, 16 of the test images by K."""
-    values, _ = loop.evaluate_test(Learner(net, 1.2, None, [], devices), data, recall_metrics())
+    values, _ = evaluate_test(Learner(net, 1.2, None, [], devices), data, recall_metrics())
     return {int(name.partition("@")[2]): value for name, value in values.items()}
 
 

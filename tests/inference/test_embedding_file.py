@@ -304,7 +304,7 @@ def test_a_list_that_does_not_fit_is_told(tmp_path: Path, text: str, told: str) 
 def test_a_list_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     path = write(tmp_path)
     (tmp_path / "e.csv").symlink_to("/dev/zero")
-    assert "it is no plain file" in fault(path)
+    assert "it is not a regular file" in fault(path)
     (tmp_path / "e.csv").unlink()
     (tmp_path / "e.csv").symlink_to("nowhere")
     assert "No such file" in fault(path)

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import mxnet as mx
@@ -19,7 +20,13 @@ from mxnet.gluon.model_zoo import vision
 
 from embedding_learning.errors import UsageError
 from embedding_learning.model import backbones
-from embedding_learning.model.weights.catalog import ARCHITECTURES, GLUON_NAMES, TORCHVISION_NAMES
+from embedding_learning.model.weights import catalog
+from embedding_learning.model.weights.catalog import (
+    ARCHITECTURES,
+    GLUON_NAMES,
+    TORCHVISION_NAMES,
+    Architecture,
+)
 
 CPU = [mx.cpu()]
 SIDE = 64
@@ -147,7 +154,7 @@ def test_features_have_their_shape(name: str, shape: tuple[int, ...]) -> None:
 
 @needs_gluoncv
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_table_tells_parameters_and_features_of_each_network(name: str) -> None:
+def test_the_table_has_parameters_and_features_of_each_network(name: str) -> None:
     """Nothing is computed: only shapes are."""
     backbone = backbones.build_uninitialized(name)
     expected = ARCHITECTURES[name]
@@ -212,7 +219,7 @@ def test_nothing_is_dropped_at_random_that_would_be_in_evaluation() -> None:
     np.testing.assert_array_equal(one, other)
 
 
-def test_a_network_that_onednn_cannot_train_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_onednn_cannot_train_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MXNET_MKLDNN_ENABLED", raising=False)
     with pytest.raises(UsageError, match=r"^--model NASNet_4_1056: the oneDNN in MXNet fails"):
         backbones.check_trainable("NASNet_4_1056", on_cpu=True)
@@ -260,8 +267,8 @@ def test_the_last_map_is_pooled_as_asked_for(name: str, map_shape: tuple[int, ..
 )
 @pytest.mark.parametrize("pool", ["avg", "max", "none"])
 def test_features_that_are_no_map_are_not_pooled(name: str, pool: str) -> None:
-    told = f"--pool {pool}: {name} ends in no map of features; leave it out"
-    assert refusal(name, pool=pool) == told
+    message = f"--pool {pool}: {name} does not end in a feature map; leave it out"
+    assert refusal(name, pool=pool) == message
 
 
 def test_the_pooling_keeps_the_names_of_parameters() -> None:
@@ -441,10 +448,10 @@ def test_the_weights_trained_on_imagenet_are_taken(shared: Path) -> None:
     np.testing.assert_array_equal(features(images()).asnumpy(), features_of(classifier, images()))
 
 
-def test_an_environment_that_gluoncv_refuses_is_told_in_one_line(
+def test_an_environment_that_gluoncv_refuses_is_refused_in_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As it does beside a PyTorch that is younger than itself."""
+    """As it does next to a PyTorch that is newer than itself."""
     (tmp_path / "gluoncv").mkdir()
     code = 'raise RuntimeError("Legacy torch==2.0 detected\\nand more")'
     (tmp_path / "gluoncv" / "__init__.py").write_text(code)
@@ -453,3 +460,24 @@ def test_an_environment_that_gluoncv_refuses_is_told_in_one_line(
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(UsageError, match=r"this environment \(Legacy torch==2.0 detected\)"):
         backbones.create("resnet18", [mx.cpu()])
+
+
+def test_a_family_is_a_module_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(name: str) -> mx.gluon.HybridBlock:
+        classifier = mx.gluon.HybridBlock()
+        classifier.features = nn.HybridSequential()
+        classifier.features.add(nn.Conv2D(4, 3), nn.GlobalAvgPool2D())
+        classifier.output = nn.Dense(10)
+        return classifier
+
+    module = ModuleType("tiny")
+    module.build = build  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "embedding_learning.model.families.tiny", module)
+    row = Architecture(parameters=112, features=4, crop_size=32, family="tiny")
+    monkeypatch.setitem(ARCHITECTURES, "tiny", row)
+    features = backbones.create("Tiny", CPU, pool="max")
+    features.initialize()
+    assert features(images()).shape == (2, 4)
+    test_the_table_has_parameters_and_features_of_each_network("tiny")
+    assert "tiny" in catalog.format_table()
+    assert refusal("tiny", use_pretrained=True).startswith("--use-pretrained: no model zoo has")

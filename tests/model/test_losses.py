@@ -8,14 +8,14 @@ from embedding_learning import MarginLoss
 from embedding_learning.model.losses import ContrastiveLoss, EuclideanTripletLoss, TripletLoss
 
 
-def triples(m, d, seed=0):
+def triplets(m, d, seed=0):
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(3, m, d))
     return (rows / np.linalg.norm(rows, axis=2, keepdims=True)).astype(np.float32)
 
 
 def naive_loss(anchors, positives, negatives, beta_of_anchor, margin, nu):
-    """The definition, triple by triple in float64."""
+    """The definition, triplet by triplet in float64."""
     total, active = 0.0, 0
     for a, p, n, beta in zip(anchors, positives, negatives, beta_of_anchor):
         d_ap = np.sqrt(((a.astype(np.float64) - p) ** 2).sum() + 1e-8)
@@ -64,7 +64,7 @@ def test_golden_loss_and_gradients(golden, group, hybridized):
 @pytest.mark.parametrize("margin", [0.05, 0.2, 0.5])
 @pytest.mark.parametrize("m", [1, 7, 280])
 def test_loss_follows_the_definition(m, margin, nu):
-    arrays = triples(m, 16)
+    arrays = triplets(m, 16)
     beta = np.linspace(1.0, 1.5, 10).astype(np.float32)
     labels = np.arange(m) % 10
     found = MarginLoss(margin, nu)(*map(nd.array, arrays), nd.array(beta), nd.array(labels))
@@ -74,7 +74,7 @@ def test_loss_follows_the_definition(m, margin, nu):
 
 
 def test_gradients_follow_finite_differences():
-    arrays = triples(12, 6).astype(np.float64)
+    arrays = triplets(12, 6).astype(np.float64)
     beta, labels = np.linspace(1.1, 1.5, 4), np.arange(12) % 4
     _, gradients = loss_and_gradients(
         MarginLoss(0.2, 0.03), arrays, nd.array(beta), nd.array(labels)
@@ -99,8 +99,8 @@ def test_gradients_follow_finite_differences():
 
 
 @pytest.mark.parametrize("beta", [1.2, 1, nd.array([1.2])])
-def test_a_constant_beta_is_a_number_or_an_array_of_one_and_not_regularised(beta):
-    arrays = triples(50, 8)
+def test_a_constant_beta_is_a_number_or_an_array_of_one_and_not_regularized(beta):
+    arrays = triplets(50, 8)
     constant = float(beta.asscalar()) if isinstance(beta, nd.NDArray) else beta
     found = MarginLoss(nu=0.5)(*map(nd.array, arrays), beta).asscalar()
     assert found == pytest.approx(naive_loss(*arrays, [constant] * 50, 0.2, 0.0), rel=1e-5)
@@ -113,7 +113,7 @@ def test_beta_as_a_parameter_learns_from_its_own_classes_alone(hybridized):
     loss = MarginLoss()
     if hybridized:
         loss.hybridize(static_alloc=True, static_shape=True)
-    arrays = triples(30, 8)
+    arrays = triplets(30, 8)
     labels = np.array([1, 3] * 15)
     with autograd.record():
         value = loss(*map(nd.array, arrays), beta, nd.array(labels))
@@ -126,8 +126,8 @@ def test_beta_as_a_parameter_learns_from_its_own_classes_alone(hybridized):
 
 @pytest.mark.parametrize("hybridized", [False, True])
 def test_no_active_pair_gives_zero_and_no_gradient(hybridized):
-    """Positives on their anchors, negatives opposite; regularisation is silent then too."""
-    anchors = triples(10, 8)[0]
+    """Positives on their anchors, negatives opposite; no regularization either."""
+    anchors = triplets(10, 8)[0]
     loss = MarginLoss(0.2, nu=0.1)
     if hybridized:
         loss.hybridize(static_alloc=True, static_shape=True)
@@ -139,35 +139,35 @@ def test_no_active_pair_gives_zero_and_no_gradient(hybridized):
 
 
 def test_equal_rows_give_finite_gradients():
-    anchors = triples(10, 8)[0]
+    anchors = triplets(10, 8)[0]
     _, gradients = loss_and_gradients(
         MarginLoss(), (anchors, anchors, anchors), nd.array([1.2]), nd.zeros(10)
     )
     assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
-def test_one_hybridized_loss_takes_any_number_of_triples():
+def test_one_hybridized_loss_takes_any_number_of_triplets():
     loss = MarginLoss()
     loss.hybridize(static_alloc=True, static_shape=True)
     for m in (8, 280, 3, 8):
-        arrays = triples(m, 16, seed=m)
+        arrays = triplets(m, 16, seed=m)
         found = loss(*map(nd.array, arrays), nd.array([1.2, 1.3]), nd.zeros(m)).asscalar()
         assert found == pytest.approx(naive_loss(*arrays, [1.2] * m, 0.2, 0.0), rel=1e-5)
 
 
-def test_a_boundary_can_be_a_sum():
+def test_beta_can_be_a_sum():
     """Labels of several columns: a common entry, the class's and the image's."""
-    arrays = triples(30, 8)
+    arrays = triplets(30, 8)
     rng = np.random.default_rng(3)
     entries = rng.normal(0.4, 0.1, 1 + 5 + 40).astype(np.float32)
     classes, images = rng.integers(0, 5, 30), rng.integers(0, 40, 30)
     labels = np.stack([np.zeros(30), 1 + classes, 6 + images], axis=1)
     beta = nd.array(entries)
     value, gradients = loss_and_gradients(MarginLoss(0.2, 0.03), arrays, beta, nd.array(labels))
-    boundary = entries[0] + entries[1 + classes] + entries[6 + images]
-    expected = naive_loss(*arrays, boundary, 0.2, 0.03)
+    beta_of_anchor = entries[0] + entries[1 + classes] + entries[6 + images]
+    expected = naive_loss(*arrays, beta_of_anchor, 0.2, 0.03)
     assert value.asscalar() == pytest.approx(expected, rel=1e-5)
-    # Each anchor's boundary moves all three of its entries alike.
+    # The gradient of each anchor's beta is that of its three terms.
     gradient = gradients[3]
     assert gradient[1:6].sum() == pytest.approx(gradient[0], rel=1e-4)
     assert gradient[6:].sum() == pytest.approx(gradient[0], rel=1e-4)
@@ -176,7 +176,7 @@ def test_a_boundary_can_be_a_sum():
 
 
 def naive_terms(kind, a, p, n, margin):
-    """What a triple adds to a loss by its definition in the paper, and each term's gradients."""
+    """What a triplet adds to a loss by its definition in the paper, and each term's gradients."""
     d_ap, d_an = np.linalg.norm(a - p), np.linalg.norm(a - n)
     if kind is ContrastiveLoss:
         return [d_ap**2, max(margin - d_an, 0) ** 2]
@@ -186,7 +186,7 @@ def naive_terms(kind, a, p, n, margin):
 
 
 def naive_mean(kind, arrays, margin):
-    terms = np.array([naive_terms(kind, *triple, margin) for triple in zip(*arrays)])
+    terms = np.array([naive_terms(kind, *triplet, margin) for triplet in zip(*arrays)])
     return terms.sum() / max(1, (terms > 0).sum())
 
 
@@ -198,7 +198,7 @@ WITHOUT_BETA = pytest.mark.parametrize("kind", [ContrastiveLoss, TripletLoss, Eu
 @pytest.mark.parametrize("margin", [0.05, 0.2, 1.4])
 @pytest.mark.parametrize("m", [1, 7, 280])
 def test_other_losses_follow_their_definitions(kind, m, margin, hybridized):
-    arrays = triples(m, 16, seed=m)
+    arrays = triplets(m, 16, seed=m)
     loss = kind(margin)
     if hybridized:
         loss.hybridize(static_alloc=True, static_shape=True)
@@ -206,14 +206,14 @@ def test_other_losses_follow_their_definitions(kind, m, margin, hybridized):
     assert found.shape == (1,)
     expected = naive_mean(kind, arrays.astype(np.float64), margin)
     assert found.asscalar() == pytest.approx(expected, rel=1e-5, abs=1e-7)
-    terms = [naive_terms(kind, *triple, margin) for triple in zip(*arrays.astype(np.float64))]
+    terms = [naive_terms(kind, *triplet, margin) for triplet in zip(*arrays.astype(np.float64))]
     found = np.stack([term.asnumpy() for term in loss.terms(*map(nd.array, arrays))], axis=1)
     np.testing.assert_allclose(found, terms, rtol=1e-4, atol=1e-6)
 
 
 @WITHOUT_BETA
 def test_gradients_of_other_losses_follow_finite_differences(kind):
-    arrays = triples(12, 6).astype(np.float64)
+    arrays = triplets(12, 6).astype(np.float64)
     margin = 1.4 if kind is ContrastiveLoss else 0.3
     variables = [nd.array(array) for array in arrays]
     for variable in variables:
@@ -234,7 +234,7 @@ def test_gradients_of_other_losses_follow_finite_differences(kind):
 @WITHOUT_BETA
 @pytest.mark.parametrize("hybridized", [False, True])
 def test_other_losses_give_zero_and_no_gradient_where_all_is_learned(kind, hybridized):
-    anchors = triples(10, 8)[0]
+    anchors = triplets(10, 8)[0]
     variables = [nd.array(array) for array in (anchors, anchors, -anchors)]
     for variable in variables:
         variable.attach_grad()
@@ -250,7 +250,7 @@ def test_other_losses_give_zero_and_no_gradient_where_all_is_learned(kind, hybri
 
 @WITHOUT_BETA
 def test_equal_rows_give_finite_gradients_in_other_losses(kind):
-    variables = [nd.array(triples(10, 8)[0]) for _ in range(3)]
+    variables = [nd.array(triplets(10, 8)[0]) for _ in range(3)]
     for variable in variables:
         variable.attach_grad()
     with autograd.record():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from argparse import Namespace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ import pytest
 from mxnet import nd
 
 from embedding_learning.cli.train_flags import parse
+from embedding_learning.config import TrainConfig
 from embedding_learning.data.build import open_data, read_split
 from embedding_learning.errors import UsageError
+from embedding_learning.model import sampling
 from embedding_learning.model.methods import LOSSES, SAMPLINGS
 from embedding_learning.training import build, loop
 from embedding_learning.training.learner import Learner
@@ -27,12 +29,14 @@ from tests.helpers.tiny_networks import (
 )
 
 CPU = [mx.cpu()]
+# Of 20 triplets.
+TERMS = {"margin": 40, "contrastive": 40, "triplet": 20, "triplet-euclidean": 20}
 
 
 def learner_of(*flags: str, boundaries: np.ndarray | None = None) -> Learner:
-    opt = parse(["--batch-size=20", "--batch-k=2", "--lr=0.01", *flags])
-    net = small_net(CPU, sampling=build.find_sampling(opt))
-    return build.build(opt, each_class(5) if boundaries is None else boundaries, net, CPU)
+    config = parse(["--batch-size=20", "--batch-k=2", "--lr=0.01", *flags])
+    net = small_net(CPU, sampling=build.find_sampling(config.method))
+    return build.build(config, each_class(5) if boundaries is None else boundaries, net, CPU)
 
 
 @pytest.mark.parametrize("loss, sampling", [*product(LOSSES, SAMPLINGS)])
@@ -54,12 +58,12 @@ def test_any_loss_goes_with_any_sampling_and_waits_for_nothing(
     loop.seed_step(1, 1)
     step = learning.step(batch)
     monkeypatch.undo()
-    assert step.is_finite()
+    assert step.is_finite
     assert step.loss > 0
     assert all((x != y).any() for x, y in zip(before, parameters_of(learning.net)))
     pairs = learning.measure(step)
-    # A term for each pair, or for each triple.
-    assert len(pairs["active"]) == (20 if loss.startswith("triplet") else 40)
+    # A term for each pair, or for each triplet.
+    assert len(pairs["active"]) == TERMS.get(loss, len(pairs["active"]))
     assert pairs["active"].any()
 
 
@@ -76,12 +80,18 @@ def test_steps_are_repeated_to_the_byte(loss: str, sampling: str) -> None:
     assert after_steps() == after_steps()
 
 
-@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss != "margin"])
-def test_only_the_margin_based_loss_has_a_beta(loss: str) -> None:
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if not LOSSES[loss].has_beta])
+def test_a_loss_whose_row_says_so_has_no_beta(loss: str) -> None:
     learning = learner_of(f"--loss={loss}")
     assert learning.beta is None
-    assert learning.boundaries() is None
+    assert learning.beta_values() is None
     assert len(learning.trainers) == 1
+
+
+def test_normalized_weights_are_for_samplings_whose_row_says_so() -> None:
+    for name, row in SAMPLINGS.items():
+        parameters = inspect.signature(getattr(sampling, row.class_name)).parameters
+        assert row.takes_normalize_weights == ("normalize_weights" in parameters), name
 
 
 # Beta
@@ -101,7 +111,7 @@ def test_beta_belongs_to_the_class_and_not_to_the_place_in_the_batch() -> None:
         # Semi-hard negatives do not depend on the order of the batch.
         learning = learner_of("--sampling=semi-hard", "--lr-beta=10", "--margin=0.5")
         learning.step(mx.io.DataBatch(data=[data], label=[label]))
-        return learning.boundaries()
+        return learning.beta_values()
 
     found, reordered = betas_after([0, 1, 2, 3]), betas_after([2, 0, 3, 1])
     np.testing.assert_allclose(found, reordered, atol=1e-6)
@@ -115,18 +125,18 @@ IMAGES = np.array([[0, 1, 4], [0, 1, 5], [0, 2, 6], [0, 2, 7], [0, 3, 8], [0, 3,
 
 def test_a_beta_per_image_is_a_sum_of_three_and_each_learns_from_its_own() -> None:
     learning = learner_of("--beta-per=image", "--lr-beta=1", "--nu=0.1", boundaries=IMAGES)
-    np.testing.assert_allclose(learning.boundaries(), 1.2, rtol=1e-6)
+    np.testing.assert_allclose(learning.beta_values(), 1.2, rtol=1e-6)
     assert learning.beta.shape == (10,)
     data = nd.array(np.random.default_rng(1).normal(size=(4, 3, 8, 8)))
     batch = mx.io.DataBatch(data=[data], label=[nd.array(IMAGES[:4])])
     step = learning.step(batch)
     gradient = learning.beta.grad().asnumpy()
-    assert step.is_finite()
+    assert step.is_finite
     assert (gradient[[3, 8, 9]] == 0).all()  # nothing of the third class is in the batch
     np.testing.assert_allclose(gradient[0], gradient[1:3].sum(), rtol=1e-4)
     np.testing.assert_allclose(gradient[1:3], gradient[4:8].reshape(2, 2).sum(axis=1), rtol=1e-4)
     values = learning.beta.data().asnumpy()
-    np.testing.assert_allclose(learning.boundaries(), values[IMAGES].sum(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(learning.beta_values(), values[IMAGES].sum(axis=1), rtol=1e-6)
 
 
 def test_batches_name_the_entries_of_beta_of_their_images(tiny_cub: Path, tmp_path: Path) -> None:
@@ -150,7 +160,7 @@ def test_batches_name_the_entries_of_beta_of_their_images(tiny_cub: Path, tmp_pa
         data.close()
 
 
-def _data_options(data: Path, folder: Path, *flags: str) -> Namespace:
+def _data_options(data: Path, folder: Path, *flags: str) -> TrainConfig:
     options = parse(
         [
             *(f"--data-path={data}", f"--cache-dir={folder}", "--batch-size=6", "--batch-k=3"),
@@ -173,11 +183,11 @@ def test_a_loss_brings_its_margin_unless_one_is_given() -> None:
 
 
 def test_the_original_is_what_runs_without_flags() -> None:
-    told = vars(parse(["--preset=original"]))
-    assert told.pop("preset") == "original"
+    preset = vars(parse(["--preset=original"]))
+    assert preset.pop("preset") == "original"
     plain = vars(parse([]))
     assert plain.pop("preset") is None
-    assert told == plain
+    assert preset == plain
     assert (plain["loss"], plain["sampling"], plain["beta_per"]) == (
         "margin",
         "distance-weighted",
@@ -204,6 +214,6 @@ def test_what_is_typed_replaces_what_a_preset_says() -> None:
         (["--beta-per=image", "--lr-beta=0"], "--beta-per image: is for a beta that is learned"),
     ],
 )
-def test_what_does_not_fit_is_told(flags: list[str], line: str) -> None:
+def test_what_does_not_fit_is_named(flags: list[str], line: str) -> None:
     with pytest.raises(UsageError, match=f"^{re.escape(line)}"):
         parse(flags)

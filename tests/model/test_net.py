@@ -1,4 +1,4 @@
-"""The network: what it outputs, what it draws, and that the original's network reads its files."""
+"""The network: its outputs, its sampling, and that the original's network reads its files."""
 
 import mxnet as mx
 import numpy as np
@@ -42,12 +42,12 @@ def test_outputs_for_any_batch_size_of_whole_classes(hybridized):
 
 
 @pytest.mark.parametrize("hybridized", [False, True])
-def test_embed_gives_the_embeddings_alone_and_draws_nothing(hybridized):
+def test_embed_gives_the_embeddings_alone_and_samples_nothing(hybridized):
     net = small_net()
     if hybridized:
         net.hybridize(static_alloc=True, static_shape=True)
     x = images(30)
-    net.embed(x)  # settles the sizes, which draws the first weights
+    net.embed(x)  # determines the sizes and initializes the weights
     mx.random.seed(5)
     expected = [output.asnumpy() for output in net(x)]
     mx.random.seed(5)

@@ -94,7 +94,7 @@ def test_repeated_rows_that_stop_the_original_are_sampled(golden):
 
 @pytest.mark.shared
 def test_weights_that_vanish_in_the_original_are_exact(golden):
-    """At d = 512 the original draws uniformly without a word."""
+    """At d = 512 the original samples uniformly and logs nothing."""
     x, batch_k = golden["sampling4/x"], int(golden["sampling4/batch_k"])
     original = golden["sampling4/probabilities"]
     np.testing.assert_allclose(original[original > 0], 1 / (len(x) - batch_k), rtol=1e-5)
@@ -114,7 +114,7 @@ def test_near_equal_rows_give_no_nan():
 @pytest.mark.parametrize("d", [2, 16, 128, 512, 1024])
 @pytest.mark.parametrize("hybridized", [False, True])
 def test_draws_follow_the_probabilities(d, hybridized):
-    """Chi-squared of each row's draws; one of all rows may be improbable, not many."""
+    """Chi-squared of each row's samples; one of all rows may be improbable, not many."""
     x = unit_rows(20, d)
     sampling = DistanceWeightedSampling(5)
     if hybridized:
@@ -129,7 +129,7 @@ def test_draws_follow_the_probabilities(d, hybridized):
 
 
 def smallest_p_value(counts, probabilities):
-    """Over the rows, columns that expect fewer than five draws taken together."""
+    """Over the rows, columns that expect fewer than five samples are merged."""
     p_values = []
     for observed, probability in zip(counts, probabilities):
         expected = probability / probability.sum() * observed.sum()
@@ -144,7 +144,7 @@ def smallest_p_value(counts, probabilities):
 
 
 def test_the_draws_of_an_anchor_are_independent():
-    """With replacement: two draws of one anchor agree as often as independent ones would."""
+    """With replacement: two samples of one anchor agree as often as independent ones would."""
     x = unit_rows(21, 16)
     sampling = DistanceWeightedSampling(3)
     mx.random.seed(3)
@@ -187,7 +187,7 @@ def test_the_ends_of_the_uniform_numbers_stay_within_the_candidates(monkeypatch,
 
 
 def test_the_fixed_choice_of_uniform_numbers_inverts_the_distribution(monkeypatch):
-    """u between two cumulative probabilities draws the column between them."""
+    """u between two cumulative probabilities selects the column between them."""
     x = unit_rows(12, 8)
     probabilities = naive_probabilities(x, 3)
     for u in (0.1, 0.35, 0.8):
@@ -379,7 +379,7 @@ def test_near_equal_rows_are_sampled_from_other_classes(kind):
 
 
 def distances_to_negatives(sampling, d, batches=60, n=200):
-    """Of the negatives that are drawn among random points: (batches * n,)."""
+    """Distances to the sampled negatives among random points: (batches * n,)."""
     rng = np.random.default_rng(d)
     found = []
     for _ in range(batches):
@@ -404,10 +404,10 @@ SPHERES = pytest.mark.parametrize("d", [16, 64, 128, 512, 1024])
 @SPHERES
 def test_random_negatives_have_the_spheres_density(d):
     mx.random.seed(d)
-    drawn = distances_to_negatives(RandomSampling(2), d)
+    sampled = distances_to_negatives(RandomSampling(2), d)
     grid, cumulated = cumulated_density(d)
     # Pairs that share a point are not quite independent: the bar allows for half as many.
-    p_value = stats.kstest(drawn[::2], lambda at: np.interp(at, grid, cumulated)).pvalue
+    p_value = stats.kstest(sampled[::2], lambda at: np.interp(at, grid, cumulated)).pvalue
     assert p_value > 1e-3
 
 
@@ -415,11 +415,11 @@ def test_random_negatives_have_the_spheres_density(d):
 def test_the_hardest_negative_is_the_least_of_all_distances(d):
     """The nearest of m points has the distribution 1 - (1 - Q)^m."""
     n = 200
-    drawn = distances_to_negatives(HardSampling(2), d, n=n)
+    sampled = distances_to_negatives(HardSampling(2), d, n=n)
     grid, cumulated = cumulated_density(d)
     nearest = 1 - (1 - cumulated) ** (n - 2)
     # Two points may be each other's nearest; of few anchors a batch, hardly any are.
-    p_value = stats.kstest(drawn[::40], lambda at: np.interp(at, grid, nearest)).pvalue
+    p_value = stats.kstest(sampled[::40], lambda at: np.interp(at, grid, nearest)).pvalue
     assert p_value > 1e-3
 
 
@@ -428,13 +428,13 @@ def test_the_semi_hard_negative_is_the_first_beyond_the_positive(d):
     """The positive's rank among all others is uniform, the negative's the next: the same law."""
     mx.random.seed(d)
     n = 200
-    drawn = distances_to_negatives(SemiHardSampling(2), d, n=n)
+    sampled = distances_to_negatives(SemiHardSampling(2), d, n=n)
     grid, cumulated = cumulated_density(d)
     # Of n - 1 others in order, the negative is number 2 to n - 1 with equal chances, or once more
     # the last: a positive that is the farthest has but the farthest negative, number n - 2.
     ranks = np.concatenate([np.arange(2, n), [n - 2]])
     expected = np.mean([stats.beta.cdf(cumulated, rank, n - rank) for rank in ranks], axis=0)
-    p_value = stats.kstest(drawn[::10], lambda at: np.interp(at, grid, expected)).pvalue
+    p_value = stats.kstest(sampled[::10], lambda at: np.interp(at, grid, expected)).pvalue
     assert p_value > 1e-3
 
 
@@ -444,7 +444,7 @@ def test_distance_weighted_negatives_are_equally_often_at_all_distances_that_occ
     mx.random.seed(d)
     sampling = DistanceWeightedSampling(2)
     rng = np.random.default_rng(d)
-    drawn, expected = [], []
+    sampled, expected = [], []
     edges = np.linspace(0, 1.4, 141)
     for _ in range(60):
         x = rng.normal(size=(200, d))
@@ -454,8 +454,8 @@ def test_distance_weighted_negatives_are_equally_often_at_all_distances_that_occ
         expected.append(np.histogram(distance, edges, weights=weights)[0])
         _, anchors, _, negatives, _ = sampling(nd.array(x))
         found = np.linalg.norm(anchors.asnumpy() - negatives.asnumpy(), axis=1)
-        drawn.append(np.histogram(found, edges)[0])
-    assert smallest_p_value([np.sum(drawn, axis=0)], [np.sum(expected, axis=0)]) > 1e-3
+        sampled.append(np.histogram(found, edges)[0])
+    assert smallest_p_value([np.sum(sampled, axis=0)], [np.sum(expected, axis=0)]) > 1e-3
 
 
 def naive_weights(distance, d, batch_k=2):

@@ -718,7 +718,7 @@ def test_a_folder_that_was_removed_is_made_anew_and_held(caplog: pytest.LogCaptu
                 pass
             assert (
                 caplog.messages
-                == ["p.run was removed while the run went on; it is made anew."] * number
+                == ["p.run was removed while the run trains; it is created again."] * number
             )
         caplog.clear()
         save(folder, 3)

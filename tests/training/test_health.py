@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from embedding_learning.errors import TrainingError
-from embedding_learning.training.health import Monitor
+from embedding_learning.training.health import HealthMonitor
 
 
 @pytest.fixture
-def monitor() -> Monitor:
-    return Monitor(stop_on_nonfinite=True)
+def monitor() -> HealthMonitor:
+    return HealthMonitor(stop_on_nonfinite=True)
 
 
 def spread(distance: float, n: int = 8, d: int = 4) -> np.ndarray:
@@ -28,11 +28,11 @@ def spread(distance: float, n: int = 8, d: int = 4) -> np.ndarray:
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), 1.0])
 def test_a_batch_that_is_not_finite_ends_the_run_with_its_number(
-    monitor: Monitor, loss: float
+    monitor: HealthMonitor, loss: float
 ) -> None:
-    monitor.see_batch(3, 1, True, 0.5)
+    monitor.check_batch(3, 1, True, 0.5)
     with pytest.raises(TrainingError) as fault:
-        monitor.see_batch(3, 57, False, loss)
+        monitor.check_batch(3, 57, False, loss)
     assert str(fault.value) == (
         "epoch 3, batch 57: the loss or a gradient is not finite; most often --lr or --lr-beta is "
         "too high: try a tenth, from the last checkpoint with --resume"
@@ -42,9 +42,9 @@ def test_a_batch_that_is_not_finite_ends_the_run_with_its_number(
 def test_where_it_is_told_to_it_skips_batches_with_a_line_for_each(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monitor = Monitor(stop_on_nonfinite=False)
+    monitor = HealthMonitor(stop_on_nonfinite=False)
     for batch in range(1, 200):
-        monitor.see_batch(0, batch, batch % 20 == 0, 0.5)
+        monitor.check_batch(0, batch, batch % 20 == 0, 0.5)
     assert len(caplog.messages) == 190
     assert caplog.messages[0] == (
         "Epoch 0, batch 1: the loss or a gradient is not finite; it is skipped."
@@ -54,55 +54,57 @@ def test_where_it_is_told_to_it_skips_batches_with_a_line_for_each(
 def test_the_twentieth_in_a_row_ends_the_run_all_the_same(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monitor = Monitor(stop_on_nonfinite=False)
-    monitor.see_batch(0, 181, False, 0.0)
-    monitor.see_batch(0, 182, True, 0.5)
+    monitor = HealthMonitor(stop_on_nonfinite=False)
+    monitor.check_batch(0, 181, False, 0.0)
+    monitor.check_batch(0, 182, True, 0.5)
     for batch in range(183, 202):
-        monitor.see_batch(0, batch, False, 0.0)
+        monitor.check_batch(0, batch, False, 0.0)
     assert len(caplog.messages) == 20
     with pytest.raises(TrainingError, match=r"epoch 1, batch 1: .*19 batches before.*--lr"):
-        monitor.see_batch(1, 1, False, 0.0)
+        monitor.check_batch(1, 1, False, 0.0)
 
 
 # No pairs
 
 
 def test_twenty_batches_without_a_loss_are_told_once(
-    monitor: Monitor, caplog: pytest.LogCaptureFixture
+    monitor: HealthMonitor, caplog: pytest.LogCaptureFixture
 ) -> None:
     for batch in range(1, 20):
-        monitor.see_batch(0, batch, True, 0.0)
+        monitor.check_batch(0, batch, True, 0.0)
     assert caplog.messages == []
-    monitor.see_batch(0, 20, True, 0.0)
+    monitor.check_batch(0, 20, True, 0.0)
     (line,) = caplog.messages
     assert line.startswith("No pair has had a loss for 20 batches: ")
     assert "--margin" in line
     for batch in range(100):
-        monitor.see_batch(1, batch, True, 0.0)
+        monitor.check_batch(1, batch, True, 0.0)
     assert len(caplog.messages) == 1
 
 
-def test_a_loss_now_and_then_is_enough(monitor: Monitor, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_loss_now_and_then_is_enough(
+    monitor: HealthMonitor, caplog: pytest.LogCaptureFixture
+) -> None:
     for batch in range(1, 500):
-        monitor.see_batch(0, batch, True, 1e-30 if batch % 20 == 0 else 0.0)
+        monitor.check_batch(0, batch, True, 1e-30 if batch % 20 == 0 else 0.0)
     assert caplog.messages == []
 
 
-def test_a_loss_below_zero_is_one(monitor: Monitor, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_loss_below_zero_is_one(monitor: HealthMonitor, caplog: pytest.LogCaptureFixture) -> None:
     """--nu can make it so."""
     for batch in range(50):
-        monitor.see_batch(0, batch, True, -0.1)
+        monitor.check_batch(0, batch, True, -0.1)
     assert caplog.messages == []
 
 
 def test_skipped_batches_are_not_counted_among_those_without_a_loss(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monitor = Monitor(stop_on_nonfinite=False)
+    monitor = HealthMonitor(stop_on_nonfinite=False)
     for batch in range(19):
-        monitor.see_batch(0, batch, True, 0.0)
+        monitor.check_batch(0, batch, True, 0.0)
     caplog.clear()
-    monitor.see_batch(0, 19, False, 0.0)
+    monitor.check_batch(0, 19, False, 0.0)
     assert "No pair" not in caplog.text
 
 
@@ -111,10 +113,10 @@ def test_skipped_batches_are_not_counted_among_those_without_a_loss(
 
 @pytest.mark.parametrize("distance", [0.0, 1e-4, 0.25, 0.49])
 def test_a_collapsed_embedding_is_told_once(
-    monitor: Monitor, caplog: pytest.LogCaptureFixture, distance: float
+    monitor: HealthMonitor, caplog: pytest.LogCaptureFixture, distance: float
 ) -> None:
     for _ in range(3):
-        monitor.see_embeddings(spread(distance))
+        monitor.check_embeddings(spread(distance))
     (line,) = caplog.messages
     assert line.startswith("The embedding has collapsed: no two images of a batch are farther ")
     assert "--lr" in line
@@ -127,15 +129,15 @@ def test_equal_embeddings_are_a_collapse_however_they_round(
     """The squares of their distances may come out negative, all of them: in one case of twenty."""
     for seed in range(100):
         x = np.random.default_rng(seed).normal(size=16).astype(np.float32)
-        Monitor(True).see_embeddings(np.tile(x / np.linalg.norm(x), (10, 1)))
+        HealthMonitor(True).check_embeddings(np.tile(x / np.linalg.norm(x), (10, 1)))
     assert len(caplog.messages) == 100
 
 
 @pytest.mark.parametrize("distance", [0.51, 1.0, 2.0])
 def test_one_pair_that_is_apart_is_no_collapse(
-    monitor: Monitor, caplog: pytest.LogCaptureFixture, distance: float
+    monitor: HealthMonitor, caplog: pytest.LogCaptureFixture, distance: float
 ) -> None:
-    monitor.see_embeddings(spread(distance))
+    monitor.check_embeddings(spread(distance))
     assert caplog.messages == []
 
 
@@ -144,36 +146,38 @@ def test_one_pair_that_is_apart_is_no_collapse(
 
 @pytest.mark.parametrize("beta", [0.001, 1.2, 1.999, np.float32([0.1, 1.9])])
 def test_a_beta_among_the_distances_is_right(
-    monitor: Monitor, caplog: pytest.LogCaptureFixture, beta: float | np.ndarray
+    monitor: HealthMonitor, caplog: pytest.LogCaptureFixture, beta: float | np.ndarray
 ) -> None:
-    monitor.see_beta(beta)
+    monitor.check_beta(beta)
     assert caplog.messages == []
 
 
 @pytest.mark.parametrize(
     "beta, told",
     [
-        (0.0, "1 of 1 boundaries"),
-        (2.0, "1 of 1 boundaries"),
-        (-0.5, "1 of 1 boundaries"),
-        (np.float32([1, 2.5, 1]), "1 of 3 boundaries"),
-        (np.float32([-1, 2, 1, 0]), "3 of 4 boundaries"),
+        (0.0, "1 of 1 values"),
+        (2.0, "1 of 1 values"),
+        (-0.5, "1 of 1 values"),
+        (np.float32([1, 2.5, 1]), "1 of 3 values"),
+        (np.float32([-1, 2, 1, 0]), "3 of 4 values"),
     ],
 )
 def test_a_beta_beyond_the_distances_is_told_once(
-    monitor: Monitor, caplog: pytest.LogCaptureFixture, beta: float | np.ndarray, told: str
+    monitor: HealthMonitor, caplog: pytest.LogCaptureFixture, beta: float | np.ndarray, told: str
 ) -> None:
     for _ in range(3):
-        monitor.see_beta(beta)
+        monitor.check_beta(beta)
     (line,) = caplog.messages
     assert line.startswith(f"Beta has left (0, 2), the range of distances, for {told}: ")
     assert "--lr-beta" in line
 
 
-def test_each_kind_is_told_for_itself(monitor: Monitor, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_kind_is_told_for_itself(
+    monitor: HealthMonitor, caplog: pytest.LogCaptureFixture
+) -> None:
     for batch in range(40):
-        monitor.see_embeddings(spread(0.0))
-        monitor.see_beta(3.0)
-        monitor.see_batch(0, batch, True, 0.0)
+        monitor.check_embeddings(spread(0.0))
+        monitor.check_beta(3.0)
+        monitor.check_batch(0, batch, True, 0.0)
     assert [line.split()[0] for line in caplog.messages] == ["The", "Beta", "No"]
     assert all(line.isprintable() for line in caplog.messages)

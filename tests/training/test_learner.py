@@ -11,14 +11,14 @@ from mxnet.gluon import nn
 from embedding_learning import MarginLoss, MarginNet
 from embedding_learning.errors import UsageError
 from embedding_learning.model import backbones
-from embedding_learning.runtime.devices import find_devices
 from embedding_learning.training import build
 from embedding_learning.training.learner import Learner
 from tests.helpers.tiny_networks import (
     batch_of,
+    config_of,
+    devices_of,
     each_class,
     net_with_statistics,
-    options,
     parameters_of,
     small_net,
 )
@@ -38,7 +38,7 @@ def draw_from_the_next_class(monkeypatch, batch_k=2):
 @pytest.mark.shared
 def test_golden_two_steps_of_the_whole_network(golden, shared, monkeypatch):
     """SqueezeNet, Adam and beta's SGD as the command builds them, the negatives given."""
-    opt = options("--embed-dim=16", "--batch-size=20", f"--batch-k={golden['step/batch_k']}")
+    config = config_of("--embed-dim=16", "--batch-size=20", f"--batch-k={golden['step/batch_k']}")
     devices = [mx.cpu()]
     features = backbones.create(
         "squeezenet1.1", devices, pretrained_params=str(shared / "weights/squeezenet1.1.params")
@@ -46,7 +46,7 @@ def test_golden_two_steps_of_the_whole_network(golden, shared, monkeypatch):
     for layer in features:
         if isinstance(layer, nn.Dropout):
             layer._rate = 0.0
-    net = MarginNet(features, 16, opt.batch_k)
+    net = MarginNet(features, 16, config.batch.batch_k)
     net.dense.initialize(ctx=devices)
     net.embed(nd.array(golden["step/x"][0]))
     net.dense.weight.set_data(nd.array(golden["step/dense_weight0"]))
@@ -57,9 +57,9 @@ def test_golden_two_steps_of_the_whole_network(golden, shared, monkeypatch):
         "_sample",
         lambda F, weights, row, like: nd.array(next(given)).reshape(like.shape),
     )
-    beta = build.build_beta(opt, len(golden["step/beta2"]), devices)
-    trainers = build.build_trainers(opt, net, beta)
-    loss = MarginLoss(opt.margin, opt.nu)
+    beta = build.build_beta(config.method, len(golden["step/beta2"]), devices)
+    trainers = build.build_trainers(config, net, beta)
+    loss = MarginLoss(config.method.margin, config.method.nu)
     for x, expected in zip(golden["step/x"], golden["step/losses"]):
         batch = mx.io.DataBatch(data=[nd.array(x)], label=[nd.array(golden["step/labels"])])
         found = Learner(net, beta, loss, trainers, devices).step(batch).loss
@@ -90,15 +90,15 @@ def test_several_devices_sum_what_one_computes_share_by_share(monkeypatch, kvsto
     after the other there, and the mean of the devices' here: they agree but roughly.
     """
     draw_from_the_next_class(monkeypatch)
-    opt = options(
+    config = config_of(
         f"--cpu-contexts={count}", "--batch-size=8", "--batch-k=2", f"--kvstore={kvstore}"
     )
-    devices = find_devices(opt)
+    devices = devices_of(config)
     assert devices == [mx.cpu(number) for number in range(count)]
-    net, beta = small_net(devices, norm=norm), build.build_beta(opt, 5, devices)
-    trainers = build.build_trainers(opt, net, beta)
-    one, one_beta = small_net([mx.cpu()], norm=norm), build.build_beta(opt, 5, [mx.cpu()])
-    one_trainers = build.build_trainers(opt, one, one_beta)
+    net, beta = small_net(devices, norm=norm), build.build_beta(config.method, 5, devices)
+    trainers = build.build_trainers(config, net, beta)
+    one, one_beta = small_net([mx.cpu()], norm=norm), build.build_beta(config.method, 5, [mx.cpu()])
+    one_trainers = build.build_trainers(config, one, one_beta)
     learned = [p for p in one.collect_params().values() if p.grad_req != "null"]
     for parameter in [*learned, one_beta]:
         parameter.grad_req = "add"
@@ -119,7 +119,7 @@ def test_several_devices_sum_what_one_computes_share_by_share(monkeypatch, kvsto
         for parameter in [*learned, one_beta]:
             parameter.zero_grad()
 
-    Learner(net, beta, loss, trainers, devices).unite_statistics()
+    Learner(net, beta, loss, trainers, devices).average_running_statistics()
     for device in devices:
         for parameter, other in zip(net.collect_params().values(), one.collect_params().values()):
             found, expected = parameter.data(device).asnumpy(), other.data().asnumpy()
@@ -128,22 +128,22 @@ def test_several_devices_sum_what_one_computes_share_by_share(monkeypatch, kvsto
         np.testing.assert_allclose(
             beta.data(device).asnumpy(), one_beta.data().asnumpy(), atol=1e-5
         )
-    assert abs(one_beta.data().asnumpy() - opt.beta).max() > 1e-3
+    assert abs(one_beta.data().asnumpy() - config.method.beta).max() > 1e-3
 
 
 def test_the_learning_rates_are_divided_by_the_whole_batch():
     """One sgd step on beta: 0.1 times the gradient over the batch size."""
-    opt = options("--batch-size=20", "--batch-k=2", "--optimizer=sgd")
-    net, beta = small_net([mx.cpu()]), build.build_beta(opt, 10, [mx.cpu()])
-    trainers = build.build_trainers(opt, net, beta)
+    config = config_of("--batch-size=20", "--batch-k=2", "--optimizer=sgd")
+    net, beta = small_net([mx.cpu()]), build.build_beta(config.method, 10, [mx.cpu()])
+    trainers = build.build_trainers(config, net, beta)
     Learner(net, beta, MarginLoss(), trainers, [mx.cpu()]).step(batch_of(20))
-    expected = opt.beta - 0.1 * beta.grad().asnumpy() / 20
+    expected = config.method.beta - 0.1 * beta.grad().asnumpy() / 20
     np.testing.assert_allclose(beta.data().asnumpy(), expected, rtol=1e-6)
 
 
 def test_weight_decay_is_on_every_parameter_and_batch_norm_learns():
     """One sgd step: weight - lr * (gradient / batch + wd * weight), beta and gamma not left out."""
-    opt = options("--batch-size=20", "--batch-k=2", "--optimizer=sgd", "--lr=0.1", "--wd=0.5",
+    config = config_of("--batch-size=20", "--batch-k=2", "--optimizer=sgd", "--lr=0.1", "--wd=0.5",
                   "--momentum=0")  # fmt: skip
     net = net_with_statistics()
     learned = [p for p in net.collect_params().values() if p.grad_req != "null"]
@@ -151,7 +151,7 @@ def test_weight_decay_is_on_every_parameter_and_batch_norm_learns():
     before = [p.data().asnumpy() + 0.25 for p in learned]
     for parameter, value in zip(learned, before):
         parameter.set_data(nd.array(value))
-    trainers = build.build_trainers(opt, net, 1.2)
+    trainers = build.build_trainers(config, net, 1.2)
     Learner(net, 1.2, MarginLoss(), trainers, [mx.cpu()]).step(batch_of(20))
     for parameter, value in zip(learned, before):
         expected = value - 0.1 * (parameter.grad().asnumpy() / 20 + 0.5 * value)
@@ -159,17 +159,17 @@ def test_weight_decay_is_on_every_parameter_and_batch_norm_learns():
 
 
 def test_beta_is_a_constant_without_a_learning_rate_of_its_own():
-    opt = options("--lr-beta=0", "--beta=1.1")
-    assert build.build_beta(opt, 10, [mx.cpu()]) == 1.1
-    assert len(build.build_trainers(opt, small_net([mx.cpu()]), 1.1)) == 1
+    config = config_of("--lr-beta=0", "--beta=1.1")
+    assert build.build_beta(config.method, 10, [mx.cpu()]) == 1.1
+    assert len(build.build_trainers(config, small_net([mx.cpu()]), 1.1)) == 1
 
 
 @pytest.mark.parametrize(
     "optimizer, expected", [("adam", {"epsilon": 1e-7}), ("sgd", {"momentum": 0.7}), ("nag", {})]
 )
 def test_optimizer_settings(optimizer, expected):
-    opt = options(f"--optimizer={optimizer}", "--momentum=0.7", "--wd=0.01", "--lr=0.5")
-    trainer = build.build_trainers(opt, small_net([mx.cpu()]), 1.2)[0]
+    config = config_of(f"--optimizer={optimizer}", "--momentum=0.7", "--wd=0.01", "--lr=0.5")
+    trainer = build.build_trainers(config, small_net([mx.cpu()]), 1.2)[0]
     assert (trainer.optimizer.wd, trainer.learning_rate) == (0.01, 0.5)
     for name, value in expected.items():
         assert getattr(trainer.optimizer, name) == value
@@ -177,8 +177,8 @@ def test_optimizer_settings(optimizer, expected):
 
 def trained_bytes(*flags):
     """The parameters after three steps."""
-    opt = options("--batch-size=20", "--batch-k=2", "--lr=0.1", *flags)
-    learner = build.build(opt, each_class(5), small_net([mx.cpu()]), [mx.cpu()])
+    config = config_of("--batch-size=20", "--batch-k=2", "--lr=0.1", *flags)
+    learner = build.build(config, each_class(5), small_net([mx.cpu()]), [mx.cpu()])
     for number in range(3):
         mx.random.seed(number)
         learner.step(batch_of(20, seed=number))
@@ -197,13 +197,13 @@ def test_an_optimizer_trains_to_the_same_bytes_however_it_is_spelled(spelled):
 @pytest.mark.parametrize("optimizer", build.optimizers())
 def test_every_optimizer_stays_finite_where_gradients_are_0(optimizer):
     """Classes that no batch holds have a beta without gradient; a dead filter has only zeros."""
-    opt = options("--batch-size=20", "--batch-k=2", f"--optimizer={optimizer}")
+    config = config_of("--batch-size=20", "--batch-k=2", f"--optimizer={optimizer}")
     net = small_net([mx.cpu()])
     first = next(iter(net.collect_params(".*conv.*weight").values()))
     first.set_data(first.data() * nd.array([0, 1, 1, 1]).reshape((4, 1, 1, 1)))
     bias = next(iter(net.collect_params(".*conv.*bias").values()))
     bias.set_data(nd.array([-1, 0, 0, 0]))
-    learner = build.build(opt, each_class(50), net, [mx.cpu()])
+    learner = build.build(config, each_class(50), net, [mx.cpu()])
     for number in range(3):
         learner.step(batch_of(20, seed=number))
     assert not first.grad()[0].asnumpy().any()
@@ -213,18 +213,18 @@ def test_every_optimizer_stays_finite_where_gradients_are_0(optimizer):
 
 def test_an_optimizer_that_divides_zeros_is_refused():
     with pytest.raises(UsageError, match=r"^--optimizer adamax: MXNet's divides 0 by 0 .* adam"):
-        build.check_names(options("--optimizer=AdaMax"))
+        build.check(config_of("--optimizer=AdaMax"))
 
 
 @pytest.mark.parametrize(
     "model, size", [("squeezenet1.1", 2), ("alexnet", 5), ("inceptionv3", 64), ("vgg11", 16)]
 )
 def test_a_crop_that_a_backbone_does_not_run_with_is_told_in_one_line(model, size, capsys):
-    opt = options(f"--model={model}", f"--crop-size={size}", "--image-size=64")
+    config = config_of(f"--model={model}", f"--crop-size={size}", "--image-size=64")
     with pytest.raises(
         UsageError, match=rf"^--crop-size {size}: {model} does not run with [^\n]+$"
     ):
-        build.build_network(opt, [mx.cpu()])
+        build.build_network(config, [mx.cpu()])
     assert capsys.readouterr() == ("", "")
 
 
@@ -232,27 +232,27 @@ def test_missing_gpus_are_told_in_one_line():
     if mx.context.num_gpus():
         pytest.skip("this machine has a GPU")
     with pytest.raises(UsageError, match=r"--gpus 0,1: .*requirements-gpu.txt.*leave --gpus out"):
-        find_devices(options("--gpus=0,1"))
+        devices_of(config_of("--gpus=0,1"))
 
 
 @pytest.mark.gpu
 def test_gpus_are_found():
     if not mx.context.num_gpus():
         pytest.skip("needs an NVIDIA GPU")
-    assert find_devices(options("--gpus=0")) == [mx.gpu(0)]
+    assert devices_of(config_of("--gpus=0")) == [mx.gpu(0)]
 
 
 def test_a_crop_that_the_backbone_cannot_take_is_told_in_one_line():
-    opt = options("--model=squeezenet1.1", "--image-size=8", "--crop-size=8")
+    config = config_of("--model=squeezenet1.1", "--image-size=8", "--crop-size=8")
     with pytest.raises(UsageError, match=r"--crop-size 8: squeezenet1.1 does not run"):
-        build.build_network(opt, [mx.cpu()])
+        build.build_network(config, [mx.cpu()])
 
 
 def test_the_whole_network_starts_alike_for_one_seed_and_otherwise_not():
     def digest(seed):
         mx.random.seed(seed)
-        opt = options("--model=mobilenet0.25", "--crop-size=32", "--feat-dim=5")
-        net = build.build_network(opt, [mx.cpu(0), mx.cpu(1)])
+        config = config_of("--model=mobilenet0.25", "--crop-size=32", "--feat-dim=5")
+        net = build.build_network(config, [mx.cpu(0), mx.cpu(1)])
         for parameter in net.collect_params().values():
             first, second = (parameter.data(device).asnumpy() for device in parameter.list_ctx())
             np.testing.assert_array_equal(first, second)
@@ -265,20 +265,20 @@ def test_the_whole_network_starts_alike_for_one_seed_and_otherwise_not():
 @pytest.mark.parametrize("beta_per", ["class", "image"])
 def test_the_active_pairs_of_a_step_are_those_of_its_loss(count, beta_per):
     """Against the beta before the step's update, which moves it far; pair by pair."""
-    opt = options(f"--cpu-contexts={count}", "--batch-size=8", "--batch-k=2", "--lr-beta=40",
+    config = config_of(f"--cpu-contexts={count}", "--batch-size=8", "--batch-k=2", "--lr-beta=40",
                   f"--beta-per={beta_per}")  # fmt: skip
-    devices = find_devices(opt)
+    devices = devices_of(config)
     terms = np.stack([0 * np.arange(5), 1 + np.arange(5)], axis=1)
     terms = terms if beta_per == "image" else each_class(5)
-    learner = build.build(opt, terms, small_net(devices), devices)
+    learner = build.build(config, terms, small_net(devices), devices)
     for seed in range(3):
-        batch, before = batch_of(8 * count, seed=seed), learner.boundaries()
+        batch, before = batch_of(8 * count, seed=seed), learner.beta_values()
         labels = batch.label[0].asnumpy().astype(int)
         batch.label = [nd.array(terms[labels] if beta_per == "image" else labels)]
         step = learner.step(batch)
         active = learner.measure(step)["active"]
         expected = []
-        for device, (embedded, triple) in enumerate(zip(step.embeddings, step.triples)):
+        for device, (embedded, triple) in enumerate(zip(step.embeddings, step.triplets)):
             anchors, drawn = (x.asnumpy().astype(np.float64) for x in (embedded, triple[2]))
             # The two images of a class are consecutive, and each is the other's positive.
             positives = anchors[np.arange(8) ^ 1]
@@ -287,4 +287,4 @@ def test_the_active_pairs_of_a_step_are_those_of_its_loss(count, beta_per):
             to_negative = np.linalg.norm(anchors - drawn, axis=1)
             expected += [to_positive - of_anchor + 0.2 > 0, of_anchor - to_negative + 0.2 > 0]
         assert active.tolist() == np.concatenate(expected).tolist()
-        assert abs(learner.boundaries() - before).max() > 0.5
+        assert abs(learner.beta_values() - before).max() > 0.5

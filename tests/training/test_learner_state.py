@@ -11,7 +11,6 @@ from mxnet.gluon import nn
 
 from embedding_learning import MarginNet
 from embedding_learning.errors import TrainingError, UsageError
-from embedding_learning.runtime.devices import find_devices
 from embedding_learning.training import (
     build,
     checkpoint_file,
@@ -20,8 +19,9 @@ from embedding_learning.training import (
 )
 from tests.helpers.tiny_networks import (
     batch_of,
+    config_of,
+    devices_of,
     each_class,
-    options,
     small_net,
 )
 
@@ -46,11 +46,11 @@ def network(devices, seed=1):
 
 
 def new_learner(*flags, count=1, seed=1):
-    opt = options(
+    config = config_of(
         f"--cpu-contexts={count}", "--total-batch-size=16", "--batch-k=2", "--lr=0.01", *flags
     )
-    devices = find_devices(opt)
-    return build.build(opt, each_class(5), network(devices, seed), devices)
+    devices = devices_of(config)
+    return build.build(config, each_class(5), network(devices, seed), devices)
 
 
 def train(learning, first, last):
@@ -83,7 +83,7 @@ def values_of(learning):
         for name, parameter in learning.net._collect_params_with_prefix().items()
         for device, data in enumerate(parameter.list_data())
     }
-    return {**values, "beta": np.asarray(learning.boundaries())}
+    return {**values, "beta": np.asarray(learning.beta_values())}
 
 
 def assert_same(found, expected):
@@ -165,9 +165,9 @@ def test_a_learner_that_has_not_begun_is_restored(tmp_path, count, flags):
 
 def test_without_batch_norm_the_number_of_devices_is_told_all_the_same(tmp_path):
     """No array shows it before the first step."""
-    opt = options("--cpu-contexts=4", "--batch-size=4", "--batch-k=2", "--lr-beta=0")
-    devices = find_devices(opt)
-    learning = build.build(opt, each_class(5), small_net(devices), devices)
+    config = config_of("--cpu-contexts=4", "--batch-size=4", "--batch-k=2", "--lr-beta=0")
+    devices = devices_of(config)
+    learning = build.build(config, each_class(5), small_net(devices), devices)
     state = through_a_file(learner_state.gather(learning), tmp_path)
     assert state[1]["devices"] == 4
     learner_state.restore(learning, *state, SOURCE)

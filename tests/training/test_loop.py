@@ -1,5 +1,7 @@
 """The loop: the original's schedule and log, what evaluation leaves alone, and when it is saved."""
 
+from dataclasses import replace
+
 import mxnet as mx
 import numpy as np
 import pytest
@@ -8,46 +10,50 @@ from mxnet import nd
 from embedding_learning.data.build import Data
 from embedding_learning.errors import TrainingError
 from embedding_learning.evaluation.metrics import recall_at_k
-from embedding_learning.runtime.devices import find_devices
 from embedding_learning.training import (
     build,
     learner,
     loop,
     records,
+    run,
+    schedule,
 )
 from embedding_learning.training.checkpoint_file import RunFolder
 from embedding_learning.training.learner import Step
-from embedding_learning.training.resume import Progress
+from embedding_learning.training.progress import Progress
+from embedding_learning.training.records import RunInfo
 from tests.helpers.tiny_networks import (
     Recorded,
     batch_of,
+    config_of,
+    devices_of,
     each_class,
     net_with_statistics,
-    options,
     parameters_of,
     recalls,
     small_net,
 )
 
 
-def train(opt, net, devices, batches, board=None, progress=None):
+def train(config, net, devices, batches, board=None, progress=None):
     """All epochs, in the current folder."""
-    opt.metrics = ["recall@1"]
-    learning = build.build(opt, each_class(5), net, devices)
+    config = replace(config, run=replace(config.run, metrics=("recall@1",)))
+    learning = build.build(config, each_class(5), net, devices)
     data = Data(batches, batches, None, 5, "Birds", "", ["crow", "jay"])
-    with RunFolder(opt.save_model_prefix, opt.keep) as folder:
-        progress = progress or Progress(epoch=opt.start_epoch)
-        loop.Loop(opt, learning, data, folder, lambda: None, progress, board).run()
+    with RunFolder(config.run.prefix, config.run.keep) as folder:
+        progress = progress or Progress(epoch=config.run.start_epoch)
+        info = RunInfo([], data.title, {})
+        run.train_prepared(config, data, learning, progress, folder, None, info, board)
 
 
 @pytest.mark.shared
 def test_golden_learning_rates(golden):
-    opt = options("--lr=1e-4", "--steps=12,14,16,18", "--factor=0.5")
+    config = config_of("--lr=1e-4", "--steps=12,14,16,18", "--factor=0.5")
     net = small_net([mx.cpu()])
-    beta = build.build_beta(opt, 5, [mx.cpu()])
-    trainers = build.build_trainers(opt, net, beta)
+    beta = build.build_beta(config.method, 5, [mx.cpu()])
+    trainers = build.build_trainers(config, net, beta)
     for epoch, expected in zip(golden["lr/epochs"], golden["lr/values"]):
-        loop.set_learning_rates(opt, trainers, int(epoch))
+        schedule.set_trainer_rates(config, trainers, int(epoch))
         assert trainers[0].learning_rate == pytest.approx(float(expected), rel=1e-6)
         assert trainers[1].learning_rate == pytest.approx(float(expected) * 1e3, rel=1e-6)
 
@@ -58,16 +64,16 @@ def test_the_logged_loss_is_the_sum_over_devices_and_batches(monkeypatch, tmp_pa
     values = iter(range(1, 100))
 
     def step(*_, **__):
-        signals = [nd.array([next(values), 1, 0]), nd.array([next(values), 1, 0])]
+        packed = [nd.array([next(values), 1, 0]), nd.array([next(values), 1, 0])]
         x = nd.array([[0, 1], [1, 0]])
-        return Step(signals, [x] * 2, [(x, x, x, nd.array([0, 1]))] * 2)
+        return Step(packed, [x] * 2, [(x, x, x, nd.array([0, 1]))] * 2)
 
     monkeypatch.setattr(learner.Learner, "step", step)
-    opt = options("--epochs=1", "--batch-num=5", "--log-interval=2", "--cpu-contexts=2",
+    config = config_of("--epochs=1", "--batch-num=5", "--log-interval=2", "--cpu-contexts=2",
                   "--batch-size=4", "--batch-k=2")  # fmt: skip
-    devices = find_devices(opt)
+    devices = devices_of(config)
     batches = Recorded([batch_of(8)], 8)
-    train(opt, small_net(devices), devices, batches)
+    train(config, small_net(devices), devices, batches)
     logged = [line for line in caplog.messages if "training loss" in line]
     assert logged == [
         "[Epoch 0, Iter 2] training loss=10.000000",
@@ -80,8 +86,10 @@ def test_the_logged_loss_is_the_sum_over_devices_and_batches(monkeypatch, tmp_pa
 def test_the_distances_of_each_intervals_last_batch_are_recorded(monkeypatch, tmp_path, devices):
     """Counted pair by pair, of each device's part by itself."""
     monkeypatch.chdir(tmp_path)
-    opt = options("--epochs=2", "--batch-num=5", "--log-interval=2", f"--cpu-contexts={devices}",
-                  "--batch-size=8", "--batch-k=2")  # fmt: skip
+    config = config_of(
+        "--epochs=2", "--batch-num=5", "--log-interval=2", f"--cpu-contexts={devices}",
+        "--batch-size=8", "--batch-k=2",
+    )  # fmt: skip
     steps, own_step = [], learner.Learner.step
 
     def step(*arguments, **named):
@@ -89,8 +97,8 @@ def test_the_distances_of_each_intervals_last_batch_are_recorded(monkeypatch, tm
         return steps[-1]
 
     monkeypatch.setattr(learner.Learner, "step", step)
-    contexts = find_devices(opt)
-    train(opt, small_net(contexts), contexts, Recorded([batch_of(8 * devices)], 8 * devices))
+    contexts = devices_of(config)
+    train(config, small_net(contexts), contexts, Recorded([batch_of(8 * devices)], 8 * devices))
     found = [
         r for r in records.read(tmp_path / "margin_loss_model.run") if r["kind"] == "distances"
     ]
@@ -106,7 +114,7 @@ def test_the_distances_of_each_intervals_last_batch_are_recorded(monkeypatch, tm
         ]
         drawn = [
             np.linalg.norm((anchors - others).asnumpy(), axis=1)
-            for anchors, _, others, *_ in last.triples
+            for anchors, _, others, *_ in last.triplets
         ]
         assert record["negatives"] == np.histogram(negatives, np.linspace(0, 2, 81))[0].tolist()
         counted = np.histogram(np.concatenate(drawn), np.linspace(0, 2, 81))[0]
@@ -117,9 +125,9 @@ def test_the_distances_of_each_intervals_last_batch_are_recorded(monkeypatch, tm
 
 def test_training_hybridizes_with_static_memory(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    opt = options("--epochs=1", "--batch-num=1", "--batch-size=8", "--batch-k=2")
+    config = config_of("--epochs=1", "--batch-num=1", "--batch-size=8", "--batch-k=2")
     net, batches = net_with_statistics(), Recorded([batch_of(8)], 8)
-    train(opt, net, [mx.cpu()], batches)
+    train(config, net, [mx.cpu()], batches)
     assert net._active
     assert {"static_alloc": True, "static_shape": True}.items() <= dict(net._flags).items()
 
@@ -138,11 +146,11 @@ def test_a_resumed_network_is_replaced_by_a_better_one_only(monkeypatch, tmp_pat
     saved = []
     monkeypatch.setattr(RunFolder, "publish", lambda *_: saved.append(1))
     values = iter([0.5, 0.4, 0.5, 0.6, 0.55])
-    monkeypatch.setattr(loop, "evaluate_test", lambda *_: ({"recall@1": next(values)}, None))
-    opt = options("--epochs=4", "--batch-num=1", "--batch-size=8", "--batch-k=2")
-    opt.resume = "former.params"
+    set_recalls(monkeypatch, values)
+    config = config_of("--epochs=4", "--batch-num=1", "--batch-size=8", "--batch-k=2")
+    config = replace(config, run=replace(config.run, resume="former.params"))
     batches = Recorded([batch_of(8)], 8)
-    train(opt, small_net([mx.cpu()]), [mx.cpu()], batches)
+    train(config, small_net([mx.cpu()]), [mx.cpu()], batches)
     assert len(saved) == 1
 
 
@@ -163,10 +171,12 @@ def test_each_step_is_seeded_with_its_number_in_the_run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     seeded = []
     monkeypatch.setattr(loop, "seed_step", lambda *key: seeded.append(key))
-    opt = options("--epochs=3", "--start-epoch=1", "--batch-num=2", "--seed=9", "--batch-size=8",
-                  "--batch-k=2")  # fmt: skip
+    config = config_of(
+        "--epochs=3", "--start-epoch=1", "--batch-num=2", "--seed=9", "--batch-size=8",
+        "--batch-k=2",
+    )  # fmt: skip
     net, batches = small_net([mx.cpu()]), Recorded([batch_of(8)], 8)
-    train(opt, net, [mx.cpu()], batches)
+    train(config, net, [mx.cpu()], batches)
     assert seeded == [(9, 2, 0), (9, 3, 0), (9, 4, 0), (9, 5, 0)]
     assert batches.sought == 2
 
@@ -220,15 +230,21 @@ def test_a_run_that_saved_its_last_epoch_goes_on_from_the_network_that_it_has(
     assert (progress.best, progress.best_epoch, progress.to_beat) == (0.6, 4, 0.55)
 
 
+def set_recalls(monkeypatch, values):
+    """Evaluations give these values of Recall@1."""
+    for module in (loop, run):
+        monkeypatch.setattr(module, "evaluate_test", lambda *_: ({"recall@1": next(values)}, None))
+
+
 def saved_epochs(monkeypatch, recalls, *flags, before=None, start=None):
     """The epochs whose networks are saved by a run with these recalls after its epochs."""
     saved, start = [], start or Progress()
     values = iter([*([] if before is None else [before]), *recalls])
-    monkeypatch.setattr(loop, "evaluate_test", lambda *_: ({"recall@1": next(values)}, None))
+    set_recalls(monkeypatch, values)
     monkeypatch.setattr(RunFolder, "publish", lambda _, epoch: saved.append(epoch))
-    opt = options(f"--epochs={start.epoch + len(recalls)}", "--batch-num=1", "--batch-size=8",
+    config = config_of(f"--epochs={start.epoch + len(recalls)}", "--batch-num=1", "--batch-size=8",
                   "--batch-k=2", *flags)  # fmt: skip
-    train(opt, small_net([mx.cpu()]), [mx.cpu()], Recorded([batch_of(8)], 8), progress=start)
+    train(config, small_net([mx.cpu()]), [mx.cpu()], Recorded([batch_of(8)], 8), progress=start)
     assert next(values, None) is None
     return saved
 
@@ -237,9 +253,9 @@ def test_each_epoch_leaves_records_however_short_it_is(monkeypatch, tmp_path, ca
     """And no line of the log, which is the original's."""
     monkeypatch.chdir(tmp_path)
     caplog.set_level("INFO")
-    opt = options("--epochs=2", "--batch-num=3", "--log-interval=20", "--batch-size=8",
+    config = config_of("--epochs=2", "--batch-num=3", "--log-interval=20", "--batch-size=8",
                   "--batch-k=2")  # fmt: skip
-    train(opt, small_net([mx.cpu()]), [mx.cpu()], Recorded([batch_of(8)], 8))
+    train(config, small_net([mx.cpu()]), [mx.cpu()], Recorded([batch_of(8)], 8))
     found = records.read(tmp_path / "margin_loss_model.run")
     assert [(r["kind"], r["epoch"], r["batch"]) for r in found] == [
         (kind, epoch, 3) for epoch in (0, 1) for kind in ("interval", "distances", "evaluation")
@@ -254,9 +270,9 @@ def test_each_epoch_leaves_records_however_short_it_is(monkeypatch, tmp_path, ca
 
 def test_the_evaluation_before_training_is_recorded(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    opt = options("--epochs=1", "--batch-num=1", "--batch-size=8", "--batch-k=2",
+    config = config_of("--epochs=1", "--batch-num=1", "--batch-size=8", "--batch-k=2",
                   "--evaluate-first")  # fmt: skip
-    train(opt, small_net([mx.cpu()]), [mx.cpu()], Recorded([batch_of(8)], 8))
+    train(config, small_net([mx.cpu()]), [mx.cpu()], Recorded([batch_of(8)], 8))
     first, *others = records.read(tmp_path / "margin_loss_model.run")
     assert (first["kind"], first["epoch"], first["batch"]) == ("evaluation", None, 0)
     assert 0 <= first["recall@1"] <= 1
@@ -284,8 +300,8 @@ class Board:
 
 def test_the_projector_is_shown_each_evaluation(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    opt = options("--epochs=2", "--batch-num=3", "--batch-size=8", "--batch-k=2",
+    config = config_of("--epochs=2", "--batch-num=3", "--batch-size=8", "--batch-k=2",
                   "--evaluate-first")  # fmt: skip
     board = Board()
-    train(opt, small_net([mx.cpu()]), [mx.cpu()], Recorded([batch_of(8)], 8), board=board)
+    train(config, small_net([mx.cpu()]), [mx.cpu()], Recorded([batch_of(8)], 8), board=board)
     assert board.projected == [(step, 8, ["crow", "jay"]) for step in (0, 3, 6)]

@@ -14,7 +14,7 @@ from mxnet.gluon import nn
 from embedding_learning.errors import TrainingError
 from embedding_learning.training import memory_estimate
 from tests.helpers.paths import ROOT
-from tests.helpers.tiny_networks import options
+from tests.helpers.tiny_networks import config_of
 
 SMALL = ("--model=squeezenet1.1", "--crop-size=64", "--batch-k=5")
 
@@ -48,14 +48,17 @@ def test_sizes_by_hand() -> None:
 )
 def test_the_optimizers_arrays_are_counted(optimizer: str, arrays: int) -> None:
     name, *flags = optimizer.split()
-    assert memory_estimate._optimizer_arrays(options(f"--optimizer={name}", *flags)) == arrays
+    config = config_of(f"--optimizer={name}", *flags)
+    assert memory_estimate._optimizer_arrays(config.optimizer) == arrays
 
 
 def test_each_copy_of_the_weights_is_counted() -> None:
     def bytes_with(*flags: str) -> int:
-        return memory_estimate.bytes_of_step(options(*SMALL, *flags), 10)
+        return memory_estimate.bytes_of_step(config_of(*SMALL, *flags), 10)
 
-    weights, _ = memory_estimate._sizes(memory_estimate._network(options(*SMALL)), (10, 3, 64, 64))
+    weights, _ = memory_estimate._sizes(
+        memory_estimate._network(config_of(*SMALL)), (10, 3, 64, 64)
+    )
     least = bytes_with("--optimizer=sgd", "--momentum=0", "--gpus=0")
     assert least > 2 * sum(weights)
     assert bytes_with("--optimizer=adam", "--gpus=0") == least + 2 * sum(weights)
@@ -97,14 +100,14 @@ print(memory_estimate.bytes_of_step(options, 20) / 2**20)
 
 
 def test_the_batch_that_fits_is_the_largest() -> None:
-    opt = options(*SMALL, "--gpus=0", "--batch-size=100")
+    config = config_of(*SMALL, "--gpus=0", "--batch-size=100")
     for classes in (2, 3, 11, 19):
         share = classes * 5
-        just = memory_estimate.bytes_of_step(opt, share) + memory_estimate._RESERVED
-        assert memory_estimate.fitting_share(opt, just) == share
+        just = memory_estimate.bytes_of_step(config, share) + memory_estimate._RESERVED
+        assert memory_estimate.fitting_share(config, just) == share
         less = share - 5 if classes > 2 else None
-        assert memory_estimate.fitting_share(opt, just - 1) == less
-    assert memory_estimate.fitting_share(opt, 2**40) == 100
+        assert memory_estimate.fitting_share(config, just - 1) == less
+    assert memory_estimate.fitting_share(config, 2**40) == 100
 
 
 def fault(monkeypatch: pytest.MonkeyPatch, memory: int, *flags: str) -> str:
@@ -112,19 +115,21 @@ def fault(monkeypatch: pytest.MonkeyPatch, memory: int, *flags: str) -> str:
 
     The last of the GPUs is the smallest.
     """
-    opt = options(*SMALL, *flags)
-    sizes = {number: memory * (1 + (number != opt.gpus[-1])) for number in opt.gpus}
+    config = config_of(*SMALL, *flags)
+    sizes = {
+        number: memory * (1 + (number != config.devices.gpus[-1])) for number in config.devices.gpus
+    }
     monkeypatch.setattr(memory_estimate.gpus, "read_total_memory", sizes.__getitem__)
     error = mx.base.MXNetError("line 161\nMXNetError: cudaMalloc retry failed: out of memory")
-    with pytest.raises(TrainingError) as raised, memory_estimate.memory_faults(opt):
+    with pytest.raises(TrainingError) as raised, memory_estimate.memory_faults(config):
         raise error
     assert raised.value.__cause__ is error
     return str(raised.value)
 
 
 def test_the_batch_that_would_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    opt = options(*SMALL, "--gpus=0,3")
-    memory = memory_estimate.bytes_of_step(opt, 35) + memory_estimate._RESERVED
+    config = config_of(*SMALL, "--gpus=0,3")
+    memory = memory_estimate.bytes_of_step(config, 35) + memory_estimate._RESERVED
     size = f"{memory / 2**30:.1f} GiB"
     assert fault(monkeypatch, memory, "--gpus=0,3") == (
         f"--batch-size 70: the memory of a GPU, {size}, is used up; by estimate --batch-size 35 "
@@ -137,8 +142,8 @@ def test_the_batch_that_would_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_where_no_batch_fits_other_flags_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    opt = options(*SMALL, "--gpus=0")
-    memory = memory_estimate.bytes_of_step(opt, 10) + memory_estimate._RESERVED - 1
+    config = config_of(*SMALL, "--gpus=0")
+    memory = memory_estimate.bytes_of_step(config, 10) + memory_estimate._RESERVED - 1
     told = fault(monkeypatch, memory, "--gpus=0")
     assert "not even 10 would fit: a smaller --crop-size or another --model takes less" in told
     told = fault(monkeypatch, 2**40, "--gpus=0", "--batch-size=10")
@@ -159,14 +164,14 @@ def test_where_the_batch_should_fit_other_programs_are_suspected(
     "error", [mx.base.MXNetError("cuDNN: CUDNN_STATUS_EXECUTION_FAILED"), ValueError("memory")]
 )
 def test_other_errors_pass(error: Exception) -> None:
-    with pytest.raises(type(error)) as raised, memory_estimate.memory_faults(options("--gpus=0")):
+    with pytest.raises(type(error)) as raised, memory_estimate.memory_faults(config_of("--gpus=0")):
         raise error
     assert raised.value is error
 
 
 def test_nothing_is_computed_to_estimate() -> None:
     """The GPU has no memory for it, and the host not for a network's weights either."""
-    opt = options("--model=vgg16", "--gpus=0")
-    net = memory_estimate._network(opt)
-    assert memory_estimate.bytes_of_step(opt, 70, net) > 2**32
+    config = config_of("--model=vgg16", "--gpus=0")
+    net = memory_estimate._network(config)
+    assert memory_estimate.bytes_of_step(config, 70, net) > 2**32
     assert all(parameter._data is None for parameter in net.collect_params().values())

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from embedding_learning.errors import TrainingError, UsageError
 from embedding_learning.evaluation.metrics import recall_at_k
 from embedding_learning.model.net import ImageNormalization
 from embedding_learning.model.weights.params_file import read_parameters, save_parameters
-from embedding_learning.runtime.devices import find_devices
 from embedding_learning.training import (
     build,
     learner,
@@ -45,7 +45,7 @@ from tests.end_to_end.test_interrupted_runs import (
 )
 from tests.end_to_end.test_train_command import QUICK
 from tests.helpers.float16 import let_cpus_compute_in_float16
-from tests.helpers.tiny_networks import each_class, options
+from tests.helpers.tiny_networks import config_of, devices_of, each_class
 from tests.training.test_learner import draw_from_the_next_class
 from tests.training.test_learner_state import (
     OPTIMIZERS,
@@ -84,12 +84,12 @@ def network(devices: list[mx.Context], seed: int = 1) -> MarginNet:
 def new_learner(*flags: str, dtype: str = "float16", count: int = 1, seed: int = 1) -> Learner:
     """In float32 too its weights begin as float16 can hold them."""
     own = f"--cpu-contexts={count}", f"--total-batch-size={8 * count}", "--batch-k=2", "--lr=0.01"
-    opt = options(*own, f"--dtype={dtype}", *flags)
-    devices = find_devices(opt)
+    config = config_of(*own, f"--dtype={dtype}", *flags)
+    devices = devices_of(config)
     net = network(devices, seed)
     net.cast("float16")
     net.cast(dtype)
-    return build.build(opt, each_class(5), net, devices)
+    return build.build(config, each_class(5), net, devices)
 
 
 def batch_of(n: int, seed: int = 0) -> mx.io.DataBatch:
@@ -137,15 +137,17 @@ def masters(learning: Learner) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("model", ["mobilenet0.25", "squeezenet1.1"])
 def test_the_network_of_the_flags_is_float16(float16_works: None, model: str) -> None:
     flags = f"--model={model}", "--crop-size=32", "--feat-dim=5", "--dtype=float16"
-    opt = options(*flags, "--optimizer=sgd")
-    net = build.build_network(opt, [mx.cpu()])
-    learning = build.build(opt, each_class(5), net, [mx.cpu()])
+    config = config_of(*flags, "--optimizer=sgd")
+    net = build.build_network(config, [mx.cpu()])
+    learning = build.build(config, each_class(5), net, [mx.cpu()])
     assert learning.loss_scale.value == 2**16
     assert learning.trainers[0].optimizer.multi_precision
     for name, parameter in net.collect_params().items():
         kind = np.float32 if "batchnorm" in name else np.float16
         assert parameter.data().dtype == kind, name
-    assert build.build(options(), each_class(5), network([mx.cpu()]), [mx.cpu()]).loss_scale is None
+    assert (
+        build.build(config_of(), each_class(5), network([mx.cpu()]), [mx.cpu()]).loss_scale is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -157,8 +159,8 @@ def test_the_network_of_the_flags_is_float16(float16_works: None, model: str) ->
 )
 def test_the_operators_of_every_family_take_these_types(model: str) -> None:
     """By MXNet's inference of types, which needs no device."""
-    opt = options(f"--model={model}", "--dtype=float16", "--feat-dim=5")
-    net = memory_estimate._network(opt)
+    config = config_of(f"--model={model}", "--dtype=float16", "--feat-dim=5")
+    net = memory_estimate._network(config)
     *_, embeddings = net(mx.sym.var("images", dtype="uint8"))
     entries = embeddings.get_internals()
     _, kinds, _ = entries.infer_type(images="uint8")
@@ -178,10 +180,12 @@ def test_what_is_float16_and_what_is_float32(float16_works: None) -> None:
     kinds = {name: p.list_data()[0].dtype for name, p in learned(learning).items()}
     half = {name for name, kind in kinds.items() if kind == np.float16}
     assert half == {"base_net.0.weight", "base_net.0.bias", "dense.weight", "dense.bias"}
-    assert {data.dtype for arrays in learning._counted() for data in arrays} == {np.float32}
+    assert {data.dtype for arrays in learning._running_statistics() for data in arrays} == {
+        np.float32
+    }
     step = step_of(learning, 0)
-    (triple,) = step.triples
-    assert {array.dtype for array in (*step.embeddings, *step.signals, *triple)} == {np.float32}
+    (triple,) = step.triplets
+    assert {array.dtype for array in (*step.embeddings, *step.packed, *triple)} == {np.float32}
     lengths = np.linalg.norm(step.embeddings[0].asnumpy(), axis=1)
     np.testing.assert_allclose(lengths, 1, rtol=1e-6)
     x = learning.net.preprocess(batch_of(8).data[0])
@@ -197,7 +201,7 @@ def test_a_step_of_sgd_is_that_of_float32_weights_with_rounded_gradients(
     weights = {n: p.data().asnumpy().astype(np.float64) for n, p in learned(learning).items()}
     moved = {name: np.zeros_like(weight) for name, weight in weights.items()}
     for number in range(3):
-        assert not step_of(learning, number).overflowed
+        assert not step_of(learning, number).has_overflowed
         found = masters(learning)
         for name, parameter in learned(learning).items():
             gradient = parameter.grad().asnumpy()
@@ -219,7 +223,7 @@ def test_steps_of_adam_are_those_of_float32_weights_with_rounded_gradients(
     mean = {name: np.zeros_like(weight) for name, weight in weights.items()}
     square = {name: np.zeros_like(weight) for name, weight in weights.items()}
     for number in range(3):
-        assert not step_of(learning, number).overflowed
+        assert not step_of(learning, number).has_overflowed
         found = masters(learning)
         for name, parameter in learned(learning).items():
             gradient = parameter.grad().asnumpy().astype(np.float64) / 1024 / 8
@@ -250,7 +254,7 @@ def test_a_step_is_near_that_of_float32_at_any_scale(
         # A bias before batch norm has no gradient but rounding.
         tolerance = 0.02 * np.linalg.norm(expected) + 2e-3
         assert np.linalg.norm(found - expected) < tolerance, name
-    moved = half.boundaries() - 1.2, whole.boundaries() - 1.2
+    moved = half.beta_values() - 1.2, whole.beta_values() - 1.2
     assert abs(moved[1]).max() > 1e-3
     np.testing.assert_allclose(*moved, rtol=1e-5)
 
@@ -261,7 +265,7 @@ def test_small_gradients_survive_by_the_scale(float16_works: None) -> None:
     def share_of_zeros(scale: float) -> float:
         learning = new_learner()
         learning.loss_scale.value = scale
-        assert not step_of(learning, 0).overflowed
+        assert not step_of(learning, 0).has_overflowed
         gradient = learning.net.base_net[0].weight.grad().asnumpy()
         return float((gradient == 0).mean())
 
@@ -279,8 +283,8 @@ def test_every_optimizer_updates_float32_weights(optimizer: str) -> None:
     weights = {}
     for dtype in ("float16", "float32"):
         mx.random.seed(1)
-        of_net = options(f"--optimizer={optimizer}", f"--dtype={dtype}", "--lr=0.01")
-        settings = {"learning_rate": of_net.lr, "multi_precision": dtype == "float16"}
+        of_net = config_of(f"--optimizer={optimizer}", f"--dtype={dtype}", "--lr=0.01")
+        settings = {"learning_rate": of_net.optimizer.lr, "multi_precision": dtype == "float16"}
         updater = mx.optimizer.get_updater(
             mx.optimizer.create(optimizer, rescale_grad=1 / scale, **settings)
         )
@@ -300,8 +304,8 @@ def test_every_optimizer_updates_float32_weights(optimizer: str) -> None:
 
 def test_lars_is_refused() -> None:
     with pytest.raises(UsageError, match=r"^--dtype float16: not with --optimizer lars, .* sgd"):
-        mixed_precision.check(options("--dtype=float16", "--optimizer=LARS", "--gpus=0"))
-    mixed_precision.check(options("--optimizer=lars"))
+        mixed_precision.check(config_of("--dtype=float16", "--optimizer=LARS", "--gpus=0"))
+    mixed_precision.check(config_of("--optimizer=lars"))
 
 
 @pytest.mark.gpu
@@ -313,11 +317,11 @@ def test_gpus_compute_in_float16(model: str) -> None:
     losses: dict[str, float] = {}
     for dtype in ("float16", "float32"):
         flags = f"--model={model}", "--crop-size=64", "--gpus=0", f"--dtype={dtype}"
-        opt = options(*flags, "--batch-size=8", "--batch-k=2")
-        build.check_names(opt)
-        devices = find_devices(opt)
+        config = config_of(*flags, "--batch-size=8", "--batch-k=2")
+        build.check(config)
+        devices = devices_of(config)
         mx.random.seed(1)
-        learning = build.build(opt, each_class(5), build.build_network(opt, devices), devices)
+        learning = build.build(config, each_class(5), build.build_network(config, devices), devices)
         before = values_of(learning)["dense.weight on 0"]
         for number in range(30):
             batch = batch_of(8, seed=number)
@@ -330,12 +334,12 @@ def test_gpus_compute_in_float16(model: str) -> None:
 
 
 def test_servers_that_update_are_refused() -> None:
-    opt = options("--dtype=float16", "--gpus=0")
-    opt.kvstore = "dist_async"
+    config = config_of("--dtype=float16", "--gpus=0")
+    config = replace(config, devices=replace(config.devices, kvstore="dist_async"))
     with pytest.raises(
         UsageError, match=r"^--dtype float16: not with --kvstore dist_async, .*sync"
     ):
-        mixed_precision.check(opt)
+        mixed_precision.check(config)
 
 
 # The scale
@@ -345,20 +349,20 @@ def test_the_scale_halves_and_doubles() -> None:
     scale = LossScale()
     assert scale.value == 2**16
     for _ in range(1999):
-        assert not scale.see(True)
+        assert not scale.update(True)
     assert scale.value == 2**16
-    assert not scale.see(True)
+    assert not scale.update(True)
     assert (scale.value, scale.good_steps) == (2**17, 0)
-    scale.see(True)
-    assert scale.see(False)
+    scale.update(True)
+    assert scale.update(False)
     assert (scale.value, scale.good_steps) == (2**16, 0)
     for exponent in range(15, -1, -1):
-        assert scale.see(False)
+        assert scale.update(False)
         assert scale.value == 2**exponent
-    assert not scale.see(False), "there is something else wrong"
+    assert not scale.update(False), "there is something else wrong"
     assert scale.value == 1
     for _ in range(25 * 2000):
-        scale.see(True)
+        scale.update(True)
     assert scale.value == 2**24
 
 
@@ -392,15 +396,15 @@ def test_a_step_that_overflows_leaves_nothing_but_a_lower_scale(
     learning.loss_scale.value = 2.0**24
     before, (arrays, told) = values_of(learning), learner_state.gather(learning)
     step = step_of(learning, 1)
-    assert step.overflowed
-    assert not step.is_finite()
+    assert step.has_overflowed
+    assert not step.is_finite
     assert np.isfinite(step.loss)
     assert_same(values_of(learning), before)
     after, told_after = learner_state.gather(learning)
     assert_same(after, arrays)
     assert told_after == {**told, "loss_scale": {"value": 2.0**23, "good_steps": 0}}
     numbers = iter(range(2, 30))
-    while learning.loss_scale.value > 1 and step_of(learning, next(numbers)).overflowed:
+    while learning.loss_scale.value > 1 and step_of(learning, next(numbers)).has_overflowed:
         pass
     changed = values_of(learning)
     assert learning.loss_scale.value > 1
@@ -419,14 +423,14 @@ def test_a_sum_over_devices_that_overflows_is_seen(
     def overflows(scale: float) -> bool:
         alone = new_learner()
         alone.loss_scale.value = scale
-        return alone.step(batch).overflowed
+        return alone.step(batch).has_overflowed
 
     scale = max(2.0**exponent for exponent in range(20) if not overflows(2.0**exponent))
     one.loss_scale.value = two.loss_scale.value = scale
-    assert not one.step(batch).overflowed
-    assert two.step(twice).overflowed
+    assert not one.step(batch).has_overflowed
+    assert two.step(twice).has_overflowed
     two.loss_scale.value = scale / 2
-    assert not two.step(twice).overflowed
+    assert not two.step(twice).has_overflowed
 
 
 def test_the_update_goes_by_the_scale_of_its_own_way_back(
@@ -453,11 +457,11 @@ def test_at_the_least_scale_a_step_that_is_not_finite_is_one(float16_works: None
     poisoned(learning)
     learning.loss_scale.value = 2.0
     before = values_of(learning)
-    assert step_of(learning, 0).overflowed
+    assert step_of(learning, 0).has_overflowed
     for number in (1, 2):
         step = step_of(learning, number)
-        assert not step.overflowed
-        assert not step.is_finite()
+        assert not step.has_overflowed
+        assert not step.is_finite
         assert learning.loss_scale.value == 1
     assert_same(values_of(learning), before)
 
@@ -480,7 +484,7 @@ def test_two_devices_have_the_same_weights_and_nearly_those_of_float32(
         parts = [batch_of(8, seed=2 * number + n) for n in range(2)]
         for learning in (half, whole):
             loop.seed_step(1, number)
-            assert not learning.step(joined(parts)).overflowed
+            assert not learning.step(joined(parts)).has_overflowed
     for parameter in learned(half).values():
         first, second = (data.asnumpy() for data in parameter.list_data())
         np.testing.assert_array_equal(first, second)
@@ -507,7 +511,7 @@ def test_what_overflows_in_another_process_is_left_out_here_too(float16_works: N
     learning.loss_scale.value = 64.0
     learning.group = WithAnother()
     before = values_of(learning)
-    assert step_of(learning, 0).overflowed
+    assert step_of(learning, 0).has_overflowed
     assert learning.loss_scale.value == 32
     assert_same(values_of(learning), before)
 
@@ -676,7 +680,7 @@ def test_the_run_ends_only_once_the_scale_is_at_its_least(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(mixed_precision, "_FIRST", 4.0)
-    monkeypatch.setattr(learner.Step, "is_finite", lambda _: False)
+    monkeypatch.setattr(learner.Step, "is_finite", False)
     caplog.set_level(logging.INFO)
     assert start(tmp_path / "run", "--log-interval=1", "--batch-num=9") == 3
     told = re.findall(
@@ -693,7 +697,7 @@ def test_the_run_ends_only_once_the_scale_is_at_its_least(
 def test_a_run_stays_with_its_dtype(before: str, after: str) -> None:
     former = checkpoint_of(f"--dtype={before}")
     with pytest.raises(UsageError, match=f"was made with --dtype {before}; give these"):
-        resume.check_flags(former, options(f"--dtype={after}"))
+        resume.check_flags(former, config_of(f"--dtype={after}"))
 
 
 def test_what_is_learned_is_as_good_as_in_float32(float16_works: None) -> None:
@@ -731,8 +735,10 @@ def test_cpus_are_refused_in_one_line(
 
 
 def test_any_other_dtype_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"--dtype: invalid choice: 'bfloat16'"):
-        options("--dtype=bfloat16")
+    with pytest.raises(
+        UsageError, match=r"^--dtype bfloat16: unknown; choose one of float32, float16$"
+    ):
+        config_of("--dtype=bfloat16")
 
 
 # Memory
@@ -742,7 +748,7 @@ def test_float16_takes_half_the_memory_of_what_layers_put_out() -> None:
     flags = "--model=resnet18_v1", "--crop-size=64", "--batch-k=5", "--gpus=0"
     sizes = {}
     for dtype in ("float32", "float16"):
-        net = memory_estimate._network(options(*flags, f"--dtype={dtype}"))
+        net = memory_estimate._network(config_of(*flags, f"--dtype={dtype}"))
         sizes[dtype] = [sum(part) for part in memory_estimate._sizes(net, (10, 3, 64, 64))]
     images = 10 * 3 * 64 * 64
     weights = [sizes[dtype][0] - images for dtype in ("float32", "float16")]
@@ -758,11 +764,11 @@ def test_the_masters_are_counted() -> None:
     for dtype in ("float32", "float16"):
         for name in ("sgd --momentum=0", "adam"):
             flags = f"--model=squeezenet1.1 --crop-size=64 --gpus=0 --dtype={dtype}".split()
-            opt = options(*flags, *f"--optimizer={name}".split())
-            bytes_at[dtype, name[:3]] = memory_estimate.bytes_of_step(opt, 10)
-    parameters, _ = memory_estimate._sizes(memory_estimate._network(opt), (10, 3, 64, 64))
+            config = config_of(*flags, *f"--optimizer={name}".split())
+            bytes_at[dtype, name[:3]] = memory_estimate.bytes_of_step(config, 10)
+    parameters, _ = memory_estimate._sizes(memory_estimate._network(config), (10, 3, 64, 64))
     masters = 2 * sum(parameters)
     assert bytes_at["float16", "ada"] - bytes_at["float16", "sgd"] == 2 * masters
-    outputs = memory_estimate._sizes(memory_estimate._network(opt), (10, 3, 64, 64))[1]
+    outputs = memory_estimate._sizes(memory_estimate._network(config), (10, 3, 64, 64))[1]
     rest = sum(outputs) + 3 * max(outputs)
     assert bytes_at["float16", "sgd"] - rest == 2 * sum(parameters) + masters

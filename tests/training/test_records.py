@@ -13,18 +13,16 @@ import pytest
 from embedding_learning.errors import DataError
 from embedding_learning.training import records
 from embedding_learning.training.checkpoint_file import RECORDS
-from embedding_learning.training.records import Recorder
+from embedding_learning.training.records import Recorder, RunInfo
 
 
 def write(folder: Path, size: int, batches: range, loss: float = 0.5) -> int:
-    recorder = Recorder(folder, size, 10.0, None)
-    for batch in batches:
-        with recorder.waiting():
-            pass
-        recorder.interval(0, batch, batch, 70, {"loss": loss}, {})
-    written = recorder.flush()
-    recorder.close()
-    return written
+    with Recorder(folder, size, 10.0, None) as recorder:
+        for batch in batches:
+            with recorder.waiting():
+                pass
+            recorder.interval(0, batch, batch, 70, {"loss": loss}, {})
+        return recorder.flush()
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -46,7 +44,7 @@ def test_distances_are_counted(tmp_path: Path) -> None:
     }
     recorder.distances(2, 20, 128, (0.5, 1.4), distances)
     recorder.distances(2, 40, 128, (), distances)
-    recorder.close()
+    recorder.__exit__()
     first, second = records.read(tmp_path)
     assert list(first) == ["kind", "epoch", "batch", "seconds", "dimension", "cutoffs",
                            "negatives", "drawn", "positives"]  # fmt: skip
@@ -74,9 +72,9 @@ def test_records_that_were_removed_are_written_anew(tmp_path: Path) -> None:
     recorder.evaluation(0, 1, 1, {"nmi": 0.5})
     recorder.flush()
     (tmp_path / RECORDS).unlink()
-    recorder.write_anew()
+    recorder.write_again()
     recorder.evaluation(1, 1, 2, {"nmi": 0.75})
-    recorder.close()
+    recorder.__exit__()
     assert [record["nmi"] for record in records.read(tmp_path)] == [0.5, 0.75]
 
 
@@ -87,7 +85,7 @@ def test_a_full_disk_is_raised_once_and_closing_is_quiet(tmp_path: Path) -> None
     recorder.evaluation(0, 1, 1, {"nmi": 0.5})
     with pytest.raises(OSError, match="No space left"):
         recorder.flush()
-    recorder.close()
+    recorder.__exit__()
 
 
 def test_numbers_that_json_lacks_are_null(tmp_path: Path) -> None:
@@ -111,9 +109,9 @@ def test_a_last_line_that_is_cut_off_is_left_out_and_others_are_told(tmp_path: P
 
 
 def test_the_run_is_described(tmp_path: Path) -> None:
-    told = (["--lr=1", "--data-path=a b"], "Birds", {"numpy": "2.1.3"})
-    records.describe(tmp_path, *told)
-    assert records.read_description(tmp_path) == told
+    info = RunInfo(["--lr=1", "--data-path=a b"], "Birds", {"numpy": "2.1.3"})
+    info.write(tmp_path)
+    assert RunInfo.read(tmp_path) == info
 
 
 @pytest.mark.parametrize(
@@ -124,7 +122,7 @@ def test_the_run_is_described(tmp_path: Path) -> None:
 def test_a_description_that_is_none_is_told(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(DataError, match="is missing or damaged"):
-        records.read_description(tmp_path)
+        RunInfo.read(tmp_path)
 
 
 def test_a_run_goes_on_without_tensorboard_when_its_disk_is_full(
@@ -175,7 +173,7 @@ def test_tensorboard_is_shown_the_same(tmp_path: Path, capsys: pytest.CaptureFix
         board.project(
             step, np.eye(6, dtype=np.float32), np.arange(6, dtype=np.float32), names, pixels
         )
-    recorder.close()
+    recorder.__exit__()
     written = b"".join(file.read_bytes() for file in (tmp_path / "board").glob("events*"))
     for name in (b"interval/loss", b"positive_distances", b"evaluation/recall_1"):
         assert name in written

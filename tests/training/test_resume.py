@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,11 +13,12 @@ import numpy as np
 import pytest
 
 from embedding_learning.cli.train_flags import parse
+from embedding_learning.config import TrainConfig
 from embedding_learning.data import build
 from embedding_learning.errors import UsageError
 from embedding_learning.training import resume
 from embedding_learning.training.checkpoint_file import FORMAT, Checkpoint
-from embedding_learning.training.resume import Progress
+from embedding_learning.training.progress import Progress
 
 PATH = Path("p.run/checkpoint-0003-000007.safetensors")
 START = f"--resume {PATH}: "
@@ -64,13 +64,13 @@ OTHERS = {
 
 def checkpoint_of(*flags: str, progress: Progress = PROGRESS, **changes: Any) -> Checkpoint:
     """What a run with these flags has written, as it is read."""
-    options = parse([*flags])
-    devices = {"devices": len(options.gpus) or options.cpu_contexts}
-    state = {**resume.describe(options, "digest", progress), "learner": devices, **changes}
+    config = parse([*flags])
+    devices = {"devices": config.devices.count}
+    state = {**resume.describe(config, "digest", progress), "learner": devices, **changes}
     return Checkpoint(PATH, {}, json.loads(json.dumps(state)))
 
 
-def refusal(checkpoint: Checkpoint, options: Namespace) -> str:
+def refusal(checkpoint: Checkpoint, options: TrainConfig) -> str:
     with pytest.raises(UsageError) as error:
         resume.check_flags(checkpoint, options)
     line = str(error.value)
@@ -107,7 +107,7 @@ def test_progress_that_makes_no_sense_is_refused(name: str) -> None:
         progress = {**asdict(PROGRESS), name: value}
         checkpoint = checkpoint_of()
         checkpoint.state["progress"] = progress
-        with pytest.raises(UsageError, match=re.escape(START) + "does not tell how far") as error:
+        with pytest.raises(UsageError, match=re.escape(START) + "does not show how far") as error:
             resume.read_progress(checkpoint, 200)
         assert str(error.value).isprintable()
 
@@ -123,10 +123,10 @@ def test_progress_of_other_fields_is_refused() -> None:
     for told in others:
         checkpoint = checkpoint_of()
         checkpoint.state["progress"] = told
-        with pytest.raises(UsageError, match="does not tell how far"):
+        with pytest.raises(UsageError, match="does not show how far"):
             resume.read_progress(checkpoint, 200)
     del checkpoint.state["progress"]
-    with pytest.raises(UsageError, match="does not tell how far"):
+    with pytest.raises(UsageError, match="does not show how far"):
         resume.read_progress(checkpoint, 200)
 
 
@@ -172,9 +172,9 @@ def test_what_a_network_has_to_beat_in_a_checkpoint_of_format_1(
 def test_a_finished_run_may_lack_the_network_to_save(
     progress: Progress, flags: list[str], is_left: bool, is_lacking: bool
 ) -> None:
-    options = parse(flags)
-    assert progress.has_work_left(options) == is_left
-    assert progress.lacks_network(options) == is_lacking
+    run = parse(flags).run
+    assert progress.has_work_left(run) == is_left
+    assert progress.lacks_network(run) == is_lacking
 
 
 def test_an_epoch_has_no_more_batches_than_it_has() -> None:
@@ -221,10 +221,10 @@ def _all_but(*names: str) -> list[str]:
 def test_a_flag_that_must_agree_is_named_with_the_value_to_give(name: str) -> None:
     base = ["--batch-size=70"]
     line = refusal(checkpoint_of(*base), parse([*base, OTHERS[name]]))
-    default = json.loads(json.dumps(vars(parse([]))))[name]
+    default = parse([]).as_flags()[name]
     flag = "--" + name.replace("_", "-")
     told = f"no {flag}" if default in (None, False) else f"{flag} {default}"
-    assert line == f"was made with {told}; give these, or start anew without --resume"
+    assert line == f"was made with {told}; give these, or start from scratch without --resume"
     back = refusal(checkpoint_of(*base, OTHERS[name]), parse(base))
     assert back.startswith(f"was made with {OTHERS[name].replace('=', ' ')}; ")
 
@@ -242,9 +242,9 @@ def test_a_flag_that_leads_to_another_model_is_logged(
 ) -> None:
     caplog.set_level("INFO")
     resume.check_flags(checkpoint_of(), parse([OTHERS[name]]))
-    former = vars(parse([]))[name]
+    former = parse([]).as_flags()[name]
     assert caplog.messages == [
-        f"The run goes on with {OTHERS[name].replace('=', ' ')} instead of {former}."
+        f"The run continues with {OTHERS[name].replace('=', ' ')} instead of {former}."
     ]
 
 
@@ -275,7 +275,7 @@ def test_a_first_epoch_of_its_own_is_said_to_have_no_effect_on_a_run_that_goes_o
     assert caplog.messages == []
     resume.check_flags(checkpoint_of(), parse([first]))
     assert caplog.messages == [
-        "--start-epoch: has no effect: the run goes on where its checkpoint was written."
+        "--start-epoch: has no effect: the run continues where its checkpoint was written."
     ]
 
 
@@ -310,7 +310,7 @@ def test_every_flag_has_been_thought_of() -> None:
         *({*resume._MUST_AGREE}, {*resume._MAY_CHANGE}),
     ]
     assert sum(map(len, thought_of)) == len(set.union(*thought_of))
-    assert set.union(*thought_of) == vars(parse([])).keys()
+    assert set.union(*thought_of) == parse([]).as_flags().keys()
 
 
 def test_pretrained_weights_from_anywhere_are_pretrained_weights() -> None:
@@ -338,15 +338,15 @@ def test_another_constant_beta_is_another_run_and_a_learned_one_has_left_it(
     resume.check_flags(checkpoint_of(), parse(["--beta=1.0"]))
     assert caplog.messages == []
     resume.check_flags(checkpoint_of("--lr-beta=0"), parse(["--lr-beta=0", "--beta=1.0"]))
-    assert caplog.messages == ["The run goes on with --beta 1.0 instead of 1.2."]
+    assert caplog.messages == ["The run continues with --beta 1.0 instead of 1.2."]
 
 
 @pytest.mark.parametrize(
     "former, now, told",
     [
-        (["--cpu-contexts=2"], [], "goes on with 1 devices instead of 2"),
-        ([], ["--cpu-contexts=2"], "goes on with 2 devices instead of 1"),
-        (["--gpus=0,1"], ["--gpus=3"], "goes on with 1 devices instead of 2"),
+        (["--cpu-contexts=2"], [], "continues with 1 devices instead of 2"),
+        ([], ["--cpu-contexts=2"], "continues with 2 devices instead of 1"),
+        (["--gpus=0,1"], ["--gpus=3"], "continues with 1 devices instead of 2"),
         (["--gpus=0,1"], ["--gpus=2,3"], ""),
     ],
 )
@@ -387,8 +387,8 @@ def test_other_packages_and_threads_are_told(
     checkpoint.state["made_with"]["numpy"] = "1.0"
     resume.check_flags(checkpoint, parse([]))
     assert caplog.messages == [
-        "Made with threads 4, goes on with 2: the last digits may differ.",
-        f"Made with numpy 1.0, goes on with {np.__version__}: the last digits may differ.",
+        "Made with threads 4, continues with 2: the last digits may differ.",
+        f"Made with numpy 1.0, continues with {np.__version__}: the last digits may differ.",
     ]
 
 
@@ -400,16 +400,17 @@ def test_a_stranger_s_flags_do_not_come_into_a_message(name: str) -> None:
     for value in [*UNFIT, 10**4000]:
         checkpoint = checkpoint_of()
         checkpoint.state["flags"][name] = value
-        assert refusal(checkpoint, parse([])) == "does not tell the flags of its run"
+        assert refusal(checkpoint, parse([])) == "does not show the flags of its run"
 
 
 @pytest.mark.parametrize("flags", [None, [], 3, "flags", [["lr", 1]]])
 def test_flags_that_are_none_are_refused(flags: Any) -> None:
-    assert "does not tell the flags" in refusal(checkpoint_of(flags=flags), parse([]))
+    assert "does not show the flags" in refusal(checkpoint_of(flags=flags), parse([]))
     checkpoint = checkpoint_of()
     del checkpoint.state["flags"]
-    assert "does not tell the flags" in refusal(checkpoint, parse([]))
-    assert "was made with no --model" in refusal(checkpoint_of(flags={}), parse([]))
+    assert "does not show the flags" in refusal(checkpoint, parse([]))
+    line = refusal(checkpoint_of(flags={}), parse([]))
+    assert line.startswith("was made with no --") and ", no --model, " in line
 
 
 @pytest.mark.parametrize("value", [*UNFIT, None, 3, "text"])
@@ -442,11 +443,10 @@ def test_a_description_is_json_and_names_the_format() -> None:
 
 
 def test_other_images_are_refused() -> None:
-    options = parse(["--data-path=birds"])
-    resume.check_data(checkpoint_of(), "digest", options)
+    resume.check_data(checkpoint_of(), "digest", "birds")
     for told in ({"data": "other"}, {"data": None}, {"data": ["digest"]}):
         with pytest.raises(UsageError) as error:
-            resume.check_data(checkpoint_of(**told), "digest", options)
+            resume.check_data(checkpoint_of(**told), "digest", "birds")
         assert str(error.value).startswith(
             f"{START}was trained on other images, classes or boxes than --data-path birds holds"
         )

@@ -257,7 +257,7 @@ def test_what_fits_is_taken_and_what_is_new_is_told(
     for name, array in found.items():
         if name not in new.split(", "):
             np.testing.assert_array_equal(array, former[name])
-    told = [(new, "starts anew"), (unused, "is not used")]
+    told = [(new, "starts from scratch"), (unused, "is not used")]
     expected = [f"--init-from {path}: {names} {what}." for names, what in told if names]
     assert caplog.messages == expected
 
@@ -279,7 +279,7 @@ def test_a_network_with_a_further_layer_gives_its_backbone(
     for name, array in started(str(tmp_path / "net.params")).items():
         if name.startswith("base_net."):
             np.testing.assert_array_equal(array, former[name].data().asnumpy())
-    assert "dense.weight starts anew" in caplog.text
+    assert "dense.weight starts from scratch" in caplog.text
     assert "feature.weight, feature.bias, dense.weight is not used" in caplog.text
 
 
@@ -288,7 +288,7 @@ def test_weights_that_are_replaced_are_not_looked_for(
 ) -> None:
     """But its convolutions learn as pretrained ones do."""
     path, former = trained
-    monkeypatch.setattr(model_zoo, "weights", lambda name: pytest.fail("looked for"))
+    monkeypatch.setattr(model_zoo, "fetch_weights", lambda name: pytest.fail("looked for"))
     found = started(path, "--use-pretrained")
     np.testing.assert_array_equal(found["base_net.0.weight"], former["base_net.0.weight"])
     options = parse(["--model=squeezenet1.1", *QUICK, f"--init-from={path}", "--use-pretrained"])
@@ -328,8 +328,8 @@ def test_gradients_cannot_be_cut_to_nothing(value: str) -> None:
 @pytest.mark.parametrize("optimizer", ["adadelta", "ftml", "ftrl", "sgld"])
 def test_optimizers_that_move_weights_at_a_rate_of_0_are_refused(optimizer: str, flag: str) -> None:
     with pytest.raises(UsageError, match=f"^--optimizer {optimizer}: leaves no layer alone"):
-        build.check_names(parse([f"--optimizer={optimizer}", flag]))
-    build.check_names(parse([f"--optimizer={optimizer}"]))
+        build.check(parse([f"--optimizer={optimizer}", flag]))
+    build.check(parse([f"--optimizer={optimizer}"]))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "nag", "rmsprop", "lars"])

@@ -1,6 +1,6 @@
-"""The data sets: paths, labels, boxes and the split into what trains and what tests.
+"""The data sets: image paths, labels, boxes, and the split into training and test images.
 
-A file per data set; no pixels, no MXNet.
+Each data set is one file and one row in registry.py. Nothing here reads pixels or imports MXNet.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
     "load",
 ]
 
-# What tests; the first is the default.
+# Which images test: those of the split (the default), or all.
 TEST_CHOICES = ("split", "all")
 
 
@@ -42,65 +42,67 @@ def load(
     test: str = TEST_CHOICES[0],
     default_train_classes: int | None = None,
 ) -> Split:
-    """What trains, which may be nothing, and what tests.
+    """Reads the split of a data set. Its training images may be empty.
 
-    Whether the images are there is for ``ImageSet.read_file_stats``.
+    Does not check that the image files exist; ``ImageSet.read_file_stats`` does.
 
     Parameters
     ----------
     data_path : str
-        The folder of a data set, a CSV file that lists one, or ``glyphs`` for the set that is drawn
-        on first use.
+        The folder of a data set, a CSV file that lists one, or ``glyphs`` for the built-in set,
+        which is drawn on first use.
     cache_dir : str
-        Where drawn images are kept.
+        The folder for drawn images.
     train_classes : int, optional
-        How many of the classes train, the first ones; by default half of them, rounded down. Only
-        where no file decides it.
+        The number of classes that train, the first ones; by default half of them, rounded down.
+        Only for data sets whose files do not contain the split.
     name : str, optional
-        One of NAMES; by default the data set is told by what the folder holds. With ``glyphs`` the
-        path is not looked at.
+        One of NAMES; by default the data set is recognized by the files in the folder. With
+        ``glyphs`` the path is not used.
     use_boxes : bool
-        Whether to read boxes where there are any.
+        Whether to read boxes, if there are any.
     test : str
         One of TEST_CHOICES; with "all" every image tests and none trains, whatever the split.
     default_train_classes : int, optional
-        Stands in for half of the classes where `train_classes` is not given.
+        Replaces half of the classes if `train_classes` is not given.
 
     Raises
     ------
     DataError
-        If the data set cannot be told, a file is missing or wrong, nothing would test, the split is
-        not for `train_classes` to decide, or the drawn set cannot be drawn.
+        If the data set is not recognized, a file is missing or invalid, no image would test,
+        `train_classes` is given although the files contain the split, or the glyphs cannot be
+        drawn.
     """
     try:
         if name == glyphs.NAME or (name is None and data_path == glyphs.NAME):
-            layout, path = registry.GLYPHS, glyphs.find_or_draw(Path(cache_dir))
+            row, path = registry.GLYPHS, glyphs.find_or_draw(Path(cache_dir))
         else:
             path = Path(data_path)
-            layout = registry.find_format(name) if name else registry.recognize_format(path)
-        found = layout.read(path, use_boxes)
-        if isinstance(found, Split):
-            found = replace(found, recall_at=layout.recall_at)
+            row = registry.find_format(name) if name else registry.recognize_format(path)
+        data = row.read(path, use_boxes)
+        if isinstance(data, Split):
+            data = replace(data, recall_at=row.recall_at)
     except OSError as error:
-        # Readers name a list that is missing; this is a folder closed to us, or an impossible name.
+        # Readers raise DataError for a missing list. This is a folder that may not be read, or an
+        # impossible name.
         raise DataError(
             f"{error.filename or data_path}: cannot be read: {error.strerror}; name another folder "
             "with --data-path"
         ) from error
-    if isinstance(found, ImageSet):
-        title = layout.title or os.path.basename(os.path.abspath(path))
+    if isinstance(data, ImageSet):
+        title = row.title or os.path.basename(os.path.abspath(path))
         if test == "all":
-            return make_test_only_split(title, found)
-        return split_by_class_order(title, path, found, train_classes, default_train_classes)
+            return make_test_only_split(title, data)
+        return split_by_class_order(title, path, data, train_classes, default_train_classes)
     if test == "all":
-        return make_test_only_split(found.name, found)
+        return make_test_only_split(data.name, data)
     if train_classes is not None:
         raise DataError(
             f"--train-classes {train_classes}: the files of {path} decide the split "
-            f"({found.name}); leave the flag out"
+            f"({data.name}); leave the flag out"
         )
-    if not len(found.test):
+    if not len(data.test):
         raise DataError(
             f"{path}: no image is listed as test; add some, or name other data with --data-path"
         )
-    return found
+    return data

@@ -1,9 +1,9 @@
-"""A CSV file that lists the images: one's own data, with any split.
+"""A CSV file that lists the images: for a user's own data, with any split.
 
-The header is ``path,label,split``, in any order, and may go on with ``x,y,width,height``, a box in
-pixels; other columns are passed over. A path is relative to the folder of the file, a label is any
-text, and a split is train or test, or train, query or gallery. Commas part the columns, and a
-value that holds one stands in double quotes. The encoding is UTF-8.
+The header has ``path,label,split``, in any order, and may have ``x,y,width,height``, a box in
+pixels. Other columns are ignored. A path is relative to the folder of the file, and a label is any
+text. A split is train or test; or train, query or gallery. Commas separate the columns, and a value
+with a comma stands in double quotes. The encoding is UTF-8.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ BOX_COLUMNS = ("x", "y", "width", "height")
 
 
 def read(file: Path, use_boxes: bool = True) -> Split:
-    """The images as the file splits them, the classes in the order of their labels as texts.
+    """Reads the images and their split; classes are ordered by their labels as texts.
 
-    Raises DataError that names the line of whatever is wrong.
+    Raises DataError that names the line of an error.
     """
-    rows = _rows(file)
-    line, header = next(rows, (1, []))
-    columns = _columns(file, line, header)
-    box_columns = _box_columns(file, line, header) if use_boxes else []
+    rows = _read_rows(file)
+    number, header = next(rows, (1, []))
+    columns = _find_columns(file, number, header)
+    box_columns = _find_box_columns(file, number, header) if use_boxes else []
     folder = os.path.dirname(file)
 
-    entries = []
-    for line, row in rows:
-        place = f"{file}:{line}"
+    images = []
+    for number, row in rows:
+        line = f"{file}:{number}"
         if len(row) != len(header):
             raise DataError(
-                f"{place}: {len(header)} columns expected, as in the header, but these are "
-                f"{len(row)}; a value with a comma needs double quotes"
+                f"{line}: expected {len(header)} columns, as in the header, but found {len(row)}; "
+                "put a value with a comma in double quotes"
             )
         path, label, part = (row[column] for column in columns)
         if not path or not label or part not in PARTS:
             raise DataError(
-                f"{place}: a path, a label and one of {', '.join(PARTS)} expected: "
-                f"{path!r}, {label!r}, {part!r}"
+                f"{line}: expected a path, a label and one of {', '.join(PARTS)}, but found "
+                f"{path!r}, {label!r}, {part!r}; correct the line"
             )
-        box = parse_box([row[column] for column in box_columns], place) if box_columns else None
-        entries.append(ListedImage(os.path.join(folder, path), label, part, box, file, line))
-    return split_by_lists(file.name, file, entries)
+        box = parse_box([row[column] for column in box_columns], line) if box_columns else None
+        images.append(ListedImage(os.path.join(folder, path), label, part, box, file, number))
+    return split_by_lists(file.name, file, images)
 
 
-def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and stripped values of each row that is not blank."""
+def _read_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yields line number and stripped values of each row that is not blank."""
     reader = None
     try:
         check_regular_file(file)
@@ -67,27 +67,27 @@ def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f"{file}: no such file; name another with --data-path") from None
     except csv.Error as error:
         line = reader.line_num if reader else 1
-        raise DataError(f"{file}:{line}: is not CSV: {error}") from None
+        raise DataError(f"{file}:{line}: is not CSV: {error}; correct the line") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read as UTF-8 text: {error}") from None
 
 
-def _columns(file: Path, line: int, header: list[str]) -> list[int]:
-    """The places of path, label and split in the header."""
+def _find_columns(file: Path, line: int, header: list[str]) -> list[int]:
+    """Returns the indices of path, label and split in the header."""
     if any(header.count(name) != 1 for name in COLUMNS):
         raise DataError(
-            f"{file}:{line}: a header with {','.join(COLUMNS)} expected, once each and with commas "
-            f"between them: {','.join(header)!r}"
+            f"{file}:{line}: expected a header with {','.join(COLUMNS)}, each once and with commas "
+            f"between them, but found {','.join(header)!r}; correct the line"
         )
     return [header.index(name) for name in COLUMNS]
 
 
-def _box_columns(file: Path, line: int, header: list[str]) -> list[int]:
-    """The places of the box in the header; none if it has no box."""
+def _find_box_columns(file: Path, line: int, header: list[str]) -> list[int]:
+    """Returns the indices of the box in the header; an empty list if it has no box."""
     counts = {header.count(name) for name in BOX_COLUMNS}
     if counts not in ({0}, {1}):
         raise DataError(
-            f"{file}:{line}: all of {','.join(BOX_COLUMNS)} expected, or none: "
-            f"{','.join(header)!r}; --no-bbox does without the boxes"
+            f"{file}:{line}: expected all of {','.join(BOX_COLUMNS)}, or none of them, but found "
+            f"{','.join(header)!r}; add the others, or ignore the boxes with --no-bbox"
         )
     return [header.index(name) for name in BOX_COLUMNS if name in header]

@@ -2,12 +2,12 @@
 Recognition and Retrieval with Rich Annotations, CVPR 2016.
 
 ``list_eval_partition.txt``, in the folder or in its ``Eval/``, has the number of images, a header
-and then a line an image: its name, item and part (train, query or gallery). 3,997 items train
-(25,882 images); of 3,985 others, 14,218 images are searched for in a gallery of 12,612. The images
-lie in ``img/`` or ``Img/img/``.
+and then one line per image: its name, item and part (train, query or gallery). 3,997 items train
+(25,882 images). Of 3,985 others, 14,218 queries are searched in a gallery of 12,612 images. The
+images are in ``img/`` or ``Img/img/``.
 
-``list_bbox_inshop.txt``, in the folder or in its ``Anno/``, gives boxes and may be missing. What
-its corners count is not documented; they are taken as MATLAB's, from 1 and both in the box.
+``list_bbox_inshop.txt``, in the folder or in its ``Anno/``, holds boxes and may be missing. Its
+corners are not documented. They are read as in MATLAB: counted from 1, and both in the box.
 """
 
 from __future__ import annotations
@@ -29,55 +29,57 @@ _LAYOUT = (
 
 
 def read(folder: Path, use_boxes: bool = True) -> Split:
-    """The images as the list splits them, the classes in the order of their items' names.
+    """Reads the images and the split of the list; classes are ordered by the items' names.
 
-    Raises DataError that names the file and the line of whatever is wrong.
+    Raises DataError that names the file and the line of an error.
     """
     check_folder(folder)
-    file = _here_or_in(folder, "Eval", PARTITION)
+    file = _find_file(folder, "Eval", PARTITION)
     rows = read_table(file, "image_name item_id evaluation_status", _LAYOUT, counted=True)
-    boxes_file = _here_or_in(folder, "Anno", BOXES)
-    boxes = _boxes(boxes_file) if use_boxes and boxes_file.is_file() else None
+    boxes_file = _find_file(folder, "Anno", BOXES)
+    boxes = _read_boxes(boxes_file) if use_boxes and boxes_file.is_file() else None
 
-    start = f"{_folder_of_images(folder)}/"
-    entries = []
+    start = f"{_find_images_folder(folder)}/"
+    images = []
     for line, (image, item, part) in rows:
         if part not in _PARTS:
             expected = ", ".join(_PARTS)
-            raise DataError(f"{file}:{line}: one of {expected} expected: {part!r}; {_LAYOUT}")
+            raise DataError(
+                f"{file}:{line}: expected one of {expected}, but found {part!r}; {_LAYOUT}"
+            )
         if boxes is not None and image not in boxes:
             raise DataError(
-                f"{boxes_file}: has no line for {image} ({file}:{line}); fetch it again, or do "
-                "without the boxes: --no-bbox"
+                f"{boxes_file}: has no line for {image} ({file}:{line}); fetch the file again, or "
+                "ignore the boxes with --no-bbox"
             )
         box = None if boxes is None else boxes[image]
-        entries.append(ListedImage(start + image, item, part, box, file, line))
-    return split_by_lists(NAME, file, entries)
+        images.append(ListedImage(start + image, item, part, box, file, line))
+    return split_by_lists(NAME, file, images)
 
 
-def _here_or_in(folder: Path, below: str, name: str) -> Path:
-    """The file in the folder below if it is there, else in the folder itself."""
-    file = folder / below / name
+def _find_file(folder: Path, subfolder: str, name: str) -> Path:
+    """Returns the path of the file in the subfolder if it exists there, else in the folder."""
+    file = folder / subfolder / name
     return file if file.is_file() else folder / name
 
 
-def _folder_of_images(folder: Path) -> Path:
-    """The folder that holds img/. Img/ comes first: some systems take it for img/ too."""
+def _find_images_folder(folder: Path) -> Path:
+    """Returns the folder that holds img/. Tries Img/ first: some systems confuse it with img/."""
     for parent in (folder / "Img", folder):
         if (parent / "img").is_dir():
             return parent
     raise DataError(f"{folder / 'img'}: no such folder; unpack img.zip there or into Img/")
 
 
-def _boxes(file: Path) -> dict[str, list[int]]:
+def _read_boxes(file: Path) -> dict[str, list[int]]:
     header = "image_name clothes_type pose_type x_1 y_1 x_2 y_2"
     boxes: dict[str, list[int]] = {}
     for line, (image, _, _, *corners) in read_table(
-        file, header, "--no-bbox does without the boxes", counted=True
+        file, header, "ignore the boxes with --no-bbox", counted=True
     ):
         if image in boxes:
             raise DataError(
-                f"{file}:{line}: {image} stands here a second time; remove one of the lines"
+                f"{file}:{line}: {image} is listed a second time; remove one of the lines"
             )
         boxes[image] = parse_box(corners, f"{file}:{line}", corners=True)
     return boxes

@@ -1,9 +1,12 @@
-"""Which reader reads a folder: by the name of the data set, or by what the folder holds."""
+"""The table of the data sets. A new data set needs a file with its reader, and a row here.
+
+A row is chosen by its name (--dataset), or else by the files in the folder.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,90 +27,122 @@ from embedding_learning.errors import DataError
 
 
 class DatasetFormat(NamedTuple):
-    """A data set, what gives it away, and its reader.
+    """A row of FORMATS: a data set, or a layout of files that several data sets share.
 
-    ``traces`` are files, or folders if they end in a slash, below the data path; any one is enough,
-    and of names joined by "+" all are needed. The reader takes the path and whether to use boxes,
-    and leaves the split open (an ImageSet) where the order of the classes decides it.
+    Attributes
+    ----------
+    name : str
+        The value of --dataset.
+    read : callable
+        Takes the path and whether to read boxes. Returns a Split if the files contain the split, or
+        an ImageSet if the first classes train and the others test.
+    recognized_by : sequence of tuples of str
+        A folder is recognized if it contains all names of any one of these tuples. A name is a file
+        in the folder, or a folder if it ends with a slash.
+    title : str, optional
+        The name of the data set in logs if `read` returns an ImageSet; by default the folder's.
+    recall_at : tuple of int
+        The ranks K of the Recall@K that papers report for the data set.
     """
 
     name: str
-    traces: tuple[str, ...]
     read: Callable[[Path, bool], ImageSet | Split]
-    title: str | None = None  # where the reader does not know it; else the folder's name
-    recall_at: tuple[int, ...] = COMMON_RECALL_RANKS  # the ranks that papers report
+    recognized_by: Sequence[tuple[str, ...]] = ()
+    title: str | None = None
+    recall_at: tuple[int, ...] = COMMON_RECALL_RANKS
 
 
-CSV = DatasetFormat("csv", (), csv_file.read)
-FOLDERS = DatasetFormat("folders", (), lambda folder, _: image_folder.read(folder))
-GLYPHS = DatasetFormat(glyphs.NAME, (), cub200.read, glyphs.NAME)
+def _without_boxes(read: Callable[[Path], ImageSet | Split]) -> Callable[..., ImageSet | Split]:
+    """Adapts the reader of a data set that has no boxes."""
+    return lambda path, use_boxes: read(path)
+
+
+# Not recognized by names of files: class folders if nothing else fits, a CSV file by its ending,
+# and the glyphs because they need no path.
+FOLDERS = DatasetFormat(name="folders", read=_without_boxes(image_folder.read))
+CSV = DatasetFormat(name="csv", read=csv_file.read)
+GLYPHS = DatasetFormat(name=glyphs.NAME, read=cub200.read, title=glyphs.NAME)
 FORMATS = (
     DatasetFormat(
-        "cub200", (cub200.IMAGES, cub200.LABELS, cub200.BOXES), cub200.read, "CUB-200-2011"
+        name="cub200",
+        read=cub200.read,
+        recognized_by=[(cub200.IMAGES,), (cub200.LABELS,), (cub200.BOXES,)],
+        title="CUB-200-2011",
     ),
-    DatasetFormat("cars196", (cars196.ANNOTATIONS,), cars196.read, "Cars196"),
     DatasetFormat(
-        "sop",
-        (sop.TRAIN, sop.TEST),
-        lambda folder, _: sop.read(folder),
+        name="cars196",
+        read=cars196.read,
+        recognized_by=[(cars196.ANNOTATIONS,)],
+        title="Cars196",
+    ),
+    DatasetFormat(
+        name="sop",
+        read=_without_boxes(sop.read),
+        recognized_by=[(sop.TRAIN,), (sop.TEST,)],
         recall_at=(1, 10, 100, 1000),
     ),
     DatasetFormat(
-        "inshop",
-        (inshop.PARTITION, f"Eval/{inshop.PARTITION}"),
-        inshop.read,
+        name="inshop",
+        read=inshop.read,
+        recognized_by=[(inshop.PARTITION,), (f"Eval/{inshop.PARTITION}",)],
         recall_at=(1, 10, 20, 30, 40, 50),
     ),
     DatasetFormat(
-        "train-val", ("train/+val/", "train/+test/"), lambda folder, _: train_val.read(folder)
+        name="train-val",
+        read=_without_boxes(train_val.read),
+        recognized_by=[("train/", "val/"), ("train/", "test/")],
     ),
     FOLDERS,
     CSV,
     GLYPHS,
 )
-NAMES = tuple(layout.name for layout in FORMATS)
+NAMES = tuple(row.name for row in FORMATS)
 
 
 def find_format(name: str) -> DatasetFormat:
-    """Raises DataError if there is no such name."""
-    for layout in FORMATS:
-        if layout.name == name:
-            return layout
-    raise DataError(f"--dataset {name}: unknown; choose of {', '.join(NAMES)}")
+    """Returns the row with this name. Raises DataError if there is none."""
+    for row in FORMATS:
+        if row.name == name:
+            return row
+    raise DataError(f"--dataset {name}: unknown; choose one of {', '.join(NAMES)}")
 
 
 def recognize_format(path: Path) -> DatasetFormat:
-    """Class folders are what a folder holds if nothing gives it away as something else.
-
-    Raises DataError if it could be several data sets, or none.
-    """
+    """Returns the row that the files at `path` fit. Raises DataError if several fit, or none."""
     if path.suffix.lower() == ".csv" and not path.is_dir():
         return CSV
     check_folder(path)
-    found = [(layout, trace) for layout in FORMATS if (trace := _trace(layout, path))]
-    if len(found) > 1:
-        told = " or ".join(f"{layout.name} ({trace})" for layout, trace in found)
-        raise DataError(f"{path}: could be {told}; say which with --dataset")
-    if found:
-        return found[0][0]
+    matches = [(row, names) for row in FORMATS if (names := _find_names(row, path))]
+    if len(matches) > 1:
+        candidates = " or ".join(f"{row.name} ({_join(names)})" for row, names in matches)
+        raise DataError(f"{path}: could be {candidates}; choose one with --dataset")
+    if matches:
+        return matches[0][0]
     if image_folder.has_images(path):
         return FOLDERS
-    looked_for = [f"{' or '.join(item.traces)} ({item.name})" for item in FORMATS if item.traces]
+    expected = [
+        f"{' or '.join(map(_join, row.recognized_by))} ({row.name})"
+        for row in FORMATS
+        if row.recognized_by
+    ]
     raise DataError(
-        f"{path}: no data set is recognized; looked for {', '.join(looked_for)} and class folders "
+        f"{path}: no data set is recognized; looked for {', '.join(expected)} and class folders "
         "with images (folders); name another folder, or a .csv file, with --data-path, or the data "
         "set with --dataset"
     )
 
 
-def _trace(layout: DatasetFormat, folder: Path) -> str | None:
-    """The first trace of the layout that the folder holds."""
-    for trace in layout.traces:
-        names = trace.split("+")
-        if all(_is_there(f"{folder}/{name}") for name in names):
-            return trace
+def _find_names(row: DatasetFormat, folder: Path) -> tuple[str, ...] | None:
+    """Returns the first tuple of `recognized_by` whose names are all in the folder."""
+    for names in row.recognized_by:
+        if all(_exists(f"{folder}/{name}") for name in names):
+            return names
     return None
 
 
-def _is_there(path: str) -> bool:
+def _exists(path: str) -> bool:
     return os.path.isdir(path) if path.endswith("/") else os.path.isfile(path)
+
+
+def _join(names: tuple[str, ...]) -> str:
+    return " and ".join(names)

@@ -1,4 +1,4 @@
-"""Which images train and which test: by the order of the classes, or as lists say."""
+"""Splits images into training and test images: by the order of the classes, or as lists say."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PARTS = ("train", "test", "query", "gallery")
 
 
 class ListedImage(NamedTuple):
-    """An image as a list names it, and the line where it does."""
+    """An image in a list, and the file and line that list it."""
 
     path: str
     label: int | str
@@ -35,20 +35,20 @@ def split_by_class_order(
     train_classes: int | None,
     default_train_classes: int | None = None,
 ) -> Split:
-    """The first classes train and the others test; by default half of them, rounded down.
+    """Makes the first `train_classes` classes train and the others test.
 
-    Of a single class none trains by default. `default_train_classes` takes the place of the half:
-    the number that a model was trained with.
+    By default half of the classes train, rounded down: none of a single class.
+    `default_train_classes` replaces the half; it is the number that a model was trained with.
 
-    Raises DataError if nothing would test, or `train_classes` is below 1.
+    Raises DataError if no class is left to test, or `train_classes` is below 1.
     """
     classes = len(images.class_names)
     if train_classes is None and default_train_classes is not None:
         if default_train_classes >= classes:
             raise DataError(
                 f"{folder}: holds {classes} classes, but the model was trained on the first "
-                f"{default_train_classes} of its data; --train-classes says how many train here, "
-                "and --test all tests every class"
+                f"{default_train_classes} of its data; set how many train here with "
+                "--train-classes, or test every class with --test all"
             )
         train_classes = default_train_classes
     elif train_classes is None:
@@ -64,42 +64,45 @@ def split_by_class_order(
     return Split(name, train, images.select_classes(train_classes, classes))
 
 
-def hold_out_validation_classes(split: Split, share: float) -> Split:
-    """The last `share` of the training classes tests, among each other; the others train.
+def hold_out_validation_classes(split: Split, fraction: float) -> Split:
+    """Uses the last `fraction` of the training classes as test classes; the others train.
 
-    It is rounded to whole classes, two at least. The data set's own test images are in no part of
-    the result. A share of 0 leaves all as it is. Raises DataError if nothing is left to train.
+    The number is rounded to whole classes, at least two. The result does not contain the data
+    set's own test images. A fraction of 0 changes nothing. Raises DataError if no class is left to
+    train.
     """
-    if share == 0:
+    if fraction == 0:
         return split
     classes = len(split.train.class_names)
-    trained = classes - max(2, round(share * classes))
-    if trained < 1:
-        way_out = "but two at least are held out and two have to train; leave the flag out"
+    train_classes = classes - max(2, round(fraction * classes))
+    if train_classes < 1:
+        way_out = "but at least two are held out and two have to train; leave the flag out"
         if classes >= 4:
             most = math.floor(100 - 200 / classes) / 100
-            way_out = f"of which none would be left; {most} is the most"
-        raise DataError(f"--held-out {share}: {classes} classes train in {split.name}, {way_out}")
+            way_out = f"and none would be left; {most} is the most"
+        raise DataError(
+            f"--held-out {fraction}: {classes} classes train in {split.name}, {way_out}"
+        )
     return Split(
         split.name,
-        split.train.select_classes(0, trained),
-        split.train.select_classes(trained, classes),
+        split.train.select_classes(0, train_classes),
+        split.train.select_classes(train_classes, classes),
         is_tested_on_validation_classes=True,
         recall_at=split.recall_at,
     )
 
 
-def make_test_only_split(name: str, found: ImageSet | Split) -> Split:
-    """All images test, among each other, and none trains.
+def make_test_only_split(name: str, data: ImageSet | Split) -> Split:
+    """Returns a split in which all images test, among each other, and none trains.
 
-    Where lists split the data, a class that is named in several parts is one class.
+    If `data` is a Split, classes with the same name in several parts become one class.
     """
-    images = found if isinstance(found, ImageSet) else _united(found.parts)
+    images = data if isinstance(data, ImageSet) else _merge(data.parts)
     return Split(name, images.select_classes(0, 0), images, is_tested_on_all_classes=True)
 
 
-def _united(parts: Sequence[ImageSet]) -> ImageSet:
-    """The images of all parts; classes of one name are one class."""
+def _merge(parts: Sequence[ImageSet]) -> ImageSet:
+    """Returns the images of all parts. Classes with the same name become one class."""
     names = list(dict.fromkeys(name for part in parts for name in part.class_names))
     numbers = {name: number for number, name in enumerate(names)}
     labels = [
@@ -116,84 +119,84 @@ def _united(parts: Sequence[ImageSet]) -> ImageSet:
 
 
 def list_recall_warnings(split: Split) -> list[str]:
-    """Warnings of what Recall@K of the test images cannot show, one line each.
+    """Returns warnings about test images whose Recall@K does not depend on the model.
 
-    Images without a partner (another image of their class among those that are searched) can only
-    miss; where a single class is searched, all others can only hit.
+    An image without a partner (another image of its class among the searched images) always counts
+    as a miss. If only one class is searched, all other images always count as hits.
     """
     searched = split.test if split.gallery is None else split.gallery
     classes = max(part.labels.max(initial=-1) for part in (split.test, searched)) + 1
-    of_class = np.bincount(searched.labels, minlength=classes)
-    partners = of_class[split.test.labels] - (split.gallery is None)
-    alone = int(np.sum(partners == 0))
-    lines = []
-    if alone:
-        where = "other test image" if split.gallery is None else "gallery image"
-        lines.append(
-            f"{split.name}: {alone} of {len(split.test)} test images have no partner, that is no "
-            f"{where} of their class; Recall@K counts them as misses, whatever is learned, and "
-            "MAP@R and R-precision leave them out"
+    class_sizes = np.bincount(searched.labels, minlength=classes)
+    partners = class_sizes[split.test.labels] - (split.gallery is None)
+    without_partner = int(np.sum(partners == 0))
+    warnings = []
+    if without_partner:
+        partner = "other test image" if split.gallery is None else "gallery image"
+        warnings.append(
+            f"{split.name}: {without_partner} of {len(split.test)} test images have no partner, "
+            f"that is no {partner} of their class; Recall@K counts them as misses, whatever is "
+            "learned, and MAP@R and R-precision leave them out"
         )
-    if alone < len(split.test) and np.count_nonzero(of_class) == 1:
-        lines.append(
+    if without_partner < len(split.test) and np.count_nonzero(class_sizes) == 1:
+        warnings.append(
             f"{split.name}: a single class is searched, so that Recall@K is 1 for every image with "
-            "a partner, whatever is learned; test on two classes at least"
+            "a partner, whatever is learned; test at least two classes"
         )
-    return lines
+    return warnings
 
 
-def split_by_lists(name: str, source: Path, entries: list[ListedImage]) -> Split:
-    """Each image goes where its line says; queries are searched in the gallery if there is one.
+def split_by_lists(name: str, source: Path, images: list[ListedImage]) -> Split:
+    """Puts each image into the part that its line names. Queries are searched in the gallery.
 
-    Classes are numbered in the order of their labels, those that train apart from those that
-    test, so a label may stand on both sides. Queries and gallery are numbered together.
+    Classes are numbered in the order of their labels. Training classes and test classes are
+    numbered separately, so a label may occur in both. Queries and gallery share their numbers.
 
-    What trains may be empty, and so may what tests: it is up to the caller whether that will do.
+    The training images and the test images may be empty; the caller checks that.
 
-    Raises DataError if an image stands twice, or there are queries without a gallery or the other
-    way about.
+    Raises DataError if an image is listed twice, or if there are queries without a gallery or a
+    gallery without queries.
     """
     check_no_duplicates(
-        [entry.path for entry in entries], lambda row: f"{entries[row].file}:{entries[row].line}"
+        [image.path for image in images], lambda row: f"{images[row].file}:{images[row].line}"
     )
-    parts = {part: [entry for entry in entries if entry.part == part] for part in PARTS}
+    parts = {part: [image for image in images if image.part == part] for part in PARTS}
     train, test, queries, gallery = parts.values()
-    retrieval = bool(queries or gallery)
-    if retrieval and test:
+    has_gallery = bool(queries or gallery)
+    if has_gallery and test:
         raise DataError(
-            f"{test[0].file}:{test[0].line}: test stands beside query and gallery; test images "
-            "are searched among each other, queries in the gallery: only one of both can be"
+            f"{test[0].file}:{test[0].line}: test is mixed with query and gallery; test images are "
+            "searched among each other, and queries in the gallery: use only one of the two ways"
         )
     for part in ("query", "gallery"):
-        if retrieval and not parts[part]:
+        if has_gallery and not parts[part]:
             raise DataError(
                 f"{source}: no image is listed as {part}; add some, or name other data with "
                 "--data-path"
             )
-    train_labels = sorted({entry.label for entry in train})
-    test_labels = sorted({entry.label for entry in test + queries + gallery})
+    train_labels = sorted({image.label for image in train})
+    test_labels = sorted({image.label for image in test + queries + gallery})
     return Split(
         name,
-        train=_image_set(train, train_labels),
-        test=_image_set(queries if retrieval else test, test_labels),
-        gallery=_image_set(gallery, test_labels) if retrieval else None,
+        train=_make_image_set(train, train_labels),
+        test=_make_image_set(queries if has_gallery else test, test_labels),
+        gallery=_make_image_set(gallery, test_labels) if has_gallery else None,
     )
 
 
-def _image_set(entries: list[ListedImage], labels: Sequence[int | str]) -> ImageSet:
-    """The images, the number of each class being the place of its label among `labels`."""
+def _make_image_set(images: list[ListedImage], labels: Sequence[int | str]) -> ImageSet:
+    """Returns the images; the number of a class is the index of its label in `labels`."""
     numbers = {label: number for number, label in enumerate(labels)}
-    boxes = [entry.box for entry in entries]
+    boxes = [image.box for image in images]
     return ImageSet(
-        paths=[entry.path for entry in entries],
-        labels=np.array([numbers[entry.label] for entry in entries], np.int32),
+        paths=[image.path for image in images],
+        labels=np.array([numbers[image.label] for image in images], np.int32),
         class_names=[str(label) for label in labels],
         boxes=None if not boxes or None in boxes else np.array(boxes, np.int32),
     )
 
 
 def log_split(split: Split) -> None:
-    """What the recalls of the run are about, and warnings of what they cannot show."""
+    """Logs the numbers of images and classes, and the warnings of `list_recall_warnings`."""
     logging.info(
         "%s: %d images of %d classes train, %d of %d test%s.",
         split.title,
@@ -203,5 +206,5 @@ def log_split(split: Split) -> None:
         len(np.unique(split.test.labels)),
         f" against a gallery of {len(split.gallery)}" if split.gallery else "",
     )
-    for line in list_recall_warnings(split):
-        logging.warning(line)
+    for warning in list_recall_warnings(split):
+        logging.warning(warning)

@@ -1,6 +1,6 @@
-"""What the readers share: files and lists that may be missing or wrong, columns, classes, boxes.
+"""Helpers of the readers: check folders and files, read lists, parse columns, classes and boxes.
 
-A fault is one DataError that names the file, the line and the way out.
+An error is one DataError that names the file, the line and the way out.
 """
 
 from __future__ import annotations
@@ -14,115 +14,120 @@ from typing import Any
 
 from embedding_learning.errors import DataError
 
-# Far above any list and any photograph; below what would fill the memory.
+# Larger than any list or photograph; smaller than the memory of a computer.
 _MOST_BYTES = 2**29
 _WIDTH_AND_HEIGHT, _CORNERS = "x, y, width and height", "x_1, y_1, x_2 and y_2"
 
 
 def check_folder(folder: Path) -> None:
-    """Raises DataError if there is no such folder, OSError if it cannot be looked at."""
+    """Raises DataError if the folder does not exist, OSError if it cannot be accessed."""
     try:
-        # From Python 3.14 on, is_dir() says False to every OSError.
+        # Since Python 3.14, is_dir() returns False for every OSError.
         if stat.S_ISDIR(folder.stat().st_mode):
             return
-        what = "is not a folder"
+        error = "is not a folder"
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte
-        what = "no such folder"
+        error = "no such folder"
     raise DataError(
-        f"{folder}: {what}; run ./get_cub200_data.sh, or name the folder of the images, "
+        f"{folder}: {error}; run ./get_cub200_data.sh, or name the folder of the images, "
         "or a .csv file, with --data-path (--data-path=glyphs needs no download)"
     )
 
 
 def check_regular_file(file: str | Path) -> None:
-    """Raises OSError unless this is a plain file of at most 512 MiB.
+    """Raises OSError unless this is a regular file of at most 512 MiB.
 
-    A data set may hold a link to /dev/zero, which never ends, or a pipe, at which reading waits.
+    A data set may contain a link to /dev/zero, which never ends, or a pipe, where reading blocks.
     """
-    found = os.stat(file)
-    if stat.S_ISDIR(found.st_mode):
+    status = os.stat(file)
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "it is no plain file", str(file))
-    if found.st_size > _MOST_BYTES:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(file))
+    if status.st_size > _MOST_BYTES:
         raise OSError(errno.EFBIG, f"it is larger than {_MOST_BYTES >> 20} MiB", str(file))
 
 
 def read_lines(file: Path, layout: str) -> list[tuple[int, str]]:
-    """Number, from 1, and text of each line that is not blank.
+    """Reads the lines of a file that are not blank; returns number (from 1) and text of each.
 
-    `layout` tells what the folder should hold, for the message where the file is missing.
+    `layout` says what the folder should hold; it is part of the message if the file is missing.
     """
     try:
         check_regular_file(file)
         with open(file, encoding="utf-8-sig") as lines:
             stripped = ((number, line.strip()) for number, line in enumerate(lines, start=1))
-            found = [(number, line) for number, line in stripped if line]
+            numbered_lines = [(number, line) for number, line in stripped if line]
     except FileNotFoundError:
         raise DataError(
             f"{file}: no such file; {layout}; name another folder with --data-path, "
-            "or its layout with --dataset"
+            "or the data set with --dataset"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read as UTF-8 text: {error}") from None
-    if not found:
-        raise DataError(f"{file}: is empty")
-    return found
+    if not numbered_lines:
+        raise DataError(f"{file}: is empty; replace the file")
+    return numbered_lines
 
 
 def read_table(
     file: Path, header: str, layout: str, counted: bool = False
 ) -> list[tuple[int, list[str]]]:
-    """Number and columns of each line below a header that must be as given.
+    """Reads the lines below a given header; returns number and columns of each.
 
-    Columns are parted by white space; the last one may hold some itself. With `counted` the line
-    before the header tells how many lines follow it.
+    White space separates the columns; the last one may contain some. With `counted`, the line
+    before the header holds the number of lines that follow it.
     """
     lines = read_lines(file, layout)
     count = lines.pop(0) if counted else None
     columns = header.split()
     if not lines or lines[0][1].split() != columns:
         number, text = lines[0] if lines else (1, "")
-        raise DataError(f"{file}:{number}: the header {header!r} expected: {text!r}; {layout}")
+        raise DataError(
+            f"{file}:{number}: expected the header {header!r}, but found {text!r}; {layout}"
+        )
     rows = [(number, text.split(None, len(columns) - 1)) for number, text in lines[1:]]
     for number, row in rows:
         if len(row) != len(columns):
-            raise DataError(f"{file}:{number}: {header!r} expected: {' '.join(row)!r}")
+            raise DataError(
+                f"{file}:{number}: expected the columns {header!r}, but found {' '.join(row)!r}; "
+                "correct the line"
+            )
     if count and count[1] != str(len(rows)):
         raise DataError(
-            f"{file}:{count[0]}: {len(rows)} lines follow the header, not {count[1]!r}; "
-            "the file is not whole, fetch it again"
+            f"{file}:{count[0]}: {len(rows)} lines follow the header, but the number here is "
+            f"{count[1]!r}; the file is incomplete: fetch it again"
         )
     return rows
 
 
-def check_no_duplicates(images: Sequence[str], place: Callable[[int], str]) -> None:
-    """Raises DataError where a list names an image again; `place` tells where a row stands."""
+def check_no_duplicates(images: Sequence[str], find_line: Callable[[int], str]) -> None:
+    """Raises DataError if a list names an image twice; ``find_line(row)`` names a row's line."""
     if len(set(images)) == len(images):
         return
-    first: dict[str, int] = {}
+    first_rows: dict[str, int] = {}
     for row, image in enumerate(images):
-        if image in first:
+        if image in first_rows:
             raise DataError(
-                f"{place(row)}: {image} stands here a second time, after {place(first[image])}; "
-                "remove one of the two"
+                f"{find_line(row)}: {image} is listed a second time, after "
+                f"{find_line(first_rows[image])}; remove one of the two"
             )
-        first[image] = row
+        first_rows[image] = row
 
 
-def parse_class_number(value: str, place: str) -> int:
-    """The number of a class; `place` tells where it stands."""
-    # Longer ones do not fit into 64 bits, and Python refuses to read the longest.
+def parse_class_number(value: str, line: str) -> int:
+    """Parses the number of a class; `line` names its file and line in error messages."""
+    # A longer number does not fit into 64 bits, and Python refuses to read a very long one.
     if not value.isdecimal() or len(value) > 18:
-        raise DataError(f"{place}: a class number expected: {value!r}; correct the line")
+        raise DataError(f"{line}: expected a class number, but found {value!r}; correct the line")
     return int(value)
 
 
-def parse_box(values: Sequence[Any], place: str, corners: bool = False) -> list[int]:
-    """x, y, width and height in pixels: the integer parts of four numbers.
+def parse_box(values: Sequence[Any], line: str, corners: bool = False) -> list[int]:
+    """Parses four numbers into x, y, width and height in pixels; takes their integer parts.
 
     With `corners` the numbers are the first column and row of the box and its last ones, counted
-    from 1, as MATLAB does.
+    from 1 as in MATLAB. `line` names the file and line in error messages.
     """
     try:
         box = [int(float(value)) for value in values]
@@ -133,7 +138,10 @@ def parse_box(values: Sequence[Any], place: str, corners: bool = False) -> list[
         box = []
     if len(box) == 4 and min(box[2:]) >= 1 and max(map(abs, box)) < 2**31:
         return box
-    told = " ".join(map(str, values))
+    text = " ".join(map(str, values))
     expected = _CORNERS if corners else _WIDTH_AND_HEIGHT
-    fault = "the box is empty" if len(box) == 4 and min(box[2:]) < 1 else f"{expected} expected"
-    raise DataError(f"{place}: {fault}: {told!r}; --no-bbox does without the boxes")
+    is_empty = len(box) == 4 and min(box[2:]) < 1
+    fault = (
+        f"the box is empty: {text!r}" if is_empty else f"expected {expected}, but found {text!r}"
+    )
+    raise DataError(f"{line}: {fault}; correct it, or ignore the boxes with --no-bbox")

@@ -1,9 +1,9 @@
-"""Folders ``train/`` and ``val/``, or ``test/``, of class folders: as the PyTorch port of the
-example (suruoxi/DistanceWeightedSampling) and many programs for classification keep them.
+"""Folders ``train/`` and ``val/`` (or ``test/``) of class folders: the layout of the PyTorch port
+of the example (suruoxi/DistanceWeightedSampling) and of many programs for classification.
 
-Both are read as torchvision's ImageFolder reads them (see folders.py), their classes apart: one
-that stands in both trains, and is searched as well. With ``val/`` and ``test/`` there, ``val/`` is
-taken, and the name of the split says so.
+Both are read like torchvision's ImageFolder (see image_folder.py), and their classes are separate:
+a class in both is trained and tested. If both ``val/`` and ``test/`` exist, ``val/`` is used, and
+the name of the split says so.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ TRAIN, TESTS = "train", ("val", "test")
 
 
 def read(folder: Path) -> Split:
-    """Images below train/, and below val/ or test/; the classes in the order of their names.
+    """Reads the images in train/, and in val/ or test/; classes are ordered by their names.
 
-    Raises DataError if one of the folders is missing, or has no class or a class without images.
+    Raises DataError if one of the folders is missing, has no class, or has a class without images.
     """
     check_folder(folder)
     test = next((name for name in TESTS if (folder / name).is_dir()), TESTS[0])
@@ -30,7 +30,7 @@ def read(folder: Path) -> Split:
         if not (folder / name).is_dir():
             raise DataError(
                 f"{folder / name}: no such folder; {TRAIN}/ and {' or '.join(TESTS)}/ hold a "
-                "folder for each class; --dataset folders takes classes that are not split"
+                "folder for each class; use --dataset folders for classes without a split"
             )
     name = os.path.basename(os.path.abspath(folder))
     return Split(

@@ -1,4 +1,4 @@
-"""The model zoos' ImageNet weights: from their cache, or downloaded into it."""
+"""ImageNet weights of the model zoos: read from the cache, or downloaded into it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,25 @@ import requests
 from mxnet.gluon.utils import check_sha1
 
 from embedding_learning.errors import UsageError
-from embedding_learning.model.weights.catalog import ARCHITECTURES, torchvision_file
+from embedding_learning.model.weights.catalog import ARCHITECTURES, torchvision_url
 from embedding_learning.runtime.atomic_files import atomic_write
 from embedding_learning.runtime.user_folders import find_zoo_folder
 
-# Of requests, which are OSErrors, of a zip file and what is packed in it, and of another file.
-_FAULTS = (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, KeyError, ValueError)
-_ADDRESS = "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/"
-# Seconds without a word from the other side, the search for its address included.
-_PATIENCE = 5
-# gluoncv's names of files, where they are others than its networks'.
+# Errors of a download (those of requests are OSErrors), of a zip file and its content, and of a
+# checksum.
+_DOWNLOAD_ERRORS = (
+    OSError,
+    zipfile.BadZipFile,
+    zlib.error,
+    RuntimeError,
+    EOFError,
+    KeyError,
+    ValueError,
+)
+_BUCKET = "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/"
+# Seconds without any data from the server; the DNS lookup has the same limit.
+_TIMEOUT = 5
+# gluoncv's names of files, where they differ from the networks' names.
 _FILES = {
     "resnet18_v1b_0.89": "resnet18_v1b_2.6x",
     "resnet50_v1d_0.86": "resnet50_v1d_1.8x",
@@ -36,20 +45,20 @@ _FILES = {
 
 
 def fetch_weights(name: str) -> str:
-    """The file of a network's weights, by Gluon's or gluoncv's name of it.
+    """Returns the path of a network's weights, by its name in Gluon or gluoncv.
 
-    Taken from the zoo's cache if it is there and whole, else downloaded into it.
+    Takes them from the zoo's cache if the file there is complete, else downloads them into it.
 
     Raises
     ------
     UsageError
-        If the weights cannot be had, at most ten seconds after the last word from the other side;
-        names the file that would do, its address, and where to put it.
+        If the weights are not available, at most ten seconds after the last data from the server.
+        Names the file that is needed, its URL, and where to put it.
     """
-    other = torchvision_file(name)
+    other = torchvision_url(name)
     instead = f"get {other} and give it with --pretrained-params" if other else ""
     if not ARCHITECTURES[name].zoo:
-        way_out = instead or "--list-models tells of which networks there are any"
+        way_out = instead or "--list-models shows which networks have weights"
         raise UsageError(f"--use-pretrained: no model zoo has weights of {name}; {way_out}")
     sha1 = _sha1(name)
     file = f"{_FILES.get(name, name)}-{sha1[:8]}"
@@ -57,22 +66,22 @@ def fetch_weights(name: str) -> str:
     path = os.path.join(cache, f"{file}.params")
     if os.path.isfile(path) and check_sha1(path, sha1):
         return path
-    repository = os.environ.get("MXNET_GLUON_REPO") or _ADDRESS
-    address = f"{repository.rstrip('/')}/gluon/models/{file}.zip"
+    repository = os.environ.get("MXNET_GLUON_REPO") or _BUCKET
+    url = f"{repository.rstrip('/')}/gluon/models/{file}.zip"
     try:
         os.makedirs(cache, exist_ok=True)
-        _download(address, path, sha1)
-    except _FAULTS as error:
+        _download(url, path, sha1)
+    except _DOWNLOAD_ERRORS as error:
         raise UsageError(
-            f"--use-pretrained: the weights of {name} are not in {cache}, nor could {address} be "
-            f"had ({type(error).__name__}); get that file elsewhere and unpack {file}.params into "
-            f"that folder{', or ' if instead else ''}{instead}"
+            f"--use-pretrained: the weights of {name} are not in {cache}, and the download of "
+            f"{url} failed ({type(error).__name__}); get that file elsewhere and unpack "
+            f"{file}.params into that folder{', or ' if instead else ''}{instead}"
         ) from error
     return path
 
 
 def _sha1(name: str) -> str:
-    """The checksum of the file that the zoo has today."""
+    """Returns the checksum of the file that is in the zoo today."""
     if ARCHITECTURES[name].zoo == "mxnet":
         from mxnet.gluon.model_zoo import model_store
     else:
@@ -81,16 +90,16 @@ def _sha1(name: str) -> str:
     return sha1
 
 
-def _download(address: str, path: str, sha1: str) -> None:
-    """Brings the zip file and puts what it holds in place if its checksum is right.
+def _download(url: str, path: str, sha1: str) -> None:
+    """Downloads a zip file and unpacks the weights in it to `path`, atomically.
 
-    Raises one of _FAULTS if there is no such file to be had.
+    Raises one of _DOWNLOAD_ERRORS if that fails or the checksum is wrong.
     """
     with atomic_write(path) as partial:
         archive = f"{partial}.zip"
         try:
             with open(archive, "wb") as file:
-                _receive(address, file)
+                _receive(url, file)
             with zipfile.ZipFile(archive) as members:
                 member = members.open(os.path.basename(path))
                 with member, open(partial, "wb") as file:
@@ -98,24 +107,24 @@ def _download(address: str, path: str, sha1: str) -> None:
         finally:
             os.remove(archive)
         if not check_sha1(partial, sha1):
-            raise ValueError("another file than the zoo's")
+            raise ValueError("the checksum is wrong")
 
 
-def _receive(address: str, file: BinaryIO) -> None:
-    """Writes what is at an address to a file."""
-    found: list[requests.Response | Exception] = []
+def _receive(url: str, file: BinaryIO) -> None:
+    """Writes the content of a URL to a file. Raises OSError if the server does not answer."""
+    answers: list[requests.Response | Exception] = []
 
-    def ask() -> None:
+    def request() -> None:
         try:
-            found.append(requests.get(address, stream=True, timeout=_PATIENCE))
+            answers.append(requests.get(url, stream=True, timeout=_TIMEOUT))
         except Exception as error:
-            found.append(error)
+            answers.append(error)
 
-    # Nothing bounds how long the search for an address takes, nor several that do not answer.
-    thread = threading.Thread(target=ask, daemon=True)
+    # requests limits neither the time of a DNS lookup nor that of trying several addresses.
+    thread = threading.Thread(target=request, daemon=True)
     thread.start()
-    thread.join(_PATIENCE)
-    response = found[0] if found else TimeoutError("no answer")
+    thread.join(_TIMEOUT)
+    response = answers[0] if answers else TimeoutError("no answer")
     if isinstance(response, Exception):
         raise OSError(str(response)) from response
     with response:

@@ -1,7 +1,7 @@
-"""Files of ImageNet weights: Gluon's, and PyTorch's of the networks that are built like Gluon's.
+"""Loads ImageNet weights: Gluon's files, and PyTorch's of networks that are built like Gluon's.
 
-Which kind a file is, its first bytes tell: a Gluon .params file, a .safetensors, or what torch.save
-wrote of a state dictionary (.pth). None of them can run code.
+The first bytes of a file decide its format: a Gluon .params file, a .safetensors file, or a state
+dictionary that torch.save wrote (.pth). None of them can run code.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import os
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,34 +20,38 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from embedding_learning.errors import UsageError
+from embedding_learning.model.weights.binary_reader import (
+    LONGEST_NAME,
+    BinaryReader,
+    open_untrusted,
+)
 from embedding_learning.model.weights.catalog import DEVIATION, MEAN
-from embedding_learning.model.weights.params_file import open_file, read_parameters, set_parameters
+from embedding_learning.model.weights.params_file import read_parameters, set_parameters
 from embedding_learning.model.weights.torch_file import (
     LEGACY_START,
     ZIP_START,
     read_state_dictionary,
-    read_values,
+    read_tensor,
 )
 from embedding_learning.model.weights.torchvision_names import (
-    Family,
-    family_of,
-    in_torchvision_spelling,
-    torch_names,
+    NameMap,
+    find_name_map,
+    map_names,
+    normalize_names,
 )
 
 Parameters = dict[str, mx.gluon.Parameter]
 
 _SAFETENSORS_DTYPES = {"F16": "float16", "F32": "float32", "F64": "float64"}
 _LONGEST_HEADER = 2**20  # bytes
-_LONGEST_NAME = 1000  # characters
-# timm's names of weights, beside which it has a config.json.
+# timm's names of files with weights; its config.json lies next to them.
 _TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
-# Batch norm's count of training steps, of no use here.
-_COUNT = ".num_batches_tracked"
+# Batch norm's number of training steps, which is not needed here.
+_STEP_COUNT = ".num_batches_tracked"
 
 
-class _Stored(NamedTuple):
-    """A tensor in a file."""
+class _LazyTensor(NamedTuple):
+    """A tensor in a file; `read` returns its values."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -63,102 +66,110 @@ def load_weights(
     head: set[str],
     devices: list[mx.Context],
 ) -> None:
-    """Gives the features of a classifier the weights in a file.
+    """Sets the parameters of a classifier's features to the weights in a file.
 
-    What float16 values and which normalisation of pixels the file holds is logged.
+    Logs that the file has float16 values, and that its pixels are normalized in another way.
 
     Parameters
     ----------
     path, flag : str
         The file, and the flag that named it.
     model : str
-        As Gluon or gluoncv names it.
+        The name in Gluon or gluoncv.
     features : dict of Parameter
-        By their names in a file of the whole classifier; all shapes known.
+        By their names in a file of the whole classifier; all shapes are known.
     head : set of str
-        The classifier's other parameters, which are passed over.
+        The names of the classifier's other parameters, which are ignored.
     devices : list of Context
 
     Raises
     ------
     UsageError
-        If the file cannot be read or is of another network: names the first parameter that is
-        missing, surplus or of another shape. Nothing is changed then.
+        If the file cannot be read or is of another network. Names the first parameter that is
+        missing, surplus or of another shape. Then nothing is changed.
     """
     source = f"{flag} {path}"
-    with open_file(path, flag) as file:
+    with open_untrusted(path, flag) as file:
         start = file.read(max(len(LEGACY_START), 9))
     if start.startswith(ZIP_START) or start == LEGACY_START:
-        opened = _torch_file
+        open_tensors = _open_torch_file
     elif start[8:9] == b"{":
-        opened = _safetensors_file
+        open_tensors = _open_safetensors_file
     else:
         arrays = read_parameters(path, flag)
         arrays = {name: array for name, array in arrays.items() if name not in head}
         if any(array.dtype == np.float16 for array in arrays.values()):
-            _say_half_precision(source)
+            _log_half_precision(source)
         set_parameters(features, arrays, source, devices)
         return
-    with opened(path, flag) as tensors:
-        family = family_of(model)
-        if family is None:
+    with open_tensors(path, flag) as tensors:
+        name_map = find_name_map(model)
+        if name_map is None:
             raise UsageError(
                 f"{source}: is a PyTorch file, and torchvision has no network that is built like "
                 f"{model}; give a Gluon .params file, or name torchvision's with --model"
             )
-        places = _places(source, model, family, tensors, list(features))
+        names = _match_names(source, model, name_map, tensors, list(features))
         arrays = {
-            name: _values(source, theirs, tensors[theirs], features[name].shape)
-            for name, theirs in places.items()
+            name: _read_values(source, theirs, tensors[theirs], features[name].shape)
+            for name, theirs in names.items()
         }
-        if any(tensors[theirs].dtype == "float16" for theirs in places.values()):
-            _say_half_precision(source)
-    if _is_of_pixels_around_zero(path, source, model):
-        _take_over_normalization(arrays)
+        if any(tensors[theirs].dtype == "float16" for theirs in names.values()):
+            _log_half_precision(source)
+    if _expects_pixels_around_zero(path, source, model):
+        _adapt_first_layer(arrays)
         logging.info("%s: the first layer takes over that its pixels are in [-1, 1].", source)
     set_parameters(
         features, {name: mx.nd.array(array) for name, array in arrays.items()}, source, devices
     )
 
 
-def _say_half_precision(source: str) -> None:
+def _log_half_precision(source: str) -> None:
     logging.info("%s: holds float16 values, which become float32.", source)
 
 
-def _places(
-    source: str, model: str, family: Family, tensors: dict[str, _Stored], features: list[str]
+def _match_names(
+    source: str,
+    model: str,
+    name_map: NameMap,
+    tensors: dict[str, _LazyTensor],
+    features: list[str],
 ) -> dict[str, str]:
-    """The name in the file of each parameter. Raises UsageError unless all are accounted for."""
-    wanted = torch_names(model, features)
-    theirs_wanted = set(wanted.values())
+    """Returns the name in the file of each parameter of the features.
+
+    Raises UsageError unless each parameter has one tensor, and each tensor one parameter, apart
+    from the head and the step counts.
+    """
+    needed = map_names(model, features)
+    theirs_needed = set(needed.values())
     in_file: dict[str, str] = {}
     surplus = []
-    for name, theirs in in_torchvision_spelling(family, list(tensors)).items():
-        is_count = theirs.endswith(_COUNT) and _statistics(theirs) in theirs_wanted
-        if theirs in theirs_wanted and theirs not in in_file:
+    for name, theirs in normalize_names(name_map, list(tensors)).items():
+        is_count = theirs.endswith(_STEP_COUNT) and _running_mean(theirs) in theirs_needed
+        if theirs in theirs_needed and theirs not in in_file:
             in_file[theirs] = name
-        elif not is_count and not theirs.startswith(family.heads):
+        elif not is_count and not theirs.startswith(name_map.heads):
             surplus.append(name)
-    missing = [theirs for theirs in wanted.values() if theirs not in in_file]
+    missing = [theirs for theirs in needed.values() if theirs not in in_file]
     if missing or surplus:
         faults = [
             f"{verb} {names[0][:100]}{f' and {len(names) - 1} more' if names[1:] else ''}"
-            for verb, names in (("lacks", missing), ("has besides", surplus))
+            for verb, names in (("lacks", missing), ("also has", surplus))
             if names
         ]
         raise UsageError(f"{source}: is not of {model}: it {', '.join(faults)}; see --model")
-    return {name: in_file[theirs] for name, theirs in wanted.items()}
+    return {name: in_file[theirs] for name, theirs in needed.items()}
 
 
-def _statistics(count: str) -> str:
-    """A statistic that is beside a batch norm's count of steps."""
-    return f"{count[: -len(_COUNT)]}.running_mean"
+def _running_mean(count: str) -> str:
+    """Returns the name of the running mean of the batch norm that a step count belongs to."""
+    return f"{count[: -len(_STEP_COUNT)]}.running_mean"
 
 
-def _values(source: str, name: str, tensor: _Stored, shape: tuple[int, ...]) -> np.ndarray:
-    """float32. Raises UsageError unless they are numbers of the shape.
+def _read_values(source: str, name: str, tensor: _LazyTensor, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns float32 values of the shape. Raises UsageError if the tensor has others.
 
-    timm has a convolution over the whole image where others flatten it for a dense layer.
+    timm has a convolution over the whole image in place of a flattened image and a dense layer.
     """
     is_flattened = (
         len(shape) == 2
@@ -173,43 +184,43 @@ def _values(source: str, name: str, tensor: _Stored, shape: tuple[int, ...]) -> 
         )
     if tensor.dtype not in _SAFETENSORS_DTYPES.values():
         raise UsageError(f"{source}: {name} is of {tensor.dtype}; save it as float32 first")
-    with np.errstate(over="ignore"):  # of float64; it is refused as not finite
+    with np.errstate(over="ignore"):  # of float64; set_parameters refuses it as not finite
         return tensor.read().astype(np.float32).reshape(shape)
 
 
 @contextmanager
-def _torch_file(path: str, flag: str) -> Iterator[dict[str, _Stored]]:
-    with open_file(path, flag, "file of torch.save") as file:
+def _open_torch_file(path: str, flag: str) -> Iterator[dict[str, _LazyTensor]]:
+    with open_untrusted(path, flag, "file of torch.save") as file:
         try:
             state = read_state_dictionary(file)
         except ValueError as error:
             raise UsageError(f"{flag} {path}: {error}") from error
         yield {
-            name: _Stored(
-                tensor.storage.dtype, tensor.shape, partial(read_values, file, state, name)
+            name: _LazyTensor(
+                tensor.storage.dtype, tensor.shape, partial(read_tensor, file, state, name)
             )
             for name, tensor in state.tensors.items()
         }
 
 
 @contextmanager
-def _safetensors_file(path: str, flag: str) -> Iterator[dict[str, _Stored]]:
-    with open_file(path, flag) as file:
-        (length,) = struct.unpack("<Q", file.read(8))
+def _open_safetensors_file(path: str, flag: str) -> Iterator[dict[str, _LazyTensor]]:
+    with open_untrusted(path, flag) as file:
+        (length,) = BinaryReader(file, "has no header").read_integers("Q")
     try:
         if length > _LONGEST_HEADER:
-            raise ValueError("longer than any network's")
+            raise ValueError("a header longer than any network's")
         with safe_open(path, framework="numpy") as file:
             tensors = {}
             names = file.keys()
             for name in names:
-                if not name.isprintable() or len(name) > _LONGEST_NAME:
-                    raise ValueError("no name of a tensor")
-                stored = file.get_slice(name)
-                dtype = stored.get_dtype()
-                tensors[name] = _Stored(
+                if not name.isprintable() or len(name) > LONGEST_NAME:
+                    raise ValueError("not the name of a tensor")
+                tensor = file.get_slice(name)
+                dtype = tensor.get_dtype()
+                tensors[name] = _LazyTensor(
                     _SAFETENSORS_DTYPES.get(dtype, dtype),
-                    tuple(stored.get_shape()),
+                    tuple(tensor.get_shape()),
                     partial(file.get_tensor, name),
                 )
             yield tensors
@@ -217,11 +228,11 @@ def _safetensors_file(path: str, flag: str) -> Iterator[dict[str, _Stored]]:
         raise UsageError(f"{flag} {path}: is cut off, damaged or no safetensors file") from error
 
 
-def _is_of_pixels_around_zero(path: str, source: str, model: str) -> bool:
-    """Whether the weights were trained on pixels in [-1, 1], not normalised as usual.
+def _expects_pixels_around_zero(path: str, source: str, model: str) -> bool:
+    """Returns whether the weights were trained on pixels in [-1, 1], not on normalized ones.
 
-    timm distributes a file of that name with another that tells; without it, Inception v3 was, as
-    all of torchvision's and the first of timm's.
+    timm distributes the file with a config.json that says so. Without it, only the weights of
+    Inception v3 were: all of torchvision's and the first of timm's.
     """
     folder, name = os.path.split(path)
     config = os.path.join(folder, "config.json")
@@ -229,25 +240,25 @@ def _is_of_pixels_around_zero(path: str, source: str, model: str) -> bool:
         return model == "inceptionv3"
     try:
         with open(config, "rb") as file:
-            told = json.loads(file.read(_LONGEST_HEADER))["pretrained_cfg"]
-        statistics = np.array([told["mean"], told["std"]], np.float64)
+            settings = json.loads(file.read(_LONGEST_HEADER))["pretrained_cfg"]
+        statistics = np.array([settings["mean"], settings["std"]], np.float64)
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise UsageError(
-            f"{source}: {config} beside it does not tell mean and std of pixels as timm's do; give "
-            "the file another name to have it passed over"
+            f"{source}: {config} next to it has no mean and std of pixels as timm writes them; "
+            "rename the weights to ignore it"
         ) from error
     if statistics.shape == (2, 3) and np.allclose(statistics, [MEAN, DEVIATION]):
         return False
     if statistics.shape == (2, 3) and np.allclose(statistics, 0.5) and model == "inceptionv3":
         return True
-    raise UsageError(f"{source}: {config} tells of pixels that are normalised otherwise than here")
+    raise UsageError(f"{source}: {config} describes pixels that are normalized in another way")
 
 
-def _take_over_normalization(arrays: dict[str, np.ndarray]) -> None:
-    """Lets an Inception v3 that was trained on pixels in [-1, 1] take them normalised as usual.
+def _adapt_first_layer(arrays: dict[str, np.ndarray]) -> None:
+    """Lets an Inception v3 that was trained on pixels in [-1, 1] take normalized ones.
 
-    The first convolution, which pads nothing, absorbs the scale; what is added to every output, the
-    batch norm that follows subtracts with its mean.
+    The first convolution, which has no padding, includes the scale. The shift is a constant added
+    to each output channel; the batch norm that follows subtracts it with its mean.
     """
     mean, deviation = np.array(MEAN, np.float32), np.array(DEVIATION, np.float32)
     weight = arrays["features.0.0.weight"]  # (32, 3, 3, 3)

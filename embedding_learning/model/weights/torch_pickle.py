@@ -1,10 +1,10 @@
 """Reads the pickles in a PyTorch state dictionary without running anything.
 
 A pickle is a program: its GLOBAL names any function of any module, its REDUCE calls it. Python's
-`pickletools.genops` takes it apart and runs none of it. Here the instructions that torch.save needs
-for a state dictionary are carried out, and the only functions are the few below, each replaced by
-what it means. Any other that is named is refused by its name; nothing is ever imported or called
-for a file.
+`pickletools.genops` splits it into instructions and runs none of them. This module executes the
+instructions that torch.save needs for a state dictionary. It knows only the few functions below,
+and replaces each by its result. A pickle that names any other function is refused, and the message
+shows the name; nothing is ever imported or called for a file.
 
 The instructions are those of Python's pickle protocol 2 (PEP 307).
 """
@@ -15,13 +15,14 @@ import io
 import math
 import pickletools
 from collections.abc import Callable
+from functools import partial
 from typing import Any, BinaryIO, NamedTuple
 
-# The program for the largest networks takes a third of it. As each instruction is at least a byte,
-# this bounds time and memory too.
+from embedding_learning.model.weights.binary_reader import LONGEST_NAME, MOST_DIMENSIONS, require
+
+# Three times the length for the largest networks. As each instruction has at least one byte, this
+# bounds time and memory too.
 _LONGEST_PROGRAM = 2**20  # bytes
-_LONGEST_NAME = 1000  # bytes
-_MOST_DIMENSIONS = 32
 
 _STORAGE_TYPES = {
     "torch FloatStorage": "float32",
@@ -36,10 +37,11 @@ _STORAGE_TYPES = {
     "torch BFloat16Storage": "bfloat16",  # unknown to numpy
 }
 _DAMAGED = "is damaged or not as torch.save writes weights"
+_require = partial(require, fault=_DAMAGED)
 
 
 class Storage(NamedTuple):
-    """Values that tensors are views of: the key under which the file has them, type and number."""
+    """The values that tensors are views of: their key in the file, their type and number."""
 
     key: str
     dtype: str
@@ -47,7 +49,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A view of a storage, no larger than it. Offset and strides count values."""
+    """A view of a storage, no larger than the storage. Offset and strides count values."""
 
     storage: Storage
     offset: int
@@ -56,7 +58,7 @@ class Tensor(NamedTuple):
 
     @property
     def span(self) -> int:
-        """Values of the storage from the tensor's first to its last."""
+        """The number of the storage's values from the tensor's first to its last."""
         if 0 in self.shape:
             return 0
         return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides))
@@ -67,28 +69,28 @@ class _Name(str):
 
 
 class _Program(io.BytesIO):
-    """A pickle, for genops, which reads names as lines."""
+    """A pickle for genops, which reads a name as a line: its length is bounded here."""
 
     def readline(self, size: int | None = -1) -> bytes:
-        line = super().readline(_LONGEST_NAME)
-        # genops would resolve escapes, which Python itself does not.
+        line = super().readline(LONGEST_NAME)
+        # genops would replace escape sequences; Python's own unpickler does not.
         _require(b"\\" not in line)
         return line
 
 
 def read_pickle(file: BinaryIO) -> Any:
-    """What the pickle that begins here holds. Leaves the file behind it.
+    """Reads the pickle that begins here. Ends after it.
 
     Returns
     -------
     object
-        None, numbers, text, lists, tuples and dictionaries by text; `Tensor` and `Storage`. A list
-        may hold itself.
+        None, a number, text, a list, a tuple, a dictionary with text as keys, a `Tensor` or a
+        `Storage`. A list may contain itself.
 
     Raises
     ------
     ValueError
-        Says why it is refused, in a part of a line that can be shown.
+        If the pickle is refused: the reason, which fits into a line of text.
     """
     begin = file.tell()
     program = _Program(file.read(_LONGEST_PROGRAM))
@@ -98,7 +100,7 @@ def read_pickle(file: BinaryIO) -> Any:
 
 
 class _Machine:
-    """The stack, and where the objects are that the pickle refers to again."""
+    """Executes a pickle: its stack, and the objects that the pickle refers to again (the memo)."""
 
     def __init__(self) -> None:
         self._stack: list[Any] = []
@@ -106,11 +108,11 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def run(self, program: _Program) -> Any:
-        """Returns what the pickle holds; leaves the program at its end."""
+        """Returns the pickle's object. Ends after the pickle."""
         operations = pickletools.genops(program)
         with program.getbuffer() as codes:
             while True:
-                # Asked for before genops reads what follows it, which may be anything.
+                # Checked before genops reads the instruction's argument, which may be anything.
                 code = bytes(codes[program.tell() :][:1])
                 _require(code != b"")
                 if code != b"." and code not in _INSTRUCTIONS:
@@ -129,18 +131,18 @@ class _Machine:
         self._stack.append(value)
 
     def _push_text(self, text: str) -> None:
-        _require(len(text) <= _LONGEST_NAME)
+        _require(len(text) <= LONGEST_NAME)
         self._push(text)
 
     def _push_old_text(self, text: str) -> None:
-        """The text of Python 2, whose bytes genops takes for Latin-1."""
+        """Pushes a text of Python 2, whose bytes genops decodes as Latin-1."""
         try:
             self._push_text(text.encode("latin-1").decode())
         except UnicodeDecodeError as error:
             raise ValueError(_DAMAGED) from error
 
     def _pop(self) -> Any:
-        # What lies below the last mark is not at hand.
+        # Nothing below the last mark may be popped.
         _require(len(self._stack) > (self._marks[-1] if self._marks else 0))
         return self._stack.pop()
 
@@ -165,18 +167,18 @@ class _Machine:
         self._push(self._memo[number])
 
     def _append(self, values: list[Any]) -> None:
-        found = self._pop()
-        _require(isinstance(found, list))
-        found.extend(values)
-        self._push(found)
+        target = self._pop()
+        _require(isinstance(target, list))
+        target.extend(values)
+        self._push(target)
 
     def _set_items(self, values: list[Any]) -> None:
-        found = self._pop()
-        _require(isinstance(found, dict) and len(values) % 2 == 0)
-        found.update(_dictionary(zip(values[::2], values[1::2])))
-        self._push(found)
+        target = self._pop()
+        _require(isinstance(target, dict) and len(values) % 2 == 0)
+        target.update(_make_dictionary(zip(values[::2], values[1::2])))
+        self._push(target)
 
-    def _name(self, name: str) -> None:
+    def _push_name(self, name: str) -> None:
         if name not in _STORAGE_TYPES and name not in _FUNCTIONS:
             shown = name.replace(" ", ".", 1)
             shown = shown if shown.isprintable() and len(shown) < 100 else "something"
@@ -189,23 +191,23 @@ class _Machine:
         self._push(_FUNCTIONS[name](arguments))
 
     def _build(self) -> None:
-        """An ordered dictionary's attributes, which tell versions of layers."""
+        """Drops the attributes of an ordered dictionary, which hold versions of layers."""
         self._pop()
         _require(isinstance(self._stack[-1] if self._stack else None, dict))
 
-    def _storage(self) -> None:
-        told = self._pop()
-        _require(isinstance(told, tuple) and len(told) in (5, 6))
-        kind, storage_type, key, _, size = told[:5]
-        _require(kind == "storage" and isinstance(storage_type, _Name))
+    def _push_storage(self) -> None:
+        identifier = self._pop()
+        _require(isinstance(identifier, tuple) and len(identifier) in (5, 6))
+        tag, storage_type, key, _, size = identifier[:5]
+        _require(tag == "storage" and isinstance(storage_type, _Name))
         _require(storage_type in _STORAGE_TYPES)
         _require(isinstance(key, str) and _is_size(size))
-        # Of old: a part of another storage.
-        _require(len(told) == 5 or told[5] is None)
+        # In old files the sixth may make it a part of another storage.
+        _require(len(identifier) == 5 or identifier[5] is None)
         self._push(Storage(key, _STORAGE_TYPES[storage_type], size))
 
 
-# Each is given what follows the instruction in the program.
+# Each function takes the instruction's argument.
 _INSTRUCTIONS: dict[bytes, Callable[[_Machine, Any], None]] = {
     b"\x80": lambda _, version: _require(version == 2),  # torch.save's protocol
     b"\x88": lambda machine, _: machine._push(True),
@@ -227,40 +229,40 @@ _INSTRUCTIONS: dict[bytes, Callable[[_Machine, Any], None]] = {
     b"u": lambda machine, _: machine._set_items(machine._pop_to_mark()),
     **dict.fromkeys([b"q", b"r"], _Machine._put),
     **dict.fromkeys([b"h", b"j"], _Machine._get),
-    b"c": _Machine._name,
+    b"c": _Machine._push_name,
     b"R": lambda machine, _: machine._call(),
     b"b": lambda machine, _: machine._build(),
-    b"Q": lambda machine, _: machine._storage(),
+    b"Q": lambda machine, _: machine._push_storage(),
 }
 
 
-def _dictionary(pairs: Any) -> dict[str, Any]:
-    found = {}
+def _make_dictionary(pairs: Any) -> dict[str, Any]:
+    dictionary = {}
     for pair in pairs:
         _require(isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str))
-        found[pair[0]] = pair[1]
-    return found
+        dictionary[pair[0]] = pair[1]
+    return dictionary
 
 
-def _ordered_dictionary(arguments: tuple[Any, ...]) -> dict[str, Any]:
-    """Empty, or of Python 2: with a list of pairs."""
+def _make_ordered_dictionary(arguments: tuple[Any, ...]) -> dict[str, Any]:
+    """Takes no argument or, as Python 2 writes it, a list of pairs."""
     if arguments == ():
         return {}
     _require(len(arguments) == 1 and isinstance(arguments[0], list))
     pairs = arguments[0]
-    found = _dictionary(pairs)
-    # Lest one list be copied again and again.
+    dictionary = _make_dictionary(pairs)
+    # The pickle cannot make many copies of one list, which would take memory.
     pairs.clear()
-    return found
+    return dictionary
 
 
-def _tensor(arguments: tuple[Any, ...]) -> Tensor:
-    """Storage, offset, shape, strides; what follows concerns gradients."""
+def _make_tensor(arguments: tuple[Any, ...]) -> Tensor:
+    """Takes storage, offset, shape, strides, and arguments that concern gradients."""
     _require(len(arguments) in (4, 6))
     storage, offset, shape, strides = arguments[:4]
     _require(isinstance(storage, Storage) and _is_size(offset))
     for sizes in (shape, strides):
-        _require(isinstance(sizes, tuple) and len(sizes) <= _MOST_DIMENSIONS)
+        _require(isinstance(sizes, tuple) and len(sizes) <= MOST_DIMENSIONS)
         _require(all(_is_size(size) for size in sizes))
     _require(len(shape) == len(strides))
     tensor = Tensor(storage, offset, shape, strides)
@@ -268,25 +270,20 @@ def _tensor(arguments: tuple[Any, ...]) -> Tensor:
     return tensor
 
 
-def _parameter(arguments: tuple[Any, ...]) -> Tensor:
-    """A tensor, and what concerns gradients."""
+def _make_parameter(arguments: tuple[Any, ...]) -> Tensor:
+    """Takes a tensor, and arguments that concern gradients."""
     _require(len(arguments) == 3 and isinstance(arguments[0], Tensor))
     tensor: Tensor = arguments[0]
     return tensor
 
 
 _FUNCTIONS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
-    "collections OrderedDict": _ordered_dictionary,
-    "torch._utils _rebuild_tensor": _tensor,
-    "torch._utils _rebuild_tensor_v2": _tensor,
-    "torch._utils _rebuild_parameter": _parameter,
+    "collections OrderedDict": _make_ordered_dictionary,
+    "torch._utils _rebuild_tensor": _make_tensor,
+    "torch._utils _rebuild_tensor_v2": _make_tensor,
+    "torch._utils _rebuild_parameter": _make_parameter,
 }
 
 
 def _is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**62
-
-
-def _require(condition: bool) -> None:
-    if not condition:
-        raise ValueError(_DAMAGED)

@@ -1,7 +1,9 @@
-"""Which layer of torchvision's or timm's classifiers is which layer of Gluon's, by structure.
+"""Maps the parameter names of torchvision's and timm's classifiers to Gluon's, by structure.
 
-For each family of networks a function below lists its layers, Gluon's name of each and
-torchvision's. A list may hold more layers than a network has; the network's own decide.
+For each family of networks, a function below lists its layers: Gluon's name of each, and
+torchvision's. A list may have more layers than a network; only the network's own are used.
+
+A family is one function and one row of _NAME_MAPS.
 """
 
 from __future__ import annotations
@@ -18,20 +20,21 @@ Layers = dict[str, str]
 _LEAVES = {"gamma": "weight", "beta": "bias"}
 
 
-class Family(NamedTuple):
-    """Networks whose structure is that of torchvision's.
+class NameMap(NamedTuple):
+    """The names of the parameters in a family of networks that torchvision has too.
 
     Attributes
     ----------
     models : str
-        A pattern of their names in Gluon or gluoncv.
+        A pattern of the networks' names in Gluon or gluoncv.
     heads : tuple of str
-        What the names of parameters begin with that come after the features, in torchvision and
-        in timm.
+        The beginnings of the names of parameters after the features, in torchvision and in timm.
     layers : callable, optional
-        From a model's name to its layers, by Gluon's name. None: the names are the same.
+        From a model's name to torchvision's names of its layers, by Gluon's name. None: the names
+        are the same.
     spellings : callable, optional
-        The layers that timm or earlier versions of torchvision name otherwise, by that name.
+        Returns torchvision's names of layers, by the name in timm or in earlier versions of
+        torchvision, where it differs.
     """
 
     models: str
@@ -40,16 +43,16 @@ class Family(NamedTuple):
     spellings: Callable[[], Layers] | None = None
 
 
-def family_of(model: str) -> Family | None:
-    """None if torchvision has no network of this structure."""
-    return next((family for family in _FAMILIES if re.fullmatch(family.models, model)), None)
+def find_name_map(model: str) -> NameMap | None:
+    """Returns the name map of a model; None if torchvision has no network of this structure."""
+    return next((row for row in _NAME_MAPS if re.fullmatch(row.models, model)), None)
 
 
-def torch_names(model: str, parameters: list[str]) -> dict[str, str]:
-    """Torchvision's names, by Gluon's, of parameters of a model that has a family."""
-    family = family_of(model)
-    assert family
-    layers = family.layers(model) if family.layers else None
+def map_names(model: str, parameters: list[str]) -> dict[str, str]:
+    """Returns torchvision's names of a model's parameters, by Gluon's. The model has a name map."""
+    name_map = find_name_map(model)
+    assert name_map
+    layers = name_map.layers(model) if name_map.layers else None
     names = {}
     for parameter in parameters:
         layer, leaf = parameter.rsplit(".", 1)
@@ -58,18 +61,18 @@ def torch_names(model: str, parameters: list[str]) -> dict[str, str]:
     return names
 
 
-def in_torchvision_spelling(family: Family, names: list[str]) -> dict[str, str]:
-    """Torchvision's names, by those in a file; what is not known stays as it is."""
-    spellings = family.spellings() if family.spellings else {}
-    spelled = {}
+def normalize_names(name_map: NameMap, names: list[str]) -> dict[str, str]:
+    """Returns torchvision's names, by those in a file; an unknown name stays as it is."""
+    spellings = name_map.spellings() if name_map.spellings else {}
+    normalized = {}
     for name in names:
         layer, dot, leaf = name.rpartition(".")
-        spelled[name] = f"{spellings.get(layer, layer)}{dot}{leaf}"
-    return spelled
+        normalized[name] = f"{spellings.get(layer, layer)}{dot}{leaf}"
+    return normalized
 
 
 def _resnet_v1(model: str) -> Layers:
-    """Gluon's basic blocks; its bottlenecks have the stride elsewhere, and biases."""
+    """Lists basic blocks. Gluon's bottlenecks have the stride in another layer, and biases."""
     layers = {"features.0": "conv1", "features.1": "bn1"}
     parts = {
         "body.0": "conv1",
@@ -85,14 +88,14 @@ def _resnet_v1(model: str) -> Layers:
 
 
 def _alexnet(model: str) -> Layers:
-    """Torchvision counts the activations, and has its dense layers apart."""
+    """Torchvision counts the activations too, and has its dense layers in `classifier`."""
     convolutions = {0: 0, 2: 3, 4: 6, 5: 8, 6: 10}
     layers = {f"features.{ours}": f"features.{theirs}" for ours, theirs in convolutions.items()}
     return {**layers, "features.9": "classifier.1", "features.11": "classifier.4"}
 
 
 def _vgg(model: str) -> Layers:
-    """Both count every layer of the convolutional part; the dense layers follow five poolings."""
+    """Both count every layer of the convolutional part, with five poolings at the end of blocks."""
     convolutions = int(model[3:5]) - 3
     dense = (3 if model.endswith("_bn") else 2) * convolutions + 5
     layers = {f"features.{number}": f"features.{number}" for number in range(dense)}
@@ -116,7 +119,7 @@ def _squeezenet(model: str) -> Layers:
 
 
 def _densenet(model: str) -> Layers:
-    """Dense blocks at 4, 6, 8 and 10, a transition behind each but the last."""
+    """Dense blocks are layers 4, 6, 8 and 10; a transition follows each but the last."""
     layers = {
         "features.0": "features.conv0",
         "features.1": "features.norm0",
@@ -124,23 +127,23 @@ def _densenet(model: str) -> Layers:
     }
     parts = {"1.0": "norm1", "1.2": "conv1", "1.3": "norm2", "1.5": "conv2"}
     for block in range(1, 5):
-        place, theirs = 2 * block + 2, f"features.denseblock{block}"
+        number, theirs = 2 * block + 2, f"features.denseblock{block}"
         for layer, (ours, part) in product(range(48), parts.items()):
-            layers[f"features.{place}.{layer}.{ours}"] = f"{theirs}.denselayer{layer + 1}.{part}"
+            layers[f"features.{number}.{layer}.{ours}"] = f"{theirs}.denselayer{layer + 1}.{part}"
         if block < 4:
-            layers[f"features.{place + 1}.0"] = f"features.transition{block}.norm"
-            layers[f"features.{place + 1}.2"] = f"features.transition{block}.conv"
+            layers[f"features.{number + 1}.0"] = f"features.transition{block}.norm"
+            layers[f"features.{number + 1}.2"] = f"features.transition{block}.conv"
     return layers
 
 
 def _densenet_spellings() -> Layers:
-    """As the files are that torchvision still distributes."""
+    """Lists the names in the files that torchvision still distributes."""
     theirs = [name for name in _densenet("").values() if "denselayer" in name]
     return {f"{name[:-1]}.{name[-1]}": name for name in theirs}
 
 
 def _inception(model: str) -> Layers:
-    """Each layer is a convolution and its batch norm."""
+    """Each unit is a convolution and its batch norm."""
     stem = {0: "1a_3x3", 1: "2a_3x3", 2: "2b_3x3", 4: "3b_1x1", 5: "4a_3x3"}
     units = {f"features.{number}": f"Conv2d_{name}" for number, name in stem.items()}
     pool = {"3.1": "branch_pool"}
@@ -182,15 +185,15 @@ def _inception(model: str) -> Layers:
         "7a": mixed_d,
         **dict.fromkeys(["7b", "7c"], mixed_e),
     }
-    for place, (block, branches) in enumerate(blocks.items(), 7):
+    for number, (block, branches) in enumerate(blocks.items(), 7):
         for ours, theirs in branches.items():
-            units[f"features.{place}.{ours}"] = f"Mixed_{block}.{theirs}"
+            units[f"features.{number}.{ours}"] = f"Mixed_{block}.{theirs}"
     layers = {f"{ours}.0": f"{theirs}.conv" for ours, theirs in units.items()}
     return {**layers, **{f"{ours}.1": f"{theirs}.bn" for ours, theirs in units.items()}}
 
 
 def _mobilenet_v2(model: str) -> Layers:
-    """Both blocks begin with an expansion, but torchvision's first, which Gluon's has."""
+    """Every block begins with an expansion, except the first one of torchvision's network."""
     layers = {
         "features.0": "features.0.0",
         "features.1": "features.0.1",
@@ -206,7 +209,7 @@ def _mobilenet_v2(model: str) -> Layers:
 
 
 def _mobilenet_v2_spellings() -> Layers:
-    """timm's, whose blocks stand in stages of these lengths."""
+    """Lists timm's names; its blocks are grouped in stages of these lengths."""
     spellings = {
         "conv_stem": "features.0.0",
         "bn1": "features.0.1",
@@ -227,14 +230,14 @@ def _mobilenet_v2_spellings() -> Layers:
     return spellings
 
 
-_FAMILIES = (
-    # gluoncv took torchvision's names over; c, d and s are timm's gluon_resnet*.
-    Family(r"resnet(18|34|50|101|152)_v1b|resnet(50|101|152)_v1[cds]", ("fc.",)),
-    Family(r"resnet(18|34)_v1", ("fc.",), _resnet_v1),
-    Family(r"alexnet", ("classifier.6.",), _alexnet),
-    Family(r"vgg(11|13|16|19)(_bn)?", ("classifier.6.", "head.fc."), _vgg, _vgg_spellings),
-    Family(r"squeezenet1\.[01]", ("classifier.1.",), _squeezenet),
-    Family(r"densenet(121|161|169|201)", ("classifier.",), _densenet, _densenet_spellings),
-    Family(r"inceptionv3", ("fc.", "AuxLogits."), _inception),
-    Family(r"mobilenet_v2", ("classifier.",), _mobilenet_v2, _mobilenet_v2_spellings),
+_NAME_MAPS = (
+    # gluoncv uses torchvision's names; c, d and s are timm's gluon_resnet*.
+    NameMap(r"resnet(18|34|50|101|152)_v1b|resnet(50|101|152)_v1[cds]", ("fc.",)),
+    NameMap(r"resnet(18|34)_v1", ("fc.",), _resnet_v1),
+    NameMap(r"alexnet", ("classifier.6.",), _alexnet),
+    NameMap(r"vgg(11|13|16|19)(_bn)?", ("classifier.6.", "head.fc."), _vgg, _vgg_spellings),
+    NameMap(r"squeezenet1\.[01]", ("classifier.1.",), _squeezenet),
+    NameMap(r"densenet(121|161|169|201)", ("classifier.",), _densenet, _densenet_spellings),
+    NameMap(r"inceptionv3", ("fc.", "AuxLogits."), _inception),
+    NameMap(r"mobilenet_v2", ("classifier.",), _mobilenet_v2, _mobilenet_v2_spellings),
 )

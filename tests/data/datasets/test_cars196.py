@@ -74,7 +74,7 @@ def test_corners_count_from_1_and_belong_to_the_box(tmp_path: Path) -> None:
 
 def test_without_boxes_they_may_be_wrong(tmp_path: Path) -> None:
     write(tmp_path, [(*CARS[0][:3], 5, *CARS[0][4:]), *CARS[1:]])
-    assert "annotations(1): the box is empty: '112 7 5 717'; --no-bbox" in fault(tmp_path)
+    assert "annotations(1): the box is empty: '112 7 5 717'; correct it" in fault(tmp_path)
     assert cars196.read(tmp_path, use_boxes=False).boxes is None
 
 
@@ -93,27 +93,27 @@ def test_of_196_classes_98_train(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "car, told",
+    "car, message",
     [
-        (("", 1, 1, 2, 2, 1, 0), "relative_im_path expected"),
-        ((7, 1, 1, 2, 2, 1, 0), "relative_im_path expected: 7"),
-        (("b.jpg", 1, 1, 2, 2, 0, 0), "a class from 1 to 4 expected: 0"),
-        (("b.jpg", 1, 1, 2, 2, 5, 0), "a class from 1 to 4 expected: 5"),
-        (("b.jpg", 1, 1, 2, 2, 1.5, 0), "a class from 1 to 4 expected: 1.5"),
-        (("b.jpg", 1, 1, 2, 2, "Audi", 0), "a class from 1 to 4 expected: 'Audi'"),
-        (("b.jpg", 1, 1, 2, np.zeros((0, 0)), 1, 0), "x_1, y_1, x_2 and y_2 expected"),
-        (("b.jpg", 1, 1, 2, np.nan, 1, 0), "x_1, y_1, x_2 and y_2 expected: '1 1 2 nan'"),
-        (("car_ims/000002.jpg", 1, 1, 2, 2, 1, 0), "car_ims/000002.jpg stands here a second time"),
+        (("", 1, 1, 2, 2, 1, 0), "expected relative_im_path"),
+        ((7, 1, 1, 2, 2, 1, 0), "expected relative_im_path, but found 7"),
+        (("b.jpg", 1, 1, 2, 2, 0, 0), "expected a class from 1 to 4, but found 0"),
+        (("b.jpg", 1, 1, 2, 2, 5, 0), "expected a class from 1 to 4, but found 5"),
+        (("b.jpg", 1, 1, 2, 2, 1.5, 0), "expected a class from 1 to 4, but found 1.5"),
+        (("b.jpg", 1, 1, 2, 2, "Audi", 0), "expected a class from 1 to 4, but found 'Audi'"),
+        (("b.jpg", 1, 1, 2, np.zeros((0, 0)), 1, 0), "expected x_1, y_1, x_2 and y_2"),
+        (("b.jpg", 1, 1, 2, np.nan, 1, 0), "expected x_1, y_1, x_2 and y_2, but found '1 1 2 nan'"),
+        (("car_ims/000002.jpg", 1, 1, 2, 2, 1, 0), "car_ims/000002.jpg is listed a second time"),
     ],
 )
-def test_a_wrong_annotation_is_named(tmp_path: Path, car: tuple[Any, ...], told: str) -> None:
+def test_a_wrong_annotation_is_named(tmp_path: Path, car: tuple[Any, ...], message: str) -> None:
     write(tmp_path, [*CARS[:2], car])
-    assert fault(tmp_path).split(": ", 1)[1].startswith(f"annotations(3): {told}")
+    assert fault(tmp_path).split(": ", 1)[1].startswith(f"annotations(3): {message}")
 
 
 def test_the_annotations_of_the_classification_task_are_refused(tmp_path: Path) -> None:
     write(tmp_path, CARS, fields=("fname", *FIELDS[1:]))
-    assert "has no annotations as expected" in fault(tmp_path)
+    assert "has no valid annotations" in fault(tmp_path)
 
 
 def test_a_file_without_class_names_is_refused(tmp_path: Path) -> None:
@@ -125,16 +125,16 @@ def test_a_file_without_class_names_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"MATLAB 7.3 MAT-file" * 20, b"\x80\x04\x95pickle." * 50])
 def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "cars_annos.mat").write_bytes(content)
-    assert "is damaged or another file" in fault(tmp_path)
+    assert "is damaged or not the right file" in fault(tmp_path)
 
 
 def test_a_missing_file_and_a_folder_in_its_place_are_named(tmp_path: Path) -> None:
     assert "no such file" in fault(tmp_path)
     (tmp_path / "cars_annos.mat").mkdir()
-    assert "is damaged or another file" in fault(tmp_path)
+    assert "is damaged or not the right file" in fault(tmp_path)
     (tmp_path / "cars_annos.mat").rmdir()
     (tmp_path / "cars_annos.mat").symlink_to("/dev/null")
-    assert "it is no plain file" in fault(tmp_path)
+    assert "it is not a regular file" in fault(tmp_path)
     with pytest.raises(DataError, match="nowhere: no such folder"):
         cars196.read(tmp_path / "nowhere")
 

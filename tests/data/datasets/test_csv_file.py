@@ -81,50 +81,58 @@ def test_boxes_are_read_where_there_are_any(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "old, new, told",
+    "old, new, message",
     [
-        ("split\n", "part\n", "1: a header with path,label,split expected"),
-        ("path,label,split\n", "", "1: a header with path,label,split expected"),
-        ("path,label,split\n", "path,label,split,path\n", "1: a header with path,label,split"),
-        ("path,label,split\n", "path;label;split\n", "1: a header with path,label,split expected"),
-        ("a.jpg,x,train", "a.jpg,x", "2: 3 columns expected, as in the header, but these are 2"),
-        ("a.jpg,x,train", "a,b.jpg,x,train", "2: 3 columns expected"),
-        ("a.jpg,x,train", ",x,train", "2: a path, a label and one of train, test, query, gallery"),
-        ("a.jpg,x,train", "a.jpg,,train", "2: a path, a label and one of"),
-        ("a.jpg,x,train", "a.jpg,x,Train", "2: a path, a label and one of"),
-        ("/far/d.jpg", "a.jpg", "4: {folder}/a.jpg stands here a second time, after "),
-        ("10,test", "10,query", "4: test stands beside query and gallery"),
+        ("split\n", "part\n", "1: expected a header with path,label,split"),
+        ("path,label,split\n", "", "1: expected a header with path,label,split"),
+        (
+            "path,label,split\n",
+            "path,label,split,path\n",
+            "1: expected a header with path,label,split",
+        ),
+        ("path,label,split\n", "path;label;split\n", "1: expected a header with path,label,split"),
+        ("a.jpg,x,train", "a.jpg,x", "2: expected 3 columns, as in the header, but found 2;"),
+        ("a.jpg,x,train", "a,b.jpg,x,train", "2: expected 3 columns"),
+        (
+            "a.jpg,x,train",
+            ",x,train",
+            "2: expected a path, a label and one of train, test, query, gallery",
+        ),
+        ("a.jpg,x,train", "a.jpg,,train", "2: expected a path, a label and one of"),
+        ("a.jpg,x,train", "a.jpg,x,Train", "2: expected a path, a label and one of"),
+        ("/far/d.jpg", "a.jpg", "4: {folder}/a.jpg is listed a second time, after "),
+        ("10,test", "10,query", "4: test is mixed with query and gallery"),
         (",test", ",query", " no image is listed as gallery"),
         (",test", ",gallery", " no image is listed as query"),
         ("/far", '"/far', "4: is not CSV"),
     ],
 )
-def test_a_fault_is_named_with_its_line(tmp_path: Path, old: str, new: str, told: str) -> None:
-    assert fault(tmp_path, ROWS.replace(old, new)).startswith(told.format(folder=tmp_path))
+def test_a_fault_is_named_with_its_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert fault(tmp_path, ROWS.replace(old, new)).startswith(message.format(folder=tmp_path))
 
 
 @pytest.mark.parametrize(
-    "old, new, told",
+    "old, new, message",
     [
-        ("height", "h", "1: all of x,y,width,height expected, or none"),
-        ("5,6,7,8", "5,6,,8", "3: x, y, width and height expected: '5 6  8'; --no-bbox"),
-        ("5,6,7,8", "5,6,0,8", "3: the box is empty: '5 6 0 8'; --no-bbox"),
+        ("height", "h", "1: expected all of x,y,width,height, or none of them"),
+        ("5,6,7,8", "5,6,,8", "3: expected x, y, width and height, but found '5 6  8'; correct it"),
+        ("5,6,7,8", "5,6,0,8", "3: the box is empty: '5 6 0 8'; correct it"),
     ],
 )
-def test_a_wrong_box_is_named(tmp_path: Path, old: str, new: str, told: str) -> None:
-    assert fault(tmp_path, BOXED.replace(old, new)).startswith(told)
+def test_a_wrong_box_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert fault(tmp_path, BOXED.replace(old, new)).startswith(message)
 
 
 def test_a_file_that_is_empty_or_no_text_or_missing_is_named(tmp_path: Path) -> None:
-    assert fault(tmp_path, "").startswith("1: a header with path,label,split expected")
+    assert fault(tmp_path, "").startswith("1: expected a header with path,label,split")
     assert fault(tmp_path, ROWS.encode("utf-16")).startswith(" cannot be read as UTF-8 text")
     with pytest.raises(DataError, match=r"nowhere.csv: no such file; .*--data-path"):
         load(str(tmp_path / "nowhere.csv"), "nowhere")
     (tmp_path / "link.csv").symlink_to("/dev/null")
-    with pytest.raises(DataError, match=r"link.csv: cannot be read .* it is no plain file"):
+    with pytest.raises(DataError, match=r"link.csv: cannot be read .* it is not a regular file"):
         load(str(tmp_path / "link.csv"), "nowhere")
 
 
-def test_a_path_with_a_line_end_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_path_with_a_line_end_is_named_in_one_line(tmp_path: Path) -> None:
     rows = ROWS + '"two\nlines.jpg",9,test\n"two\nlines.jpg",9,test\n'
-    assert f"{tmp_path}/two\\nlines.jpg stands here a second time" in fault(tmp_path, rows)
+    assert f"{tmp_path}/two\\nlines.jpg is listed a second time" in fault(tmp_path, rows)

@@ -128,48 +128,58 @@ def test_lines_belong_together_by_their_ids(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, line, text, told",
+    "name, line, text, message",
     [
-        ("images.txt", 2, "2", "an id and a value expected: '2'"),
-        ("images.txt", 2, "two b.jpg", "an id and a value expected: 'two b.jpg'"),
-        ("images.txt", 3, "2 b.jpg", "image 2 stands here a second time"),
+        ("images.txt", 2, "2", "expected an id and a value, but found '2'"),
+        ("images.txt", 2, "two b.jpg", "expected an id and a value, but found 'two b.jpg'"),
+        ("images.txt", 3, "2 b.jpg", "image 2 is listed a second time"),
         (
             "images.txt",
             4,
             "4 010.Great Auk/auk one.jpg",
-            "010.Great Auk/auk one.jpg stands here a ",
+            "010.Great Auk/auk one.jpg is listed a ",
         ),
-        ("image_class_labels.txt", 4, "4", "an id and a value expected"),
-        ("image_class_labels.txt", 4, "4 -2", "a class number expected: '-2'"),
-        ("image_class_labels.txt", 4, "4 2.5", "a class number expected: '2.5'"),
-        ("image_class_labels.txt", 4, "4 ²", "a class number expected: '²'"),
-        ("image_class_labels.txt", 4, f"4 {2**63}", f"a class number expected: '{2**63}'"),
+        ("image_class_labels.txt", 4, "4", "expected an id and a value"),
+        ("image_class_labels.txt", 4, "4 -2", "expected a class number, but found '-2'"),
+        ("image_class_labels.txt", 4, "4 2.5", "expected a class number, but found '2.5'"),
+        ("image_class_labels.txt", 4, "4 ²", "expected a class number, but found '²'"),
+        (
+            "image_class_labels.txt",
+            4,
+            f"4 {2**63}",
+            f"expected a class number, but found '{2**63}'",
+        ),
         # More digits than int() takes.
-        ("image_class_labels.txt", 4, f"4 {'9' * 5000}", "a class number expected: '9999"),
-        ("image_class_labels.txt", 4, "4 2 2", "a class number expected: '2 2'"),
-        ("image_class_labels.txt", 4, "3 2", "image 3 stands here a second time"),
-        ("image_class_labels.txt", 4, "44 2", "image 44 does not stand in"),
-        ("bounding_boxes.txt", 5, "5 1 2 3", "x, y, width and height expected: '1 2 3'"),
-        ("bounding_boxes.txt", 5, "5 1 2 3 4 5", "x, y, width and height expected"),
-        ("bounding_boxes.txt", 5, "5 1 2 3 wide", "x, y, width and height expected"),
-        ("bounding_boxes.txt", 5, "5 1 2 nan 4", "x, y, width and height expected"),
-        ("bounding_boxes.txt", 5, "5 1 2 3 inf", "x, y, width and height expected"),
-        ("bounding_boxes.txt", 5, "5 1 2 3 3e9", "x, y, width and height expected"),
+        (
+            "image_class_labels.txt",
+            4,
+            f"4 {'9' * 5000}",
+            "expected a class number, but found '9999",
+        ),
+        ("image_class_labels.txt", 4, "4 2 2", "expected a class number, but found '2 2'"),
+        ("image_class_labels.txt", 4, "3 2", "image 3 is listed a second time"),
+        ("image_class_labels.txt", 4, "44 2", "image 44 is not listed in"),
+        ("bounding_boxes.txt", 5, "5 1 2 3", "expected x, y, width and height, but found '1 2 3'"),
+        ("bounding_boxes.txt", 5, "5 1 2 3 4 5", "expected x, y, width and height"),
+        ("bounding_boxes.txt", 5, "5 1 2 3 wide", "expected x, y, width and height"),
+        ("bounding_boxes.txt", 5, "5 1 2 nan 4", "expected x, y, width and height"),
+        ("bounding_boxes.txt", 5, "5 1 2 3 inf", "expected x, y, width and height"),
+        ("bounding_boxes.txt", 5, "5 1 2 3 3e9", "expected x, y, width and height"),
         ("bounding_boxes.txt", 5, "5 1 2 0.9 4", "the box is empty: '1 2 0.9 4'"),
         ("bounding_boxes.txt", 5, "5 1 2 3 -4", "the box is empty"),
-        ("bounding_boxes.txt", 5, "55 1 2 3 4", "image 55 does not stand in"),
+        ("bounding_boxes.txt", 5, "55 1 2 3 4", "image 55 is not listed in"),
     ],
 )
 @pytest.mark.parametrize("blank_lines", [0, 2])
 def test_a_wrong_line_is_named(
-    folder: Path, name: str, line: int, text: str, told: str, blank_lines: int
+    folder: Path, name: str, line: int, text: str, message: str, blank_lines: int
 ) -> None:
     lines = list(FILES[name])
     lines[line - 1] = text
-    if "does not stand" in told:  # beside the lines that belong there
+    if "is not listed" in message:  # next to the lines that belong there
         lines.append(FILES[name][line - 1])
     write(folder, name, [""] * blank_lines + lines)
-    assert fault(folder).startswith(f"{folder / name}:{line + blank_lines}: {told}")
+    assert fault(folder).startswith(f"{folder / name}:{line + blank_lines}: {message}")
 
 
 @pytest.mark.parametrize("name", ["image_class_labels.txt", "bounding_boxes.txt"])
@@ -185,7 +195,7 @@ def test_a_line_too_many_is_named(folder: Path, name: str) -> None:
     write(folder, "images.txt", FILES["images.txt"][:4])
     other = {"image_class_labels.txt": "bounding_boxes.txt"}.get(name, "image_class_labels.txt")
     write(folder, other, FILES[other][:4])
-    assert fault(folder).startswith(f"{folder / name}:5: image 5 does not stand in")
+    assert fault(folder).startswith(f"{folder / name}:5: image 5 is not listed in")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -198,7 +208,7 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("content", [b"", b"\n \r\n"])
 def test_an_empty_file_is_named(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
-    assert fault(folder) == f"{folder / name}: is empty"
+    assert fault(folder) == f"{folder / name}: is empty; replace the file"
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -263,5 +273,5 @@ def test_what_is_no_plain_file_or_too_large_is_not_read(
         cub200.read(folder)
     (folder / name).unlink()
     (folder / name).symlink_to("/dev/null")
-    with pytest.raises(DataError, match=f"{name}: cannot be read .*it is no plain file"):
+    with pytest.raises(DataError, match=f"{name}: cannot be read .*it is not a regular file"):
         cub200.read(folder)

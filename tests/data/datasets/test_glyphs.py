@@ -53,7 +53,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `cached` draw a handful of images in place of thousands."""
+    """Let `find_or_draw` draw a few images instead of thousands."""
     monkeypatch.setattr(glyphs, "list_characters", lambda: list(FEW))
 
 
@@ -106,8 +106,8 @@ def test_the_default_draws_two_different_views(tmp_path: Path) -> None:
 
 def test_ink_never_touches_the_rim(monkeypatch: pytest.MonkeyPatch) -> None:
     black_on_white = (np.zeros(3), np.full(3, 255.0))
-    monkeypatch.setattr(glyphs, "_colours", lambda rng: black_on_white)
-    monkeypatch.setattr(glyphs, "_gradient", lambda rng: np.zeros((64, 64, 3)))
+    monkeypatch.setattr(glyphs, "_random_colors", lambda rng: black_on_white)
+    monkeypatch.setattr(glyphs, "_random_gradient", lambda rng: np.zeros((64, 64, 3)))
     monkeypatch.setattr(glyphs, "BLUR", 0.0)
     monkeypatch.setattr(glyphs, "LONGER_SIDE", (60.0, 90.0))
     monkeypatch.setattr(glyphs, "SHIFT", 64.0)

@@ -63,7 +63,7 @@ def test_images_come_in_the_order_of_imagefolder(tmp_path: Path) -> None:
     assert image_folder.read(tmp_path).paths == expected
 
 
-def test_images_are_told_by_their_extension_in_any_case(tmp_path: Path) -> None:
+def test_images_are_recognized_by_their_extension_in_any_case(tmp_path: Path) -> None:
     images = [f"a/{n}.{end}" for n, end in enumerate(["jpg", "JPG", "jpeg", "Png", "bmp", "tif"])]
     images += ["a/6.TIFF", "a/7.webp", "a/8.ppm", "a/9.pgm"]
     touch(tmp_path, *images, "a/notes.txt", "a/jpg", "a/b.jpg.part", "a/._1.jpg", "a/.b/1.jpg")
@@ -80,10 +80,10 @@ def test_links_are_followed_but_not_in_a_circle(tmp_path: Path) -> None:
     (data / "a" / "3.jpg").symlink_to(tmp_path / "gone.jpg")
     found = image_folder.read(data)
     assert below(data, found.paths) == ["a/2.jpg", "a/3.jpg", "b/1.jpg"]
-    with pytest.raises(DataError, match=r"a/3\.jpg: listed but not there"):
+    with pytest.raises(DataError, match=r"a/3\.jpg: listed, but missing"):
         found.read_file_stats()
     (data / "a" / "up").symlink_to(data)
-    assert fault(data).startswith(f"{data}/a/up: links to a folder that holds it")
+    assert fault(data).startswith(f"{data}/a/up: links to a folder that contains it")
 
 
 def test_links_that_multiply_the_paths_are_refused(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_pictures_of_other_formats_are_counted_by_ending(
     touch(tmp_path, "a/1.jpg", "a/2.HEIC", "a/x/3.heic", "b/4.gif", "b/5.png", "b/notes.txt", "b/6")
     assert len(image_folder.read(tmp_path)) == 2
     assert caplog.messages == [
-        f"{tmp_path}: 3 files were passed over: 2 .heic, 1 .gif; convert them to JPEG or PNG."
+        f"{tmp_path}: 3 files were skipped: 2 .heic, 1 .gif; convert them to JPEG or PNG."
     ]
 
 
@@ -176,7 +176,7 @@ def test_nothing_is_said_where_nothing_is_passed_over(
     assert caplog.messages == []
 
 
-def test_a_class_of_other_pictures_alone_is_told(tmp_path: Path) -> None:
+def test_a_class_of_only_unsupported_images_is_named(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.avif", "a/2.avif", "b/3.jpg")
     assert "holds no image (.jpg" in fault(tmp_path)
     assert " but 2 .avif; " in fault(tmp_path)

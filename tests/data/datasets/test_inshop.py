@@ -85,24 +85,24 @@ def test_boxes_are_found_by_the_names_of_the_images(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line, told",
+    "line, message",
     [
-        ("img/a.jpg id_9", f"'{HEADER}' expected: 'img/a.jpg id_9'"),
-        ("img/a.jpg id_9 val", "one of train, query, gallery expected: 'val'"),
-        ("img/a.jpg id_9 train x", "one of train, query, gallery expected: 'train x'"),
+        ("img/a.jpg id_9", f"expected the columns '{HEADER}', but found 'img/a.jpg id_9'"),
+        ("img/a.jpg id_9 val", "expected one of train, query, gallery, but found 'val'"),
+        ("img/a.jpg id_9 train x", "expected one of train, query, gallery, but found 'train x'"),
     ],
 )
-def test_a_wrong_line_is_named(folder: Path, line: str, told: str) -> None:
+def test_a_wrong_line_is_named(folder: Path, line: str, message: str) -> None:
     file = folder / "list_eval_partition.txt"
     write(file, [LINES[0], line, *LINES[1:]])
-    assert fault(folder).startswith(f"{file}:4: {told}")
+    assert fault(folder).startswith(f"{file}:4: {message}")
 
 
 def test_an_image_that_is_listed_twice_is_named(folder: Path) -> None:
     file = folder / "list_eval_partition.txt"
     write(file, [*LINES, f"{IMAGES[4]} id_3 gallery"])
     message = fault(folder)
-    assert message.startswith(f"{file}:11: {folder}/{IMAGES[4]} stands here a second time")
+    assert message.startswith(f"{file}:11: {folder}/{IMAGES[4]} is listed a second time")
     assert f"after {file}:7" in message
 
 
@@ -116,28 +116,36 @@ def test_a_part_without_images_is_named(folder: Path, part: str) -> None:
 def test_a_list_that_is_not_whole_is_refused(folder: Path) -> None:
     file = folder / "list_eval_partition.txt"
     write(file, LINES, count=52712)
-    assert fault(folder).startswith(f"{file}:1: 8 lines follow the header, not '52712'")
+    assert fault(folder).startswith(
+        f"{file}:1: 8 lines follow the header, but the number here is '52712'"
+    )
     write(file, LINES, count="many")
-    assert fault(folder).startswith(f"{file}:1: 8 lines follow the header, not 'many'")
+    assert fault(folder).startswith(
+        f"{file}:1: 8 lines follow the header, but the number here is 'many'"
+    )
     file.write_text("8\n")
-    assert fault(folder).startswith(f"{file}:1: the header '{HEADER}' expected")
+    assert fault(folder).startswith(f"{file}:1: expected the header '{HEADER}'")
 
 
 def test_the_list_of_another_benchmark_of_deepfashion_is_refused(folder: Path) -> None:
     file = folder / "list_eval_partition.txt"
     header = "image_pair_name_1 image_pair_name_2 item_id evaluation_status"
     write(file, LINES, header)
-    assert fault(folder).startswith(f"{file}:2: the header '{HEADER}' expected: '{header}'")
+    assert fault(folder).startswith(
+        f"{file}:2: expected the header '{HEADER}', but found '{header}'"
+    )
 
 
 def test_wrong_boxes_are_named_with_the_way_to_do_without(folder: Path) -> None:
     file = folder / "list_bbox_inshop.txt"
     write(file, [*BOXES[:2], f"{IMAGES[2]} 3 1 9 9 8 9", *BOXES[3:]], BOX_HEADER)
-    assert fault(folder).startswith(f"{file}:5: the box is empty: '9 9 8 9'; --no-bbox")
+    assert fault(folder).startswith(f"{file}:5: the box is empty: '9 9 8 9'; correct it")
     write(file, [*BOXES[:2], f"{IMAGES[2]} 3 1 9 9 x 9", *BOXES[3:]], BOX_HEADER)
-    assert fault(folder).startswith(f"{file}:5: x_1, y_1, x_2 and y_2 expected: '9 9 x 9'")
+    assert fault(folder).startswith(
+        f"{file}:5: expected x_1, y_1, x_2 and y_2, but found '9 9 x 9'"
+    )
     write(file, [*BOXES, BOXES[0]], BOX_HEADER)
-    assert fault(folder).startswith(f"{file}:11: {IMAGES[0]} stands here a second time")
+    assert fault(folder).startswith(f"{file}:11: {IMAGES[0]} is listed a second time")
     write(file, BOXES[:-1], BOX_HEADER)
     message = fault(folder)
     assert message.startswith(f"{file}: has no line for {IMAGES[-1]}") and "--no-bbox" in message

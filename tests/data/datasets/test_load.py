@@ -141,18 +141,18 @@ def test_the_first_image_that_is_not_there_is_named(tiny_cub: Path, tmp_path: Pa
     folder = shutil.copytree(tiny_cub, tmp_path / "copy")
     images = cub200.read(folder)
 
-    def told() -> str:
+    def read_error() -> str:
         with pytest.raises(DataError) as caught:
             images.read_file_stats()
         return str(caught.value)
 
     Path(images.paths[30]).unlink()
-    assert told().startswith(f"{images.paths[30]}: listed but not there")
+    assert read_error().startswith(f"{images.paths[30]}: listed, but missing")
     Path(images.paths[5]).unlink()
     Path(images.paths[5]).mkdir()
-    assert told().startswith(f"{images.paths[5]} and 1 more: listed but not there")
+    assert read_error().startswith(f"{images.paths[5]} and 1 more: listed, but missing")
     images.paths[3] += "\0"
-    assert told().startswith(f"{images.paths[3][:-1]}\\x00 and 2 more: listed but not there")
+    assert read_error().startswith(f"{images.paths[3][:-1]}\\x00 and 2 more: listed, but missing")
 
 
 def test_glyphs_are_read_from_the_cache(
@@ -179,12 +179,12 @@ def test_a_folder_called_glyphs_can_be_named(
     assert load("./glyphs", "nowhere").name == "CUB-200-2011"
 
 
-# What gives a data set away, and what its reader says of a folder that holds nothing else.
+# Files that identify a data set, and the message of its reader if the folder has nothing else.
 TRACES = [
     ("cub200", ["images.txt"], "images: no such folder"),
     ("cub200", ["image_class_labels.txt"], "images: no such folder"),
     ("cub200", ["bounding_boxes.txt", "images/"], "images.txt: no such file"),
-    ("cars196", ["cars_annos.mat"], "cars_annos.mat: is damaged or another file"),
+    ("cars196", ["cars_annos.mat"], "cars_annos.mat: is damaged or not the right file"),
     ("sop", ["Ebay_train.txt"], "Ebay_train.txt: is empty"),
     ("sop", ["Ebay_test.txt", "chair_final/1.JPG"], "Ebay_train.txt: no such file"),
     ("inshop", ["list_eval_partition.txt"], "list_eval_partition.txt: is empty"),
@@ -206,13 +206,13 @@ def lay_out(folder: Path, names: list[str]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name, names, told", TRACES)
-def test_a_data_set_is_told_by_what_the_folder_holds(
-    tmp_path: Path, name: str, names: list[str], told: str
+@pytest.mark.parametrize("name, names, expected", TRACES)
+def test_a_data_set_is_recognized_by_its_files(
+    tmp_path: Path, name: str, names: list[str], expected: str
 ) -> None:
     folder = lay_out(tmp_path, names)
     message = refusal(folder)
-    assert message.startswith(f"{folder}/{told}")
+    assert message.startswith(f"{folder}/{expected}")
     assert refusal(folder, name=name) == message
 
 
@@ -222,8 +222,8 @@ def test_a_folder_that_could_be_two_data_sets_is_refused_until_one_is_named(
     folder = shutil.copytree(tiny_cub, tmp_path / "both")
     lay_out(folder, ["train/a/1.jpg", "val/b/1.jpg", "Ebay_test.txt"])
     message = refusal(folder)
-    told = "cub200 (images.txt) or sop (Ebay_test.txt) or train-val (train/+val/)"
-    assert message == f"{folder}: could be {told}; say which with --dataset"
+    expected = "cub200 (images.txt) or sop (Ebay_test.txt) or train-val (train/ and val/)"
+    assert message == f"{folder}: could be {expected}; choose one with --dataset"
     assert load(str(folder), "nowhere", name="cub200").train.class_names[0] == "001.Bird_1"
     assert load(str(folder), "nowhere", name="train-val").train.class_names == ["a"]
     images = folder / "images"
@@ -249,10 +249,10 @@ def test_paths_that_are_no_folder_and_names_that_are_no_data_set_are_refused(
         message = refusal(tmp_path / "cars.zip", name=name)
         assert message.startswith(f"{tmp_path}/cars.zip: is not a folder")
     message = refusal(tmp_path, name="imagenet")
-    assert message == f"--dataset imagenet: unknown; choose of {', '.join(NAMES)}"
+    assert message == f"--dataset imagenet: unknown; choose one of {', '.join(NAMES)}"
 
 
-def test_a_csv_file_is_told_by_its_name_or_else_by_the_flag(tmp_path: Path) -> None:
+def test_a_csv_file_is_recognized_by_its_name_or_the_flag(tmp_path: Path) -> None:
     rows = "path,label,split\na.jpg,x,train\nb.jpg,y,test\n"
     for name in ("a.csv", "A.CSV", "list.txt"):
         (tmp_path / name).write_text(rows)
@@ -295,12 +295,12 @@ def test_of_classes_without_boxes_has_none() -> None:
     assert part.boxes is None
 
 
-def test_a_path_that_cannot_be_looked_at_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_accessed_gives_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be read: File name too long; name another folder"):
         load(str(tmp_path / ("x" * 300)), str(tmp_path))
 
 
-def test_a_folder_closed_to_us_is_told_in_one_line(
+def test_a_folder_without_permission_gives_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def closed(path: Path) -> None:
@@ -312,19 +312,19 @@ def test_a_folder_closed_to_us_is_told_in_one_line(
 
 
 def test_a_message_is_one_line_that_no_terminal_obeys() -> None:
-    told = str(DataError("naïve 日本.jpg\n\x1b[2J\u2028\x85\0\udcff: wrong"))
-    assert told == r"naïve 日本.jpg\n\x1b[2J\u2028\x85\x00\udcff: wrong"
-    told.encode("utf-8")
+    text = str(DataError("naïve 日本.jpg\n\x1b[2J\u2028\x85\0\udcff: wrong"))
+    assert text == r"naïve 日本.jpg\n\x1b[2J\u2028\x85\x00\udcff: wrong"
+    text.encode("utf-8")
 
 
 def test_a_long_message_keeps_its_beginning_and_its_end() -> None:
-    told = str(DataError(f"list.txt:1: {'x' * 10**6}; fetch it again"))
-    assert told.startswith("list.txt:1: xxx") and told.endswith("xxx; fetch it again")
-    assert " … " in told and len(told) < 1100
+    text = str(DataError(f"list.txt:1: {'x' * 10**6}; fetch it again"))
+    assert text.startswith("list.txt:1: xxx") and text.endswith("xxx; fetch it again")
+    assert " … " in text and len(text) < 1100
 
 
 def sets(n_classes: int, per_class: int = 3) -> ImageSet:
-    """Classes of images whose names tell the class, mixed."""
+    """Classes of images whose names contain the class, mixed."""
     labels = np.tile(np.arange(n_classes, dtype=np.int32), per_class)
     names = [f"c{label}" for label in range(n_classes)]
     paths = [f"c{label}/{row}" for row, label in enumerate(labels)]

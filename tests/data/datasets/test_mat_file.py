@@ -78,7 +78,7 @@ def written(folder: Path, body: bytes) -> Path:
 
 
 def test_a_cell_array_does_not_read_past_its_end(tmp_path: Path) -> None:
-    """If it did, a row of these would be read anew by each before it: the last some 2**40 times."""
+    """If it did, a row of these would be read by each before it: the last some 2**40 times."""
     flags = element(6, struct.pack("<II", 1, 0)) + element(5, struct.pack("<ii", 1, 2))
     cell, empty = element(14, flags + element(1, b"")), element(14, b"")
     file = written(tmp_path, cell * 60 + empty * 60)
@@ -87,14 +87,14 @@ def test_a_cell_array_does_not_read_past_its_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("streams", [1, 9])
-def test_what_unpacks_to_more_than_the_memory_is_refused(tmp_path: Path, streams: int) -> None:
+def test_what_decompresses_to_more_than_the_memory_is_refused(tmp_path: Path, streams: int) -> None:
     """One stream of zeros, and several that take too much together."""
     flags = element(6, struct.pack("<II", 6, 0)) + element(5, struct.pack("<ii", 1, 1))
     zeros = bytes(2**25 // streams)
     matrix = element(14, flags + element(1, b"a" * 8) + element(1, zeros))
     file = written(tmp_path, element(15, zlib.compress(matrix)) * streams)
     assert file.stat().st_size < 2**20
-    with pytest.raises(ValueError, match="more than 32 MiB, unpacked"):
+    with pytest.raises(ValueError, match="more than 32 MiB, decompressed"):
         mat_file.read(file)
 
 

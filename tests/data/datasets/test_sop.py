@@ -62,24 +62,27 @@ def test_a_class_may_stand_on_both_sides(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["Ebay_train.txt", "Ebay_test.txt"])
 @pytest.mark.parametrize(
-    "line, told",
+    "line, message",
     [
-        ("7 8 9", "'image_id class_id super_class_id path' expected: '7 8 9'"),
-        ("7 eight 9 c.JPG", "a class number expected: 'eight'"),
-        ("7 8.5 9 c.JPG", "a class number expected: '8.5'"),
-        ("7 -8 9 c.JPG", "a class number expected: '-8'"),
-        (f"7 {'8' * 5000} 9 c.JPG", "a class number expected: '8888"),
+        (
+            "7 8 9",
+            "expected the columns 'image_id class_id super_class_id path', but found '7 8 9'",
+        ),
+        ("7 eight 9 c.JPG", "expected a class number, but found 'eight'"),
+        ("7 8.5 9 c.JPG", "expected a class number, but found '8.5'"),
+        ("7 -8 9 c.JPG", "expected a class number, but found '-8'"),
+        (f"7 {'8' * 5000} 9 c.JPG", "expected a class number, but found '8888"),
     ],
 )
-def test_a_wrong_line_is_named(folder: Path, name: str, line: str, told: str) -> None:
+def test_a_wrong_line_is_named(folder: Path, name: str, line: str, message: str) -> None:
     write(folder, name, ["", TRAIN[0], line])
-    assert fault(folder).startswith(f"{folder / name}:4: {told}")
+    assert fault(folder).startswith(f"{folder / name}:4: {message}")
 
 
 def test_an_image_that_is_listed_twice_is_named(folder: Path) -> None:
     write(folder, "Ebay_test.txt", [*TEST, "9 13 1 cabinet_final/a b.JPG"])
     message = fault(folder)
-    assert message.startswith(f"{folder}/Ebay_test.txt:5: {folder}/cabinet_final/a b.JPG stands")
+    assert message.startswith(f"{folder}/Ebay_test.txt:5: {folder}/cabinet_final/a b.JPG is")
     assert f"after {folder}/Ebay_train.txt:4" in message
 
 
@@ -88,9 +91,9 @@ def test_an_empty_a_headless_and_a_missing_file_are_named(folder: Path, name: st
     write(folder, name, [])
     assert fault(folder).startswith(f"{folder / name}: lists no image")
     write(folder, name, TRAIN[1:], header=TRAIN[0])
-    assert fault(folder).startswith(f"{folder / name}:1: the header '{HEADER}' expected")
+    assert fault(folder).startswith(f"{folder / name}:1: expected the header '{HEADER}'")
     (folder / name).write_text("")
-    assert fault(folder) == f"{folder / name}: is empty"
+    assert fault(folder) == f"{folder / name}: is empty; replace the file"
     (folder / name).write_bytes(b"\xff\xfe")
     assert fault(folder).startswith(f"{folder / name}: cannot be read as UTF-8")
     (folder / name).unlink()

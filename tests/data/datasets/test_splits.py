@@ -22,7 +22,7 @@ def image_set(labels: list[int], classes: int = 5) -> ImageSet:
 
 
 @pytest.mark.parametrize(
-    "test, gallery, told",
+    "test, gallery, messages",
     [
         ([0, 0, 1, 1, 1], None, []),
         ([0, 1, 2], None, [ALONE.format(3, 3, "other test image")]),
@@ -37,12 +37,12 @@ def image_set(labels: list[int], classes: int = 5) -> ImageSet:
     ],
 )
 def test_images_that_cannot_be_found_or_missed_are_counted(
-    test: list[int], gallery: Optional[list[int]], told: list[str]
+    test: list[int], gallery: Optional[list[int]], messages: list[str]
 ) -> None:
     found = gallery if gallery is None else image_set(gallery)
     lines = list_recall_warnings(Split("Birds", image_set([0, 1]), image_set(test), found))
-    assert len(lines) == len(told)
-    for line, start in zip(lines, told):
+    assert len(lines) == len(messages)
+    for line, start in zip(lines, messages):
         assert line.startswith(start)
         assert "whatever is learned, and MAP@R" in line or "two classes" in line
 

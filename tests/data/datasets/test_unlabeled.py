@@ -102,7 +102,7 @@ def test_a_list_comes_from_the_standard_input(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    "given, told",
+    "given, message",
     [
         (Input(b"# nothing\n\n"), "standard input: names no image; write the path"),
         (Input(b"\xe4.jpg\n"), "standard input: cannot be read as UTF-8"),
@@ -110,10 +110,10 @@ def test_a_list_comes_from_the_standard_input(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_a_standard_input_without_a_list_is_named(
-    monkeypatch: pytest.MonkeyPatch, given: Input | None, told: str
+    monkeypatch: pytest.MonkeyPatch, given: Input | None, message: str
 ) -> None:
     monkeypatch.setattr("sys.stdin", given)
-    with pytest.raises(DataError, match=re.escape(told)):
+    with pytest.raises(DataError, match=re.escape(message)):
         unlabeled.read(["-"])
 
 
@@ -132,7 +132,7 @@ def test_the_current_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    "name, told",
+    "name, message",
     [
         ("missing.jpg", "missing.jpg: no such file or folder"),
         ("missing.txt", "missing.txt: no such file or folder"),
@@ -142,10 +142,10 @@ def test_the_current_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.Mon
         ("latin.txt", "latin.txt: cannot be read as UTF-8"),
     ],
 )
-def test_what_holds_no_image_is_named(tmp_path: Path, name: str, told: str) -> None:
+def test_what_holds_no_image_is_named(tmp_path: Path, name: str, message: str) -> None:
     touch(tmp_path, "empty/readme", "empty.txt", "sound.jpg")
     (tmp_path / "comments.txt").write_text("# nothing\n")
     (tmp_path / "latin.txt").write_bytes(b"\xe4.jpg\n")
     with pytest.raises(DataError) as caught:
         unlabeled.read([f"{tmp_path}/sound.jpg", f"{tmp_path}/{name}"])
-    assert told in str(caught.value)
+    assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""The model zoos' weights: the cache first, then the address, then a line that tells what to do."""
+"""The model zoos' weights: the cache first, then a download, then a message with the way out."""
 
 from __future__ import annotations
 
@@ -146,12 +146,13 @@ def test_what_is_not_the_zoos_file_is_not_kept(
     }
     if fault in served:
         zoo.served[address] = served[fault]
-    told = refusal()
-    assert told.startswith(f"--use-pretrained: the weights of {NAME} are not in {file.parent}, nor")
-    assert f"nor could {os.environ['MXNET_GLUON_REPO']}gluon/models/{file.stem}.zip be had" in told
-    assert f"unpack {file.name} into that folder, or get https://download.pytorch.org/" in told
-    assert "squeezenet1_1-b8a52dc0.pth and give it with --pretrained-params" in told
-    assert ("(HTTPError)" in told) == (fault == "missing")
+    message = refusal()
+    assert message.startswith(f"--use-pretrained: the weights of {NAME} are not in {file.parent}, ")
+    url = f"{os.environ['MXNET_GLUON_REPO']}gluon/models/{file.stem}.zip"
+    assert f"and the download of {url} failed (" in message
+    assert f"unpack {file.name} into that folder, or get https://download.pytorch.org/" in message
+    assert "squeezenet1_1-b8a52dc0.pth and give it with --pretrained-params" in message
+    assert ("(HTTPError)" in message) == (fault == "missing")
     assert list(file.parent.iterdir()) == []
     assert not list(file.parent.parent.glob("**/evil*"))
 
@@ -159,13 +160,13 @@ def test_what_is_not_the_zoos_file_is_not_kept(
 def test_a_side_that_does_not_answer_is_waited_for_ten_seconds_at_most(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_zoo, "_PATIENCE", 1)
+    monkeypatch.setattr(model_zoo, "_TIMEOUT", 1)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setenv("MXNET_GLUON_REPO", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert "be had (OSError)" in refusal()
+        assert "failed (OSError)" in refusal()
 
 
 def test_a_search_for_an_address_that_never_ends_is_given_up(
@@ -173,32 +174,32 @@ def test_a_search_for_an_address_that_never_ends_is_given_up(
 ) -> None:
     given_up = threading.Event()
     searched: list[bool] = []
-    monkeypatch.setattr(model_zoo, "_PATIENCE", 0.5)
+    monkeypatch.setattr(model_zoo, "_TIMEOUT", 0.5)
     search = lambda *_, **__: searched.append(given_up.wait(60))  # noqa: E731
     monkeypatch.setattr(model_zoo.requests, "get", search)
-    assert "be had (OSError)" in refusal()
+    assert "failed (OSError)" in refusal()
     assert searched == []
     given_up.set()
 
 
-def test_a_folder_that_cannot_be_written_to_is_told(
+def test_a_folder_that_cannot_be_written_to_is_named(
     file: Path, zoo: type[Zoo], tmp_path: Path
 ) -> None:
     (tmp_path / "home").write_bytes(b"no folder")
     assert refusal().startswith(f"--use-pretrained: the weights of {NAME} are not in")
 
 
-def test_a_network_of_no_zoo_is_told_with_what_there_is() -> None:
+def test_a_network_of_no_zoo_is_refused_with_the_way_out() -> None:
     assert refusal("mobilenet_v2") == (
         "--use-pretrained: no model zoo has weights of mobilenet_v2; get "
         "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth and give it with "
         "--pretrained-params"
     )
-    assert refusal("xception71").endswith("; --list-models tells of which networks there are any")
+    assert refusal("xception71").endswith("; --list-models shows which networks have weights")
 
 
 @needs_gluoncv
-def test_the_table_tells_which_weights_the_zoos_have() -> None:
+def test_the_table_shows_which_weights_the_zoos_have() -> None:
     from gluoncv.model_zoo import model_store as gluoncv_store
 
     for name, found in ARCHITECTURES.items():

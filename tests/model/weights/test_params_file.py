@@ -62,7 +62,7 @@ def images() -> mx.nd.NDArray:
 
 
 def margin_net(seed: int = 0) -> MarginNet:
-    """A small network with weights drawn from the seed."""
+    """A small network with weights sampled with the seed."""
     mx.random.seed(seed)
     net = MarginNet(small_backbone(), DIMENSIONS, batch_k=2)
     net.initialize(mx.init.Xavier())
@@ -104,24 +104,24 @@ def small_file() -> bytes:
 
 
 def described(content: bytes, text: bytes, marker: bytes = MARKER) -> bytes:
-    """The file with a description and its right checksum behind it."""
+    """The file with a description and its right checksum after it."""
     content += marker + b'{"description": ' + text + b', "sha256": "'
     return content + hashlib.sha256(content).hexdigest().encode() + b'"}\n'
 
 
 def refused(file: Path, content: bytes) -> bool:
-    """Whether both readers tell in the one line that the file is damaged; neither does else."""
+    """Returns whether both readers refuse the file as damaged in one line; both agree."""
     file.unlink(missing_ok=True)  # overwriting waits for the disk on some file systems
     file.write_bytes(content)
-    told = []
+    messages = []
     for read in (read_parameters, read_description):
         try:
             read(str(file), "--resume")
         except UsageError as error:
-            told.append(str(error))
-    if told:
-        assert told == [f"--resume {file}: is damaged or not a Gluon parameter file"] * 2
-    return bool(told)
+            messages.append(str(error))
+    if messages:
+        assert messages == [f"--resume {file}: is damaged or not a Gluon parameter file"] * 2
+    return bool(messages)
 
 
 # Saving
@@ -376,14 +376,14 @@ def test_the_longest_description_comes_back(tmp_path: Path) -> None:
     ],
     ids=lambda text: text[:20].decode("latin-1"),
 )
-def test_a_description_of_a_stranger_is_refused_though_its_sum_is_right(
+def test_a_description_of_an_untrusted_source_is_refused_though_its_sum_is_right(
     tmp_path: Path, text: bytes
 ) -> None:
     assert not refused(tmp_path / "net.params", described(small_file(), b'{"a": 1}'))
     assert refused(tmp_path / "net.params", described(small_file(), text))
 
 
-def test_a_description_behind_another_line_is_refused_though_its_sum_is_right(
+def test_a_description_after_another_line_is_refused_though_its_sum_is_right(
     tmp_path: Path,
 ) -> None:
     for marker in (MARKER, MARKER.replace(b"network", b"newtork")):
@@ -663,7 +663,7 @@ read(large, int(sys.argv[2]))
 """
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="tells how much memory is used")
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory in use is unknown")
 def test_memory_is_bounded(tmp_path: Path) -> None:
     """By a little for files that say they are large, by twice their size for those that are."""
     names, bytes_in_all = [b"large.a", b"large.b"], 2**26
@@ -718,13 +718,13 @@ def test_a_file_that_is_cut_while_it_is_read_is_refused(
 ) -> None:
     file = tmp_path / "net.params"
     file.write_bytes(packed([packed_array((30_000,))], [b"a"]))
-    checked = params_file._description
+    checked = params_file._read_description
 
     def cut(*arguments: Any) -> Any:
         os.truncate(file, 20_000)
         return checked(*arguments)
 
-    monkeypatch.setattr(params_file, "_description", cut)
+    monkeypatch.setattr(params_file, "_read_description", cut)
     with pytest.raises(UsageError, match="is damaged"):
         read_parameters(str(file), "--resume")
 
@@ -733,7 +733,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_refused(
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, message",
     [
         (lambda arrays: arrays.pop("dense.bias"), "has no dense.bias"),
         (lambda arrays: arrays.update({"dense.bias": mx.nd.ones(6)}), r"dense.bias .*\(6,\)"),
@@ -744,14 +744,14 @@ def test_a_file_that_is_cut_while_it_is_read_is_refused(
         ),
     ],
 )
-def test_parameters_of_another_network_change_nothing(change: Any, told: str) -> None:
+def test_parameters_of_another_network_change_nothing(change: Any, message: str) -> None:
     net = margin_net(1)
     before = net.embed(images()).asnumpy()
     parameters = net._collect_params_with_prefix()
     arrays = {name: parameter.data() + 1 for name, parameter in parameters.items()}
     change(arrays)
     other_flags = r"a network of other flags \(--model, --embed-dim, --feat-dim\)$"
-    with pytest.raises(UsageError, match=f"^--resume x: .*{told}.*{other_flags}"):
+    with pytest.raises(UsageError, match=f"^--resume x: .*{message}.*{other_flags}"):
         set_parameters(parameters, arrays, "--resume x", [mx.cpu()])
     np.testing.assert_array_equal(net.embed(images()).asnumpy(), before)
 

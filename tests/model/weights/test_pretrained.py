@@ -21,11 +21,11 @@ from embedding_learning.errors import UsageError
 from embedding_learning.model import backbones
 from embedding_learning.model.weights.catalog import DEVIATION, MEAN
 from embedding_learning.model.weights.pretrained import (
-    _is_of_pixels_around_zero,
-    _take_over_normalization,
+    _adapt_first_layer,
+    _expects_pixels_around_zero,
     load_weights,
 )
-from embedding_learning.model.weights.torchvision_names import torch_names
+from embedding_learning.model.weights.torchvision_names import map_names
 from tests.helpers.torch_writer import (
     state_program,
     write_old_pth,
@@ -77,7 +77,7 @@ def assert_loaded(path: Path, name: str, in_zoo: str, arrays: Arrays) -> None:
     backbone.features.infer_shape(mx.nd.zeros((1, 3, 224, 224)))
     parameters = backbone.parameters
     load_weights(str(path), "--pretrained-params", in_zoo, parameters, set(), CPU)
-    for ours, theirs in torch_names(in_zoo, list(parameters)).items():
+    for ours, theirs in map_names(in_zoo, list(parameters)).items():
         values = arrays[theirs].astype(np.float32).reshape(parameters[ours].shape)
         np.testing.assert_array_equal(parameters[ours].data().asnumpy(), values)
 
@@ -149,7 +149,7 @@ def test_pretrained_convolutions_learn_slowly_and_reach_every_device(
 
 
 @WRITERS
-def test_half_precision_becomes_single_and_is_told(
+def test_half_precision_becomes_single_and_is_logged(
     tmp_path: Path,
     squeezenet: Arrays,
     write: Callable[[Path, Arrays], None],
@@ -163,11 +163,11 @@ def test_half_precision_becomes_single_and_is_told(
     assert not caplog.messages
     write(path, half)
     assert_loaded(path, NAME, IN_ZOO, half)
-    told = f"--pretrained-params {path}: holds float16 values, which become float32."
-    assert caplog.messages == [told]
+    message = f"--pretrained-params {path}: holds float16 values, which become float32."
+    assert caplog.messages == [message]
 
 
-def test_a_gluon_file_of_half_precision_is_told_too(
+def test_a_gluon_file_of_half_precision_is_logged_too(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -257,7 +257,7 @@ def test_inception_takes_over_the_normalisation_of_its_pixels() -> None:
     mean, deviation = (np.reshape(v, (3, 1, 1)) for v in (MEAN, DEVIATION))
     expected = norm(convolution(mx.nd.array(2 * pixels - 1))).asnumpy()
     arrays = {name: parameter.data().asnumpy() for name, parameter in values.items()}
-    _take_over_normalization(arrays)
+    _adapt_first_layer(arrays)
     for name, parameter in values.items():
         parameter.set_data(mx.nd.array(arrays[name]))
     found = norm(convolution(mx.nd.array((pixels - mean) / deviation))).asnumpy()
@@ -284,7 +284,7 @@ def test_only_an_inception_of_pytorch_is_rewritten(
         assert ("[-1, 1]" in caplog.text) == (name == "net.pth")
     for key, array in ours.items():
         np.testing.assert_array_equal(found["net.params"][key], array)
-    _take_over_normalization(ours)
+    _adapt_first_layer(ours)
     for key, array in ours.items():
         np.testing.assert_array_equal(found["net.pth"][key], array)
 
@@ -294,7 +294,7 @@ HALVES = {"mean": [0.5] * 3, "std": [0.5] * 3}
 
 
 @pytest.mark.parametrize(
-    "model, told, is_rewritten",
+    "model, settings, is_rewritten",
     [
         ("inceptionv3", None, True),
         ("inceptionv3", {"pretrained_cfg": HALVES}, True),
@@ -311,32 +311,32 @@ HALVES = {"mean": [0.5] * 3, "std": [0.5] * 3}
         ("inceptionv3", [], None),
     ],
 )
-def test_timms_config_tells_how_pixels_are_normalised(
-    tmp_path: Path, model: str, told: Any, is_rewritten: bool | None
+def test_timms_config_decides_how_pixels_are_normalized(
+    tmp_path: Path, model: str, settings: Any, is_rewritten: bool | None
 ) -> None:
     """None: refused."""
     path = tmp_path / "model.safetensors"
-    if told is not None:
-        (tmp_path / "config.json").write_text(json.dumps(told))
+    if settings is not None:
+        (tmp_path / "config.json").write_text(json.dumps(settings))
     if is_rewritten is None:
         with pytest.raises(UsageError, match=r"^FILE: .*config\.json") as caught:
-            _is_of_pixels_around_zero(str(path), "FILE", model)
+            _expects_pixels_around_zero(str(path), "FILE", model)
         assert str(caught.value).isprintable()
         # It is another file's.
         other = str(tmp_path / "inception.safetensors")
-        assert _is_of_pixels_around_zero(other, "FILE", model) == (model == "inceptionv3")
+        assert _expects_pixels_around_zero(other, "FILE", model) == (model == "inceptionv3")
     else:
-        assert _is_of_pixels_around_zero(str(path), "FILE", model) == is_rewritten
+        assert _expects_pixels_around_zero(str(path), "FILE", model) == is_rewritten
 
 
-TOLD = json.dumps({"pretrained_cfg": IMAGENET}).encode()
+CONFIG = json.dumps({"pretrained_cfg": IMAGENET}).encode()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 2**20, b" " * 2**20 + TOLD])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 2**20, b" " * 2**20 + CONFIG])
 def test_a_config_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(UsageError, match="does not tell mean and std"):
-        _is_of_pixels_around_zero(str(tmp_path / "model.safetensors"), "FILE", "inceptionv3")
+    with pytest.raises(UsageError, match="has no mean and std"):
+        _expects_pixels_around_zero(str(tmp_path / "model.safetensors"), "FILE", "inceptionv3")
 
 
 # What is refused
@@ -359,14 +359,14 @@ def test_a_surplus_tensor_is_named(
     tmp_path: Path, squeezenet: Arrays, write: Callable[[Path, Arrays], None], name: str
 ) -> None:
     write(tmp_path / "net", {**squeezenet, name: np.zeros(3, np.float32)})
-    told = f"is not of squeezenet1.1: it has besides {name}; see --model"
-    assert refusal(tmp_path / "net") == told
+    message = f"is not of squeezenet1.1: it also has {name}; see --model"
+    assert refusal(tmp_path / "net") == message
 
 
 def test_a_layer_in_two_spellings_is_named(tmp_path: Path, mobilenet: Arrays) -> None:
     both = {**mobilenet, "conv_stem.weight": mobilenet["features.0.0.weight"]}
     write_pth(tmp_path / "net.pth", both)
-    assert "has besides conv_stem.weight" in refusal(tmp_path / "net.pth", "mobilenet_v2")
+    assert "also has conv_stem.weight" in refusal(tmp_path / "net.pth", "mobilenet_v2")
 
 
 @WRITERS
@@ -404,9 +404,9 @@ def test_a_file_of_another_network_is_refused(
     tmp_path: Path, squeezenet: Arrays, write: Callable[[Path, Arrays], None], model: str
 ) -> None:
     write(tmp_path / "net", squeezenet)
-    told = refusal(tmp_path / "net", model)
-    assert told.startswith("is not of ") and told.endswith("; see --model")
-    assert "it lacks features." in told and "has besides features." in told
+    message = refusal(tmp_path / "net", model)
+    assert message.startswith("is not of ") and message.endswith("; see --model")
+    assert "it lacks features." in message and "also has features." in message
 
 
 @WRITERS
@@ -415,8 +415,8 @@ def test_a_network_of_gluon_alone_takes_no_file_of_pytorch(
 ) -> None:
     write(tmp_path / "net", squeezenet)
     for model in ("resnet50_v2", "mobilenetv2_1.0"):
-        told = refusal(tmp_path / "net", model)
-        assert told.startswith("is a PyTorch file, and torchvision has no network that is built")
+        message = refusal(tmp_path / "net", model)
+        assert message.startswith("is a PyTorch file, and torchvision has no network that is built")
 
 
 @WRITERS
@@ -474,18 +474,18 @@ class Malice:
 
 def test_code_in_a_pth_is_not_run(tmp_path: Path, squeezenet: Arrays) -> None:
     mark, path = tmp_path / "run", tmp_path / "net.pth"
-    told = "names posix.system, which no weights need; nothing of it was run"
+    message = "names posix.system, which no weights need; nothing of it was run"
     code = pickle.dumps({"features.0.weight": Malice(f"touch {mark}")}, protocol=2)
     write_zip(path, code, [])
-    assert refusal(path) == told
+    assert refusal(path) == message
     # Behind a whole state dictionary, and in place of the old layout's first pickles.
     start = state_program(squeezenet)[:-1]
     write_zip(path, start + code[2:], [])
-    assert refusal(path) == told
+    assert refusal(path) == message
     write_old_pth(path, {})
     whole = path.read_bytes()
     path.write_bytes(whole[:15] + code + whole[15:])
-    assert refusal(path) == told
+    assert refusal(path) == message
     for protocol in (0, 1, 4):
         write_zip(path, pickle.dumps(Malice(f"touch {mark}"), protocol=protocol), [])
         refusal(path)

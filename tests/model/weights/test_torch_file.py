@@ -16,7 +16,7 @@ import pytest
 from embedding_learning.model.weights.torch_file import (
     LEGACY_START,
     read_state_dictionary,
-    read_values,
+    read_tensor,
 )
 from tests.helpers.torch_writer import (
     MAGIC,
@@ -48,7 +48,7 @@ WRITERS = pytest.mark.parametrize("write", [write_pth, write_old_pth])
 def read(path: Path) -> dict[str, np.ndarray]:
     with open(path, "rb") as file:
         state = read_state_dictionary(file)
-        return {name: read_values(file, state, name) for name in state.tensors}
+        return {name: read_tensor(file, state, name) for name in state.tensors}
 
 
 def refusal(path: Path) -> str:
@@ -122,7 +122,7 @@ def test_every_changed_byte_of_an_archive_is_noticed_or_of_no_consequence(tmp_pa
         except ValueError as error:
             assert type(error) is ValueError
             refused += 1
-    # What is not refused is in what zip tells of times and systems.
+    # What is not refused is in the fields for times and systems.
     assert refused > 0.7 * len(whole)
 
 
@@ -258,12 +258,12 @@ def test_a_file_of_another_byte_order_is_refused(tmp_path: Path) -> None:
     arguments = tmp_path / "net.pth", state_program(ARRAYS), contents(ARRAYS)
     write_zip(*arguments, byteorder=b"big")
     assert refusal(tmp_path / "net.pth") == "was written on a machine of another byte order"
-    write_zip(*arguments, byteorder=b"")  # not told before PyTorch 2.1
+    write_zip(*arguments, byteorder=b"")  # absent before PyTorch 2.1
     assert_same(read(tmp_path / "net.pth"), ARRAYS)
 
 
 @pytest.mark.parametrize(
-    "part, content, told",
+    "part, content, message",
     [
         (1, pickled(1000), "damaged"),
         (1, pickled(None), "damaged"),
@@ -279,16 +279,16 @@ def test_a_file_of_another_byte_order_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_part_of_the_old_layout_is_refused(
-    tmp_path: Path, part: int, content: bytes, told: str
+    tmp_path: Path, part: int, content: bytes, message: str
 ) -> None:
     parts = old_parts(ARRAYS)
     parts[part] = content
     (tmp_path / "net.pth").write_bytes(b"".join(parts))
-    assert told in refusal(tmp_path / "net.pth")
+    assert message in refusal(tmp_path / "net.pth")
 
 
 @pytest.mark.parametrize(
-    "value, told",
+    "value, message",
     [
         ([], "holds no state dictionary; save model.state_dict()"),
         (3, "holds no state dictionary; save model.state_dict()"),
@@ -298,13 +298,13 @@ def test_a_wrong_part_of_the_old_layout_is_refused(
         (Global("torch.nn.modules.linear", "Linear"), "names torch.nn.modules.linear.Linear, "),
     ],
 )
-def test_what_is_no_state_dictionary_is_refused(tmp_path: Path, value: Any, told: str) -> None:
+def test_what_is_no_state_dictionary_is_refused(tmp_path: Path, value: Any, message: str) -> None:
     write_zip(tmp_path / "net.pth", pickled(value), contents(ARRAYS))
-    assert told in refusal(tmp_path / "net.pth")
+    assert message in refusal(tmp_path / "net.pth")
     parts = old_parts(ARRAYS)
     parts[3] = pickled(value)
     (tmp_path / "net.pth").write_bytes(b"".join(parts))
-    assert told in refusal(tmp_path / "net.pth")
+    assert message in refusal(tmp_path / "net.pth")
 
 
 def test_brain_floats_are_refused_with_their_name(tmp_path: Path) -> None:

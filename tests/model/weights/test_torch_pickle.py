@@ -75,7 +75,7 @@ def test_more_than_256_references_are_followed() -> None:
     assert found[0][0] is found[1][-1]
 
 
-def test_the_file_is_left_behind_the_pickle() -> None:
+def test_the_file_is_left_after_the_pickle() -> None:
     file = io.BytesIO(pickled([1, 2]) + pickled("next") + b"rest")
     assert read_pickle(file) == [1, 2]
     assert read_pickle(file) == "next"
@@ -184,8 +184,8 @@ NAMES = [
 
 @pytest.mark.parametrize("module, name", NAMES)
 def test_any_other_name_is_refused_by_its_name(module: str, name: str) -> None:
-    told = f"names {module}.{name}, which no weights need; nothing of it was run"
-    assert refusal(pickled(Global(module, name))) == told
+    message = f"names {module}.{name}, which no weights need; nothing of it was run"
+    assert refusal(pickled(Global(module, name))) == message
 
 
 def test_a_name_that_cannot_be_shown_is_not_shown() -> None:
@@ -277,8 +277,8 @@ def test_instructions_that_no_weights_need_are_refused() -> None:
     known = b".NKMJGXUT}])(taeusqrhjcRbQ\x80\x85\x86\x87\x88\x89\x8a"
     for number in range(256):
         if number not in known:
-            told = refusal(b"\x80\x02NNNN" + bytes([number]) + b"os\nsystem\n.")
-            assert told == f"has the pickle instruction {bytes([number])!r}; no weights need it"
+            message = refusal(b"\x80\x02NNNN" + bytes([number]) + b"os\nsystem\n.")
+            assert message == f"has the pickle instruction {bytes([number])!r}; no weights need it"
 
 
 def test_every_cut_and_every_changed_byte_is_read_or_refused() -> None:

@@ -10,9 +10,9 @@ import pytest
 from embedding_learning.model.backbones import build_uninitialized
 from embedding_learning.model.weights.catalog import ARCHITECTURES, GLUON_NAMES, TORCHVISION_NAMES
 from embedding_learning.model.weights.torchvision_names import (
-    family_of,
-    in_torchvision_spelling,
-    torch_names,
+    find_name_map,
+    map_names,
+    normalize_names,
 )
 from tests.helpers.torchvision_names import names_of
 
@@ -37,8 +37,8 @@ PAIRS = [
 )
 def test_each_parameter_has_one_of_torchvision_of_its_shape(theirs: str, ours: str) -> None:
     """And all of torchvision's are used but those of the last layer and the counts of steps."""
-    family = family_of(ours)
-    assert family
+    name_map = find_name_map(ours)
+    assert name_map
     backbone = build_uninitialized(ours)
     side = ARCHITECTURES[ours].crop_size
     backbone.features.infer_shape(mx.nd.zeros((1, 3, side, side)))
@@ -47,9 +47,9 @@ def test_each_parameter_has_one_of_torchvision_of_its_shape(theirs: str, ours: s
     left = {
         name
         for name in wanted
-        if not name.startswith(family.heads) and not name.endswith("num_batches_tracked")
+        if not name.startswith(name_map.heads) and not name.endswith("num_batches_tracked")
     }
-    names = torch_names(ours, list(parameters))
+    names = map_names(ours, list(parameters))
     assert list(names) == list(parameters)
     assert sorted(names.values()) == sorted(left)
     for name, parameter in parameters.items():
@@ -59,9 +59,11 @@ def test_each_parameter_has_one_of_torchvision_of_its_shape(theirs: str, ours: s
 
 @pytest.mark.parametrize("theirs, ours", PAIRS)
 def test_the_last_layers_alone_are_heads(theirs: str, ours: str) -> None:
-    family = family_of(ours)
-    assert family
-    heads = {name.rpartition(".")[0] for name in names_of(theirs) if name.startswith(family.heads)}
+    name_map = find_name_map(ours)
+    assert name_map
+    heads = {
+        name.rpartition(".")[0] for name in names_of(theirs) if name.startswith(name_map.heads)
+    }
     last = {"alexnet": "classifier.6", "squeezenet": "classifier.1", "mobilenet": "classifier.1"}
     last |= {"vgg": "classifier.6", "densenet": "classifier", "resnet": "fc", "inception": "fc"}
     (expected,) = (layer for start, layer in last.items() if theirs.startswith(start))
@@ -73,13 +75,13 @@ def test_the_last_layers_alone_are_heads(theirs: str, ours: str) -> None:
     "model", ["resnet50_v1", "resnet50_v2", "mobilenet1.0", "mobilenetv2_1.0", "resnet18_v2", ""]
 )
 def test_what_torchvision_does_not_have_has_no_family(model: str) -> None:
-    assert family_of(model) is None
+    assert find_name_map(model) is None
 
 
 def spelled(model: str, *names: str) -> list[str]:
-    family = family_of(model)
-    assert family
-    return list(in_torchvision_spelling(family, [*names]).values())
+    name_map = find_name_map(model)
+    assert name_map
+    return list(normalize_names(name_map, [*names]).values())
 
 
 def test_torchvisions_own_names_are_left_as_they_are() -> None:
@@ -100,7 +102,7 @@ def test_the_first_densenets_had_a_dot_more() -> None:
 def test_timm_spells_the_dense_layers_of_vgg_its_own_way() -> None:
     names = ["pre_logits.fc1.weight", "pre_logits.fc2.bias", "features.0.weight"]
     assert spelled("vgg16", *names) == ["classifier.0.weight", "classifier.3.bias", names[2]]
-    assert family_of("vgg16").heads == ("classifier.6.", "head.fc.")  # type: ignore[union-attr]
+    assert find_name_map("vgg16").heads == ("classifier.6.", "head.fc.")  # type: ignore[union-attr]
 
 
 def test_timm_spells_mobilenet_v2_its_own_way() -> None:
