@@ -168,7 +168,7 @@ def wait_for(condition):
 def asked(tmp_path, monkeypatch):
     """What the scheduler is asked; it hears it the second time only. Runs in `tmp_path`."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launcher, "_PAUSE", 0.01)
+    monkeypatch.setattr(launcher, "_POLL_INTERVAL", 0.01)
     asked = []
 
     def ask(scheduler, message):
@@ -182,7 +182,7 @@ def asked(tmp_path, monkeypatch):
 
 
 def test_the_status_is_the_schedulers_and_what_outlives_it_is_killed(asked, monkeypatch):
-    monkeypatch.setattr(launcher, "_PARTING", 0.2)
+    monkeypatch.setattr(launcher, "_EXIT_TIMEOUT", 0.2)
     began = time.monotonic()
     assert (
         launcher.run_processes([stand_in(0, 0.5, 3), stand_in(1, 0, 1), stand_in(2, 600)], HERE)
@@ -227,7 +227,7 @@ def test_a_host_that_ssh_does_not_reach_ends_the_job(asked):
     """The status 255 is of ssh itself."""
     jobs = [stand_in(0, 1.5, 3), stand_in(1, 0, host="one"), stand_in(2, 0, 255, host="two")]
     assert launcher.run_processes(jobs, HERE) == 3
-    assert asked == ["ssh does not get to two, or lost it"] * 2
+    assert asked == ["ssh cannot reach two, or lost the connection"] * 2
 
 
 @pytest.mark.parametrize(
