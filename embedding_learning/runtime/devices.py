@@ -20,9 +20,9 @@ def find_devices(numbers: Sequence[int] = (), cpu_contexts: int = 1) -> list[mx.
         return [mx.cpu(number) for number in range(cpu_contexts)]
     if not mx.runtime.Features().is_enabled("CUDA"):
         raise UsageError(
-            f"--gpus {','.join(map(str, numbers))}: this machine has MXNet's CPU build; install the "
-            f"GPU one, {format_install_command('requirements-gpu.txt')}, or leave --gpus out to "
-            "train on the CPU"
+            f"--gpus {','.join(map(str, numbers))}: this machine has MXNet's CPU build; install "
+            f"the GPU build, {format_install_command('requirements-gpu.txt')}, or leave --gpus out "
+            "to use the CPU"
         )
     gpus.check(list(numbers))
     return [mx.gpu(number) for number in numbers]

@@ -140,9 +140,9 @@ def test_a_beta_per_image_is_a_sum_of_three_and_each_learns_from_its_own() -> No
 
 
 def test_batches_name_the_entries_of_beta_of_their_images(tiny_cub: Path, tmp_path: Path) -> None:
-    options = _data_options(tiny_cub, tmp_path, "--beta-per=image")
-    split = read_split(options)
-    data = open_data(split, options)
+    config = _data_config(tiny_cub, tmp_path, "--beta-per=image")
+    split = read_split(config)
+    data = open_data(split, config)
     try:
         images, classes = len(split.train), len(split.train.class_names)
         assert data.beta_terms.shape == (images, 3)
