@@ -140,7 +140,7 @@ def test_a_beta_per_image_is_a_sum_of_three_and_each_learns_from_its_own() -> No
 
 
 def test_batches_name_the_entries_of_beta_of_their_images(tiny_cub: Path, tmp_path: Path) -> None:
-    config = _data_config(tiny_cub, tmp_path, "--beta-per=image")
+    config = _data_options(tiny_cub, tmp_path, "--beta-per=image")
     split = read_split(config)
     data = open_data(split, config)
     try:
