@@ -69,7 +69,7 @@ def parse(arguments: Sequence[str], saves: bool = True, is_past: bool = False) -
     config = make_config(typed, saves)
     if not is_past:
         for key, reason in unused_flags.find(typed, config).items():
-            if key not in _of_earlier_programs():
+            if key not in _earlier_keys():
                 raise UsageError(f"{as_flag(key)}: has no effect: {reason}; leave it out")
     return config
 
@@ -83,7 +83,7 @@ def unused_earlier_flags(arguments: Sequence[str], config: TrainConfig) -> list[
     return [
         f"{as_flag(key)}: has no effect: {reason}."
         for key, reason in unused_flags.find(given(arguments), config).items()
-        if key in _of_earlier_programs()
+        if key in _earlier_keys()
     ]
 
 
@@ -124,7 +124,7 @@ def _names() -> tuple[list[str], list[str]]:
     return ["-h", "--help", *map(as_flag, _OF_THE_ORIGINAL)], known
 
 
-def _of_earlier_programs() -> set[str]:
+def _earlier_keys() -> set[str]:
     """Returns the keys of the flags of the original and its port."""
     return {*_OF_THE_ORIGINAL, *_OF_THE_PORT}
 
@@ -144,15 +144,15 @@ def build_parser() -> argparse.ArgumentParser:
         port.add_argument(
             alias, dest=key, type=FLAGS[key].type, default=argparse.SUPPRESS, help=text
         )
-    left = [key for key in FLAGS if key not in _of_earlier_programs()]
+    further = [key for key in FLAGS if key not in _earlier_keys()]
     for title, section in _GROUPS.items():
         keys = [flag.key for flag in flags_of(section)] if section else list(FLAGS)
         group = parser.add_argument_group(title)
         if section is ModelConfig:
             text = "print the backbones, their sizes and where to find weights of them, and exit"
             group.add_argument("--list-models", action=_ListModels, help=text)
-        add_flags(group, [key for key in keys if key in left])
-        left = [key for key in left if key not in keys]
+        add_flags(group, [key for key in keys if key in further])
+        further = [key for key in further if key not in keys]
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What a run trains: the network, beta, the loss and their optimizers."""
+"""The learner, which a run trains: the network, beta, the loss and their optimizers."""
 
 from __future__ import annotations
 
@@ -159,14 +159,14 @@ class Learner:
         return step
 
     def _beta_arguments(self, labels: mx.nd.NDArray, anchor_rows: mx.nd.NDArray) -> tuple[Any, ...]:
-        """The loss's last arguments: beta, and the anchors' labels if it is learned."""
+        """Returns the loss's last arguments: beta, and the anchors' labels if it is learned."""
         if self.beta is None:
             return ()
         is_learned = isinstance(self.beta, gluon.Parameter)
         return self.beta, labels.take(anchor_rows) if is_learned else None
 
     def _with_beta_copied(self, triplet: tuple[Any, ...], device: mx.Context) -> tuple[Any, ...]:
-        """The triplet with a copy of a learned beta, which the step's update changes in place."""
+        """Returns the triplet with a copy of a learned beta, which the update changes in place."""
         if not isinstance(self.beta, gluon.Parameter):
             return triplet
         anchors, positives, negatives, beta, labels = triplet
@@ -233,7 +233,7 @@ class Learner:
         return mx.nd.concat(loss, finite, stop, dim=0)
 
     def _learned_parameters(self) -> Iterator[gluon.Parameter]:
-        """What the trainers update."""
+        """Iterates over the parameters that the trainers update."""
         for trainer in self.trainers:
             yield from (p for p in trainer._params if p.grad_req != "null")
 

@@ -103,18 +103,18 @@ def restore(
     which begins with `source`, if arrays or numbers are missing, left over, misshapen or not
     finite.
     """
-    left = _load(arrays, source)
-    set_parameters(_network(learner), _pop_prefix(left, "network/"), source, learner.devices)
+    remaining = _load(arrays, source)
+    set_parameters(_network(learner), _pop_prefix(remaining, "network/"), source, learner.devices)
     if isinstance(learner.beta, gluon.Parameter):
-        beta = {"beta": left.pop("beta")} if "beta" in left else {}
+        beta = {"beta": remaining.pop("beta")} if "beta" in remaining else {}
         set_parameters({"beta": learner.beta}, beta, source, learner.devices)
     # With several devices a trainer first copies the arrays of the first one to the others.
     for trainer in learner.trainers:
         initialize_kvstore(trainer)
-    _restore_statistics(learner, left, state, source)
+    _restore_statistics(learner, remaining, state, source)
     try:
         for number, trainer in enumerate(learner.trainers):
-            arrays_of_trainer = _pop_prefix(left, f"optimizer/{number}/")
+            arrays_of_trainer = _pop_prefix(remaining, f"optimizer/{number}/")
             saved = state["optimizers"][number]
             _restore_optimizer(trainer, arrays_of_trainer, saved, learner.devices)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -124,8 +124,8 @@ def restore(
             learner.loss_scale.restore(state.get("loss_scale"))
         except ValueError as error:
             raise UsageError(f"{source}: holds no valid scale of the loss") from error
-    if left:
-        raise UsageError(f"{source}: holds {min(left)}, which does not belong to this run")
+    if remaining:
+        raise UsageError(f"{source}: holds {min(remaining)}, which does not belong to this run")
 
 
 def _load(arrays: dict[str, np.ndarray], source: str) -> dict[str, mx.nd.NDArray]:
@@ -137,12 +137,12 @@ def _load(arrays: dict[str, np.ndarray], source: str) -> dict[str, mx.nd.NDArray
 
 
 def _restore_statistics(
-    learner: Learner, left: dict[str, mx.nd.NDArray], state: dict[str, Any], source: str
+    learner: Learner, remaining: dict[str, mx.nd.NDArray], state: dict[str, Any], source: str
 ) -> None:
     devices = state.get("devices")
     if not isinstance(devices, int) or not 0 < devices <= _MOST_DEVICES:
         raise UsageError(f"{source}: holds no valid number of devices")
-    statistics = [_pop_prefix(left, f"statistics/{number}/") for number in range(devices)]
+    statistics = [_pop_prefix(remaining, f"statistics/{number}/") for number in range(devices)]
     for name, parameter in _network(learner).items():
         if parameter.grad_req != "null":
             continue

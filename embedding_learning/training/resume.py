@@ -69,7 +69,7 @@ def read_progress(checkpoint: Checkpoint, batch_num: int) -> Progress:
 
 
 def _former_to_beat(progress: dict[str, Any]) -> Any:
-    """What `to_beat` is for a checkpoint of format 1, where a network had to beat the best one.
+    """Returns `to_beat` for a checkpoint of format 1, where a network had to beat the best one.
 
     Its best Recall@1 was 0 as long as no network had been saved.
     """

@@ -128,7 +128,7 @@ class RunLog:
 def _pairs(
     learner: Learner, step: Step, embeddings: Sequence[np.ndarray], batch_k: int
 ) -> dict[str, np.ndarray]:
-    """What `Learner.measure` returns, and `all_negative_distances`.
+    """Returns what `Learner.measure` returns, and `all_negative_distances`.
 
     `embeddings` are those of the step, of each device (n, d).
     """
@@ -141,7 +141,7 @@ def _pairs(
 def _values(
     learner: Learner, pairs: dict[str, np.ndarray], beta: np.ndarray | float | None
 ) -> dict[str, float]:
-    """What is recorded of a step in addition to its loss, by name.
+    """Returns what is recorded of a step in addition to its loss, by name.
 
     `pairs` are those of the step, measured with the beta that its loss was computed with; `beta`
     is the one after the step's update.

@@ -110,6 +110,6 @@ def start_from(path: str, net: MarginNet, devices: list[mx.Context]) -> None:
     }
     set_parameters(wanted, used, source, devices)
     for names, outcome in ((parameters, "starts from scratch"), (arrays, "is not used")):
-        left = [name for name in names if name not in used]
-        if left:
-            logging.info("%s: %s %s.", source, ", ".join(left), outcome)
+        others = [name for name in names if name not in used]
+        if others:
+            logging.info("%s: %s %s.", source, ", ".join(others), outcome)

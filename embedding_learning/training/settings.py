@@ -226,7 +226,7 @@ def _check_methods(config: TrainConfig) -> None:
 
 
 def _check_rates(config: TrainConfig) -> None:
-    """The rates of the last epoch, which the factor has taken farthest, must be readable too."""
+    """Checks that MXNet can read the rates of the last epoch too, after all factors."""
     optimizer = config.optimizer
     epoch = max(0, config.run.epochs - 1)
     try:

@@ -129,7 +129,7 @@ def read_csv(file: Path) -> list[dict[str, str]]:
         (["--", "--epochs=0"], "--epochs 0: there would be nothing"),
         (
             ["--", "--metrics=recall@0"],
-            "--metrics recall@0: 'recall@0' is no metric; the metrics are re",
+            "--metrics recall@0: 'recall@0' is no metric; the metrics are",
         ),
         (["--", "--batch-size=71"], "--batch-size 71: 71 images a device are not whole classes"),
         (["--", "--gpus=0,0"], "--gpus 0,0: different whole numbers"),
