@@ -49,8 +49,12 @@ def page() -> str:
 def row(action: argparse.Action) -> str:
     """Returns the line of a flag in a table."""
     names = ", ".join(f"`{name}`" for name in action.option_strings)
-    help_text = (action.help or "").replace(" (default: %(default)s)", "").replace("%%", "%")
+    help_text = (action.help or "").replace("%%", "%")
     flag = None if help_text.startswith("another name") else FLAGS.get(action.dest)
+    if flag:
+        # Names that are rows of a table are not listed: a new row would make the page out of date.
+        choices = f": {', '.join(flag.choices)}" if flag.choices else ""
+        help_text = f"{flag.help}{choices}"
     default = action.default
     has_default = not isinstance(default, bool) and default not in (None, argparse.SUPPRESS, "")
     cells = [

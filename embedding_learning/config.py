@@ -218,7 +218,9 @@ class MethodConfig:
         "distance-weighted", "which negatives an anchor is compared with",
         metavar="WORD", on_resume=SAME, before="distance-weighted",
     )  # fmt: skip
-    margin: float = _flag(0.2, "margin of the margin-based loss", on_resume=MAY_CHANGE)
+    margin: float = _flag(
+        0.2, "margin of the loss; another --loss has its own default", on_resume=MAY_CHANGE
+    )
     beta: float = _flag(1.2, "initial value of beta")
     beta_per: str = _choice(
         BETA_PER, "a learned beta is one per class, or the sum of a common one, one per class "

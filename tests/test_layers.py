@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from embedding_learning import config
 from tests.helpers.paths import ROOT
 
 PACKAGE = "embedding_learning"
@@ -96,3 +99,19 @@ def test_the_original_is_imported_by_its_own_command_only() -> None:
 def test_imports_no_mxnet(name: str) -> None:
     code = f"import sys; sys.modules['mxnet'] = None; import {PACKAGE}{name}"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+def test_only_commands_know_argparse() -> None:
+    """Below them settings are typed; a namespace would be an object of any attributes."""
+    users = {
+        name
+        for name, path in modules()
+        if re.search(r"^\s*(import|from) argparse", path.read_text(encoding="utf-8"), re.M)
+    }
+    assert {package_of(name) for name in users} == {"cli"}
+
+
+def test_every_setting_has_a_type() -> None:
+    for section in config.SECTIONS.values():
+        for field in dataclasses.fields(section):
+            assert "Any" not in str(field.type), field.name

@@ -1,1 +1,1 @@
-"""Training in several processes on MXNet's parameter server."""
+"""Training in several processes, with MXNet's parameter server."""

@@ -1,8 +1,8 @@
-"""Asynchronous training: the servers update the weights with each gradient as it comes.
+"""Asynchronous training: the servers update the weights with each gradient as it arrives.
 
-No worker waits for another, so none computes with the newest weights, and no run can be repeated.
-The optimizers live on the servers. MXNet would send them there pickled; here a server is told their
-names and numbers as JSON, and makes them itself.
+No worker waits for another. So a worker computes with weights that are not the newest, and no run
+can be repeated exactly. The optimizers are on the servers. MXNet would send them pickled. Here a
+server receives their names and numbers as JSON and creates them itself.
 """
 
 from __future__ import annotations
@@ -23,22 +23,25 @@ from embedding_learning.distributed.synchronous import (
     SynchronousGroup,
 )
 
-# MXNet's number for a command that is none of its own.
+# The number that marks a command as not one of MXNet's own.
 _COMMAND = 0
 
 
 class AsynchronousGroup(SynchronousGroup):
-    """One of several workers, each of which updates the weights by itself: their `size` is 1."""
+    """A worker of several that update the weights independently. Its `size` is therefore 1.
 
-    def __init__(self, kind: str, client: HeartbeatClient) -> None:
-        super().__init__(kind, client)
+    Parameters are those of `SynchronousGroup`.
+    """
+
+    def __init__(self, kvstore: str, client: HeartbeatClient) -> None:
+        super().__init__(kvstore, client)
         self.size = 1
         if self.rank == 0:
             logging.warning(
-                "--kvstore %s: each worker updates the weights with gradients of older ones, and "
-                "draws negatives by distances in its own older embedding. The first worker alone "
-                "evaluates and saves; a resumed run starts the optimizers anew.",
-                kind,
+                "--kvstore %s: each worker computes gradients and samples negatives with weights "
+                "that may be out of date. Only the first worker evaluates and saves. A resumed run "
+                "starts with new optimizers.",
+                kvstore,
             )
 
     def create_kvstore(self, name: str, trainer: int) -> KVStoreBase:
@@ -50,8 +53,8 @@ class AsynchronousGroup(SynchronousGroup):
     def queue_sum(self, arrays: list[mx.nd.NDArray]) -> list[mx.nd.NDArray]:
         return arrays
 
-    def check_equal(self, what: str, content: Any) -> None:
-        """Nothing: the servers hold the only weights."""
+    def check_equal(self, name: str, content: Any) -> None:
+        """Checks nothing, because the servers hold the only weights."""
 
     def send_learning_rates(self, rates: list[float]) -> None:
         for trainer, rate in enumerate(rates):
@@ -59,9 +62,9 @@ class AsynchronousGroup(SynchronousGroup):
 
 
 class _ServerUpdates(GradientSum):
-    """A trainer's part of the store: sends gradients, gets weights."""
+    """The store of one trainer: sends gradients, receives weights."""
 
-    # Where `learner_state` looks for the optimizer's arrays, which are not here.
+    # `learner_state` looks here for the arrays of the optimizer. They are on the servers.
     _updater = optimizers.get_updater(optimizers.Test())
 
     @staticmethod
@@ -69,7 +72,7 @@ class _ServerUpdates(GradientSum):
         return capability == KVStoreBase.OPTIMIZER
 
     def set_optimizer(self, optimizer: mx.optimizer.Optimizer) -> None:
-        """Has the servers make an optimizer like this one."""
+        """Makes the servers create an optimizer like this one."""
         _send(
             self.store,
             trainer=self.trainer,
@@ -78,18 +81,18 @@ class _ServerUpdates(GradientSum):
             rate_of={index: p.lr_mult for index, p in optimizer.param_dict.items()},
             decay_of={index: p.wd_mult for index, p in optimizer.param_dict.items()},
         )
-        # No other worker may send a gradient before.
+        # No worker may send a gradient before the optimizer exists.
         self.store._barrier()
 
 
 def _send(store: mx.kv.KVStore, **command: Any) -> None:
-    """From the first worker to all servers; waits until they have followed."""
+    """Sends a command from the first worker to all servers. Blocks until they have applied it."""
     if store.rank == 0:
         store._send_command_to_servers(_COMMAND, json.dumps(command))
 
 
 def _numbers(optimizer: mx.optimizer.Optimizer) -> dict[str, Any]:
-    """The settings of an optimizer, by the names of its attributes."""
+    """Returns the numeric attributes of an optimizer, by name."""
     return {
         name: value
         for name, value in vars(optimizer).items()
@@ -97,20 +100,26 @@ def _numbers(optimizer: mx.optimizer.Optimizer) -> dict[str, Any]:
     }
 
 
-def _by_number(factors: dict[str, Any]) -> dict[int, float]:
-    """What JSON has made of factors by the parameters' numbers."""
+def _with_integer_keys(factors: dict[str, Any]) -> dict[int, float]:
+    """Returns factors by parameter number. In JSON the numbers had become texts."""
     return {int(number): float(factor) for number, factor in factors.items()}
 
 
 class ServerOptimizers:
-    """On one of `servers`: the optimizers of all trainers, and the weights' updates by them."""
+    """The optimizers of all trainers, as one of the servers holds them.
+
+    Parameters
+    ----------
+    servers : int
+        The number of servers.
+    """
 
     def __init__(self, servers: int) -> None:
         self._servers = servers
         self._updaters: dict[int, mx.optimizer.Updater] = {}
 
     def apply_command(self, command: dict[str, Any]) -> None:
-        """A command of the first worker's. Raises Python's own errors if it is none."""
+        """Applies a command of the first worker. Raises a built-in exception if it is invalid."""
         trainer = int(command["trainer"])
         if "rate" in command:
             self._updaters[trainer].optimizer.set_learning_rate(float(command["rate"]))
@@ -121,11 +130,11 @@ class ServerOptimizers:
             if name not in known or not (value is None or isinstance(value, (int, float))):
                 raise ValueError(name)
             setattr(optimizer, name, value)
-        optimizer.set_lr_mult(_by_number(command["rate_of"]))
-        optimizer.set_wd_mult(_by_number(command["decay_of"]))
+        optimizer.set_lr_mult(_with_integer_keys(command["rate_of"]))
+        optimizer.set_wd_mult(_with_integer_keys(command["decay_of"]))
         self._updaters[trainer] = optimizers.get_updater(optimizer)
 
     def update(self, key: int, gradient: mx.nd.NDArray, weight: mx.nd.NDArray) -> None:
-        """One array of weights (any shape) by a worker's gradient."""
-        trainer, place = divmod(key, KEYS_OF_TRAINER)
-        self._updaters[trainer](place // self._servers, gradient, weight)
+        """Updates one array of weights (any shape) with a gradient that a worker sent."""
+        trainer, index = divmod(key, KEYS_OF_TRAINER)
+        self._updaters[trainer](index // self._servers, gradient, weight)

@@ -1,4 +1,4 @@
-"""What a process of a job is told by whoever launched it: MXNet's ``DMLC_*`` variables."""
+"""The ``DMLC_*`` environment variables: the role of this process in a group of workers."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 ROLES = ("worker", "server", "scheduler")
-# Of the variables, without DMLC_; in the order of Environment's attributes.
+# The names of the variables without DMLC_, in the order of Environment's attributes.
 _NAMES = ("ROLE", "PS_ROOT_URI", "PS_ROOT_PORT", "NUM_WORKER", "NUM_SERVER")
-# Elements from which MXNet cuts an array among all servers: MXNET_KVSTORE_BIGARRAY_BOUND.
+# Arrays with at least this many elements are split among all servers by MXNet:
+# MXNET_KVSTORE_BIGARRAY_BOUND.
 BIG_ARRAY = 1_000_000
-# The roll of the job is kept above MXNet's own port, out of the range that the launcher uses.
-_ROLL_PORT_ABOVE = 1000
+# The heartbeat port minus MXNet's own port: it is outside of the range that the launcher uses.
+_HEARTBEAT_PORT_OFFSET = 1000
 
 
 class Environment(NamedTuple):
-    """A process's place in its job.
+    """The role of a process in its group, and the address of the group's scheduler.
 
     Attributes
     ----------
@@ -26,9 +27,9 @@ class Environment(NamedTuple):
     host : str
         Address of the scheduler.
     port : int
-        Where MXNet's scheduler listens.
+        The port of MXNet's scheduler.
     workers, servers : int
-        How many there are of each.
+        The number of each in the group.
     """
 
     role: str
@@ -39,17 +40,20 @@ class Environment(NamedTuple):
 
     @property
     def heartbeat_port(self) -> int:
-        """Where the scheduler keeps the roll."""
-        return self.port + _ROLL_PORT_ABOVE
+        """The port of the heartbeat server, on the scheduler's machine."""
+        return self.port + _HEARTBEAT_PORT_OFFSET
 
-    def variables(self) -> dict[str, str]:
-        """Returns the variables that give a process this place."""
+    def to_variables(self) -> dict[str, str]:
+        """Returns the environment variables, by name."""
         values = (self.role, self.host, self.port, self.workers, self.servers)
         return {f"DMLC_{name}": str(value) for name, value in zip(_NAMES, values)}
 
 
 def read_environment() -> Environment | None:
-    """None if no variable is set; raises ValueError, which names the variable, if one is amiss."""
+    """Returns what the variables contain; None if none is set.
+
+    Raises ValueError, which names the variable, if one is missing or invalid.
+    """
     role, host, *counts = (os.environ.get(f"DMLC_{name}", "") for name in _NAMES)
     if not any((role, host, *counts)):
         return None
@@ -61,23 +65,26 @@ def read_environment() -> Environment | None:
         if not count.isascii() or not count.isdigit() or int(count) < 1:
             raise ValueError(f"DMLC_{name} {count or 'is not set'}: must be a number from 1")
     port, workers, servers = map(int, counts)
-    if port + _ROLL_PORT_ABOVE > 65535:
+    if port + _HEARTBEAT_PORT_OFFSET > 65535:
         raise ValueError(
-            f"DMLC_PS_ROOT_PORT {port}: {65535 - _ROLL_PORT_ABOVE} is the most, since the port "
-            f"{_ROLL_PORT_ABOVE} above it is used too"
+            f"DMLC_PS_ROOT_PORT {port}: {65535 - _HEARTBEAT_PORT_OFFSET} is the most, "
+            f"since the port {_HEARTBEAT_PORT_OFFSET} above it is used too"
         )
     return Environment(role, host, port, workers, servers)
 
 
 def is_non_worker() -> bool:
-    """Whether this process serves a job and does not train."""
+    """Returns whether this process is a server or scheduler, not a worker."""
     environment = read_environment()
     return environment is not None and environment.role != "worker"
 
 
 @contextmanager
 def hide_role() -> Iterator[None]:
-    """Within, MXNet can be imported by a helper; it would serve at once, and never come back."""
+    """Hides DMLC_ROLE within the block, so that a server or scheduler can import MXNet.
+
+    With the variable set, the import would start to serve and never return.
+    """
     role = os.environ.pop("DMLC_ROLE")
     try:
         yield
@@ -87,30 +94,31 @@ def hide_role() -> Iterator[None]:
 
 @contextmanager
 def set_environment(environment: Environment) -> Iterator[None]:
-    """Within, the variables say that this process has that place in a job."""
+    """Sets the variables within the block, and restores them afterwards."""
     former = {name: value for name, value in os.environ.items() if name.startswith("DMLC_")}
-    os.environ.update(environment.variables())
+    os.environ.update(environment.to_variables())
     try:
         yield
     finally:
-        for name in environment.variables():
+        for name in environment.to_variables():
             del os.environ[name]
         os.environ.update(former)
 
 
 def least_loaded_key(first: int, index: int, elements: int, loads: list[int]) -> int:
-    """A key by which MXNet places array number `index` on the server that has least.
+    """Returns a key for which MXNet sends array number `index` to the least loaded server.
 
     MXNet sends an array smaller than BIG_ARRAY to server number key * 9973 % servers. With the
-    indices for keys, one of two servers would get all of SqueezeNet's weights and the other the
-    biases.
+    indices as keys, one of two servers would get all of SqueezeNet's weights, the other all biases.
 
     Parameters
     ----------
     first : int
-        The keys of array 0 begin here, those of the next one `len(loads)` later.
+        The first of the `len(loads)` keys that array 0 may have. Those of array 1 follow them.
+    elements : int
+        The size of the array.
     loads : list of int
-        Elements on each server; those of this array are added.
+        The number of elements on each server. The size of this array is added.
     """
     servers = len(loads)
     server = loads.index(min(loads))

@@ -1,9 +1,9 @@
-"""Whether all processes of a job are still there.
+"""Heartbeat: finds out whether all processes of a worker group are still alive.
 
-MXNet's parameter server waits for ever for a worker or server that has died. So each
-worker and server keeps a connection to the scheduler. The scheduler informs all others when one is
-lost: its connection breaks, or it sends nothing for HEARTBEAT_TIMEOUT seconds. Each message is one
-line of JSON.
+MXNet's parameter server waits forever for a worker or server that has died. So each worker and
+server keeps a connection to the scheduler. The scheduler informs all others when one is lost: its
+connection breaks, or it sends nothing for HEARTBEAT_TIMEOUT seconds. Each message is one line of
+JSON.
 """
 
 from __future__ import annotations
@@ -22,30 +22,33 @@ from typing import Any
 from embedding_learning.distributed import dmlc_environment
 from embedding_learning.errors import UsageError
 
-# All times are in seconds. A process that is frozen or cut off is lost after HEARTBEAT_TIMEOUT, a
-# dead one at once.
+# All times are in seconds. A process that is frozen or disconnected is lost after
+# HEARTBEAT_TIMEOUT. A dead one is lost at once.
 HEARTBEAT_INTERVAL = 5
 HEARTBEAT_TIMEOUT = 20
-# For all processes to come; those of a batch system may start one after the other.
+# For all processes to connect. A batch system may start them one after the other.
 JOIN_TIMEOUT = 120
-# Before the others are told that a worker has ended with a fault: they may have the same one.
+# From the failure of one worker to the end of the others. They may have found the same mistake.
 ABORT_DELAY = 3
-# For the processes of a job that cannot begin to hear of it.
+# How long the scheduler of an aborted group waits, so that processes that start late learn of it.
 LATE_JOIN_DELAY = 10
-# Longer than any message, so that a stranger cannot fill the memory.
-_LONGEST_LINE = 4096
+# Longer than any message, so that an untrusted sender cannot fill the memory.
+_MAX_LINE = 4096
+# The exit status of a process that ends because another one was lost.
 LOST_STATUS = 3
 
 
 class HeartbeatClient:
-    """This process's place on the roll.
+    """The connection of a worker or server to the heartbeat server.
+
+    Ends the process when the server reports that another process was lost.
 
     Attributes
     ----------
     stop_signal : int, optional
-        The signal by which the launcher was asked to end the job.
+        The signal that asked the launcher to stop the group.
     servers : int
-        How many the job has.
+        The number of parameter servers in the group.
     """
 
     def __init__(self, program: str, environment: dmlc_environment.Environment) -> None:
@@ -53,45 +56,45 @@ class HeartbeatClient:
         self.servers = environment.servers
         self._program = program
         self._name = environment.role
-        self._sending = threading.Lock()
-        self._leaving = False
+        self._send_lock = threading.Lock()
+        self._has_reported_exit = False
         self._socket = _connect(environment)
         self._send(role=environment.role, host=socket.gethostname(), pid=os.getpid())
-        for loop in (self._beat, self._listen):
+        for loop in (self._send_heartbeats, self._receive):
             threading.Thread(target=loop, daemon=True).start()
 
     def send_rank(self, rank: int) -> None:
-        """The number that MXNet gave this worker."""
+        """Sends the rank that MXNet gave this worker."""
         self._name = f"worker {rank}"
         self._send(rank=rank)
 
     def report_exit(self, status: int) -> None:
-        """Says that this process ends, and how; from then on nobody can be lost to it."""
-        self._leaving = True
+        """Reports that this process ends, with its exit status. From now on it is not missed."""
+        self._has_reported_exit = True
         with suppress(OSError):
-            self._send(bye=status)
+            self._send(exit_status=status)
 
     def _send(self, **message: Any) -> None:
-        with self._sending:
+        with self._send_lock:
             self._socket.sendall(json.dumps(message).encode() + b"\n")
 
-    def _beat(self) -> None:
+    def _send_heartbeats(self) -> None:
         with suppress(OSError):
             while True:
                 time.sleep(HEARTBEAT_INTERVAL)
                 self._send()
 
-    def _listen(self) -> None:
+    def _receive(self) -> None:
         lost = "the scheduler was lost"
-        for message in _messages(self._socket):
+        for message in _read_messages(self._socket):
             if "stop" in message:
                 self.stop_signal = int(message["stop"])
-            if "end" in message:
+            if "finished" in message:
                 exit_now(0)
             if "lost" in message:
                 lost = str(message["lost"])
                 break
-        if self._leaving:
+        if self._has_reported_exit:
             return
         print_error(
             f"{self._program}: {self._name}: stopped: {lost}; all saved files are "
@@ -101,19 +104,22 @@ class HeartbeatClient:
 
 
 class HeartbeatServer:
-    """The scheduler's list of a job's processes; ends the scheduler with the job's exit status."""
+    """The scheduler's connections to all workers and servers of its group.
+
+    Ends the scheduler's process with the exit status of the group.
+    """
 
     def __init__(self, program: str, environment: dmlc_environment.Environment) -> None:
         self._program = program
         self._environment = environment
         self._lock = threading.RLock()
-        # The connection and the name of each process that has come and not left.
-        self._present: dict[socket.socket, dict[str, Any]] = {}
-        self._workers_left: list[int] = []
-        self._came = 0
+        # For each connected process: its connection, and its first message with role, host and pid.
+        self._clients: dict[socket.socket, dict[str, Any]] = {}
+        self._worker_statuses: list[int] = []
+        self._joined = 0
         self._expected = environment.workers + environment.servers
-        self._lost = ""
-        self._stop: int | None = None
+        self._abort_reason = ""
+        self._stop_signal: int | None = None
         address = ("", environment.heartbeat_port)
         try:
             self._listener = socket.create_server(address, reuse_port=False, backlog=1024)
@@ -122,119 +128,123 @@ class HeartbeatServer:
                 f"DMLC_PS_ROOT_PORT {environment.port}: port {environment.heartbeat_port}, "
                 f"which is needed too, cannot be opened: {os.strerror(error.errno or 0)}"
             ) from error
-        for loop in (self._accept, self._beat):
+        for loop in (self._accept, self._send_heartbeats):
             threading.Thread(target=loop, daemon=True).start()
-        timer = threading.Timer(JOIN_TIMEOUT, self._check_all_came)
+        timer = threading.Timer(JOIN_TIMEOUT, self._check_all_joined)
         timer.daemon = True
         timer.start()
 
     def _accept(self) -> None:
         while True:
             connection, _ = self._listener.accept()
-            threading.Thread(target=self._attend, args=(connection,), daemon=True).start()
-            del connection  # or it would stay open until the next one comes
+            threading.Thread(target=self._serve_client, args=(connection,), daemon=True).start()
+            del connection  # otherwise it stays open until the next one arrives
 
-    def _attend(self, connection: socket.socket) -> None:
-        """Listens to one process until it leaves or is lost."""
-        for message in _messages(connection):
+    def _serve_client(self, connection: socket.socket) -> None:
+        """Handles the messages of one process until it ends or is lost."""
+        for message in _read_messages(connection):
             if "abort" in message:
-                self._end_job(str(message["abort"]))
+                self._abort(str(message["abort"]))
             with self._lock:
                 if message.get("role") in dmlc_environment.ROLES:
-                    self._present[connection] = message
-                    self._came += 1
-                    if self._lost:
-                        self._tell_all(lost=self._lost)
-                    if self._stop:
-                        self._tell_all(stop=self._stop)
+                    self._clients[connection] = message
+                    self._joined += 1
+                    if self._abort_reason:
+                        self._send_to_all(lost=self._abort_reason)
+                    if self._stop_signal:
+                        self._send_to_all(stop=self._stop_signal)
                 elif message.get("stop") in (signal.SIGINT, signal.SIGTERM):
-                    # Kept for those that are still on their way.
-                    self._stop = int(message["stop"])
-                    self._tell_all(stop=self._stop)
-                elif connection not in self._present:
+                    # Kept for the processes that have not connected yet.
+                    self._stop_signal = int(message["stop"])
+                    self._send_to_all(stop=self._stop_signal)
+                elif connection not in self._clients:
                     break
                 elif "rank" in message:
-                    self._present[connection]["rank"] = message["rank"]
-                elif "bye" in message:
-                    self._see_leave(self._present.pop(connection), int(message["bye"]))
+                    self._clients[connection]["rank"] = message["rank"]
+                elif "exit_status" in message:
+                    client = self._clients.pop(connection)
+                    self._handle_exit(client, int(message["exit_status"]))
                     return
         with self._lock:
-            member = self._present.pop(connection, None)
-        if member:
-            self._end_job(f"{_name(member)} was lost")
+            lost_client = self._clients.pop(connection, None)
+        if lost_client:
+            self._abort(f"{_format_name(lost_client)} was lost")
 
-    def _see_leave(self, member: dict[str, Any], status: int) -> None:
-        is_worker = member["role"] == "worker"
+    def _handle_exit(self, client: dict[str, Any], status: int) -> None:
+        is_worker = client["role"] == "worker"
         if is_worker:
-            self._workers_left.append(status)
-            if len(self._workers_left) == self._environment.workers:
-                self._tell_all(end=True)
-                exit_now(max(self._workers_left))
-        # A server never leaves of itself; without it the workers would wait for ever.
+            self._worker_statuses.append(status)
+            if len(self._worker_statuses) == self._environment.workers:
+                self._send_to_all(finished=True)
+                exit_now(max(self._worker_statuses))
+        # A server never ends before the workers. Without it they would wait forever.
         if status or not is_worker:
-            text = f"{_name(member)} ended with status {status}"
-            threading.Timer(ABORT_DELAY, self._end_job, args=(text, status or LOST_STATUS)).start()
+            reason = f"{_format_name(client)} ended with status {status}"
+            arguments = (reason, status or LOST_STATUS)
+            threading.Timer(ABORT_DELAY, self._abort, args=arguments).start()
 
-    def _check_all_came(self) -> None:
-        if self._came < self._expected:
-            self._end_job(
-                f"only {self._came} of {self._expected} processes came in {JOIN_TIMEOUT} s"
+    def _check_all_joined(self) -> None:
+        if self._joined < self._expected:
+            self._abort(
+                f"only {self._joined} of {self._expected} processes connected in {JOIN_TIMEOUT} s"
             )
 
-    def _end_job(self, reason: str, status: int = LOST_STATUS) -> None:
+    def _abort(self, reason: str, status: int = LOST_STATUS) -> None:
         with self._lock:
-            if self._lost:
+            if self._abort_reason:
                 return
-            self._lost = reason
-            self._tell_all(lost=reason)
+            self._abort_reason = reason
+            self._send_to_all(lost=reason)
             print_error(f"{self._program}: scheduler: stopped: {reason}")
-        if self._came < self._expected:
-            # Those that are on their way are told when they come.
+        if self._joined < self._expected:
+            # Processes that connect now are informed too.
             time.sleep(LATE_JOIN_DELAY)
         exit_now(status)
 
-    def _tell_all(self, **message: Any) -> None:
+    def _send_to_all(self, **message: Any) -> None:
         line = json.dumps(message).encode() + b"\n"
-        for connection in list(self._present):
-            # One that cannot be told is noticed by who listens to it.
+        for connection in list(self._clients):
+            # If a connection is broken, its `_serve_client` notices it.
             with suppress(OSError):
                 connection.sendall(line)
 
-    def _beat(self) -> None:
+    def _send_heartbeats(self) -> None:
         while True:
             time.sleep(HEARTBEAT_INTERVAL)
             with self._lock:
-                self._tell_all()
+                self._send_to_all()
 
 
-# This process's, once it has joined a job.
-_client: HeartbeatClient | HeartbeatServer | None = None
+# The heartbeat of this process, once it has joined a group.
+_heartbeat: HeartbeatClient | HeartbeatServer | None = None
 
 
 def join_group(program: str) -> HeartbeatClient | HeartbeatServer | None:
-    """Puts this process on the roll of its job, if it is part of one.
+    """Starts the heartbeat of this process if the DMLC variables make it part of a group.
 
-    Raises UsageError if the scheduler cannot be reached.
+    Returns None if they do not. Blocks until the scheduler is reached. Raises UsageError if it
+    cannot be reached.
     """
-    global _client
+    global _heartbeat
     environment = dmlc_environment.read_environment()
     if environment:
-        kind = HeartbeatServer if environment.role == "scheduler" else HeartbeatClient
-        _client = kind(program, environment)
-    return _client
+        is_scheduler = environment.role == "scheduler"
+        heartbeat_class = HeartbeatServer if is_scheduler else HeartbeatClient
+        _heartbeat = heartbeat_class(program, environment)
+    return _heartbeat
 
 
 def exit_group(status: int) -> None:
-    """Ends this process if it had joined a job, with the exit status; else does nothing."""
-    if isinstance(_client, HeartbeatClient):
-        _client.report_exit(status)
-    if _client:
-        # MXNet's own way to leave waits for all others, who may be gone.
+    """Reports the exit status and ends this process if it has joined a group; else does nothing."""
+    if isinstance(_heartbeat, HeartbeatClient):
+        _heartbeat.report_exit(status)
+    if _heartbeat:
+        # At a normal exit MXNet waits for all other processes, which may be dead.
         exit_now(status)
 
 
 def request_stop(environment: dmlc_environment.Environment, number: int) -> bool:
-    """Asks all workers of a job to save their state and end, as if each had got the signal.
+    """Asks all workers of a group to save their state and end, as if each had received the signal.
 
     Returns whether the scheduler was reached.
     """
@@ -242,7 +252,10 @@ def request_stop(environment: dmlc_environment.Environment, number: int) -> bool
 
 
 def abort_group(environment: dmlc_environment.Environment, reason: str) -> bool:
-    """Ends a job that cannot begin. Returns whether the scheduler was reached."""
+    """Ends all processes of a group that cannot start.
+
+    Returns whether the scheduler was reached.
+    """
     return _send_once(environment, abort=reason)
 
 
@@ -257,7 +270,7 @@ def _send_once(environment: dmlc_environment.Environment, **message: Any) -> boo
 
 
 def exit_now(status: int) -> None:
-    """Ends the process from any thread, with nothing torn down."""
+    """Ends the process from any thread, without any cleanup."""
     with suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -265,13 +278,12 @@ def exit_now(status: int) -> None:
 
 
 def _connect(environment: dmlc_environment.Environment) -> socket.socket:
-    """Tries until the scheduler is there."""
+    """Connects to the scheduler. Retries for JOIN_TIMEOUT seconds, because it may start later."""
+    address = (environment.host, environment.heartbeat_port)
     deadline = time.monotonic() + JOIN_TIMEOUT
     while True:
         try:
-            return socket.create_connection(
-                (environment.host, environment.heartbeat_port), HEARTBEAT_TIMEOUT
-            )
+            return socket.create_connection(address, HEARTBEAT_TIMEOUT)
         except OSError as error:
             if time.monotonic() > deadline:
                 raise UsageError(
@@ -281,11 +293,11 @@ def _connect(environment: dmlc_environment.Environment) -> socket.socket:
             time.sleep(0.2)
 
 
-def _messages(connection: socket.socket) -> Iterator[dict[str, Any]]:
-    """What arrives, until the other end is gone, silent or talks nonsense."""
+def _read_messages(connection: socket.socket) -> Iterator[dict[str, Any]]:
+    """Yields messages until the connection breaks, times out, or carries anything else."""
     connection.settimeout(HEARTBEAT_TIMEOUT)
     with suppress(OSError, ValueError, RecursionError), connection.makefile("rb") as lines:
-        while line := lines.readline(_LONGEST_LINE):
+        while line := lines.readline(_MAX_LINE):
             message = json.loads(line)
             if not isinstance(message, dict):
                 return
@@ -293,12 +305,12 @@ def _messages(connection: socket.socket) -> Iterator[dict[str, Any]]:
 
 
 def print_error(text: str) -> None:
-    """A line on the error output, if anyone still reads it."""
-    # Whoever read the error output may be gone; the process must end all the same.
+    """Prints a line on the error output, if anyone still reads it."""
+    # The reader of the error output may be dead. This process must end all the same.
     with suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
 
 
-def _name(member: dict[str, Any]) -> str:
-    number = f" {member['rank']}" if "rank" in member else ""
-    return f"{member['role']}{number} ({member.get('host')}, process {member.get('pid')})"
+def _format_name(client: dict[str, Any]) -> str:
+    rank = f" {client['rank']}" if "rank" in client else ""
+    return f"{client['role']}{rank} ({client.get('host')}, process {client.get('pid')})"

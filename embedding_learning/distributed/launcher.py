@@ -1,8 +1,7 @@
-"""Starts the processes of a distributed job, on this machine or over ssh, and waits for its end.
+"""Starts the processes of a worker group, on this machine or over ssh, and waits for their end.
 
-Each process is train.py with the ``DMLC_*`` variables that give it its place in the job (see
-`dmlc_environment`). Whether all of them are still there is watched by the job itself (see
-`heartbeat`).
+Each process is train.py with the ``DMLC_*`` variables that set its role (see `dmlc_environment`).
+The processes themselves find out whether one of them is lost (see `heartbeat`).
 """
 
 from __future__ import annotations
@@ -26,27 +25,27 @@ from embedding_learning.errors import UsageError
 
 _LOCALHOST = "127.0.0.1"
 _PORTS = range(9091, 9999)
-# Variables of this machine that processes on other machines get too.
-_PASSED_ON = ("OMP_NUM_THREADS", "KMP_AFFINITY", "LD_LIBRARY_PATH", "DMLC_INTERFACE")
-# Between two looks at the processes, in seconds.
-_PAUSE = 0.1
-# Seconds for the others to end once the scheduler has; those that remain are killed.
-_PARTING = 30
-# What ssh itself exits with if it cannot connect.
-_NO_CONNECTION = 255
+# Variables of this machine that are set on other machines too.
+_FORWARDED_VARIABLES = ("OMP_NUM_THREADS", "KMP_AFFINITY", "LD_LIBRARY_PATH", "DMLC_INTERFACE")
+# Seconds between two checks of the processes.
+_POLL_INTERVAL = 0.1
+# Seconds from the end of the scheduler until processes that still run are killed.
+_EXIT_TIMEOUT = 30
+# The exit status of ssh if it cannot connect.
+_SSH_FAILED = 255
 
 
 class Process(NamedTuple):
-    """One process of a job.
+    """One process of a worker group.
 
     Attributes
     ----------
     role : str
         One of `dmlc_environment.ROLES`.
     host : str, optional
-        The machine that ssh starts it on; None is this one.
+        The machine on which ssh starts it. None is this machine.
     command : list of str
-        What runs on this machine: the process itself, or ssh.
+        The command to run on this machine: the process itself, or ssh.
     """
 
     role: str
@@ -55,30 +54,34 @@ class Process(NamedTuple):
 
 
 class Host(NamedTuple):
-    """A machine of the job, and the port of its ssh."""
+    """A machine, and the port of its ssh server."""
 
     name: str
     port: str
 
 
 def read_hosts(path: str) -> list[Host]:
-    """Returns the hosts that a file names, one a line: ``host`` or ``host:port``.
+    """Returns the hosts in a file, one per line: ``host`` or ``host:port``.
 
-    What MPI's host files add (``slots=N``) is ignored. Raises UsageError without any host.
+    ``slots=N``, which MPI's host files contain, is ignored. Raises UsageError if the file cannot be
+    read or names no host.
     """
     try:
         with open(path, encoding="utf-8") as file:
             lines = [line.partition("slots=")[0].strip() for line in file]
     except (OSError, ValueError) as error:
         raise UsageError(f"--hosts {path}: cannot be read ({error})") from None
-    places = [line.partition(":") for line in lines if line]
-    if not places:
+    hosts = [line.partition(":") for line in lines if line]
+    if not hosts:
         raise UsageError(f"--hosts {path}: names no host; put one on each line")
-    return [Host(name, port or "22") for name, _, port in places]
+    return [Host(name, port or "22") for name, _, port in hosts]
 
 
 def find_address() -> str:
-    """Returns this machine's address, as other machines reach it; raises UsageError without one."""
+    """Returns the address by which other machines reach this one.
+
+    Raises UsageError if it has none.
+    """
     with suppress(OSError):
         address = socket.gethostbyname(socket.getfqdn())
         if not address.startswith("127."):
@@ -90,22 +93,25 @@ def find_address() -> str:
             return str(probe.getsockname()[0])
     except OSError:
         raise UsageError(
-            "--hosts: no address is found by which the hosts reach this machine; give --address"
+            "--hosts: found no address by which the hosts could reach this machine; give --address"
         ) from None
 
 
 def create_scheduler_environment(
     workers: int, servers: int, address: str | None
 ) -> dmlc_environment.Environment:
-    """Returns where the scheduler of a new job listens; raises UsageError without a free port."""
+    """Returns the environment of a new group's scheduler.
+
+    Raises UsageError if no port is free.
+    """
     for port in _PORTS:
-        place = dmlc_environment.Environment(
+        environment = dmlc_environment.Environment(
             "scheduler", address or _LOCALHOST, port, workers, servers
         )
         with suppress(OSError):
-            for each in (place.port, place.heartbeat_port):
+            for each in (environment.port, environment.heartbeat_port):
                 socket.create_server(("", each)).close()
-            return place
+            return environment
     raise UsageError(
         f"launch: no port from {_PORTS[0]} to {_PORTS[-1]} is free together with the one 1000 above"
     )
@@ -114,29 +120,32 @@ def create_scheduler_environment(
 def plan_processes(
     command: list[str], scheduler: dmlc_environment.Environment, hosts: list[Host]
 ) -> list[Process]:
-    """Returns the processes of a job: first the scheduler, then the servers, then the workers.
+    """Returns the processes of a group: first the scheduler, then the servers, then the workers.
 
     Parameters
     ----------
     command : list of str
-        What each process runs.
-    scheduler : dmlc.Environment
+        The command of each process.
+    scheduler : dmlc_environment.Environment
     hosts : list of Host
-        Servers and workers are dealt to them in turn. With none, all run on this machine.
+        Servers and workers are distributed over them in turn. Without any, all processes run on
+        this machine.
     """
 
     def with_variables(variables: dict[str, str]) -> list[str]:
         return ["env", *(f"{name}={value}" for name, value in variables.items()), *command]
 
-    processes = [Process("scheduler", None, with_variables(scheduler.variables()))]
+    processes = [Process("scheduler", None, with_variables(scheduler.to_variables()))]
     roles = ["server"] * scheduler.servers + ["worker"] * scheduler.workers
     for role, host in zip(roles, cycle(hosts or [None])):
-        variables = scheduler._replace(role=role).variables()
+        variables = scheduler._replace(role=role).to_variables()
         if host is None:
             processes.append(Process(role, None, with_variables(variables)))
             continue
-        variables.update((name, os.environ[name]) for name in _PASSED_ON if name in os.environ)
-        variables.update(_node_address(host, scheduler))
+        variables.update(
+            (name, os.environ[name]) for name in _FORWARDED_VARIABLES if name in os.environ
+        )
+        variables.update(_find_node_address(host, scheduler))
         remote = f"cd {shlex.quote(os.getcwd())} && {shlex.join(with_variables(variables))}"
         ssh = ["ssh", "-o", "StrictHostKeyChecking=no", host.name, "-p", host.port, remote]
         processes.append(Process(role, host.name, ssh))
@@ -144,18 +153,18 @@ def plan_processes(
 
 
 def run_processes(processes: list[Process], scheduler: dmlc_environment.Environment) -> int:
-    """Starts the processes and waits for the end of the job; none of them is left behind.
+    """Starts the processes and blocks until all have ended. None of them is left running.
 
-    Ctrl-C and SIGTERM (and SIGHUP, when the terminal is closed) are passed to the job, which saves
-    its state and ends; the second signal kills it.
+    Ctrl-C and SIGTERM (and SIGHUP, when the terminal is closed) ask the group to save its state and
+    end. The second signal kills all processes.
 
     Returns
     -------
     int
-        The exit status of the job, which is the scheduler's.
+        The exit status of the scheduler, which is that of the group.
     """
     started: list[subprocess.Popen[bytes]] = []
-    with _noted_signals() as signals:
+    with _collect_signals() as signals:
         try:
             started.extend(_start(process.command) for process in processes)
             _wait(processes, started, scheduler, signals)
@@ -170,22 +179,23 @@ def run_processes(processes: list[Process], scheduler: dmlc_environment.Environm
     return status if status >= 0 else 128 - status
 
 
-def _node_address(host: Host, scheduler: dmlc_environment.Environment) -> dict[str, str]:
-    """Returns the variable by which the others reach a process; it has to be a number.
+def _find_node_address(host: Host, scheduler: dmlc_environment.Environment) -> dict[str, str]:
+    """Returns the variable with the numeric address by which other processes reach this one.
 
-    Without it (an alias of ssh, say) MXNet takes the first network interface of the machine.
+    If there is no address (the host may be an alias of ssh), MXNet takes the first network
+    interface of that machine.
     """
     try:
         address = socket.gethostbyname(host.name.rpartition("@")[2])
     except OSError:
         return {}
-    # The name of this machine is often given to the loopback interface.
+    # The name of this machine often stands for the loopback interface.
     return {"DMLC_NODE_HOST": scheduler.host if address.startswith("127.") else address}
 
 
 def _start(command: list[str]) -> subprocess.Popen[bytes]:
-    # In a session of its own, since Ctrl-C is for the launcher alone: it would end ssh, or be a
-    # second signal for a worker that the job has asked to stop.
+    # In a session of its own, because Ctrl-C is for the launcher only. It would end ssh, or be the
+    # second signal for a worker that has already been asked to stop.
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
@@ -195,40 +205,46 @@ def _wait(
     scheduler: dmlc_environment.Environment,
     signals: list[int],
 ) -> None:
-    """Returns when all have ended, at the second signal, or _PARTING after the scheduler's end."""
-    is_asked = is_given_up = False
-    latest = math.inf
-    while len(signals) < 2 and time.monotonic() < latest:
-        # The first is the scheduler's. Messages that it does not get yet are repeated.
+    """Blocks until all have ended or a second signal came.
+
+    After the end of the scheduler it blocks for _EXIT_TIMEOUT at most.
+    """
+    has_requested_stop = has_aborted = False
+    deadline = math.inf
+    while len(signals) < 2 and time.monotonic() < deadline:
+        # The first process is the scheduler. Messages that do not reach it are sent again.
         states = [process.poll() for process in started]
         if None not in states:
             return
         if states[0] is not None:
-            latest = min(latest, time.monotonic() + _PARTING)
-        elif signals and not is_asked:
-            is_asked = heartbeat.request_stop(scheduler, signals[0])
-        elif _NO_CONNECTION in states and not is_given_up:
-            host = processes[states.index(_NO_CONNECTION)].host
-            reason = f"ssh does not get to {host}, or lost it"
-            is_given_up = heartbeat.abort_group(scheduler, reason)
-        time.sleep(_PAUSE)
+            deadline = min(deadline, time.monotonic() + _EXIT_TIMEOUT)
+        elif signals and not has_requested_stop:
+            has_requested_stop = heartbeat.request_stop(scheduler, signals[0])
+        elif _SSH_FAILED in states and not has_aborted:
+            host = processes[states.index(_SSH_FAILED)].host
+            reason = f"ssh cannot reach {host}, or lost the connection"
+            has_aborted = heartbeat.abort_group(scheduler, reason)
+        time.sleep(_POLL_INTERVAL)
 
 
 @contextmanager
-def _noted_signals() -> Iterator[list[int]]:
-    """Within, signals that ask the job to stop are added to the list, as SIGINT or SIGTERM."""
+def _collect_signals() -> Iterator[list[int]]:
+    """Appends signals that ask the group to stop to the list, as SIGINT or SIGTERM."""
     signals: list[int] = []
 
-    def note(number: int, _: FrameType | None) -> None:
+    def append(number: int, _: FrameType | None) -> None:
         signals.append(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
         if len(signals) == 1:
             with suppress(OSError):
-                print("The job stops after its batch; another signal kills it.", file=sys.stderr)
+                print(
+                    "Stopping after this batch; another signal kills all processes.",
+                    file=sys.stderr,
+                )
 
     numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
         numbers.append(signal.SIGHUP)
-    former = [signal.signal(number, note) for number in numbers]
+    former = [signal.signal(number, append) for number in numbers]
     try:
         yield signals
     finally:

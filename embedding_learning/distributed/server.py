@@ -1,4 +1,4 @@
-"""The processes of a job that do not train: its servers and its scheduler."""
+"""Runs the processes of a group that do not train: servers and scheduler."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from embedding_learning.distributed.asynchronous import ServerOptimizers
 
 
 def run_server() -> None:
-    """Adds up what workers send, or as the scheduler lets all find each other, to the job's end.
+    """Runs MXNet's server or scheduler, whichever DMLC_ROLE says. Blocks until the group ends.
 
-    For a process whose DMLC_ROLE was hidden while MXNet was imported: left alone, MXNet begins to
-    serve then, and unpickles what it is sent.
+    A server adds up what the workers send. The scheduler connects all processes. DMLC_ROLE has to
+    be hidden while MXNet is imported: otherwise the import starts MXNet's own server, which
+    unpickles what it receives.
     """
     store = mx.kv.create("dist_sync")
     environment = dmlc_environment.read_environment()
@@ -26,9 +27,9 @@ def run_server() -> None:
     def control(_number: int, body: bytes, _handle: object) -> None:
         try:
             optimizers.apply_command(json.loads(body))
-            # Only an asynchronous job sends commands, and only then do servers update.
+            # Only asynchronous groups send commands, and only their servers update the weights.
             store._set_updater(optimizers.update)
-        except Exception as error:  # It would be lost in MXNet's thread, and the job wait for ever.
+        except Exception as error:  # In MXNet's thread it would be lost, and the workers hang.
             heartbeat.print_error(
                 f"train.py: server: error: a command cannot be followed: {error!r}"
             )

@@ -1,9 +1,9 @@
-"""Training with several machines on MXNet's own parameter server.
+"""Synchronous training of several workers with MXNet's parameter server.
 
-Each worker computes the gradients of its share of a batch; the servers add them up; each worker
-updates its own copy of the weights with the sum. So all workers hold the same weights and the same
-state of the optimizers, and a checkpoint of one is a checkpoint of all. For servers that update the
-weights themselves, see `asynchronous`.
+Each worker computes the gradients of its part of a batch. The servers add them up. Each worker
+updates its own copy of the weights with the sum. So all workers have the same weights and the same
+optimizer states, and a checkpoint of one is a checkpoint of all. In `asynchronous` the servers
+update the weights.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from embedding_learning.distributed.heartbeat import HeartbeatClient
 from embedding_learning.distributed.worker_group import WorkerGroup
 from embedding_learning.errors import TrainingError
 
-# MXNet's servers know numbers for names. Each trainer's parameters begin at a multiple of the
-# first; then come the other sums, by shape.
+# MXNet's servers name arrays by numbers. The keys of each trainer's parameters start at a multiple
+# of KEYS_OF_TRAINER. The keys of all other sums, one per shape, are above them.
 KEYS_OF_TRAINER = 1_000_000
 _FIRST_KEY_OF_TOTALS = 1_000_000_000
 
 
 class SynchronousGroup(WorkerGroup):
-    """One of several workers.
+    """A worker of several that compute each step together.
 
     Parameters
     ----------
-    kind : str
-        ``dist_sync``, or ``dist_device_sync`` to add up on the devices what devices of a machine
-        have to add up.
+    kvstore : str
+        ``dist_sync``, or ``dist_device_sync`` to add up the gradients of a machine's devices on
+        these devices.
     client : HeartbeatClient
-        Of the roll.
+        This worker's connection to the heartbeat server.
     """
 
-    def __init__(self, kind: str, client: HeartbeatClient) -> None:
-        self._store = mx.kv.create(kind)
+    def __init__(self, kvstore: str, client: HeartbeatClient) -> None:
+        self._store = mx.kv.create(kvstore)
         self._client = client
         self._servers = client.servers
         self._key_of_shape: dict[tuple[int, ...], int] = {}
@@ -66,10 +66,10 @@ class SynchronousGroup(WorkerGroup):
         return arrays[:1]
 
     def broadcast(self, data: bytes | None) -> bytes | None:
-        # The length in two numbers, since a float32 tells whole ones only up to 2**24.
+        # The length is sent as two numbers, because float32 has all integers only up to 2**24.
         length = len(data or b"")
-        told = self._first(np.array([data is not None, *divmod(length, 4096)], np.float32))
-        has_data, pages, rest = told.astype(int)
+        header = self._first(np.array([data is not None, *divmod(length, 4096)], np.float32))
+        has_data, pages, rest = header.astype(int)
         if not has_data:
             return None
         length = pages * 4096 + rest
@@ -77,17 +77,15 @@ class SynchronousGroup(WorkerGroup):
         return self._first(np.frombuffer(padded, np.float32)).tobytes()[:length]
 
     def _first(self, array: np.ndarray) -> np.ndarray:
-        """The first process's array, of the same shape in all; the bits survive, whatever they are.
-
-        What a key begins with is copied; all else that is sent is added up.
-        """
+        """Returns worker 0's array in all workers, bit by bit. All pass an array of its shape."""
+        # The initial value of a key is copied. All later values would be added up.
         key, value = self._new_key(), mx.nd.array(array)
         self._store.init(key, value)
         self._store.pull(key, out=value)
         first: np.ndarray = value.asnumpy()
         return first
 
-    def check_equal(self, what: str, content: Iterable[bytes]) -> None:
+    def check_equal(self, name: str, content: Iterable[bytes]) -> None:
         digest = hashlib.sha256()
         for part in content:
             digest.update(part)
@@ -95,7 +93,7 @@ class SynchronousGroup(WorkerGroup):
         differing = np.flatnonzero((digests != digests[0]).any(axis=1))
         if len(differing):
             raise TrainingError(
-                f"{what} of worker {differing[0]} differ from those of worker 0; all must run the "
+                f"{name} of worker {differing[0]} differ from those of worker 0; all must run the "
                 "same program with the same flags on the same files"
             )
 
@@ -111,15 +109,15 @@ class SynchronousGroup(WorkerGroup):
 
 
 class GradientSum(KVStoreBase):
-    """A trainer's part of the store: gives all workers the first one's weights, sums gradients.
+    """The store of one trainer: copies worker 0's weights to all, and sums gradients.
 
     Parameters
     ----------
     store : KVStore
     trainer : int
-        Its number.
+        The number of the trainer.
     servers : int
-        How many there are.
+        The number of servers.
     """
 
     def __init__(self, store: mx.kv.KVStore, trainer: int, servers: int) -> None:
@@ -131,8 +129,8 @@ class GradientSum(KVStoreBase):
     def broadcast(
         self, key: int, value: mx.nd.NDArray, out: list[mx.nd.NDArray], priority: int = 0
     ) -> None:
-        # A copy, since oneDNN may have rearranged the weights. The store does not send such an
-        # array, says nothing, and leaves every worker with its own.
+        # A copy, because oneDNN may have changed the layout of the weights. Without a message the
+        # store does not send such an array, and each worker would keep its own weights.
         plain = mx.nd.array(value.asnumpy(), dtype=value.dtype)
         first = self.trainer * KEYS_OF_TRAINER
         self._keys[key] = dmlc_environment.least_loaded_key(first, key, value.size, self._loads)
@@ -150,7 +148,7 @@ class GradientSum(KVStoreBase):
 
     @staticmethod
     def is_capable(capability: str) -> bool:
-        """The servers do not update."""
+        """Returns False: the servers do not update the weights."""
         return False
 
     @property

@@ -1,4 +1,4 @@
-"""The processes that train one model together; most often there is only this one."""
+"""The workers that train one model together. Most often there is only one."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from mxnet.kvstore import KVStoreBase
 
 
 class WorkerGroup:
-    """A process that trains alone. `synchronous.SynchronousGroup` is one of several.
+    """A group of a single worker: nothing is exchanged.
 
-    All processes call the methods that exchange something in the same order.
+    `synchronous.SynchronousGroup` is a group of several. All workers call the methods that exchange
+    something in the same order.
 
     Attributes
     ----------
     rank : int
-        This process's number among them; 0 logs and saves.
+        The number of this worker. Worker 0 logs and saves.
     size : int
-        How many make a step together.
+        How many workers compute one step together.
     """
 
     rank = 0
@@ -28,38 +29,44 @@ class WorkerGroup:
 
     @property
     def stop_signal(self) -> int | None:
-        """The signal by which the launcher was asked to end the job."""
+        """The signal that asked the launcher to stop the group; None if there was none."""
         return None
 
     def create_kvstore(self, name: str, trainer: int) -> Union[str, KVStoreBase]:
-        """What `gluon.Trainer` number `trainer` exchanges gradients by; `name`: as --kvstore."""
+        """Returns the store by which `gluon.Trainer` number `trainer` exchanges gradients.
+
+        `name` is the value of --kvstore.
+        """
         return name
 
     def sum(self, array: np.ndarray) -> np.ndarray:
-        """The sum of all processes' arrays, float32 of equal shapes."""
+        """Returns the sum of all workers' arrays, float32 of equal shapes. Blocks."""
         return array
 
     def queue_sum(self, arrays: list[mx.nd.NDArray]) -> list[mx.nd.NDArray]:
-        """The same for small arrays, one a device, without waiting; arrays that add up to it."""
+        """Queues the sum over all workers and devices of small arrays, one per device.
+
+        Does not block. Returns arrays that add up to the sum.
+        """
         return arrays
 
     def broadcast(self, data: bytes | None) -> bytes | None:
-        """What process 0 has, for all."""
+        """Returns worker 0's bytes in all workers. Blocks."""
         return data
 
-    def check_equal(self, what: str, content: Iterable[bytes]) -> None:
-        """Raises TrainingFault if the content differs between the processes."""
+    def check_equal(self, name: str, content: Iterable[bytes]) -> None:
+        """Raises TrainingError if the content differs between the workers. Blocks."""
 
     def send_learning_rates(self, rates: list[float]) -> None:
-        """The trainers' learning rates from here on, where it is not they who update."""
+        """Sends the trainers' new learning rates to the servers, if it is them that update."""
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        """Each process's rows (n, ...), below each other in the order of the processes."""
+        """Returns the rows (n, ...) of all workers, in the order of their ranks. Blocks."""
         if self.size == 1:
             return rows
         counts = np.zeros(self.size, np.float32)
         counts[self.rank] = len(rows)
         ends = np.cumsum(self.sum(counts)).astype(int)
-        whole = np.zeros((ends[-1], *rows.shape[1:]), np.float32)
-        whole[ends[self.rank] - len(rows) : ends[self.rank]] = rows
-        return self.sum(whole)
+        gathered = np.zeros((ends[-1], *rows.shape[1:]), np.float32)
+        gathered[ends[self.rank] - len(rows) : ends[self.rank]] = rows
+        return self.sum(gathered)

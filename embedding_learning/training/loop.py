@@ -14,6 +14,7 @@ from embedding_learning.config import TrainConfig
 from embedding_learning.data.build import Data
 from embedding_learning.errors import DataError, TrainingError
 from embedding_learning.runtime.progress import progress_bar
+from embedding_learning.training import validation
 from embedding_learning.training.learner import Learner
 from embedding_learning.training.progress import Progress
 from embedding_learning.training.run_log import RunLog
@@ -21,7 +22,7 @@ from embedding_learning.training.saver import Saver
 from embedding_learning.training.schedule import set_learning_rates
 from embedding_learning.training.step_reader import StepReader
 from embedding_learning.training.stop_signal import StopSignal
-from embedding_learning.training.validation import criterion, evaluate_test
+from embedding_learning.training.validation import evaluate_test
 
 
 @dataclass
@@ -99,7 +100,7 @@ def keep_last_network(run: Run) -> None:
         run.learner, run.data, run.config.run.metrics, run.stop.raise_in_evaluation
     )
     if metrics:
-        run.saver.keep(run.progress.epoch - 1, criterion(metrics))
+        run.saver.keep(run.progress.epoch - 1, validation.criterion(metrics))
     run.saver.save()
 
 

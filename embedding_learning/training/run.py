@@ -27,6 +27,7 @@ from embedding_learning.training import (
     loop,
     resume,
     run_folder,
+    validation,
 )
 from embedding_learning.training.build import build, build_network, check
 from embedding_learning.training.checkpoint_file import Checkpoint
@@ -42,7 +43,7 @@ from embedding_learning.training.settings import as_arguments
 from embedding_learning.training.step_reader import StepReader
 from embedding_learning.training.stop_signal import StopSignal
 from embedding_learning.training.tensorboard import TensorBoard
-from embedding_learning.training.validation import criterion, evaluate_test
+from embedding_learning.training.validation import evaluate_test
 
 
 def train(config: TrainConfig) -> None:
@@ -180,7 +181,7 @@ def _evaluate_before_training(
     if not metrics:
         return None
     log_lines.log_metrics(None, metrics)
-    progress.before = criterion(metrics)
+    progress.before = validation.criterion(metrics)
     if run.resumes_network:
         # It is replaced by a better one only.
         progress.best = progress.to_beat = progress.before

@@ -6,13 +6,12 @@ from embedding_learning.config import TrainConfig
 from embedding_learning.data.build import Data
 from embedding_learning.model.description import describe
 from embedding_learning.model.weights.params_file import save_parameters
-from embedding_learning.training import learner_state, log_lines, resume
+from embedding_learning.training import learner_state, log_lines, resume, validation
 from embedding_learning.training.learner import Learner
 from embedding_learning.training.progress import Progress
 from embedding_learning.training.records import Recorder, RunInfo
 from embedding_learning.training.run_folder import RECORDS, RunFolder, disk_faults
 from embedding_learning.training.step_reader import StepReader
-from embedding_learning.training.validation import criterion
 
 
 class Saver:
@@ -77,7 +76,7 @@ class Saver:
         """Saves the network if it is the one to save so far: the best, or each with
         ``--saved-epoch last``.
         """
-        progress, recall = self._progress, criterion(metrics)
+        progress, recall = self._progress, validation.criterion(metrics)
         progress.best = max(progress.best, recall)
         is_better = progress.to_beat is None or recall > progress.to_beat
         if is_better or self._config.run.saved_epoch == "last":

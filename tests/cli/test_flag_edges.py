@@ -22,7 +22,7 @@ from embedding_learning.cli.parser import Parser
 from embedding_learning.config import LARGEST_NUMBER, LEAST_NUMBER
 from embedding_learning.errors import DataError, TrainingError, UsageError
 from embedding_learning.model import backbones
-from embedding_learning.runtime import flag_values
+from embedding_learning.runtime.flag_values import check_number
 from embedding_learning.training import build, run, schedule
 from tests.helpers.tiny_networks import batch_of, each_class, small_net
 
@@ -220,7 +220,7 @@ def test_every_optimizer_takes_the_numbers_that_are_taken(optimizer: str) -> Non
 
 def test_a_number_has_one_rule() -> None:
     for value in (0.0, -0.0, LEAST_NUMBER, LARGEST_NUMBER, -1.0):
-        flag_values.check_number("--x", value)
+        check_number("--x", value)
     for value in (LEAST_NUMBER / 2, -LEAST_NUMBER / 2, 2 * LARGEST_NUMBER, 1e-38, 1e39):
         with pytest.raises(UsageError, match=r"^--x: must be 0 or of a size between"):
-            flag_values.check_number("--x", value)
+            check_number("--x", value)

@@ -168,7 +168,7 @@ def wait_for(condition):
 def asked(tmp_path, monkeypatch):
     """What the scheduler is asked; it hears it the second time only. Runs in `tmp_path`."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launcher, "_PAUSE", 0.01)
+    monkeypatch.setattr(launcher, "_POLL_INTERVAL", 0.01)
     asked = []
 
     def ask(scheduler, message):
@@ -182,7 +182,7 @@ def asked(tmp_path, monkeypatch):
 
 
 def test_the_status_is_the_schedulers_and_what_outlives_it_is_killed(asked, monkeypatch):
-    monkeypatch.setattr(launcher, "_PARTING", 0.2)
+    monkeypatch.setattr(launcher, "_EXIT_TIMEOUT", 0.2)
     began = time.monotonic()
     assert (
         launcher.run_processes([stand_in(0, 0.5, 3), stand_in(1, 0, 1), stand_in(2, 600)], HERE)
@@ -227,7 +227,7 @@ def test_a_host_that_ssh_does_not_reach_ends_the_job(asked):
     """The status 255 is of ssh itself."""
     jobs = [stand_in(0, 1.5, 3), stand_in(1, 0, host="one"), stand_in(2, 0, 255, host="two")]
     assert launcher.run_processes(jobs, HERE) == 3
-    assert asked == ["ssh does not get to two, or lost it"] * 2
+    assert asked == ["ssh cannot reach two, or lost the connection"] * 2
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_a_host_that_ssh_does_not_reach_ends_the_job(asked):
         (["--servers=0", "--"], "--servers 0: must be at least 1"),
         (["--hosts=nowhere", "--"], "--hosts nowhere: cannot be read"),
         (["--", "--lr=x"], "argument --lr: invalid float value: 'x'"),
-        (["--", "--kvstore=device"], "--kvstore device: this process is part of a job"),
+        (["--", "--kvstore=device"], "--kvstore device: this process is one of several workers"),
         (["--workers=2", "--", "--total-batch-size=75"], "cannot be divided among 2 devices"),
     ],
 )
@@ -279,7 +279,7 @@ def test_the_launcher_passes_on_that_it_is_to_stop(tmp_path, tiny_cub):
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143
-    assert "and --resume auto goes on with it" in (tmp_path / "log").read_text()
+    assert "--resume auto continues from it" in (tmp_path / "log").read_text()
     epochs = [int(file.name[11:15]) for file in tmp_path.rglob("checkpoint-*")]
     done = launch(tmp_path, "--workers=2", "--", *flags, f"--epochs={max(epochs) + 1}")
     assert done.returncode == 0, done.stderr

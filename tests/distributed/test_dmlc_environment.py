@@ -137,10 +137,10 @@ def test_a_wrong_variable_is_told_as_a_mistake_of_the_user_s(
 
 def test_the_batch_is_all_workers(job: None) -> None:
     """--batch-size is one device's, --total-batch-size all workers'."""
-    options = parse(["--kvstore=dist_sync", "--batch-size=10", "--cpu-contexts=2"])
-    assert (options.processes, options.total_batch_size) == (4, 80)
-    options = parse(["--kvstore=dist_sync", "--total-batch-size=80"])
-    assert (options.processes, options.total_batch_size) == (4, 80)
+    config = parse(["--kvstore=dist_sync", "--batch-size=10", "--cpu-contexts=2"])
+    assert (config.devices.processes, config.batch.total) == (4, 80)
+    config = parse(["--kvstore=dist_sync", "--total-batch-size=80"])
+    assert (config.devices.processes, config.batch.total) == (4, 80)
     with pytest.raises(UsageError, match=r"^--total-batch-size 90: cannot .* among 4 devices; 20 "):
         parse(["--kvstore=dist_sync", "--total-batch-size=90"])
     with pytest.raises(UsageError, match=r"^--total-batch-size 20: 5 images a device .* single"):
@@ -148,7 +148,7 @@ def test_the_batch_is_all_workers(job: None) -> None:
 
 
 def test_a_process_that_trains_alone_is_one_of_one() -> None:
-    assert parse([]).processes == 1
+    assert parse([]).devices.processes == 1
 
 
 @pytest.mark.parametrize("servers", [1, 2, 3, 7, 64])

@@ -24,10 +24,8 @@ from embedding_learning.model.weights.params_file import read_description
 from embedding_learning.training import (
     checkpoint_file,
     learner,
-    loop,
     records,
     run_folder,
-    saver,
     validation,
 )
 from tests.end_to_end.test_train_command import QUICK
@@ -57,14 +55,6 @@ def start(
         return train.main()
 
     return start
-
-
-def judge_networks_by(
-    monkeypatch: pytest.MonkeyPatch, criterion: Callable[[dict[str, float]], float]
-) -> None:
-    """Replaces Recall@1, by which networks are compared."""
-    for module in (loop, saver):
-        monkeypatch.setattr(module, "criterion", criterion)
 
 
 def signal_at_call(
@@ -376,7 +366,7 @@ def test_another_epoch_s_network_can_be_asked_for_later(
 ) -> None:
     """A finished run saves the last epoch's network, as if that had been asked for at first."""
     # The first epoch stays the best.
-    judge_networks_by(monkeypatch, lambda _: 0.0)
+    monkeypatch.setattr(validation, "criterion", lambda _: 0.0)
     best, last, file = tmp_path / "best", tmp_path / "last", f"{PREFIX}.params"
     assert start(best) == 0
     assert start(last, "--saved-epoch=last") == 0
@@ -393,7 +383,7 @@ def test_another_epoch_s_network_can_be_asked_for_later(
     assert start(best, "--saved-epoch=last", "--resume=auto") == 0
     assert "Saving" not in caplog.text
     # From there on the best again.
-    judge_networks_by(monkeypatch, lambda _: 0.5)
+    monkeypatch.setattr(validation, "criterion", lambda _: 0.5)
     assert start(best, "--epochs=3", "--resume=auto") == 0
     assert read_description(str(best / file), "MODEL")["epoch"] == 2
 
@@ -402,7 +392,7 @@ def test_a_best_network_that_was_not_kept_is_reported(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     recalls = iter([0.75, 0.5, 0.625])
-    judge_networks_by(monkeypatch, lambda _: next(recalls))
+    monkeypatch.setattr(validation, "criterion", lambda _: next(recalls))
     assert start(tmp_path, "--saved-epoch=last") == 0
     assert "lost" not in caplog.text
     assert start(tmp_path, "--epochs=3", "--resume=auto") == 0
@@ -415,7 +405,7 @@ def test_a_finished_run_of_format_1_that_saved_no_network_saves_its_last(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This was so if no test image had been recalled."""
-    judge_networks_by(monkeypatch, lambda _: 0.0)
+    monkeypatch.setattr(validation, "criterion", lambda _: 0.0)
     assert start(tmp_path) == 0
     for file in [tmp_path / f"{PREFIX}.params", *tmp_path.rglob("best-*")]:
         file.unlink()
@@ -612,7 +602,7 @@ def test_a_network_removed_meanwhile_is_written_again(
     removed: list[str],
 ) -> None:
     """After the best epoch, from which on no network is saved any more."""
-    judge_networks_by(monkeypatch, lambda _: 0.0)
+    monkeypatch.setattr(validation, "criterion", lambda _: 0.0)
     step, calls = learner.Learner.step, iter(range(1, 10))
 
     def removing(*arguments: object, **named: object) -> object:

@@ -377,7 +377,7 @@ NO_FILE = "no such file, or it cannot be read"
             "--crop-size 8",
             "--crop-size 8: squeezenet1.1 does not run with images of this size; try another",
         ),
-        ("--dataset birds", "--dataset birds: unknown; choose one of cub200"),
+        ("--dataset birds", "--dataset birds: unknown; choose one of "),
         ("--dataset cars196", ".*/cars_annos.mat: no such file"),
         ("--small-classes drop --batch-k 5 --batch-size 10", ".*: 0 classes train, but 2 have to"),
         ("--start-epoch 2", "--start-epoch 2: nothing is left of 2 epochs"),

@@ -140,7 +140,7 @@ def test_a_beta_per_image_is_a_sum_of_three_and_each_learns_from_its_own() -> No
 
 
 def test_batches_name_the_entries_of_beta_of_their_images(tiny_cub: Path, tmp_path: Path) -> None:
-    config = _data_config(tiny_cub, tmp_path, "--beta-per=image")
+    config = _data_options(tiny_cub, tmp_path, "--beta-per=image")
     split = read_split(config)
     data = open_data(split, config)
     try:
@@ -160,7 +160,7 @@ def test_batches_name_the_entries_of_beta_of_their_images(tiny_cub: Path, tmp_pa
         data.close()
 
 
-def _data_config(data: Path, folder: Path, *flags: str) -> TrainConfig:
+def _data_options(data: Path, folder: Path, *flags: str) -> TrainConfig:
     return parse(
         [
             *(f"--data-path={data}", f"--cache-dir={folder}", "--batch-size=6", "--batch-k=3"),
@@ -173,21 +173,20 @@ def _data_config(data: Path, folder: Path, *flags: str) -> TrainConfig:
 
 
 def test_a_loss_brings_its_margin_unless_one_is_given() -> None:
-    def margin(*flags: str) -> float:
-        return parse(flags).method.margin
-
-    assert margin() == 0.2
-    assert margin("--loss=contrastive") == 1.0
-    assert margin("--loss=contrastive", "--margin=0.3") == 0.3
+    assert parse([]).method.margin == 0.2
+    assert parse(["--loss=contrastive"]).method.margin == 1.0
+    assert parse(["--loss=contrastive", "--margin=0.3"]).method.margin == 0.3
     assert build.build_loss(parse(["--loss=contrastive"]).method)._margin == 1.0
     assert build.build_loss(parse(["--loss=margin", "--nu=0.5"]).method)._nu == 0.5
 
 
 def test_the_original_is_what_runs_without_flags() -> None:
-    flags, plain = parse(["--preset=original"]).as_flags(), parse([])
-    assert flags == {**plain.as_flags(), "preset": "original"}
-    method = plain.method
-    assert (method.loss, method.sampling, method.beta_per) == (
+    preset = parse(["--preset=original"]).as_flags()
+    assert preset.pop("preset") == "original"
+    plain = parse([]).as_flags()
+    assert plain.pop("preset") is None
+    assert preset == plain
+    assert (plain["loss"], plain["sampling"], plain["beta_per"]) == (
         "margin",
         "distance-weighted",
         "class",
@@ -207,8 +206,8 @@ def test_what_is_typed_replaces_what_a_preset_says() -> None:
 @pytest.mark.parametrize(
     "flags, line",
     [
-        (["--loss=hinge"], "--loss hinge: unknown; choose one of margin"),
-        (["--sampling=easy"], "--sampling easy: unknown; choose one of distance"),
+        (["--loss=hinge"], "--loss hinge: unknown; choose one of margin, "),
+        (["--sampling=easy"], "--sampling easy: unknown; choose one of "),
         (["--preset=paper"], "--preset paper: unknown; choose one of original"),
         (
             ["--sampling=hard", "--normalize-weights"],

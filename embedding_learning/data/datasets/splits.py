@@ -153,8 +153,8 @@ def split_by_lists(name: str, source: Path, images: list[ListedImage]) -> Split:
 
     The training images and the test images may be empty; the caller checks that.
 
-    Raises DataError if an image is listed twice, or if there are queries without a gallery or a
-    gallery without queries.
+    Raises DataError if an image is listed twice, only some images of a part have boxes, or there
+    are queries without a gallery or a gallery without queries.
     """
     check_no_duplicates(
         [image.path for image in images], lambda row: f"{images[row].file}:{images[row].line}"
@@ -187,6 +187,12 @@ def _make_image_set(images: list[ListedImage], labels: Sequence[int | str]) -> I
     """Returns the images; the number of a class is the index of its label in `labels`."""
     numbers = {label: number for number, label in enumerate(labels)}
     boxes = [image.box for image in images]
+    if None in boxes and any(boxes):
+        image = images[boxes.index(None)]
+        raise DataError(
+            f"{image.file}:{image.line}: has no box, but other {image.part} images have one; give "
+            "boxes for all images, or ignore them with --no-bbox"
+        )
     return ImageSet(
         paths=[image.path for image in images],
         labels=np.array([numbers[image.label] for image in images], np.int32),

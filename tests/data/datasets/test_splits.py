@@ -1,14 +1,20 @@
-"""The warnings about recalls that a split cannot show."""
+"""Splits by lists, and the warnings about recalls that a split cannot show."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Optional
 
 import numpy as np
 import pytest
 
 from embedding_learning.data.datasets import ImageSet, Split, hold_out_validation_classes
-from embedding_learning.data.datasets.splits import list_recall_warnings
+from embedding_learning.data.datasets.splits import (
+    ListedImage,
+    list_recall_warnings,
+    split_by_lists,
+)
+from embedding_learning.errors import DataError
 
 ALONE = (
     "Birds: {} of {} test images have no partner, that is no {} of their class; Recall@K counts "
@@ -52,3 +58,13 @@ def test_held_out_classes_are_looked_at_as_any() -> None:
     assert list_recall_warnings(split) == []
     (line,) = list_recall_warnings(hold_out_validation_classes(split, 0.4))
     assert line.startswith(ALONE.format(1, 3, "other test image"))
+
+
+def test_boxes_of_some_images_are_refused(tmp_path: Path) -> None:
+    """They would all be ignored, and nobody would know."""
+    images = [
+        ListedImage(f"{number}.jpg", "a", "train", box, tmp_path / "list.txt", number)
+        for number, box in enumerate([[0, 0, 5, 5], None], 1)
+    ]
+    with pytest.raises(DataError, match=r"list\.txt:2: has no box, but other train images have"):
+        split_by_lists("birds", tmp_path, images)
