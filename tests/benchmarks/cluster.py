@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from embedding_learning.runtime.packed import raise_on_signals
+from embedding_learning.runtime.signals import raise_on_signals
 
 from embedding_learning.distributed.dmlc_environment import ROLES
 from embedding_learning.errors import Interrupted

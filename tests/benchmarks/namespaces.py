@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from embedding_learning.runtime.packed import raise_on_signals
+from embedding_learning.runtime.signals import raise_on_signals
 
 from embedding_learning.errors import Interrupted
 

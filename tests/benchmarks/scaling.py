@@ -28,7 +28,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from embedding_learning.runtime.packed import raise_on_signals
+from embedding_learning.runtime.signals import raise_on_signals
 
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.distributed import dmlc_environment

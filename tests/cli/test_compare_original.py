@@ -133,7 +133,7 @@ def test_free_runs(
         (["--seeds=some"], "argument --seeds: invalid int value: 'some'"),
         (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
         (["--batch-size=7"], "--batch-size 7: 7 images a device are not whole classes"),
-        (["--kvstore=dist_sync"], "--kvstore dist_sync: is for the processes of a job"),
+        (["--kvstore=dist_sync"], "--kvstore dist_sync: is for several worker processes"),
         (["--output=/dev/null/told"], "--output /dev/null/told: cannot be made"),
     ],
 )
@@ -154,7 +154,7 @@ def test_too_few_test_images_for_free_runs(
     original: Path, tmp_path: Path, write_cub: Callable[..., Path]
 ) -> None:
     folder = write_cub(tmp_path / "few", [4] * 6)
-    with pytest.raises(UsageError, match=r"12 images test, too few .* --epochs 0"):
+    with pytest.raises(UsageError, match=r"12 test images are too few .* --epochs 0"):
         main(["compare-original", str(original), "--steps=0", f"--data-path={folder}", *_SMALL])
 
 

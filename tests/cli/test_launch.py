@@ -211,7 +211,7 @@ def test_a_signal_is_passed_on_once_the_scheduler_hears_and_the_second_kills(
     thread.join()
     assert asked == [signal.SIGTERM] * 2
     assert not list(tmp_path.glob("*got*"))
-    assert capsys.readouterr().err.count("another signal kills it") == 1
+    assert capsys.readouterr().err.count("another signal kills all processes") == 1
 
 
 def test_nothing_is_left_when_a_process_cannot_be_started(asked, tmp_path):
@@ -233,12 +233,12 @@ def test_a_host_that_ssh_does_not_reach_ends_the_job(asked):
 @pytest.mark.parametrize(
     "arguments, line",
     [
-        (["--workers=2"], "the flags of train.py are missing; put them behind --"),
+        (["--workers=2"], "the flags of train.py are missing; put them after --"),
         (["--workers=0", "--"], "--workers 0: must be at least 1"),
         (["--servers=0", "--"], "--servers 0: must be at least 1"),
         (["--hosts=nowhere", "--"], "--hosts nowhere: cannot be read"),
         (["--", "--lr=x"], "argument --lr: invalid float value: 'x'"),
-        (["--", "--kvstore=device"], "--kvstore device: this process is part of a job"),
+        (["--", "--kvstore=device"], "--kvstore device: this process is one of several workers"),
         (["--workers=2", "--", "--total-batch-size=75"], "cannot be divided among 2 devices"),
     ],
 )
@@ -279,7 +279,7 @@ def test_the_launcher_passes_on_that_it_is_to_stop(tmp_path, tiny_cub):
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143
-    assert "and --resume auto goes on with it" in (tmp_path / "log").read_text()
+    assert "--resume auto continues from it" in (tmp_path / "log").read_text()
     epochs = [int(file.name[11:15]) for file in tmp_path.rglob("checkpoint-*")]
     done = launch(tmp_path, "--workers=2", "--", *flags, f"--epochs={max(epochs) + 1}")
     assert done.returncode == 0, done.stderr

@@ -21,7 +21,7 @@ def test_the_flags_are_those_of_the_original(tmp_path: Path) -> None:
     for flag in ("--batch-size=20", "--gpus=0,2,3", "--use-pretrained", "--nu=2.0", "--seed=123"):
         assert flag in flags
     again = train_flags.parse(flags)
-    assert again.total_batch_size == 60 and again.steps == [12, 14, 16, 18]
+    assert again.batch.total == 60 and again.optimizer.steps == (12, 14, 16, 18)
 
 
 def test_on_the_cpu_with_random_weights(tmp_path: Path) -> None:
@@ -66,4 +66,5 @@ def test_what_a_process_said_last() -> None:
         "the original", "at step 3", "Traceback\n  x\nValueError: no\n\n"
     )
     assert str(fault) == "the original failed at step 3: ValueError: no"
-    assert str(processes.create_error("here", "at all", "")) == "here failed at all: without a word"
+    error = processes.create_error("here", "at all", "")
+    assert str(error) == "here failed at all: without a message"

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from embedding_learning.runtime.packed import raise_on_signals, stop_on_signals
 
 from embedding_learning.errors import Interrupted
+from embedding_learning.runtime.signals import raise_on_signals, stop_on_signals
 from tests.helpers.paths import ROOT
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
-STOPPING = "Stopping after the batch in hand; another signal stops at once.\n"
+STOPPING = "Stopping after this batch; another signal stops at once.\n"
 AT_ONCE = "Stopped at once.\n"
 
 
@@ -113,7 +113,7 @@ def test_another_wakeup_is_given_back() -> None:
 
 IN_C = """
 import ctypes, signal, sys, threading, time
-from embedding_learning.runtime.packed import stop_on_signals
+from embedding_learning.runtime.signals import stop_on_signals
 
 library, lock = ctypes.CDLL(None), ctypes.create_string_buffer(128)
 library.pthread_mutex_lock(lock)

@@ -98,7 +98,7 @@ def test_an_output_that_cannot_be_written_is_told() -> None:
     done = shell([*VERBS, "--help"], ">/dev/full")
     assert done.returncode == 2
     assert done.stderr == (
-        "embedding_learning: error: what is to be written finds no room: No space left on device\n"
+        "embedding_learning: error: there is no space for the output: No space left on device\n"
     )
 
 

@@ -34,7 +34,7 @@ def test_without_a_home_the_cache_is_a_private_temporary_folder(temporary: Path)
     assert not temporary.exists()
     umask = os.umask(0)
     try:
-        assert train_flags.parse([]).cache_dir == str(temporary)
+        assert train_flags.parse([]).data.cache_dir == str(temporary)
     finally:
         os.umask(umask)
     assert stat.S_IMODE(temporary.stat().st_mode) == 0o700
@@ -105,5 +105,5 @@ def test_mxnet_home_moves_the_zoo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_home_in_the_flag_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/user")
-    assert train_flags.parse(["--cache-dir=~/cache"]).cache_dir == "/home/user/cache"
-    assert train_flags.parse(["--tensorboard=~/logs"]).tensorboard == "/home/user/logs"
+    assert train_flags.parse(["--cache-dir=~/cache"]).data.cache_dir == "/home/user/cache"
+    assert train_flags.parse(["--tensorboard=~/logs"]).run.tensorboard == "/home/user/logs"
