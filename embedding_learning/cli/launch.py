@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from embedding_learning.cli import train_flags
-from embedding_learning.cli.parser import Parser, add
+from embedding_learning.cli.parser import Parser, add, expand_path
 from embedding_learning.distributed import dmlc_environment, launcher
 from embedding_learning.errors import UsageError
 from embedding_learning.runtime import mxnet_compat
@@ -53,7 +53,7 @@ def _parser() -> Parser:
     text = (
         "a file with a host per line (host or host:port, by ssh); all have this folder and Python"
     )
-    parser.add_argument("--hosts", metavar="FILE", help=text)
+    parser.add_argument("--hosts", type=expand_path, metavar="FILE", help=text)
     text = "the address by which the hosts reach this machine (default: found automatically)"
     parser.add_argument("--address", help=text)
     text = "print the commands, and run nothing"
