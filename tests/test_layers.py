@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT
 
 PACKAGE = "embedding_learning"
@@ -95,4 +96,4 @@ def test_the_original_is_imported_by_its_own_command_only() -> None:
 @pytest.mark.parametrize("name", WITHOUT_MXNET)
 def test_imports_no_mxnet(name: str) -> None:
     code = f"import sys; sys.modules['mxnet'] = None; import {PACKAGE}{name}"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=HANG_LIMIT)

@@ -24,6 +24,8 @@ from tests.helpers.tiny_networks import batch_of, each_class, small_net
 # isort: split
 import mxnet as mx
 
+from tests.helpers.limits import HANG_LIMIT
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
 # Code that belongs at the end of a file, which its first line names.
@@ -108,7 +110,7 @@ def test_the_methods_in_the_readme_train_when_pasted_into_the_files(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_LIMIT,
     )
     assert done.returncode == 0, done.stderr
     assert "loss='ratio'" in done.stderr and "margin=0.5" in done.stderr

@@ -20,10 +20,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from embedding_learning.runtime.signals import raise_on_signals
-
 from embedding_learning.distributed.dmlc_environment import ROLES
 from embedding_learning.errors import Interrupted
+from embedding_learning.runtime.signals import raise_on_signals
 from tests.benchmarks.namespaces import Machine, Unavailable, network
 from tests.benchmarks.processes import (
     ROOT,

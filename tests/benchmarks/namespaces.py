@@ -19,9 +19,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from embedding_learning.runtime.signals import raise_on_signals
-
 from embedding_learning.errors import Interrupted
+from embedding_learning.runtime.signals import raise_on_signals
 
 _ADDRESS = "10.77.{}.{}"
 # Bytes that may pass at once, more than the largest packet between namespaces; how long packets

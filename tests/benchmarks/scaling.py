@@ -28,12 +28,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from embedding_learning.runtime.signals import raise_on_signals
-
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.distributed import dmlc_environment
 from embedding_learning.distributed.synchronous import KEYS_OF_TRAINER
 from embedding_learning.errors import Interrupted
+from embedding_learning.runtime.signals import raise_on_signals
 from embedding_learning.training import build
 from tests.benchmarks.namespaces import Machine, Unavailable, network
 from tests.benchmarks.processes import (

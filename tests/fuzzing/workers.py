@@ -51,7 +51,7 @@ class Result:
     peak: int = 0  # resident bytes beyond what the worker has after the unchanged sample
 
 
-def run(kind: Kind, numbers: range, seed: str, root: Path, hang_seconds: float = 20.0) -> Result:
+def run(kind: Kind, numbers: range, seed: str, root: Path, hang_seconds: float = 300.0) -> Result:
     """Tries the mutations of these numbers in the folder `root`, which is there and empty.
 
     A number and a seed give the same mutation each time. What the unchanged sample raises comes
@@ -124,11 +124,17 @@ def _note(report: dict[str, Any], result: Result) -> None:
 
 
 def _lines_from(reports: int, hang_seconds: float) -> Iterator[dict[str, Any]]:
-    """The worker's reports until it ends; TimeoutError if there is none for so long."""
+    """Yields the worker's reports until it ends.
+
+    Raises TimeoutError if there is none for so long. The first may take any time.
+    """
     rest = b""
+    has_begun = False
     while True:
-        if not select.select([reports], [], [], hang_seconds)[0]:
+        limit = hang_seconds if has_begun else None
+        if not select.select([reports], [], [], limit)[0]:
             raise TimeoutError
+        has_begun = True
         new = os.read(reports, 65536)
         if not new:
             return

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from embedding_learning.runtime import gpus
+from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT
 
 WITHOUT = "leave --gpus out to train on the CPU"
@@ -96,7 +97,7 @@ def run(
         env={**environment, **variables},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_LIMIT,
     )
 
 

@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 from embedding_learning.errors import UsageError
 from embedding_learning.training import checkpoint_file
 from embedding_learning.training.checkpoint_file import FORMAT, DamagedError, RunFolder
+from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT
 
 STATE = {"format": FORMAT, "flags": {"lr": 0.1, "model": "é\n\u2028"}, "steps": [1, None, True]}
@@ -460,7 +461,7 @@ except UsageError as error:
 
 def test_a_folder_that_became_read_only_keeps_what_it_has(here: Path) -> None:
     process = run_python(here, READ_ONLY)
-    output = process.communicate(timeout=60)[0].splitlines()
+    output = process.communicate(timeout=HANG_LIMIT)[0].splitlines()
     os.chmod("p.run", 0o755)
     assert "denied" in output[0]
     if os.geteuid() == 0:
@@ -483,7 +484,7 @@ with RunFolder("p", 2) as folder:
 
 @pytest.mark.parametrize("room", [0, 100, 79_000])
 def test_a_disk_that_is_full_keeps_what_it_has(here: Path, room: int) -> None:
-    output, _ = run_python(here, FULL, str(room)).communicate(timeout=60)
+    output, _ = run_python(here, FULL, str(room)).communicate(timeout=HANG_LIMIT)
     assert "too large" in output
     assert found_at("auto") == [0, 0]
     assert names_in("p.run") == ["checkpoint-0000-000000.safetensors"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_learning.data.datasets import load, sop
+from embedding_learning.data.datasets import Split, load, sop
 from embedding_learning.errors import DataError
 
 HEADER = "image_id class_id super_class_id path"
@@ -101,12 +101,19 @@ def test_an_empty_a_headless_and_a_missing_file_are_named(folder: Path, name: st
     assert message.startswith(f"{folder / name}: no such file; ") and "--dataset" in message
 
 
-def test_120000_lines_take_about_a_second(tmp_path: Path) -> None:
-    for name, first in (("Ebay_train.txt", 0), ("Ebay_test.txt", 60000)):
-        images = range(first, first + 60000)
-        write(tmp_path, name, [f"{i + 1} {i // 5 + 1} 1 sofa_final/{i}.JPG" for i in images])
-    started = time.process_time()
-    split = sop.read(tmp_path)
-    assert time.process_time() - started < 3  # usually 0.4
+def test_ten_times_the_lines_take_about_ten_times_as_long(tmp_path: Path) -> None:
+    """Not a hundred times: 120,000 lines are read in less than a second."""
+
+    def read(count: int) -> tuple[Split, float]:
+        for name, first in (("Ebay_train.txt", 0), ("Ebay_test.txt", count)):
+            images = range(first, first + count)
+            write(tmp_path, name, [f"{i + 1} {i // 5 + 1} 1 sofa_final/{i}.JPG" for i in images])
+        started = time.process_time()
+        split = sop.read(tmp_path)
+        return split, time.process_time() - started
+
+    seconds = max(read(6000)[1] for _ in range(3))
+    split, seconds_of_all = read(60000)
+    assert seconds_of_all < 40 * seconds
     assert len(split.train) == len(split.test) == 60000
     assert len(split.train.class_names) == 12000
