@@ -1,4 +1,4 @@
-"""What ends a command with one line for the user; `cli.exit_codes` prints it."""
+"""Exceptions that end a command with one line for the user. `cli.exit_codes` prints it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ _LONGEST_MESSAGE = 1000  # characters
 
 
 class UsageError(Exception):
-    """A flag cannot be followed; the message names the flag and the way out."""
+    """A flag or argument cannot be used. The message names it and the way out."""
 
 
 class DataError(Exception):
-    """The data is not as it should be; the message names the file and the way out.
+    """The data is invalid. The message names the file and the way out.
 
-    It quotes what stands in files, and that may be anything. So characters that a terminal would
-    obey, line ends among them, become escapes, and the middle of a long message is left out.
+    The message may quote the content of untrusted files. So control characters, including line
+    ends, are escaped, and the middle of a long message is left out.
     """
 
     def __init__(self, message: str) -> None:
@@ -29,18 +29,18 @@ class DataError(Exception):
 
 
 class TrainingError(Exception):
-    """Training cannot go on; the message says why and what to do."""
+    """Training cannot continue. The message says why and what to do."""
 
 
 class Interrupted(BaseException):
-    """A signal ended the program; like KeyboardInterrupt it is no error to be handled.
+    """A signal ended the program. Like KeyboardInterrupt it is not caught as an error.
 
     Parameters
     ----------
     number : int
-        The signal's.
+        The number of the signal.
     message : str
-        What the user is told.
+        The text for the user.
     """
 
     def __init__(self, number: int, message: str = "interrupted") -> None:

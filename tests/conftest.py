@@ -14,6 +14,7 @@ import pytest
 
 # Lets the tests import MXNet in any order.
 import embedding_learning  # noqa: F401
+from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT, SHARED
 
 # Threads that wait for each other sleep: where other programs keep the cores busy, spinning makes
@@ -86,7 +87,7 @@ def train_command() -> Callable[..., subprocess.CompletedProcess[str]]:
             cwd=folder,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=HANG_LIMIT,
         )
 
     return run

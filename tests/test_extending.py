@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -92,7 +93,11 @@ def run(copy: Path, command: str, *flags: str) -> str:
     program, *arguments = shlex.split(command)
     assert program == "python3"
     done = subprocess.run(
-        [sys.executable, *arguments, *flags], cwd=copy, capture_output=True, text=True, timeout=600
+        [sys.executable, *arguments, *flags],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        timeout=HANG_LIMIT,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
@@ -140,7 +145,7 @@ distance[np.arange(12)[:, None] // 3 == np.arange(12) // 3] = 0
 found = ((anchors - negatives) ** 2).sum(axis=1).asnumpy()
 np.testing.assert_allclose(found, distance.max(axis=1)[rows.asnumpy().astype(int)], rtol=1e-4)
 """
-    subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, timeout=HANG_LIMIT)
 
 
 def test_the_rows_of_the_page_fit_what_they_describe(copy: Path) -> None:
@@ -158,7 +163,7 @@ assert features.size == row.features, features.shape
 learned = [p for p in net.collect_params().values() if p.grad_req != "null"]
 assert sum(p.data().size for p in learned) == row.parameters, sum(p.data().size for p in learned)
 """
-    subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, timeout=HANG_LIMIT)
 
 
 def test_the_tests_to_copy_exist() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from embedding_learning import config
+from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT
 
 PACKAGE = "embedding_learning"
@@ -98,7 +99,7 @@ def test_the_original_is_imported_by_its_own_command_only() -> None:
 @pytest.mark.parametrize("name", WITHOUT_MXNET)
 def test_imports_no_mxnet(name: str) -> None:
     code = f"import sys; sys.modules['mxnet'] = None; import {PACKAGE}{name}"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=HANG_LIMIT)
 
 
 def test_only_commands_know_argparse() -> None:

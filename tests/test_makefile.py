@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from embedding_learning.runtime import mxnet_compat
+from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is what is tested")
@@ -31,7 +32,7 @@ def make(folder: Path, pretended: str) -> subprocess.CompletedProcess[str]:
     )
     pretender.chmod(0o755)
     command = ["make", "-C", str(folder), "demo", f"PYTHON={pretender}"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG_LIMIT)
 
 
 def test_a_python_older_than_3_9_is_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.helpers.saved_models import save_model
 
 # isort: split
 
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
 

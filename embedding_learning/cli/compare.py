@@ -17,6 +17,7 @@ from embedding_learning.cli.parser import (
     add,
     add_choice,
     add_count,
+    add_path,
 )
 from embedding_learning.config import TrainConfig, as_flag
 from embedding_learning.errors import UsageError
@@ -105,7 +106,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add(parser, "--losses", _LOSSES, f"of {', '.join(methods.LOSSES)}")
     add(parser, "--samplings", _SAMPLINGS, f"of {', '.join(methods.SAMPLINGS)}")
     add(parser, "--seeds", 3, "runs of each loss with each sampling: the seeds 1 to N")
-    add(parser, "--output", "comparison", "folder of the tables, the plot and the runs")
+    add_path(parser, "--output", "comparison", "folder of the tables, the plot and the runs")
     text = "what selects the best epoch; held-out: training classes (--held-out, else a fifth)"
     add_choice(parser, "--select-on", SELECTIONS, text)
     text = "runs at a time (default: one on each of --gpus, or one)"

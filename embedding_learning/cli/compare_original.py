@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedding_learning.cli.parser import Parser, add
+from embedding_learning.cli.parser import Parser, add, expand_path
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.config import TrainConfig, as_flag
 from embedding_learning.errors import UsageError
@@ -81,7 +81,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add(parser, "--epochs", 5, "epochs of each free run; 0: none")
     add(parser, "--seeds", 3, "free runs of each program, with seeds that count up from --seed")
     text = "write the tables into this folder, as CSV"
-    parser.add_argument("--output", metavar="FOLDER", type=Path, help=text)
+    parser.add_argument("--output", metavar="FOLDER", type=_expand_path, help=text)
     if arguments and arguments[0].startswith("-") and not {"-h", "--help"} & set(arguments):
         raise UsageError(f"compare-original {arguments[0]}: the original's PATH comes first")
     chosen, rest = parser.parse_known_args(arguments)
@@ -90,6 +90,10 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if chosen.control and not chosen.steps:
         raise UsageError("--control: has no effect with --steps 0; leave it out")
     return chosen, rest
+
+
+def _expand_path(text: str) -> Path:
+    return Path(expand_path(text))
 
 
 def _make_folder(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from embedding_learning.cli.parser import Parser
+from embedding_learning.cli.parser import Parser, expand_path
 from embedding_learning.runtime.progress import log_to_terminal
 
 
@@ -31,7 +31,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         ".params file"
     )
     parser.add_argument("input", metavar="IN", help=text)
-    parser.add_argument("output", metavar="OUT", help="the .params file to write")
+    text = "the .params file to write"
+    parser.add_argument("output", type=expand_path, metavar="OUT", help=text)
     text = "the backbone of these weights, as --model of train.py names it"
     parser.add_argument("--model", metavar="NAME", required=True, help=text)
     return parser.parse_args(arguments)

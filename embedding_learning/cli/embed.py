@@ -6,7 +6,7 @@ import argparse
 import os
 
 from embedding_learning.cli import model_flags
-from embedding_learning.cli.parser import Parser
+from embedding_learning.cli.parser import Parser, expand_path
 from embedding_learning.cli.train_flags import add_flags as add_train_flags
 from embedding_learning.data import datasets
 from embedding_learning.data.datasets import ImageSet, unlabeled
@@ -58,8 +58,8 @@ def _resume_hint(output: str) -> str:
 def _load_data_set(options: argparse.Namespace, use_boxes: bool) -> ImageSet:
     """Returns all images of the data set that the flags name, also those that train."""
     return datasets.load_dataset(
-        os.path.expanduser(options.data_path),
-        os.path.expanduser(options.cache_dir),
+        options.data_path,
+        options.cache_dir,
         name=options.dataset,
         use_boxes=use_boxes,
         test="all",
@@ -82,9 +82,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help=text)
     text = "the .npy file to write"
-    parser.add_argument("--output", required=True, metavar="FILE", help=text)
+    parser.add_argument("--output", type=expand_path, required=True, metavar="FILE", help=text)
     text = "embed all images of a data set, as train.py takes it, with their labels and boxes"
-    parser.add_argument("--data-path", metavar="PATH", help=text)
+    parser.add_argument("--data-path", type=expand_path, metavar="PATH", help=text)
     text = f"data set in --data-path: {', '.join(datasets.NAMES)}"
     parser.add_argument("--dataset", choices=datasets.NAMES, metavar="NAME", help=text)
     add_train_flags(parser, ("cache_dir", "skip_bad_images"))

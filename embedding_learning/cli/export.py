@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from embedding_learning.cli import model_flags
-from embedding_learning.cli.parser import Parser
+from embedding_learning.cli.parser import Parser, expand_path
 
 
 def main(arguments: list[str]) -> int:
@@ -46,7 +46,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     model_flags.add_model(parser)
     text = "FILE.onnx; any other name is the prefix of PREFIX-symbol.json and PREFIX-0000.params"
-    parser.add_argument("output", metavar="OUTPUT", help=text)
+    parser.add_argument("output", type=expand_path, metavar="OUTPUT", help=text)
     text = "let the graph take uint8 pixels and normalize them itself"
     parser.add_argument("--normalize-input", action="store_true", help=text)
     return parser.parse_args(arguments)

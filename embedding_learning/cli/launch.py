@@ -1,4 +1,4 @@
-"""``python -m embedding_learning launch``: train.py on several machines, or several times here."""
+"""``python -m embedding_learning launch``: train with several processes or machines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from embedding_learning.cli import train_flags
-from embedding_learning.cli.parser import Parser, add
+from embedding_learning.cli.parser import Parser, add, expand_path
 from embedding_learning.distributed import dmlc_environment, launcher
 from embedding_learning.errors import UsageError
 from embedding_learning.runtime import mxnet_compat
@@ -20,17 +20,17 @@ _MOST_PROCESSES = 4096
 
 
 def main(arguments: list[str]) -> int:
-    """Launches, or with --dry-run prints what would run; the job's exit status."""
+    """Starts the processes, or with --dry-run prints their commands. Returns the exit status."""
     if "--" not in arguments and not {"-h", "--help"} & set(arguments):
-        raise UsageError("launch: the flags of train.py are missing; put them behind --")
-    place = arguments.index("--") if "--" in arguments else len(arguments)
-    chosen = _parser().parse_args(arguments[:place])
+        raise UsageError("launch: the flags of train.py are missing; put them after --")
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    chosen = _parser().parse_args(arguments[:end])
     check_range("workers", chosen.workers, 1, _MOST_PROCESSES)
     check_range("servers", chosen.servers, 1, _MOST_PROCESSES)
     hosts = launcher.read_hosts(chosen.hosts) if chosen.hosts else []
     if hosts and not shutil.which("ssh"):
         raise UsageError("--hosts: needs ssh, which is not installed")
-    flags = _train_flags(arguments[place + 1 :], chosen.workers, chosen.servers)
+    flags = _train_flags(arguments[end + 1 :], chosen.workers, chosen.servers)
     _share_cores(0 if hosts else chosen.workers)
     address = (chosen.address or launcher.find_address()) if hosts else None
     scheduler = launcher.create_scheduler_environment(chosen.workers, chosen.servers, address)
@@ -48,19 +48,21 @@ def _parser() -> Parser:
         usage="%(prog)s --workers N [--servers N] [--hosts FILE] [--dry-run] -- FLAGS OF TRAIN.PY",
         description="Train with several processes on MXNet's parameter server.",
     )
-    add(parser, "--workers", 2, "processes that train, each on a share of every batch")
+    add(parser, "--workers", 2, "processes that train, each with a part of every batch")
     add(parser, "--servers", 1, "processes that add up the workers' gradients")
-    text = "a file of one host a line (host or host:port, by ssh); all have this folder and Python"
-    parser.add_argument("--hosts", metavar="FILE", help=text)
-    text = "this machine's address, as the hosts reach it (default: found)"
+    text = (
+        "a file with a host per line (host or host:port, by ssh); all have this folder and Python"
+    )
+    parser.add_argument("--hosts", type=expand_path, metavar="FILE", help=text)
+    text = "the address by which the hosts reach this machine (default: found automatically)"
     parser.add_argument("--address", help=text)
-    text = "print what would run, and run nothing"
+    text = "print the commands, and run nothing"
     parser.add_argument("--dry-run", action="store_true", help=text)
     return parser
 
 
 def _train_flags(flags: list[str], workers: int, servers: int) -> list[str]:
-    """The flags for each process; raises UsageError for those that train.py would refuse."""
+    """Returns the flags of each process. Raises UsageError if train.py would refuse them."""
     if "kvstore" not in train_flags.given(flags):
         flags = [*flags, "--kvstore=dist_sync"]
     # The address and the port do not matter here.
@@ -72,7 +74,7 @@ def _train_flags(flags: list[str], workers: int, servers: int) -> list[str]:
 
 
 def _share_cores(workers_here: int) -> None:
-    """Parts this machine's cores among its workers, unless the user has set the threads."""
+    """Divides this machine's cores among its workers, unless the user has set the threads."""
     if mxnet_compat.has_chosen_threads:
         cores = int(os.environ.pop("OMP_NUM_THREADS"))
         if workers_here:

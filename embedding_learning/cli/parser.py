@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -16,10 +17,21 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (--help lists the flags)")
 
 
+def expand_path(text: str) -> str:
+    """Returns the path with ``~`` expanded. A shell does not expand it in ``--flag=~/file``."""
+    return os.path.expanduser(text)
+
+
 def add(group: argparse._ActionsContainer, name: str, default: Any, text: str) -> None:
     """Adds a flag of its default's type."""
     help_text = f"{text} (default: %(default)s)" if default != "" else text
     group.add_argument(name, default=default, type=type(default), help=help_text)
+
+
+def add_path(group: argparse._ActionsContainer, name: str, default: str, text: str) -> None:
+    """A file or folder, in whose name ``~`` is expanded."""
+    help_text = f"{text} (default: %(default)s)"
+    group.add_argument(name, default=default, type=expand_path, help=help_text)
 
 
 def add_count(group: argparse._ActionsContainer, name: str, text: str) -> None:

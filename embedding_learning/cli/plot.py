@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from embedding_learning.cli import model_flags, split_flags
-from embedding_learning.cli.parser import Parser
+from embedding_learning.cli.parser import Parser, expand_path
 from embedding_learning.config import as_flag
 from embedding_learning.data.datasets.unlabeled import UNLABELED
 from embedding_learning.data.image_set import number_classes
@@ -85,7 +85,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
             model_flags.add_flags(of_kind, more)
             split_flags.add_flags(of_kind)
         text = "the plot, .png or .svg; an existing file is replaced"
-        of_kind.add_argument("output", metavar="FILE", help=text)
+        of_kind.add_argument("output", type=expand_path, metavar="FILE", help=text)
     options = parser.parse_args(arguments)
     if PLOTS[options.kind].of_run:
         find_run(options.run)

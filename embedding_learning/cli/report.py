@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from embedding_learning.cli import model_flags
-from embedding_learning.cli.parser import Parser
+from embedding_learning.cli.parser import Parser, expand_path
 from embedding_learning.cli.plot import draw_gallery, draw_tsne_photographs, draw_tsne_points
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.config import DataConfig, TestImages
@@ -186,7 +186,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("prefix", metavar="PREFIX", help=text)
     text = "the page (default: PREFIX.run/report.html)"
-    parser.add_argument("--output", metavar="FILE", help=text)
+    parser.add_argument("--output", type=expand_path, metavar="FILE", help=text)
     model_flags.add_devices(parser)
     options = parser.parse_args(arguments)
     model_flags.check(options)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from embedding_learning.cli import model_flags
-from embedding_learning.cli.parser import Parser
+from embedding_learning.cli.parser import Parser, expand_path
 from embedding_learning.errors import UsageError
 from embedding_learning.inference.search import describe_result, draw_result, search
 from embedding_learning.runtime.progress import log_to_terminal
@@ -75,7 +75,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("-k", type=int, default=10, metavar="N", help=text)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     text = "draw the queries and the images found: a .png or .svg file; a former one is replaced"
-    parser.add_argument("--picture", metavar="FILE", help=text)
+    parser.add_argument("--picture", type=expand_path, metavar="FILE", help=text)
     options = parser.parse_intermixed_args(arguments)
     model_flags.check(options)
     if options.k < 1:

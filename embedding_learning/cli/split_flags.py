@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from embedding_learning.cli.parser import add_choice
 from embedding_learning.cli.train_flags import add_flags as add_train_flags
@@ -37,8 +36,8 @@ def check(options: argparse.Namespace) -> None:
 def test_images(options: argparse.Namespace) -> TestImages:
     """Returns the test images that the flags name."""
     return TestImages(
-        data_path=os.path.expanduser(options.data_path),
-        cache_dir=os.path.expanduser(options.cache_dir),
+        data_path=options.data_path,
+        cache_dir=options.cache_dir,
         dataset=options.dataset,
         train_classes=options.train_classes,
         bbox=options.bbox,

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from embedding_learning.cli import parser, unused_flags
-from embedding_learning.cli.parser import Parser
+from embedding_learning.cli.parser import Parser, expand_path
 from embedding_learning.config import (
     FLAGS,
     DataConfig,
@@ -177,7 +177,7 @@ def add_flag(group: argparse._ActionsContainer, flag: Flag) -> None:
     group.add_argument(
         flag.name,
         dest=flag.key,
-        type=str if flag.type is tuple else flag.type,
+        type=expand_path if flag.is_path else str if flag.type is tuple else flag.type,
         default=default,
         metavar=flag.metavar,
         help=help_text(flag, default),

@@ -9,15 +9,12 @@ interrupted at any moment resumes where it stopped, and an image that has change
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import math
 import os
 import stat
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +26,7 @@ from embedding_learning.data.preprocessing import (
     Preprocessing,
 )
 from embedding_learning.errors import DataError
+from embedding_learning.runtime.file_locks import locked
 from embedding_learning.runtime.progress import progress_bar
 
 # Increase it when the same file, box and size give other pixels, or the file format changes.
@@ -84,7 +82,9 @@ def open_pixel_cache(
     shape = (len(images), size, size, 3)
     try:
         cache_folder.mkdir(parents=True, exist_ok=True)
-        with _lock(cache_folder / "lock"):
+        # A pixel cache from an untrusted source could contain a link to a file of the user.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        with locked(cache_folder / "lock", flags, on_wait=_log_waiting):
             if not _is_valid(cache_folder, header, shape):
                 _create(cache_folder, header, shape)
             decoder = PixelsFromFiles(images, size, preprocessing)
@@ -115,20 +115,8 @@ def _make_header(images: ImageSet, size: int, preprocessing: Preprocessing) -> b
     return (_MAGIC + text).ljust(_HEADER_BYTES, b"\0")
 
 
-@contextmanager
-def _lock(file: Path) -> Iterator[None]:
-    """Lets one process at a time into the block. The system frees the lock of a killed process."""
-    # A pixel cache from an untrusted source could contain a link to a file of the user as its lock.
-    lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logging.info("Waiting for another run that decodes the same images.")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
+def _log_waiting() -> None:
+    logging.info("Waiting for another run that decodes the same images.")
 
 
 def _is_valid(cache_folder: Path, header: bytes, shape: tuple[int, ...]) -> bool:

@@ -1,1 +1,1 @@
-"""The original example, run in processes of its own beside this program, its files as they are."""
+"""Comparison with the original example. It runs unchanged, in separate processes."""

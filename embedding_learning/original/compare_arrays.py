@@ -1,4 +1,4 @@
-"""What two programs are compared by: parameters and gradients, of either."""
+"""Differences between the parameters and gradients of two programs."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 
 
 class ArrayDifference(NamedTuple):
-    """The largest one, and the array where it is."""
+    """A relative difference, and the name of the array that it was found in."""
 
     value: float
     array: str
 
 
 def read_values(parameters: Mapping[str, mx.gluon.Parameter]) -> dict[str, np.ndarray]:
-    """The first device's values, by name; the devices before must be done."""
+    """Returns the values on the first device, by name. All devices must have finished computing."""
     return {name: p.list_data()[0].asnumpy() for name, p in parameters.items()}
 
 
 def gradient_norm(parameters: Iterable[mx.gluon.Parameter]) -> float:
-    """The Euclidean norm of all gradients as one vector, summed over the devices.
+    """Returns the Euclidean norm of all gradients as one vector, summed over the devices.
 
-    Before they are divided by the batch size.
+    The gradients are not divided by the batch size.
     """
     total = 0.0
     for parameter in parameters:
@@ -36,7 +36,7 @@ def gradient_norm(parameters: Iterable[mx.gluon.Parameter]) -> float:
 
 
 def relative_difference(a: float, b: float) -> float:
-    """|a - b| / |a|; 0 for equal ones."""
+    """Returns |a - b| / |a|; 0 for equal numbers, infinity if only `a` is 0."""
     if a == b:
         return 0.0
     return abs(a - b) / abs(a) if a else math.inf
@@ -45,9 +45,9 @@ def relative_difference(a: float, b: float) -> float:
 def find_largest_difference(
     a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]
 ) -> ArrayDifference:
-    """The largest max |a - b| / max |a| of all arrays: 0 where they are equal, NaN if any is."""
-    found = [ArrayDifference(_relative_difference(a[name], b[name]), name) for name in a]
-    return max(found, key=lambda one: math.inf if math.isnan(one.value) else one.value)
+    """Returns the largest max |a - b| / max |a| of all arrays; it is NaN if one of them is NaN."""
+    differences = [ArrayDifference(_relative_difference(a[name], b[name]), name) for name in a]
+    return max(differences, key=lambda d: math.inf if math.isnan(d.value) else d.value)
 
 
 def _relative_difference(a: np.ndarray, b: np.ndarray) -> float:

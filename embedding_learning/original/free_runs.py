@@ -1,4 +1,4 @@
-"""Both programs, each trained freely: its own batches, its own negatives, several seeds."""
+"""Trains both programs independently, with their own batches and negatives, for several seeds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SHOWN = re.compile(r"\[Epoch \d+(, Iter \d+)?\] (training loss|validation: Reca
 
 
 class Run(NamedTuple):
-    """A run of a program with a seed.
+    """The result of one program's training with one seed.
 
     Attributes
     ----------
@@ -41,9 +41,9 @@ class Run(NamedTuple):
     recalls : ndarray (epochs, 5)
         Recall@1, 2, 4, 8, 16 after each epoch.
     images_per_second : float
-        In training, over all epochs.
+        Training images per second, over all epochs.
     peak_megabytes : float
-        Of its process.
+        The peak memory of its process.
     """
 
     program: str
@@ -56,11 +56,11 @@ class Run(NamedTuple):
 def train(
     config: TrainConfig, arguments: Sequence[str], path: Path, epochs: int, seeds: int
 ) -> Iterator[Run]:
-    """Trains both programs with each seed, one process after another; each run once it is done.
+    """Trains both programs with each seed, one process after another; yields each finished run.
 
     `arguments` are the flags that `config` was read from. The seeds count up from `--seed`.
 
-    Raises UsageError or DataError if flags and data do not fit, TrainingFault if a run fails.
+    Raises UsageError or DataError if flags and data do not fit, TrainingError if a run fails.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="compare-original-")))
@@ -68,29 +68,29 @@ def train(
         if split.gallery:
             raise UsageError(
                 f"--data-path {config.data.path}: its queries are searched in a gallery, which "
-                "the original does not know; leave the free runs out with --epochs 0"
+                "the original does not support; --epochs 0 leaves the free runs out"
             )
         if len(split.test) <= max(RECALL_AT):
             raise UsageError(
-                f"--data-path {config.data.path}: {len(split.test)} images test, too few for the "
-                f"original's Recall@{max(RECALL_AT)}; leave the free runs out with --epochs 0"
+                f"--data-path {config.data.path}: {len(split.test)} test images are too few for "
+                f"the original's Recall@{max(RECALL_AT)}; --epochs 0 leaves the free runs out"
             )
         processes.write_data(split, folder / "data")
-        backbone = _backbone(config.model, folder / "backbone.params")
+        backbone = _write_backbone(config.model, folder / "backbone.params")
         classes = len(split.train.class_names)
         numbers = processes.numbers(config.data, classes, config.batch.batch_num)
         for seed in range(config.run.seed, config.run.seed + seeds):
             for program in PROGRAMS:
-                own = Path(stack.enter_context(TemporaryDirectory(dir=folder)))
+                run_folder = Path(stack.enter_context(TemporaryDirectory(dir=folder)))
                 run = replace(config.run, seed=seed, epochs=epochs)
                 of_seed = replace(config, run=run)
-                flags = processes.flags(of_seed, folder / "data", own / "model")
+                flags = processes.flags(of_seed, folder / "data", run_folder / "model")
                 if program == "here":
-                    # Of flags that are there twice the last one counts.
+                    # If a flag is given twice, the last one counts.
                     flags = [*arguments, f"--epochs={epochs}", f"--seed={seed}"]
-                    flags.append(f"--save-model-prefix={own / 'model'}")
+                    flags.append(f"--save-model-prefix={run_folder / 'model'}")
                 settings = processes.write_settings(
-                    own / "settings.json",
+                    run_folder / "settings.json",
                     original=str(path) if program != "here" else None,
                     flags=flags,
                     seed=seed,
@@ -101,9 +101,9 @@ def train(
 
 
 def compute_mean_and_spread(runs: Sequence[Run], program: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of a program's recalls over the seeds: means and standard deviations, (epochs, 5) each.
+    """Returns the means and standard deviations of a program's recalls over the seeds.
 
-    The deviation of a sample; NaN for a single seed.
+    Both are (epochs, 5). The deviation is that of a sample: NaN for a single seed.
     """
     recalls = np.array([run.recalls for run in runs if run.program == program])
     if len(recalls) < 2:
@@ -111,8 +111,8 @@ def compute_mean_and_spread(runs: Sequence[Run], program: str) -> tuple[np.ndarr
     return recalls.mean(axis=0), recalls.std(axis=0, ddof=1)
 
 
-def _backbone(model: ModelConfig, file: Path) -> str | None:
-    """Writes the pretrained backbone for the original; None if there is to be none."""
+def _write_backbone(model: ModelConfig, file: Path) -> str | None:
+    """Writes the pretrained backbone for the original. Returns its file; None if there is none."""
     if not model.has_pretrained_backbone:
         return None
     features = backbones.create(
@@ -123,7 +123,7 @@ def _backbone(model: ModelConfig, file: Path) -> str | None:
 
 
 def _run(config: TrainConfig, program: str, settings: Path) -> Run:
-    """Waits for the run, showing where it is. Raises TrainingFault if it fails."""
+    """Runs a program and shows its progress. Blocks. Raises TrainingError if it fails."""
     title = f"{program}, seed {config.run.seed}"
     lines = []
     pipes: dict[str, Any] = {
@@ -146,7 +146,7 @@ def _run(config: TrainConfig, program: str, settings: Path) -> Run:
 
 
 def read_log(text: str, epochs: int) -> tuple[np.ndarray, float]:
-    """The recalls (epochs, 5) and the seconds of training of a log, of either program."""
+    """Returns the recalls (epochs, 5) and the seconds of training in a log of either program."""
     recalls = np.full((epochs, len(RECALL_AT)), np.nan)
     for epoch, k, value in _RECALL.findall(text):
         recalls[int(epoch), RECALL_AT.index(int(k))] = float(value)

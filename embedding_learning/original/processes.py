@@ -1,4 +1,4 @@
-"""Processes that run the original or this program, and what is told to them."""
+"""Starts processes that run the original or this program, and writes their settings and data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from embedding_learning.model.weights.catalog import resolve_name
 from embedding_learning.original.source import Numbers
 
 _ROOT = Path(__file__).resolve().parents[2]
-# More than any image has; the original cuts a box at the image's edge.
+# A box larger than any image. The original cuts a box at the edges of the image.
 _WHOLE_IMAGE = (0, 0, 10**6, 10**6)
 
 
@@ -29,7 +29,7 @@ _WHOLE_IMAGE = (0, 0, 10**6, 10**6)
 def start_process(
     module: str, settings: Path, environment: Mapping[str, str] = MappingProxyType({}), **pipes: Any
 ) -> Iterator[subprocess.Popen[str]]:
-    """A module of this package as a program; ended when the context is left."""
+    """Runs a module of this package as a process, which is killed at the end of the block."""
     paths = [str(_ROOT), os.environ.get("PYTHONPATH", "")]
     command = [sys.executable, "-m", f"embedding_learning.original.{module}", str(settings)]
     started = subprocess.Popen(
@@ -52,19 +52,19 @@ def start_process(
 
 
 def write_settings(file: Path, **settings: Any) -> Path:
-    """What a process is told; its path."""
+    """Writes the settings of a process as JSON. Returns the file."""
     file.write_text(json.dumps(settings), encoding="utf-8")
     return file
 
 
 def create_error(program: str, when: str, output: str) -> TrainingError:
-    """What to raise for a process that ended too early, from its error output."""
+    """Returns the exception for a process that ended too early, with its last line of output."""
     lines = [line for line in output.splitlines() if line.strip()]
-    return TrainingError(f"{program} failed {when}: {lines[-1] if lines else 'without a word'}")
+    return TrainingError(f"{program} failed {when}: {lines[-1] if lines else 'without a message'}")
 
 
 def flags(config: TrainConfig, folder: Path, prefix: Path) -> list[str]:
-    """Returns the original's flags for these settings; it reads the images of `folder`."""
+    """Returns the original's flags for these settings, with `folder` as its data set."""
     method, optimizer, gpus = config.method, config.optimizer, config.devices.gpus
     values = {
         "data-path": folder,
@@ -96,14 +96,15 @@ def flags(config: TrainConfig, folder: Path, prefix: Path) -> list[str]:
 
 
 def numbers(data: DataConfig, classes: int, batches: int) -> Numbers:
-    """Returns what is written into the original's files for these settings."""
+    """Returns the numbers that replace those in the original's files."""
     return Numbers(classes, batches, data.image_size, data.crop_size)
 
 
 def write_data(split: Split, folder: Path) -> None:
-    """The split as a folder that the original reads: lists, and links to the images.
+    """Writes the split as a folder that the original can read: lists, and links to the images.
 
-    The training classes are numbered first; images without a box get one that holds them whole.
+    The training classes have the first numbers. Images without a box get a box around the whole
+    image.
     """
     (folder / "images").mkdir(parents=True)
     images, labels, boxes = [], [], []

@@ -1,9 +1,10 @@
-"""The original, step by step: `python -m embedding_learning.original.step_server SETTINGS`.
+"""Runs the original step by step: `python -m embedding_learning.original.step_server SETTINGS`.
 
-A process of its own. Its `train` runs as it is, and asks for a batch at each step: there it tells
-of the step before, and waits for the next batch, which comes with the negatives to be drawn or
-else with none. SETTINGS is a JSON file; batches and answers are .npz files beside it, a line on
-the standard input or output tells that one is there.
+The original's `train` runs unchanged. When it asks its iterator for a batch, this process writes
+the answer about the step before, and waits for the next batch. With a batch may come the negatives
+to use; without them the original samples its own. SETTINGS is a JSON file. Batches and answers are
+.npz files next to it. A line on the standard input says that a batch has been written, a line on
+the standard output that an answer has.
 """
 
 from __future__ import annotations
@@ -26,26 +27,26 @@ BATCH, ANSWER = "batch.npz", "answer.npz"
 
 
 class _Done(Exception):
-    """No further batch will come."""
+    """Ends the training: there is no further batch."""
 
 
 class _Stepper:
-    """Stands for the original's training iterator, and draws its negatives.
+    """Replaces the original's training iterator and its sampling of negatives.
 
     Parameters
     ----------
     folder : Path
-        Where batches and answers are.
+        The folder of batches and answers.
     output : text file
-        Where it is told that an answer is there.
+        Receives a line for each answer.
     """
 
     def __init__(self, folder: Path, output: Any) -> None:
         self._folder = folder
         self._output = output
-        self._draw = np.random.choice
+        self._sample = np.random.choice
         self._given: list[np.ndarray] = []
-        self._drawn: list[np.ndarray] = []
+        self._sampled: list[np.ndarray] = []
         self._losses: list[mx.nd.NDArray] = []
         self._steps = 0
         self.training: ModuleType | None = None
@@ -60,34 +61,34 @@ class _Stepper:
             data, labels = mx.nd.array(batch["data"]), mx.nd.array(batch["labels"])
             self._given = list(batch["negatives"])
             seed = int(batch["seed"])
-        self._drawn, self._losses = [], []
+        self._sampled, self._losses = [], []
         self._steps += 1
-        # Dropout's masks are drawn from here on.
+        # For the masks of dropout.
         mx.random.seed(seed)
         return mx.io.DataBatch(data=[data], label=[labels])
 
     def choice(self, *args: Any, **settings: Any) -> np.ndarray:
-        """In place of numpy.random.choice: an anchor's negatives."""
-        drawn = self._given.pop(0) if self._given else self._draw(*args, **settings)
-        self._drawn.append(drawn)
-        return drawn
+        """Replaces numpy.random.choice: returns the negatives of the next anchor."""
+        negatives = self._given.pop(0) if self._given else self._sample(*args, **settings)
+        self._sampled.append(negatives)
+        return negatives
 
-    def seen(self, loss: Any) -> Any:
-        """The original's loss class, whose values are kept."""
+    def record(self, loss: Any) -> Any:
+        """Returns the original's loss class, with all computed losses recorded."""
 
         def create(**settings: Any) -> Any:
             compute = loss(**settings)
 
-            def computed(*args: Any) -> mx.nd.NDArray:
+            def compute_and_record(*args: Any) -> mx.nd.NDArray:
                 self._losses.append(compute(*args))
                 return self._losses[-1]
 
-            return computed
+            return compute_and_record
 
         return create
 
     def _answer(self) -> None:
-        """Tells of the step that was made."""
+        """Writes the answer about the step that was computed."""
         assert self.training
         mx.nd.waitall()
         net, beta = self.training.net, self.training.beta
@@ -99,16 +100,16 @@ class _Stepper:
             answer["beta"] = read_values({"beta": beta})["beta"]
         loss = sum(float(loss.mean().asscalar()) for loss in self._losses)
         answer["scalars"] = np.array([loss, gradient_norm(parameters.values())])
-        answer["negatives"] = np.array(self._drawn)
+        answer["negatives"] = np.array(self._sampled)
         np.savez(self._folder / ANSWER, **answer)
         print("answered", file=self._output, flush=True)
 
 
 def main() -> None:
-    """Trains with the batches that come, until none does."""
+    """Trains with the batches that arrive, until there are no more."""
     settings_file = Path(sys.argv[1])
     settings = json.loads(settings_file.read_text(encoding="utf-8"))
-    # What the original prints does not belong to the conversation.
+    # The standard output is for answers only, so the original prints to the error output.
     output, sys.stdout = sys.stdout, sys.stderr
     stepper = _Stepper(settings_file.parent, output)
     numbers = source.Numbers(*settings["numbers"])
@@ -116,9 +117,9 @@ def main() -> None:
     training = source.load(Path(settings["original"]), settings["flags"], numbers, iterators)
     stepper.training = training
     training.net.load_parameters(settings["parameters"], ctx=training.context)
-    vars(training)["MarginLoss"] = stepper.seen(training.MarginLoss)
+    vars(training)["MarginLoss"] = stepper.record(training.MarginLoss)
     vars(np.random)["choice"] = stepper.choice
-    # It initializes what is there already, which Gluon leaves as it is.
+    # It initializes parameters that have values. Gluon warns of that and keeps the values.
     warnings.filterwarnings("ignore", ".*already initialized", UserWarning)
     with suppress(_Done):
         training.train(1, training.context)

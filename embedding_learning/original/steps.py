@@ -1,4 +1,4 @@
-"""This program and the original, step by step from the same weights on the same batches."""
+"""Compares this program with the original, step by step, with the same weights and batches."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from embedding_learning.training.schedule import set_learning_rates
 
 
 class State(NamedTuple):
-    """A program after a step.
+    """The state of a program after a step.
 
     Attributes
     ----------
     loss : float
-        The step's.
+        The loss of the step.
     gradient_norm : float
-        Of the network's gradients, not yet divided by the batch size.
+        The norm of the network's gradients, not divided by the batch size.
     network : dict of ndarray
-        Parameters and batch norm's running statistics, by name, after the step.
+        The parameters and running statistics by name, after the step.
     beta : dict of ndarray
-        Empty if it is a constant.
+        The values of beta; empty if beta is a constant.
     """
 
     loss: float
@@ -55,7 +55,7 @@ class State(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How far a second program is from a first after a step; all are relative to the first."""
+    """The differences between two programs after a step, relative to the first program."""
 
     loss: float
     gradient_norm: float
@@ -64,7 +64,7 @@ class Difference(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A step of both programs; `control` is the original against itself."""
+    """A step of both programs. `control` is the difference of the original to its second run."""
 
     number: int
     original: State
@@ -74,13 +74,13 @@ class Step(NamedTuple):
 
 
 class GivenNegatives(DistanceWeightedSampling):
-    """In place of the sampling: the negatives are those last given.
+    """Replaces the sampling by negatives that are given.
 
     Parameters
     ----------
     batch_k : int
     count : int
-        Negatives of a device's share of a batch.
+        The number of negatives in a per-device batch.
     """
 
     def __init__(self, batch_k: int, count: int) -> None:
@@ -89,7 +89,7 @@ class GivenNegatives(DistanceWeightedSampling):
             self.given = self.params.get("given", shape=(count,), init="zeros", grad_req="null")
 
     def give(self, rows: np.ndarray) -> None:
-        """The negatives of the next step, (devices * count,), rows within each device's share."""
+        """Sets the negatives of the next step, (devices * count,): rows of the per-device batch."""
         devices = self.given.list_data()
         for data, part in zip(devices, np.split(rows.astype(np.float32), len(devices))):
             data[:] = part
@@ -98,12 +98,12 @@ class GivenNegatives(DistanceWeightedSampling):
         row, row_class = self._rows(F, x)
         anchor_rows = F.repeat(row, repeats=self._batch_k - 1)
         positive_rows = F.reshape(self._positive_rows(F, row, row_class), (-1,))
-        triple = (F.take(x, rows) for rows in (anchor_rows, positive_rows, given))
-        return (anchor_rows, *triple, x)
+        triplets = (F.take(x, rows) for rows in (anchor_rows, positive_rows, given))
+        return (anchor_rows, *triplets, x)
 
 
 class _Original:
-    """The original's process, and the folder where it is talked to."""
+    """The process of the original, and the folder of its batches and answers."""
 
     def __init__(self, name: str, folder: Path, process: subprocess.Popen[str]) -> None:
         self._name = name
@@ -113,9 +113,9 @@ class _Original:
     def step(
         self, number: int, data: np.ndarray, labels: np.ndarray, seed: int, negatives: np.ndarray
     ) -> tuple[State, np.ndarray]:
-        """Its state after the step, and the negatives drawn, (n, batch_k - 1).
+        """Runs a step. Returns the state after it and the sampled negatives (n, batch_k - 1).
 
-        Raises TrainingFault if the process ends.
+        Blocks. Raises TrainingError if the process ends.
         """
         np.savez(self._folder / BATCH, data=data, labels=labels, seed=seed, negatives=negatives)
         try:
@@ -137,18 +137,17 @@ class _Original:
 
 
 def compare(config: TrainConfig, path: Path, steps: int, with_control: bool) -> Iterator[Step]:
-    """Each step of both programs, as it is made.
+    """Runs both programs and yields each step when both have computed it.
 
-    The network's first weights are this program's. The batches are this program's too: the
-    original is given the pixels as this program's network normalises them. The negatives are
-    those that the original draws. With a control the original runs a second time, computing with
-    another number of threads.
+    The first weights of the network and the batches are this program's: the original receives the
+    pixels as this program's network normalizes them. The negatives are those that the original
+    samples. With a control the original runs a second time, with another number of threads.
 
     Raises
     ------
     UsageError, DataError
         If flags and data do not fit.
-    TrainingFault
+    TrainingError
         If the original fails.
     """
     with ExitStack() as stack:
@@ -164,31 +163,31 @@ def compare(config: TrainConfig, path: Path, steps: int, with_control: bool) -> 
         net.sampling.given.initialize(ctx=devices)
         data = open_data(split, config)
         stack.callback(data.close)
-        # What is queued still reads the batches' memory.
+        # Queued operations still read the memory of the batches.
         stack.callback(mx.nd.waitall)
         learner = build(config, data.beta_terms, net, devices)
         learner.start()
         set_learning_rates(config, learner, 0)
 
         def start(name: str, environment: Mapping[str, str]) -> _Original:
-            own = folder / name.replace(" ", "_")
-            own.mkdir()
+            own_folder = folder / name.replace(" ", "_")
+            own_folder.mkdir()
             settings = processes.write_settings(
-                own / "settings.json",
+                own_folder / "settings.json",
                 original=str(path),
-                flags=processes.flags(config, own, own / "model"),
-                # One more than there are: so its first epoch does not end.
+                flags=processes.flags(config, own_folder, own_folder / "model"),
+                # One batch more than there will be, so that its first epoch does not end.
                 numbers=processes.numbers(config.data, len(data.beta_terms), steps + 1),
                 parameters=str(folder / "first.params"),
             )
-            errors = stack.enter_context(open(own / "errors", "w", encoding="utf-8"))
+            errors = stack.enter_context(open(own_folder / "errors", "w", encoding="utf-8"))
             pipes: dict[str, Any] = {
                 "stdin": subprocess.PIPE,
                 "stdout": subprocess.PIPE,
                 "stderr": errors,
             }
             process = processes.start_process("step_server", settings, environment, **pipes)
-            return _Original(name, own, stack.enter_context(process))
+            return _Original(name, own_folder, stack.enter_context(process))
 
         original = start("the original", {})
         second = start("the original again", _other_threads()) if with_control else None
@@ -210,12 +209,12 @@ def compare(config: TrainConfig, path: Path, steps: int, with_control: bool) -> 
 
 
 def step_seed(seed: int, number: int) -> int:
-    """Of MXNet's random numbers in a step: dropout's masks, in both programs."""
+    """Returns the seed of MXNet's random numbers in a step: the masks of dropout."""
     return int(np.random.SeedSequence((seed, number)).generate_state(1)[0] >> 1)
 
 
 def compute_difference(first: State, second: State) -> Difference:
-    """How far the second state is from the first."""
+    """Returns the differences of the second state to the first."""
     return Difference(
         relative_difference(first.loss, second.loss),
         relative_difference(first.gradient_norm, second.gradient_norm),
@@ -225,11 +224,11 @@ def compute_difference(first: State, second: State) -> Difference:
 
 
 def _step(learner: Learner, batch: mx.io.DataBatch) -> State:
-    """One step of this program, and its state after it."""
+    """Runs a step of this program. Returns the state after it."""
     step = learner.step(batch)
     mx.nd.waitall()
     parameters = learner.net._collect_params_with_prefix()
-    # The negatives are no weights.
+    # The given negatives are no weights.
     del parameters["sampling.given"]
     learned = isinstance(learner.beta, gluon.Parameter)
     return State(
@@ -241,5 +240,5 @@ def _step(learner: Learner, batch: mx.io.DataBatch) -> State:
 
 
 def _other_threads() -> dict[str, str]:
-    """Another number of threads than this process computes with: sums in another order."""
+    """Returns variables for another number of threads, which adds up numbers in another order."""
     return {"OMP_NUM_THREADS": "2" if os.environ.get("OMP_NUM_THREADS") == "1" else "1"}

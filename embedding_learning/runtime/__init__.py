@@ -1,1 +1,1 @@
-"""What the platform needs: MXNet on today's Pythons, devices, signals, atomic files, progress."""
+"""The platform: MXNet on current Pythons, devices, signals, atomic files, file locks, progress."""

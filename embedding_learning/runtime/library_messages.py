@@ -1,8 +1,8 @@
-"""What C libraries print on the error output, collected thread by thread in place of printed.
+"""Collects what C libraries print on the error output, separately for each thread.
 
-libjpeg decodes a damaged file to the end and only prints that it is corrupt; OpenCV hands over the
-pixels as if nothing had been wrong. The text is all that there is to notice it by: Pillow, which
-uses libjpeg too, takes no notice of it. Nor does the text name the file.
+libjpeg decodes a damaged file to the end and only prints that it is corrupt. OpenCV returns the
+pixels as if nothing were wrong, and Pillow, which uses libjpeg too, ignores it. So the printed text
+is the only sign of the damage. It does not name the file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# A stream that calls a function, and a variable `stderr` that may be set, are glibc's.
+# Only glibc has streams that call a function, and a variable `stderr` that can be set.
 CAN_COLLECT = hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
 
 _UNBUFFERED = 2
@@ -22,7 +22,7 @@ _Write = ctypes.CFUNCTYPE(ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_void_p, ct
 
 
 class _Functions(ctypes.Structure):
-    """cookie_io_functions_t: what reads, writes, seeks and closes a stream."""
+    """cookie_io_functions_t: the functions that read, write, seek and close a stream."""
 
     _fields_ = (
         ("read", ctypes.c_void_p),
@@ -33,7 +33,7 @@ class _Functions(ctypes.Structure):
 
 
 class _Collector:
-    """Puts a stream of its own into C's variable `stderr` while any thread collects."""
+    """Replaces C's variable `stderr` by its own stream while any thread collects."""
 
     def __init__(self) -> None:
         self._collected = threading.local()
@@ -46,7 +46,7 @@ class _Collector:
         library.setvbuf.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
         self._functions = _Functions(None, _Write(self._write), None, None)
         self._stream = library.fopencookie(None, b"w", self._functions)
-        # Each message arrives at once, in the thread that prints it.
+        # Without a buffer each message arrives at once, in the thread that prints it.
         library.setvbuf(self._stream, None, _UNBUFFERED, 0)
 
     @contextmanager
@@ -68,7 +68,7 @@ class _Collector:
             self._collected.parts = None
 
     def _write(self, _: Any, text: int, size: int) -> int:
-        """What C prints; from a thread that does not collect it goes to the error output."""
+        """Receives what C prints. Writes it to the error output if the thread does not collect."""
         printed = ctypes.string_at(text, size)
         parts = getattr(self._collected, "parts", None)
         if parts is None:
@@ -83,9 +83,9 @@ _collector = _Collector() if CAN_COLLECT else None
 
 @contextmanager
 def collect_messages() -> Iterator[list[str]]:
-    """Within the block, what C code of this thread prints on the error output is put into a list.
+    """Collects in a list what C code of this thread prints on the error output within the block.
 
-    The list stays empty, and the text is printed, on systems where it cannot be collected.
+    On systems where this is not possible the list stays empty, and the text is printed.
     """
     if _collector is None:
         yield []

@@ -1,12 +1,12 @@
-"""All that MXNet 1.9.1 needs from a Python and a numpy that are younger than itself.
+"""Makes MXNet 1.9.1 work with Pythons and numpys that are newer than itself.
 
-MXNet 1.9.1 is the last release of the project. Its binary still works, but importing it fails
-with a current numpy, and left alone it trains at about half speed. `install()` runs when the
-package `embedding_learning` is imported; from then on a plain `import mxnet` works anywhere in
-the process, in its data workers and in child processes that import the package.
+MXNet 1.9.1 is the last release of the project. Its binary still works, but its import fails with a
+current numpy, and by default it trains at about half speed. `install()` runs when the package
+`embedding_learning` is imported. From then on `import mxnet` works anywhere in the process, in its
+data workers and in child processes that import the package.
 
-Run as a program, `python -m embedding_learning.runtime.mxnet_compat`, it says in one line
-whether this installation works, and if not, what to install.
+The program `python -m embedding_learning.runtime.mxnet_compat` prints in one line whether this
+installation works, and if not, what to install.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# The system libraries that the MXNet and OpenCV wheels expect from the distribution, with the
-# package that brings each on Debian and Ubuntu.
+# The system libraries that the wheels of MXNet and OpenCV need, and the package that contains each
+# of them on Debian and Ubuntu.
 _DEBIAN_PACKAGES = {
     "libgomp.so": "libgomp1",
     "libquadmath.so": "libquadmath0",
@@ -31,7 +31,7 @@ _DEBIAN_PACKAGES = {
     "libglib-2.0.so": "libglib2.0-0",
 }
 
-# Beginnings of the names of the CUDA libraries that the GPU requirements install.
+# The names of the CUDA libraries that requirements-gpu.txt installs begin with these.
 _CUDA_LIBRARIES = (
     "libcublas",
     "libcudart",
@@ -45,8 +45,7 @@ _CUDA_LIBRARIES = (
     "libnvToolsExt",
 )
 
-# Import name -> name of the package to install, for what is missing when requirements.txt
-# has not been installed.
+# Import names, and the names of their packages, of what requirements.txt installs.
 _PYTHON_PACKAGES = {
     "PIL": "pillow",
     "cv2": "opencv-python",
@@ -65,25 +64,25 @@ _PYTHON_PACKAGES = {
     "tqdm": "tqdm",
 }
 
-# The systems and machines, in Python's words, that MXNet 1.9.1 has wheels for.
+# The systems and machines, as Python names them, for which MXNet 1.9.1 has wheels.
 _WHEELS = {("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "x86_64")}
 
 _MISSING_LIBRARY = re.compile(r"\b(lib[\w+-]+(?:\.\d+)?\.so)([.\d]*): cannot open shared object")
 
 
-# Whether OMP_NUM_THREADS is ours and not the user's.
+# Whether this module set OMP_NUM_THREADS, not the user.
 has_chosen_threads = False
 
 
 def install() -> None:
-    """Arrange that `import mxnet` works and uses all cores. Cheap, and harmless to repeat."""
-    # Left unset, it costs up to half of the speed: on two cores MXNet trained ResNet-50 at 3.4
-    # images/s instead of 4.6 to 5.1. libgomp reads it only once, when it is loaded.
+    """Makes `import mxnet` work and use all cores. It is cheap and may be called again."""
+    # Without it MXNet loses up to half of its speed: on two cores it trained ResNet-50 at 3.4
+    # images/s instead of 4.6 to 5.1. libgomp reads the variable only once, when it is loaded.
     global has_chosen_threads
     if "OMP_NUM_THREADS" not in os.environ:
         has_chosen_threads = True
         os.environ["OMP_NUM_THREADS"] = str(_usable_cores())
-    # `python -m` on this module would warn that the package has imported it already. It has to.
+    # `python -m` on this module would warn that the package has already imported it.
     warnings.filterwarnings("ignore", f"'{__name__}' found in sys.modules", RuntimeWarning)
     if "mxnet" in sys.modules:
         _prepare()
@@ -92,35 +91,35 @@ def install() -> None:
 
 
 class _MXNetFinder:
-    """Prepares for MXNet when its import begins, and leaves finding it to the other finders.
+    """Prepares the import of MXNet when it begins. The other finders then find the module.
 
-    It stays in place, because an import that failed may be tried again; once MXNet is
-    imported, Python does not ask for it any more.
+    It stays installed, because an import that failed may be tried again. Once MXNet is imported,
+    Python does not call it for MXNet any more.
     """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> None:
-        """Find nothing, but be ready for what the next finder finds."""
+        """Prepares for MXNet, and returns None so that the next finder is asked."""
         if fullname == "mxnet":
             _prepare()
 
 
 def _usable_cores() -> int:
-    """Count the cores this process may run on; a container often has fewer than the machine."""
+    """Returns how many cores this process may use. A container often has fewer than the machine."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _prepare() -> None:
-    """Do what has to be done before MXNet's own code runs."""
+    """Does what has to be done before MXNet's own code runs."""
     _restore_numpy_names()
     _preload_cuda_libraries()
 
 
 def _restore_numpy_names() -> None:
-    """Give numpy back the names that MXNet looks up and that numpy has removed."""
+    """Defines the names that MXNet looks up in numpy and that numpy has removed."""
     import numpy as np
 
     _set_missing(np, {"bool": bool})  # removed in 1.24; numpy 2 has its own
@@ -133,26 +132,26 @@ def _restore_numpy_names() -> None:
     # MXNet only re-exports these under mxnet.numpy, which this project does not use.
     unused = ("in1d", "mirr", "msort", "npv", "pmt", "ppmt", "pv", "rate", "trapz")
     _set_missing(np, dict.fromkeys(unused, _removed_from_numpy))
-    # MXNet hands lists and tuples of parameters to its operators as text. numpy 2 would write
-    # "[np.float32(0.1)]" where they can read only "[0.1]". This holds for the importing thread.
-    # The stubs of numpy 1 do not know the value.
+    # MXNet passes lists and tuples of parameters to its operators as text. numpy 2 would write
+    # "[np.float32(0.1)]", and they can read only "[0.1]". This is set for the importing thread.
+    # The stubs of numpy 1 do not have the value.
     np.set_printoptions(legacy="1.25")  # type: ignore[arg-type, unused-ignore]
 
 
 def _set_missing(module: ModuleType, names: dict[str, Any]) -> None:
-    """Set attributes of a module unless it has them."""
-    # vars() rather than hasattr(): numpy warns when it is asked for a name that it has removed.
+    """Sets attributes of a module unless it has them."""
+    # Not hasattr(): numpy warns when a name is looked up that it has removed.
     for name in names.keys() - vars(module).keys():
         setattr(module, name, names[name])
 
 
 def _removed_from_numpy(*args: Any, **kwargs: Any) -> None:
-    """Stand in for a function of numpy 1."""
+    """Replaces a function of numpy 1."""
     raise NotImplementedError("numpy 2 no longer has this function")
 
 
 def _preload_cuda_libraries() -> None:
-    """Load the CUDA libraries installed by pip, which the GPU build of MXNet does not look for."""
+    """Loads the CUDA libraries installed by pip. The GPU build of MXNet does not look for them."""
     if not _is_gpu_build():
         return
     import ctypes
@@ -165,15 +164,15 @@ def _preload_cuda_libraries() -> None:
                 ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
             except OSError:
                 failed.append(file)
-        # A library loads only after those that it needs, so go round as long as that helps. What
-        # is missing in the end, MXNet's own import names.
+        # A library can be loaded only after those that it needs, so this is repeated.
+        # If one is missing in the end, the import of MXNet names it.
         if len(failed) == len(waiting):
             return
         waiting = failed
 
 
 def _is_gpu_build() -> bool:
-    """Tell whether the installed MXNet is the one of requirements-gpu.txt."""
+    """Returns whether the installed MXNet is the one of requirements-gpu.txt."""
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:
@@ -184,20 +183,20 @@ def _is_gpu_build() -> bool:
 
 
 def _cuda_library_files() -> list[Path]:
-    """List the shared libraries of the installed nvidia-* packages."""
+    """Returns the shared libraries of the installed nvidia-* packages."""
     from importlib.util import find_spec
 
     spec = find_spec("nvidia")
     folders = (spec and spec.submodule_search_locations) or []
     files = [file for folder in folders for file in Path(folder).glob("*/lib/*.so*")]
-    # NVBLAS would take over every library's calls of BLAS, and SciPy's crash in it.
+    # NVBLAS would intercept all calls of BLAS, and those of SciPy crash in it.
     return sorted(file for file in files if not file.name.startswith("libnvblas"))
 
 
 def explain_platform(
     system: str = platform.system(), machine: str = platform.machine()
 ) -> str | None:
-    """Say in one line that MXNet has no wheel for this platform, and what to do; otherwise None."""
+    """Returns a line if MXNet has no wheel for this platform, with a way out; otherwise None."""
     if (system, machine) in _WHEELS:
         return None
     name = "macOS" if system == "Darwin" else system
@@ -208,9 +207,9 @@ def explain_platform(
 
 
 def explain_import_error(error: BaseException) -> str | None:
-    """Say in one line what to install, if an import failed for want of it; otherwise None."""
+    """Returns a line that says what to install if an import failed without it; otherwise None."""
     if isinstance(error, ModuleNotFoundError):
-        # Where MXNet cannot be installed, pip installs nothing else of the list either.
+        # If MXNet cannot be installed, pip installs nothing else of the list either.
         return explain_platform() or _explain_missing_module(error.name or "")
     if not isinstance(error, (ImportError, OSError)):
         return None
@@ -219,7 +218,7 @@ def explain_import_error(error: BaseException) -> str | None:
 
 
 def _explain_missing_module(name: str) -> str | None:
-    """Explain a module that Python did not find."""
+    """Explains a module that Python did not find."""
     package = _PYTHON_PACKAGES.get(name.split(".")[0])
     if package is None:
         return None
@@ -229,15 +228,15 @@ def _explain_missing_module(name: str) -> str | None:
 
 
 def format_install_command(file: str) -> str:
-    """Return the command that installs a list of requirements on this Python."""
+    """Returns the command that installs a list of requirements on this Python."""
     if sys.version_info < (3, 13):
         return f"pip install -r {file}"
-    # MXNet declares that it does not work with the numpy of these Pythons, so pip may not ask it.
+    # MXNet declares that it does not work with the numpy of these Pythons, so pip must ignore that.
     return f"pip install -r requirements-common.txt && pip install --no-deps -r {file}"
 
 
 def _explain_missing_library(name: str, file: str) -> str | None:
-    """Explain a shared library that the loader did not find."""
+    """Explains a shared library that the loader did not find."""
     if name in _DEBIAN_PACKAGES:
         package = _DEBIAN_PACKAGES[name]
         return f"The system library {file} is missing: its Debian or Ubuntu package is {package}"
@@ -253,7 +252,7 @@ def _explain_missing_library(name: str, file: str) -> str | None:
 
 
 def main() -> int:
-    """Print the versions in use, or why MXNet or OpenCV cannot be imported."""
+    """Prints the versions in use, or why MXNet or OpenCV cannot be imported."""
     try:
         import cv2
         import mxnet

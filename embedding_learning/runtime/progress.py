@@ -20,14 +20,14 @@ tqdm.set_lock(threading.RLock())
 
 
 def progress_bar(items: Iterable[T], description: str, unit: str = "batch") -> Iterator[T]:
-    """The items, with a bar if the error output is a terminal and this process is to speak."""
+    """Yields the items. Shows a bar if the error output is a terminal and warnings are logged."""
     hidden = not sys.stderr.isatty() or not logging.getLogger().isEnabledFor(logging.WARNING)
     yield from tqdm(items, description, leave=False, disable=hidden, unit=unit)
 
 
 @contextmanager
 def log_to_terminal() -> Iterator[None]:
-    """Log lines go to the error output, above a progress bar where one is shown."""
+    """Writes log lines to the error output within the block, above any progress bar."""
     logging.basicConfig(level=logging.INFO)
     with logging_redirect_tqdm():
         yield

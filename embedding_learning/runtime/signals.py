@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first lets the batch in hand end, the second stops at once."""
+"""Ctrl-C and SIGTERM: after the first the current batch is finished, the second stops at once."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass
 class StopRequest:
-    """Whether a signal has asked the run to stop, and which."""
+    """Contains the number of the signal that asked the run to stop; None if there was none."""
 
     number: int | None = None
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within, the first signal is noted for the run to follow, the second ends the process."""
+    """Within the block, notes the first signal in the request. The second ends the process."""
     request = StopRequest()
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    # Python's own handlers run only between two of its instructions, and one that waits for a
-    # device can take many seconds: a thread that is told of signals at once does not wait.
+    # Python runs its handlers only between two instructions, and one that waits for a device can
+    # take many seconds. The thread that watches this pipe learns of a signal at once.
     former_writing = signal.set_wakeup_fd(writing)
     former = [signal.signal(number, lambda *_: None) for number in _SIGNALS]
     watcher = Thread(target=_watch, args=(reading, request), daemon=True)
@@ -47,20 +47,20 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 
 def _watch(reading: int, request: StopRequest) -> None:
-    """Reads the numbers of the signals as they come, until the other end is closed."""
+    """Reads the numbers of the signals as they arrive, until the other end is closed."""
     while number := os.read(reading, 1):
         if number[0] not in _SIGNALS:
             continue
         if request.number is not None:
-            # What is being written has a temporary name: nothing is left half done.
-            _tell("Stopped at once.")
+            # Files that are being written have temporary names, so no incomplete file is left.
+            _print("Stopped at once.")
             os._exit(128 + number[0])
         request.number = number[0]
-        _tell("Stopping after the batch in hand; another signal stops at once.")
+        _print("Stopping after this batch; another signal stops at once.")
 
 
-def _tell(text: str) -> None:
-    # Ctrl-C ends the reader of a pipe too; the next signal must be seen all the same.
+def _print(text: str) -> None:
+    # Ctrl-C ends the reader of a pipe too. The next signal must be noticed all the same.
     with suppress(OSError):
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
@@ -68,7 +68,7 @@ def _tell(text: str) -> None:
 
 @contextmanager
 def raise_on_signals() -> Iterator[None]:
-    """Within, Ctrl-C and SIGTERM raise Interrupted."""
+    """Makes Ctrl-C and SIGTERM raise Interrupted within the block."""
 
     def interrupt(number: int, _: FrameType | None) -> None:
         raise Interrupted(number)

@@ -1,6 +1,6 @@
-"""What a program does before anything else: its standard streams, and Ctrl-C while it loads.
+"""The first steps of a program: repair the standard streams, and handle Ctrl-C while it loads.
 
-Imports next to nothing, since Ctrl-C can come while the other modules are still being imported.
+Imports almost nothing, because Ctrl-C can come while the other modules are being imported.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ from contextlib import suppress
 
 
 def prepare_process(program: str) -> None:
-    """Mends the standard streams; from here on Ctrl-C ends the process with a line, status 130."""
+    """Repairs the standard streams, and makes Ctrl-C end the process with a line and status 130."""
     repair_streams()
 
     def interrupt(number: int, _: object) -> None:
         with suppress(OSError):
             os.write(2, f"{program}: interrupted\n".encode())
-        # No exception: raised while a module is being imported, it could come out as another one.
+        # No exception: raised during an import, it could turn into another one.
         os._exit(128 + number)
 
     signal.signal(signal.SIGINT, interrupt)
 
 
 def repair_streams() -> None:
-    """Opens closed standard streams on /dev/null, and lets all of them write any character.
+    """Opens closed standard streams on /dev/null, and makes all of them write any character.
 
-    A file that is opened while 1 or 2 is closed would get that number, and what libraries print
-    would be written into it.
+    Otherwise the next file that is opened would get the number of a closed stream, and libraries
+    would print into it.
     """
     for number, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(number)
         except OSError:
-            # The lowest number that is free, so this one.
+            # The system takes the lowest free number, which is this one.
             os.open(os.devnull, mode)
     if sys.stdout is None:
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
     for stream in (sys.stdout, sys.stderr):
-        # Names of files may hold what the terminal's encoding, or any, has no bytes for.
+        # File names may contain characters that the encoding of the terminal does not have.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""The folders of the user that files are kept in when no flag names one."""
+"""The folders of the user for files for which no flag names a folder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from embedding_learning.errors import UsageError
 
 
 def find_cache_folder() -> str:
-    """Return the folder for decoded and drawn images.
+    """Returns the folder for decoded and drawn images.
 
-    It is ``embedding_learning`` below the user's cache folder, or the temporary folder of a user
-    without a home, as in many containers. Raises UsageError if there is not even that.
+    It is ``embedding_learning`` in the user's cache folder. A user without a home, as in many
+    containers, gets a temporary folder. Raises UsageError if that cannot be used either.
     """
     for cache in (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache")):
         # The XDG standard ignores relative paths. Without a home "~" stays as it is, which would
@@ -25,9 +25,9 @@ def find_cache_folder() -> str:
 
 
 def find_zoo_folder() -> str:
-    """Return the folder of MXNet's model zoo: MXNET_HOME, else ``~/.mxnet``.
+    """Returns the folder of MXNet's model zoo: MXNET_HOME, else ``~/.mxnet``.
 
-    A user without a home gets the temporary folder. Raises UsageError if there is none.
+    A user without a home gets a temporary folder. Raises UsageError if that cannot be used either.
     """
     # The model zoo expands a "~" too.
     folder = os.path.expanduser(os.environ.get("MXNET_HOME") or "~/.mxnet")
@@ -35,19 +35,19 @@ def find_zoo_folder() -> str:
 
 
 def _temporary_folder() -> str:
-    """Return a folder that only this user can write to, below the system's temporary folder.
+    """Returns a folder in the system's temporary folder that only this user can write to.
 
-    Raises UsageError if it cannot be made, or if it belongs to somebody else, who could have put
-    other files there.
+    Raises UsageError if it cannot be created, or if another user owns it or can write to it.
     """
     way_out = "name a home folder in HOME"
     try:
         folder = os.path.join(tempfile.gettempdir(), f"embedding_learning-{os.getuid()}")
         with suppress(FileExistsError):
             os.mkdir(folder, 0o700)
-        found = os.lstat(folder)
+        status = os.lstat(folder)
     except OSError as error:
         raise UsageError(f"the user has no home folder, and {error}; {way_out}") from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+    is_own = status.st_uid == os.getuid() and not status.st_mode & 0o022
+    if not stat.S_ISDIR(status.st_mode) or not is_own:
         raise UsageError(f"the user has no home folder, and others can write {folder}; {way_out}")
     return folder

@@ -154,7 +154,7 @@ def test_too_few_test_images_for_free_runs(
     original: Path, tmp_path: Path, write_cub: Callable[..., Path]
 ) -> None:
     folder = write_cub(tmp_path / "few", [4] * 6)
-    with pytest.raises(UsageError, match=r"12 images test, too few .* --epochs 0"):
+    with pytest.raises(UsageError, match=r"12 test images are too few .* --epochs 0"):
         main(["compare-original", str(original), "--steps=0", f"--data-path={folder}", *_SMALL])
 
 

@@ -14,6 +14,7 @@ from mxnet.gluon.model_zoo import vision
 from embedding_learning.cli import convert
 from embedding_learning.errors import UsageError
 from embedding_learning.model import backbones
+from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT
 from tests.helpers.saved_models import save_model
 from tests.helpers.torch_writer import write_pth
@@ -97,7 +98,7 @@ def test_it_is_a_verb(pth: str, tmp_path: Path) -> None:
         env={"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_LIMIT,
     )
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()

@@ -21,6 +21,7 @@ from embedding_learning.data.batches import BalancedBatches, SequentialBatches
 from embedding_learning.data.datasets import ImageSet, cub200
 from embedding_learning.data.preprocessing import PixelsFromFiles, read_square
 from embedding_learning.errors import DataError
+from tests.helpers.limits import HANG_LIMIT
 
 WORKERS = pytest.mark.parametrize("workers", [0, 1, 3])
 SMALL = {"image_size": 8, "crop_size": 6, "workers": 0}
@@ -415,7 +416,7 @@ class Counting:
         with self._lock:
             self.asked += 1
         if not self.were_at_once.is_set():
-            self.barrier.wait(60)
+            self.barrier.wait(HANG_LIMIT)
         return np.full((8, 8, 3), row, np.uint8)
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +218,7 @@ from embedding_learning.data.preprocessing import PixelsFromFiles
 
 class Slow(PixelsFromFiles):
     def __getitem__(self, row):
+        print("decoding", flush=True)
         time.sleep(0.01)
         return super().__getitem__(row)
 
@@ -238,14 +237,15 @@ def start_build(data: Path, folder: Path) -> subprocess.Popen[str]:
 def test_a_build_killed_at_any_moment_resumes(
     images: ImageSet, tmp_path: Path, decoded: list[int]
 ) -> None:
-    rng = random.Random(0)
-    for _ in range(4):
+    for begun in (0, 2, 5, 4):
         build = start_build(tmp_path / "data", tmp_path / "cache")
         assert build.stdout is not None
-        build.stdout.readline()
-        time.sleep(rng.uniform(0, 0.08))
+        assert build.stdout.readline() == "ready\n"
+        # The fourth image is decoded only after the first three have reached the disk.
+        for _ in range(begun):
+            assert build.stdout.readline() == "decoding\n"
         build.kill()
-        build.wait()
+        build.communicate()
     pixels, good = open_pixel_cache(images, SIZE, tmp_path / "cache", 2)
     np.testing.assert_array_equal(pixels, decode_all(images))
     assert good.all()

@@ -33,7 +33,9 @@ from embedding_learning.evaluation.metrics import recall_metrics
 from embedding_learning.model.net import ImageNormalization
 from embedding_learning.training import build, learner_state, loop
 from embedding_learning.training.learner import Learner
+from tests.helpers.limits import HANG_LIMIT, NEVER
 from tests.helpers.paths import ROOT
+from tests.helpers.signals import send_signal
 from tests.helpers.tiny_networks import (
     batch_of,
     config_of,
@@ -46,8 +48,6 @@ from tests.helpers.tiny_networks import (
 from tests.training.test_learner import draw_from_the_next_class
 
 PREFIX = "margin_loss_model"
-# Of the processes that are left, seconds to their end.
-SOON = 600
 FLAGS = [
     *("--model=mobilenet0.25", "--image-size=40", "--crop-size=32", "--embed-dim=16", "--lr=0.001"),
     *("--batch-size=6", "--batch-k=3", "--epochs=2", "--batch-num=4", "--log-interval=2"),
@@ -146,9 +146,8 @@ def start_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGroup
         process.close()
 
 
-def statuses(group: list[Process], seconds: float = SOON) -> list[int]:
-    deadline = time.monotonic() + seconds
-    return [process.end(max(0.1, deadline - time.monotonic())) for process in group]
+def statuses(group: list[Process]) -> list[int]:
+    return [process.end(HANG_LIMIT) for process in group]
 
 
 def cause_of(group: list[Process]) -> str:
@@ -178,9 +177,8 @@ def train_worker() -> int:
         if next(calls) == int(call) and self.group.rank == int(rank):
             Path("here").touch()
             if what == "wait":
-                time.sleep(60)
-            os.kill(os.getpid(), getattr(signal, what))
-            time.sleep(0.2)  # until the watching thread has noted it
+                time.sleep(NEVER)
+            send_signal(getattr(signal, what))
         return step(self, *arguments, **named)
 
     def running(self):
@@ -609,11 +607,9 @@ def test_whoever_is_killed_ends_the_job_and_it_goes_on_to_the_same_bytes(
             time.sleep(0.01)
         here.unlink()
         time.sleep(0.3)
-        began = time.monotonic()
         killed = group.pop(place)
         killed.process.kill()
-        assert statuses(group, SOON) == [3, 3, 3], cause_of(group)
-        print(f"{lost} killed: {time.monotonic() - began:.2f} s")
+        assert statuses(group) == [3, 3, 3], cause_of(group)
         for process in group:
             line = rf"^train\.py: .*: stopped: {lost}.* was lost(; .* --resume auto .*)?$"
             assert re.search(line, process.err, re.M), process.err
@@ -628,7 +624,7 @@ def test_a_mistake_in_the_flags_ends_all_with_its_line(
     start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:
     group = start_group(tmp_path, *data_flags, "--lr=-1")
-    assert statuses(group, SOON) == [2, 2, 2, 2], cause_of(group)
+    assert statuses(group) == [2, 2, 2, 2], cause_of(group)
     for process in group:
         assert process.err == "train.py: error: --lr -1.0: must be at least 0\n"
 
@@ -637,7 +633,7 @@ def test_a_mistake_in_the_data_ends_all_workers_with_its_line(
     start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:
     group = start_group(tmp_path, *data_flags, "--data-path=nowhere")
-    assert statuses(group, 30) == [2, 0, 2, 2], cause_of(group)
+    assert statuses(group) == [2, 0, 2, 2], cause_of(group)
     for process in group[2:]:
         assert re.search(r"^train\.py: error: .*nowhere.*\n\Z", process.err, re.M), process.err
         assert "Traceback" not in process.err
@@ -648,7 +644,7 @@ def test_a_fault_nobody_foresaw_ends_the_job(
 ) -> None:
     """With its traceback, and without the others waiting for ever."""
     group = start_group(tmp_path, *data_flags, worker="faulty_worker")
-    assert statuses(group, 40)[1:] == [3, 3, 1], cause_of(group)
+    assert statuses(group)[1:] == [3, 3, 1], cause_of(group)
     assert "RuntimeError: unforeseen" in group[3].err
     assert "worker 1 " in group[2].err
 

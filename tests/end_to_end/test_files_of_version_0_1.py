@@ -24,6 +24,7 @@ from safetensors.numpy import load_file
 
 from embedding_learning import load_model
 from embedding_learning.model.weights.params_file import read_description, read_parameters
+from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT
 
 # The last commit of version 0.1, when all modules lay in one folder.
@@ -57,7 +58,7 @@ def run(root: Path, folder: Path, *arguments: str) -> str:
         env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_LIMIT,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT
 
 SCRIPT = ROOT / "get_cub200_data.sh"
@@ -163,7 +164,7 @@ class Checkout:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HANG_LIMIT,
         )
 
     def put_part(self, content):
@@ -399,7 +400,7 @@ def test_kill_while_unpacking(any_checkout, tmp_path, server):
     hanging.mkdir()
     marker = tmp_path / "unpacked"
     tar = hanging / "tar"
-    tar.write_text(f'#!{BASH}\n"{shutil.which("tar")}" "$@"\n: >"{marker}"\nexec sleep 60\n')
+    tar.write_text(f'#!{BASH}\n"{shutil.which("tar")}" "$@"\n: >"{marker}"\nexec sleep 1000000\n')
     tar.chmod(0o755)
     env = dict(any_checkout.env, PATH=f"{hanging}{os.pathsep}{any_checkout.env['PATH']}")
     process = subprocess.Popen(
@@ -412,7 +413,7 @@ def test_kill_while_unpacking(any_checkout, tmp_path, server):
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + HANG_LIMIT
         while not marker.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import resource
 import shutil
@@ -29,7 +28,9 @@ from embedding_learning.training import (
     validation,
 )
 from tests.end_to_end.test_train_command import QUICK
+from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT
+from tests.helpers.signals import send_signal
 
 PREFIX = "margin_loss_model"
 # The learning rate falls in the second of the two epochs.
@@ -66,8 +67,7 @@ def signal_at_call(
 
     def signalling(*arguments: object, **named: object) -> object:
         if next(calls) == call:
-            os.kill(os.getpid(), number)
-            time.sleep(0.1)  # until the watching thread has noted it
+            send_signal(number)
         return original(*arguments, **named)
 
     monkeypatch.setattr(where, name, signalling)
@@ -98,7 +98,7 @@ def alone(
     folder = tmp_path_factory.mktemp("alone")
     flags = DEVICES[request.param]
     command = [sys.executable, str(ROOT / "train.py"), *QUICK, f"--data-path={tiny_cub}", *flags]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HANG_LIMIT)
     assert done.returncode == 0, done.stderr
     return flags, folder, logged_values(done.stderr)
 
@@ -151,7 +151,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_cub: Path) -> dic
     folder = tmp_path_factory.mktemp("undisturbed")
     flags = [*QUICK, *DECODING, f"--data-path={tiny_cub}"]
     command = [sys.executable, str(ROOT / "train.py"), *flags]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=HANG_LIMIT)
     return last_state(folder)
 
 
@@ -319,7 +319,7 @@ def test_a_second_signal_ends_it_at_once_and_the_former_checkpoint_is_whole(
             assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGINT)
-        err = process.communicate(timeout=60)[1]
+        err = process.communicate(timeout=HANG_LIMIT)[1]
     assert process.returncode in (130, 143)  # the system may deliver them in either order
     assert err.endswith("Stopped at once.\n")
     found = run_folder.find("auto", str(tmp_path / PREFIX))

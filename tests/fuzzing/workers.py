@@ -130,9 +130,12 @@ def _count(report: dict[str, Any], result: Result) -> None:
 def _read_reports(reports: int, hang_seconds: float) -> Iterator[dict[str, Any]]:
     """Yields the worker's reports until it ends. Raises TimeoutError after a silence."""
     rest = b""
+    has_begun = False
     while True:
-        if not select.select([reports], [], [], hang_seconds)[0]:
+        limit = hang_seconds if has_begun else None
+        if not select.select([reports], [], [], limit)[0]:
             raise TimeoutError
+        has_begun = True
         new = os.read(reports, 65536)
         if not new:
             return

@@ -66,4 +66,5 @@ def test_what_a_process_said_last() -> None:
         "the original", "at step 3", "Traceback\n  x\nValueError: no\n\n"
     )
     assert str(fault) == "the original failed at step 3: ValueError: no"
-    assert str(processes.create_error("here", "at all", "")) == "here failed at all: without a word"
+    error = processes.create_error("here", "at all", "")
+    assert str(error) == "here failed at all: without a message"

@@ -34,10 +34,10 @@ def test_the_checkout_itself_leads_to_the_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "file, old, new, line",
     [
-        ("train.py", "range(200)", "range(300)", "the number 200 is not in it"),
+        ("train.py", "range(200)", "range(300)", "does not contain the number 200"),
         # A text, a fraction or a truth is no such number.
-        ("train.py", "range(200)", "range(int('200'))", "the number 200 is not in it"),
-        ("data.py", "256, 256", "256.0, 256.0", "the number 256 is not in it"),
+        ("train.py", "range(200)", "range(int('200'))", "does not contain the number 200"),
+        ("data.py", "256, 256", "256.0, 256.0", "does not contain the number 256"),
         ("model.py", "class MarginNet", "class class", "cannot be read"),
         ("data.py", "import os", "import \0os", "cannot be read"),
     ],

@@ -14,17 +14,18 @@ import numpy as np
 import pytest
 
 from embedding_learning.runtime import gpus
+from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT
 
 WITHOUT = "leave --gpus out to train on the CPU"
-OLD = "and MXNet needs 11.0; update it to 450.80.02 or later"
+OLD = "and MXNet needs 11.0; install version 450.80.02 or later"
 
 # The stand-in's answers, --gpus, and the line.
 MISTAKES = [
     (
         {"DRIVER_VERSION": "10020", "GPU_CAPABILITIES": "8.6"},
         "0",
-        f"--gpus 0: NVIDIA's driver is one of CUDA 10.2, {OLD}, or {WITHOUT}",
+        f"--gpus 0: NVIDIA's driver is for CUDA 10.2, {OLD}, or {WITHOUT}",
     ),
     (
         {"DRIVER_STATUS": "999", "GPU_CAPABILITIES": "8.6"},
@@ -96,7 +97,7 @@ def run(
         env={**environment, **variables},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_LIMIT,
     )
 
 

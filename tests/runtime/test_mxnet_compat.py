@@ -15,6 +15,7 @@ import pytest
 
 import embedding_learning
 from embedding_learning.runtime import mxnet_compat
+from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT
 
 # The first module of each package stands for all of it, since each import takes seconds.
@@ -38,7 +39,7 @@ def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str
         env={**environment, **variables},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_LIMIT,
     )
 
 

@@ -14,10 +14,11 @@ import pytest
 
 from embedding_learning.errors import Interrupted
 from embedding_learning.runtime.signals import raise_on_signals, stop_on_signals
+from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
-STOPPING = "Stopping after the batch in hand; another signal stops at once.\n"
+STOPPING = "Stopping after this batch; another signal stops at once.\n"
 AT_ONCE = "Stopped at once.\n"
 
 
@@ -37,7 +38,7 @@ def nothing_is_left_behind() -> Iterator[None]:
 
 
 def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG_LIMIT
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -162,7 +163,7 @@ def test_the_first_signal_is_noted_while_a_library_computes(
 ) -> None:
     process = in_c("unlock")
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=HANG_LIMIT)
     assert (out, err, process.returncode) == (f"noted {int(number)}\n", STOPPING, 0)
 
 
@@ -178,7 +179,7 @@ def test_the_second_signal_ends_a_process_that_a_library_keeps(
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=0.1)
     process.send_signal(second)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=HANG_LIMIT)
     assert (out, err, process.returncode) == ("", AT_ONCE, 128 + second)
 
 
@@ -193,8 +194,10 @@ def test_signals_are_seen_where_nobody_reads_the_lines(
     process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=0.2)
-    process.send_signal(signal.SIGINT)
-    process.wait(timeout=30)
+    # Again until it ends: on a busy machine the system may deliver two signals as one.
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
     assert process.returncode == 130
 
 

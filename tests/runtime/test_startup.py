@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT
 
 TRAIN = [sys.executable, str(ROOT / "train.py")]
@@ -20,7 +21,7 @@ def shell(command: list[str], redirected: str) -> subprocess.CompletedProcess[st
     """Runs a command as a shell does, with some of its streams closed or sent elsewhere."""
     return subprocess.run(
         ["sh", "-c", f'exec "$@" {redirected}', "sh", *command],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
+        cwd=ROOT, capture_output=True, text=True, timeout=HANG_LIMIT,
     )  # fmt: skip
 
 
@@ -62,7 +63,9 @@ def test_names_that_the_terminal_cannot_write_are_escaped(
         "from embedding_learning.runtime.startup import repair_streams; repair_streams(); "
         "print('a\\u9ce5\\udcff.jpg')"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=HANG_LIMIT
+    )
     assert (done.returncode, done.stderr) == (0, b"")
     bird = "\u9ce5" if encoding == "utf-8" else "\\u9ce5"
     assert done.stdout.decode() == f"a{bird}\\udcff.jpg\n"
@@ -77,10 +80,10 @@ def test_ctrl_c_while_modules_are_imported_is_one_line(
 ) -> None:
     """The module that stands in for numpy is as far as the import comes."""
     (tmp_path / "numpy.py").write_text(
-        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(10**6)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_LIMIT)
     assert done.returncode == 128 + signal.SIGINT
     assert (done.stdout, done.stderr) == ("", f"{program}: interrupted\n")
 
@@ -90,7 +93,7 @@ def test_a_program_that_uses_the_package_keeps_its_handling_of_ctrl_c() -> None:
         "import signal, embedding_learning; "
         "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=HANG_LIMIT)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
@@ -98,7 +101,7 @@ def test_an_output_that_cannot_be_written_is_reported() -> None:
     done = shell([*VERBS, "--help"], ">/dev/full")
     assert done.returncode == 2
     assert done.stderr == (
-        "embedding_learning: error: what is to be written finds no room: No space left on device\n"
+        "embedding_learning: error: there is no space for the output: No space left on device\n"
     )
 
 
@@ -106,7 +109,9 @@ def test_an_output_that_cannot_be_written_is_reported() -> None:
 def test_a_reader_that_has_gone_is_no_error(command: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, timeout=60)
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, timeout=HANG_LIMIT
+    )
     os.close(writing)
     assert done.stderr == b""
     # argparse says nothing of it.

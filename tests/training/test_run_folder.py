@@ -21,6 +21,7 @@ from embedding_learning.errors import UsageError
 from embedding_learning.training import checkpoint_file, run_folder
 from embedding_learning.training.checkpoint_file import FORMAT
 from embedding_learning.training.run_folder import RunFolder
+from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT
 
 ARRAYS = {"beta": np.float32([1.2, 1.3]), "network/w": np.arange(6, dtype=np.float32)}
@@ -253,7 +254,7 @@ except UsageError as error:
 
 def test_a_folder_that_became_read_only_keeps_what_it_has(here: Path) -> None:
     process = run_python(here, READ_ONLY)
-    output = process.communicate(timeout=60)[0].splitlines()
+    output = process.communicate(timeout=HANG_LIMIT)[0].splitlines()
     os.chmod("p.run", 0o755)
     assert "denied" in output[0]
     if os.geteuid() == 0:
@@ -278,7 +279,7 @@ with RunFolder("p", 2) as folder:
 
 @pytest.mark.parametrize("room", [0, 100, 79_000])
 def test_a_disk_that_is_full_keeps_what_it_has(here: Path, room: int) -> None:
-    output, _ = run_python(here, FULL, str(room)).communicate(timeout=60)
+    output, _ = run_python(here, FULL, str(room)).communicate(timeout=HANG_LIMIT)
     assert "too large" in output
     assert found_at("auto") == [0, 0]
     assert names_in("p.run") == ["checkpoint-0000-000000.safetensors"]

@@ -17,6 +17,7 @@ from PIL import Image
 
 from embedding_learning.data.datasets import glyphs
 from embedding_learning.errors import DataError
+from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT
 
 # The SHA-256 of the pixels of `whole`.
@@ -246,7 +247,7 @@ def test_the_loser_of_a_race_takes_the_winners_folder(
 def draw_few(cache_dir: Path, barrier: multiprocessing.synchronize.Barrier) -> None:
     """Wait for the other process, then ask for a small set in `cache_dir`."""
     glyphs.list_characters = lambda: list(FEW)  # this process ends with the test
-    barrier.wait(30)
+    barrier.wait(HANG_LIMIT)
     os._exit(0 if (glyphs.find_or_draw(cache_dir) / "classes.txt").is_file() else 1)
 
 

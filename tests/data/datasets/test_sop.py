@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -101,12 +100,10 @@ def test_an_empty_a_headless_and_a_missing_file_are_named(folder: Path, name: st
     assert message.startswith(f"{folder / name}: no such file; ") and "--dataset" in message
 
 
-def test_120000_lines_take_about_a_second(tmp_path: Path) -> None:
+def test_a_list_of_the_real_size_is_read(tmp_path: Path) -> None:
     for name, first in (("Ebay_train.txt", 0), ("Ebay_test.txt", 60000)):
         images = range(first, first + 60000)
         write(tmp_path, name, [f"{i + 1} {i // 5 + 1} 1 sofa_final/{i}.JPG" for i in images])
-    started = time.process_time()
     split = sop.read(tmp_path)
-    assert time.process_time() - started < 3  # usually 0.4
     assert len(split.train) == len(split.test) == 60000
     assert len(split.train.class_names) == 12000

@@ -24,6 +24,7 @@ from embedding_learning.errors import UsageError
 from embedding_learning.model import backbones
 from embedding_learning.model.weights import model_zoo
 from embedding_learning.model.weights.catalog import ARCHITECTURES
+from tests.helpers.limits import HANG_LIMIT
 
 CPU = [mx.cpu()]
 NAME = "squeezenet1.1"
@@ -175,7 +176,7 @@ def test_a_search_for_an_address_that_never_ends_is_given_up(
     given_up = threading.Event()
     searched: list[bool] = []
     monkeypatch.setattr(model_zoo, "_TIMEOUT", 0.5)
-    search = lambda *_, **__: searched.append(given_up.wait(60))  # noqa: E731
+    search = lambda *_, **__: searched.append(given_up.wait(HANG_LIMIT))  # noqa: E731
     monkeypatch.setattr(model_zoo.requests, "get", search)
     assert "failed (OSError)" in refusal()
     assert searched == []
