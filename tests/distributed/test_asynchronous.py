@@ -1,4 +1,4 @@
-"""Servers that update the weights: like the optimizers they are told of, and told nothing else."""
+"""Servers that update the weights: they use the optimizers that they receive, and nothing else."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Jobs of two workers: the numbers of one process, whatever ends is told to all, and they go on."""
+"""Groups of two workers: the numbers of one process, and all of them end together and resume."""
 
 from __future__ import annotations
 
@@ -292,8 +292,8 @@ def exchange_statistics(group: WorkerGroup, found: dict[str, np.ndarray]) -> Non
     )
     learning.start()
     count_apart(learning)
-    arrays, told = learner_state.gather(learning)
-    assert told["devices"] == 2
+    arrays, state = learner_state.gather(learning)
+    assert state["devices"] == 2
     assert arrays.keys() >= {"network/dense.weight", "beta"}
     for name, array in arrays.items():
         found[f"state/{name}"] = array
@@ -301,7 +301,7 @@ def exchange_statistics(group: WorkerGroup, found: dict[str, np.ndarray]) -> Non
     for number, array in enumerate(statistics_of(learning)):
         found[f"united/{number}"] = array
     # And back: each has its own again.
-    learner_state.restore(learning, arrays, told, "--resume here")
+    learner_state.restore(learning, arrays, state, "--resume here")
     for number, array in enumerate(statistics_of(learning)):
         found[f"restored/{number}"] = array
 
@@ -502,8 +502,8 @@ def test_statistics_are_gathered_united_and_restored(
             np.testing.assert_array_equal(found[f"restored/{place}"], arrays[rank])
             np.testing.assert_allclose(found[f"united/{place}"], mean, rtol=1e-6)
     # One process goes on with the mean.
-    told = {"devices": 2, "optimizers": [{"counts": {}, "numbers": {"num_update": 0}}] * 2}
-    learner_state.restore(learning, state, told, "--resume here")
+    saved = {"devices": 2, "optimizers": [{"counts": {}, "numbers": {"num_update": 0}}] * 2}
+    learner_state.restore(learning, state, saved, "--resume here")
     for found, *arrays in zip(statistics_of(learning), *counted):
         np.testing.assert_allclose(found, (arrays[0] + arrays[1]) / 2, rtol=1e-6)
 
@@ -568,8 +568,9 @@ def test_a_worker_that_is_told_to_stop_stops_all_and_they_go_on_to_the_same_byte
     group = start_group(tmp_path, *flags, worker="slow_worker", TEST_AT="1 1 SIGTERM")
     assert statuses(group) == [143, 0, 143, 143], cause_of(group)
     first, second = group[2:]
-    told = f"train.py: stopped by SIGTERM; the state is in {PREFIX}.run, and --resume auto goes on"
-    assert told in first.err
+    state = f"the state is in {PREFIX}.run; --resume auto continues"
+    message = f"train.py: stopped by SIGTERM; {state}"
+    assert message in first.err
     assert second.err.endswith("train.py: stopped by SIGTERM\n")
     saved = max((first.folder / f"{PREFIX}.run").glob("checkpoint-*")).name
     assert "checkpoint-0000-000001" <= saved < "checkpoint-0000-000004"

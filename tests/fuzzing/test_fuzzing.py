@@ -70,7 +70,7 @@ READERS = {
     "swells": lambda folder: bytearray(3 << 29),
     "writes": lambda folder: catches(lambda: open(folder / "../../outside/new", "w")),
     "removes": lambda folder: catches((folder / "../../outside/precious").unlink),
-    "writes in C": lambda folder: ctypes.CDLL(None).creat(bytes(folder / "../beside"), 0o600),
+    "writes in C": lambda folder: ctypes.CDLL(None).creat(bytes(folder / "../next to"), 0o600),
     "starts": lambda folder: catches(lambda: subprocess.run(["true"])),
 }
 
