@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Puts the images of CUB-200-2011 into the folder data/ beside this script.
+# Downloads the images of CUB-200-2011 into the folder data/ next to this script.
 #
-# The data set is copyright Caltech, licensed CC BY 4.0: whoever passes it on
-# or publishes with it has to name its authors.
+# The data set is copyright Caltech, licensed CC BY 4.0: who redistributes it
+# or publishes results with it has to name its authors.
 set -euo pipefail
 # With CDPATH set, cd could enter another folder of the same name, and print it.
 unset CDPATH
 
-# The address that older instructions give, below www.vision.caltech.edu, is gone.
+# The older address at www.vision.caltech.edu does not exist any more.
 url=${CUB200_URL:-https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz?download=1}
 expected=$(printf '%s' "${CUB200_MD5:-97eceeb196236b17998738112f37df78}" | tr A-F a-f)
 
@@ -21,12 +21,12 @@ usage() {
     cat <<'END'
 Usage: get_cub200_data.sh
 
-Downloads CUB-200-2011 (1.1 GB) into the folder data/ beside this script and
+Downloads CUB-200-2011 (1.1 GB) into the folder data/ next to this script and
 unpacks it to data/CUB_200_2011. Run it again to continue a broken download.
 
 Environment:
   CUB200_URL  another address of the archive
-  CUB200_MD5  the MD5 sum of that archive, if it was packed anew
+  CUB200_MD5  the MD5 sum of that archive, if it differs from the original
 END
 }
 
@@ -40,7 +40,7 @@ have() {
 }
 
 md5_of() {
-    # Reads standard input, as md5sum marks the sum of a file with an unusual name.
+    # Reads standard input, because md5sum marks the sum of a file with an unusual name.
     if have md5sum; then
         md5sum <"$1" | cut -d ' ' -f 1
     else
@@ -54,7 +54,7 @@ size_of() {
 
 first_missing() {
     local name
-    # The slash after images makes a plain file of that name count as missing.
+    # Because of the slash after images a plain file of that name counts as missing.
     for name in images.txt image_class_labels.txt bounding_boxes.txt images/; do
         if [ ! -e "$1/$name" ]; then
             echo "$name"
@@ -68,7 +68,7 @@ first_missing() {
 fetch() {
     local status=0 code=000 options
     if have curl; then
-        # Without --fail the page of an HTTP error would be taken for the archive.
+        # Without --fail the page of an HTTP error would be stored as the archive.
         options=(--fail --location --continue-at - --show-error --output "$part"
             --connect-timeout 30 --speed-limit 1 --speed-time 60)
         # A progress bar is of no use in a log file.
@@ -95,19 +95,19 @@ fetch() {
 
 download() {
     local before
-    have curl || have wget || fail "neither curl nor wget is here: install one of them"
+    have curl || have wget || fail "neither curl nor wget is installed: install one of them"
     echo "Downloading $url"
     echo "CUB-200-2011 is copyright Caltech, licensed CC BY 4.0."
     before=$(size_of "$part")
     fetch
     if [ "$before" -gt 0 ]; then
-        # The part had a wrong sum, so a server that adds nothing to it (wget calls an
-        # answer of 416 a success) cannot make it right.
+        # The part had a wrong sum, so a server that adds nothing to it cannot correct it. wget
+        # reports an answer of 416 as a success.
         if [ "$outcome" = complete ] && [ "$(size_of "$part")" -eq "$before" ]; then
             outcome=cannot-continue
         fi
         if [ "$outcome" = cannot-continue ]; then
-            echo "The server cannot continue the download: starting afresh."
+            echo "The server cannot continue the download: starting again."
             rm -f "$part"
             fetch
         fi
@@ -125,7 +125,7 @@ download() {
 get_archive() {
     local sum
     if [ -e "$archive" ]; then
-        # Perhaps put there by hand, so it is not for this script to remove.
+        # The user may have put it there, so this script does not remove it.
         sum=$(md5_of "$archive")
         [ "$sum" = "$expected" ] ||
             fail "$archive has MD5 $sum, not $expected: remove it, or set CUB200_MD5"
@@ -138,7 +138,7 @@ get_archive() {
         if [ "$sum" != "$expected" ]; then
             rm -f "$part"
             fail "$part has MD5 $sum, not $expected: removed;" \
-                "run again to download afresh, or set CUB200_MD5 for another archive"
+                "run again to download it again, or set CUB200_MD5 for another archive"
         fi
     fi
     mv "$part" "$archive"
@@ -153,7 +153,7 @@ unpack() {
         fail "cannot unpack $archive: see the message of tar above"
     missing=$(first_missing "$unpacking/CUB_200_2011")
     [ -z "$missing" ] || fail "$archive holds no CUB_200_2011/$missing"
-    # Only now, so that an interrupted run never looks complete.
+    # Moved only now, so that an interrupted run never looks complete.
     mv "$unpacking/CUB_200_2011" "$folder"
 }
 
@@ -175,7 +175,7 @@ if [ -e "$folder" ] || [ -L "$folder" ]; then
     echo "Nothing to do: $folder is complete."
     exit 0
 fi
-have md5sum || have md5 || fail "neither md5sum nor md5 is here: install one of them"
+have md5sum || have md5 || fail "neither md5sum nor md5 is installed: install one of them"
 mkdir -p "$data"
 get_archive
 unpack

@@ -1,4 +1,4 @@
-"""Jobs of two workers: the numbers of one process, whatever ends is told to all, and they go on."""
+"""Groups of two workers: they compute what one process does, end together, and can be resumed."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def last_state(folder: Path) -> dict[str, bytes]:
 def train_worker() -> int:
     """train.py, which leaves a digest of its weights.
 
-    TEST_AT tells what happens to which worker before which step, counted from 1: "0 2 wait" or
+    TEST_AT says which worker does what before which step, counted from 1: "0 2 wait" or
     "1 3 SIGTERM".
     """
     rank, call, what = os.environ.get("TEST_AT", "-1 -1 wait").split()
@@ -193,7 +193,7 @@ def train_worker() -> int:
 
 
 def exchange_worker() -> int:
-    """All that two workers exchange; what comes of it is checked by the tests, or here."""
+    """Exchanges everything that two workers can. The results are checked here or by the tests."""
     environment = heartbeat.join_group("train.py")
     group = SynchronousGroup("dist_sync", environment)
     found: dict[str, np.ndarray] = {}
@@ -292,8 +292,8 @@ def exchange_statistics(group: WorkerGroup, found: dict[str, np.ndarray]) -> Non
     )
     learning.start()
     count_apart(learning)
-    arrays, told = learner_state.gather(learning)
-    assert told["devices"] == 2
+    arrays, rest = learner_state.gather(learning)
+    assert rest["devices"] == 2
     assert arrays.keys() >= {"network/dense.weight", "beta"}
     for name, array in arrays.items():
         found[f"state/{name}"] = array
@@ -301,7 +301,7 @@ def exchange_statistics(group: WorkerGroup, found: dict[str, np.ndarray]) -> Non
     for number, array in enumerate(statistics_of(learning)):
         found[f"united/{number}"] = array
     # And back: each has its own again.
-    learner_state.restore(learning, arrays, told, "--resume here")
+    learner_state.restore(learning, arrays, rest, "--resume here")
     for number, array in enumerate(statistics_of(learning)):
         found[f"restored/{number}"] = array
 
@@ -501,9 +501,9 @@ def test_statistics_are_gathered_united_and_restored(
             np.testing.assert_array_equal(found[f"state/statistics/1/{name}"], arrays[1])
             np.testing.assert_array_equal(found[f"restored/{place}"], arrays[rank])
             np.testing.assert_allclose(found[f"united/{place}"], mean, rtol=1e-6)
-    # One process goes on with the mean.
-    told = {"devices": 2, "optimizers": [{"counts": {}, "numbers": {"num_update": 0}}] * 2}
-    learner_state.restore(learning, state, told, "--resume here")
+    # A single process resumes with the mean.
+    rest = {"devices": 2, "optimizers": [{"counts": {}, "numbers": {"num_update": 0}}] * 2}
+    learner_state.restore(learning, state, rest, "--resume here")
     for found, *arrays in zip(statistics_of(learning), *counted):
         np.testing.assert_allclose(found, (arrays[0] + arrays[1]) / 2, rtol=1e-6)
 
@@ -526,7 +526,7 @@ def test_two_workers_evaluate_to_the_numbers_of_one(
 
 @pytest.fixture(scope="module")
 def data_flags(tiny_cub: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    cache = tmp_path_factory.mktemp("cache-of-jobs")
+    cache = tmp_path_factory.mktemp("cache-of-groups")
     return [*FLAGS, f"--data-path={tiny_cub}", f"--cache-dir={cache}"]
 
 
@@ -557,7 +557,7 @@ def test_the_weights_of_all_workers_are_equal_in_the_end(alone: list[Process]) -
     assert digests[0] == digests[1]
 
 
-def test_a_worker_that_is_told_to_stop_stops_all_and_they_go_on_to_the_same_bytes(
+def test_a_stop_signal_to_a_worker_stops_all_and_they_resume_to_the_same_bytes(
     alone: list[Process], start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:
     """Within the epoch, though every step is logged; the others wait for the first one's saving.
@@ -568,8 +568,8 @@ def test_a_worker_that_is_told_to_stop_stops_all_and_they_go_on_to_the_same_byte
     group = start_group(tmp_path, *flags, worker="slow_worker", TEST_AT="1 1 SIGTERM")
     assert statuses(group) == [143, 0, 143, 143], cause_of(group)
     first, second = group[2:]
-    told = f"train.py: stopped by SIGTERM; the state is in {PREFIX}.run, and --resume auto goes on"
-    assert told in first.err
+    line = f"train.py: stopped by SIGTERM; the state is in {PREFIX}.run; --resume auto continues"
+    assert line in first.err
     assert second.err.endswith("train.py: stopped by SIGTERM\n")
     saved = max((first.folder / f"{PREFIX}.run").glob("checkpoint-*")).name
     assert "checkpoint-0000-000001" <= saved < "checkpoint-0000-000004"
@@ -579,7 +579,7 @@ def test_a_worker_that_is_told_to_stop_stops_all_and_they_go_on_to_the_same_byte
 
 
 def slow_worker() -> int:
-    """Takes longer to write than others are waited for, but for the first time."""
+    """Takes longer to save than ABORT_DELAY, except for the first time."""
     save = loop.RunFolder.save
 
     def saving(self, epoch, batch, *arguments):
@@ -591,7 +591,7 @@ def slow_worker() -> int:
     return train_worker()
 
 
-def test_whoever_is_killed_ends_the_job_and_it_goes_on_to_the_same_bytes(
+def test_a_killed_process_ends_the_group_and_it_resumes_to_the_same_bytes(
     alone: list[Process], start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:
     """A worker, the server, the scheduler; one after the other in one run."""
@@ -639,7 +639,7 @@ def test_a_mistake_in_the_data_ends_all_workers_with_its_line(
         assert "Traceback" not in process.err
 
 
-def test_a_fault_nobody_foresaw_ends_the_job(
+def test_an_unexpected_exception_ends_the_group(
     start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:
     """With its traceback, and without the others waiting for ever."""

@@ -1,4 +1,4 @@
-"""What the original is told: flags, and the data set in its own layout."""
+"""The flags of the original, and the data set in its format."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from embedding_learning.original import processes
 
 
 def test_the_flags_are_those_of_the_original(tmp_path: Path) -> None:
-    told = train_flags.parse(
+    config = train_flags.parse(
         ["--total-batch-size=60", "--gpus=0,2,3", "--pretrained-params=x", "--nu=2"]
     )
-    flags = processes.flags(told, tmp_path, tmp_path / "model")
-    # It multiplies by its devices, and its own flag is what slows convolutions down.
+    flags = processes.flags(config, tmp_path, tmp_path / "model")
+    # The original multiplies the batch size by the devices.
     for flag in ("--batch-size=20", "--gpus=0,2,3", "--use-pretrained", "--nu=2.0", "--seed=123"):
         assert flag in flags
     again = train_flags.parse(flags)

@@ -19,10 +19,10 @@ def test_a_folder_without_its_files(tmp_path: Path, missing: str) -> None:
     folder = write(tmp_path / "original")
     source.check_folder(folder)
     (folder / missing).unlink()
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as error:
         source.check_folder(folder)
-    assert str(told.value).startswith(f"{folder}: has no {missing}")
-    assert "git clone --depth 1 --branch 1.9.1 https://github.com/apache/mxnet" in str(told.value)
+    assert str(error.value).startswith(f"{folder}: has no {missing}")
+    assert "git clone --depth 1 --branch 1.9.1 https://github.com/apache/mxnet" in str(error.value)
 
 
 def test_the_checkout_itself_leads_to_the_folder(tmp_path: Path) -> None:
@@ -47,9 +47,9 @@ def test_other_files_of_these_names(
 ) -> None:
     folder = write(tmp_path / "original")
     change(folder, file, old, new)
-    with pytest.raises(UsageError, match=line) as told:
+    with pytest.raises(UsageError, match=line) as error:
         source.check_folder(folder)
-    assert str(told.value).startswith(str(folder / file)) and "\n" not in str(told.value)
+    assert str(error.value).startswith(str(folder / file)) and "\n" not in str(error.value)
 
 
 def test_no_text_file(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ print(sorted({p.lr_mult for p in training.net.base_net.collect_params().values()
 
 
 def test_its_numbers_become_those_of_the_run(tmp_path: Path) -> None:
-    """Also: no weights are downloaded, what is told on syntax stays away, numpy helps out."""
+    """Also: no weights are downloaded, no warnings on syntax, numpy replaces bottleneck."""
     folder = write(tmp_path / "original")
     files = {name: (folder / name).read_bytes() for name in source.FILES}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What NVIDIA's driver tells of the GPUs, asked of a stand-in; MXNet's GPU build, where it is."""
+"""Checks of GPUs, with a replacement of NVIDIA's driver; MXNet's GPU build, if it is installed."""
 
 from __future__ import annotations
 
@@ -120,13 +120,13 @@ assert "mxnet" not in sys.modules
 
 
 @pytest.mark.parametrize(("answers", "numbers", "line"), MISTAKES)
-def test_what_is_wrong_is_told_in_one_line(
+def test_a_mistake_is_one_line(
     driver: Path, answers: dict[str, str], numbers: str, line: str
 ) -> None:
     assert ask(driver, numbers, **answers) == line
 
 
-def test_a_missing_driver_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_missing_driver_is_one_line(tmp_path: Path) -> None:
     # On a machine that has a driver it must not be found.
     (tmp_path / "libcuda.so.1").write_text("not a library")
     assert ask(tmp_path, "0") == (
@@ -169,12 +169,12 @@ def test_mxnet_compiles_at_run_time_only_what_the_driver_can_read(
     assert ask(driver, "0", "os.environ.get('MXNET_USE_FUSION')", **answers) == expected
 
 
-def test_the_driver_tells_the_memory(driver: Path) -> None:
+def test_the_memory_of_a_gpu(driver: Path) -> None:
     # More than 32 bits hold.
-    told = ask(
+    memory = ask(
         driver, "1", "gpus.read_total_memory(1)", GPU_CAPABILITIES="8.6,8.6", GPU_MEMORY="2" * 11
     )
-    assert told == "2" * 11
+    assert memory == "2" * 11
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_a_program_that_uses_the_package_keeps_its_handling_of_ctrl_c() -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-def test_an_output_that_cannot_be_written_is_told() -> None:
+def test_an_output_that_cannot_be_written_is_one_line() -> None:
     done = shell([*VERBS, "--help"], ">/dev/full")
     assert done.returncode == 2
     assert done.stderr == (
