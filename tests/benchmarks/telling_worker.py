@@ -1,4 +1,4 @@
-"""train.py, but it prints a digest of all it has learned at the end; `cluster` starts it."""
+"""train.py, but it prints a digest of all parameters at the end. `cluster` starts it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import sys
 from embedding_learning.cli import train
 from embedding_learning.training import learner_state, loop
 
-_run = loop.Loop.run
+_train = loop.train
 
 
-def run(loop: loop.Loop) -> None:
-    _run(loop)
+def train_and_print(run: loop.Run) -> None:
+    _train(run)
     digest = hashlib.sha256()
-    arrays, _ = learner_state.gather(loop.learner)
+    arrays, _ = learner_state.gather(run.learner)
     for name in sorted(arrays):
         digest.update(name.encode())
         digest.update(arrays[name].tobytes())
@@ -22,5 +22,5 @@ def run(loop: loop.Loop) -> None:
 
 
 if __name__ == "__main__":
-    loop.Loop.run = run
+    loop.train = train_and_print
     sys.exit(train.main())

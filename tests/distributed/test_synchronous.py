@@ -32,6 +32,7 @@ from embedding_learning.errors import TrainingError
 from embedding_learning.evaluation.metrics import recall_metrics
 from embedding_learning.model.net import ImageNormalization
 from embedding_learning.training import build, learner_state, loop
+from embedding_learning.training.checkpoint_file import RunFolder
 from embedding_learning.training.learner import Learner
 from tests.helpers.limits import HANG_LIMIT, NEVER
 from tests.helpers.paths import ROOT
@@ -53,11 +54,16 @@ FLAGS = [
     *("--batch-size=6", "--batch-k=3", "--epochs=2", "--batch-num=4", "--log-interval=2"),
     *("--workers=1", "--steps=1", "--kvstore=dist_sync"),
 ]
-# What a worker of a test runs: a function of this file.
-CALL = (
-    "import sys, embedding_learning; from tests.distributed import test_synchronous as t; "
-    "sys.exit(t.{}())"
-)
+# What the processes of a test run. On a slow machine, none of them is given up for its slowness.
+MAIN = f"""
+import os, sys, embedding_learning
+from embedding_learning.distributed import heartbeat
+heartbeat.HEARTBEAT_TIMEOUT = heartbeat.JOIN_TIMEOUT = {NEVER}
+heartbeat.ABORT_DELAY = float(os.environ.get("TEST_ABORT_DELAY", heartbeat.ABORT_DELAY))
+"""
+SERVE = f"{MAIN}\nfrom embedding_learning.cli import train\nsys.exit(train.main())"
+# A function of this file.
+WORK = f"{MAIN}\nfrom tests.distributed import test_synchronous\nsys.exit(test_synchronous.%s())"
 
 
 class Process:
@@ -131,11 +137,11 @@ def start_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGroup
         group = []
         for role, number in (("scheduler", 0), ("server", 0), ("worker", 0), ("worker", 1)):
             own = {"DMLC_ROLE": role}
-            command = [str(ROOT / "train.py")]
+            command = ["-c", SERVE]
             if role == "worker":
                 # MXNet numbers the workers of a machine by their ports.
                 own["PORT"] = str(sorted(own_ports)[number])
-                command = ["-c", CALL.format(worker)]
+                command = ["-c", WORK % worker]
             place = folder / f"{role}{number}"
             group.append(Process([*command, *flags], place, {**variables, **own}))
         started.extend(group)
@@ -171,7 +177,7 @@ def train_worker() -> int:
     "1 3 SIGTERM".
     """
     rank, call, what = os.environ.get("TEST_AT", "-1 -1 wait").split()
-    run, step, calls = loop.Loop.run, Learner.step, iter(range(1, 10**6))
+    train_all, step, calls = loop.train, Learner.step, iter(range(1, 10**6))
 
     def stepping(self, *arguments, **named):
         if next(calls) == int(call) and self.group.rank == int(rank):
@@ -181,14 +187,14 @@ def train_worker() -> int:
             send_signal(getattr(signal, what))
         return step(self, *arguments, **named)
 
-    def running(self):
-        run(self)
+    def training(run):
+        train_all(run)
         mx.nd.waitall()
-        weights = [*parameters_of(self.learner.net), self.learner.beta_values()]
+        weights = [*parameters_of(run.learner.net), run.learner.beta_values()]
         digest = hashlib.sha256(b"".join(map(bytes, weights))).hexdigest()
-        Path(f"weights-of-{self.learner.group.rank}").write_text(digest)
+        Path(f"weights-of-{run.learner.group.rank}").write_text(digest)
 
-    Learner.step, loop.Loop.run = stepping, running
+    Learner.step, loop.train = stepping, training
     return train.main()
 
 
@@ -580,14 +586,14 @@ def test_a_stop_signal_to_a_worker_stops_all_and_they_resume_to_the_same_bytes(
 
 def slow_worker() -> int:
     """Takes longer to save than ABORT_DELAY, except for the first time."""
-    save = loop.RunFolder.save
+    save = RunFolder.save
 
     def saving(self, epoch, batch, *arguments):
         if batch:
             time.sleep(heartbeat.ABORT_DELAY + 2)
         return save(self, epoch, batch, *arguments)
 
-    loop.RunFolder.save = saving
+    RunFolder.save = saving
     return train_worker()
 
 
@@ -623,7 +629,7 @@ def test_a_killed_process_ends_the_group_and_it_resumes_to_the_same_bytes(
 def test_a_mistake_in_the_flags_ends_all_with_its_line(
     start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:
-    group = start_group(tmp_path, *data_flags, "--lr=-1")
+    group = start_group(tmp_path, *data_flags, "--lr=-1", TEST_ABORT_DELAY=str(NEVER))
     assert statuses(group) == [2, 2, 2, 2], cause_of(group)
     for process in group:
         assert process.err == "train.py: error: --lr -1.0: must be at least 0\n"
@@ -632,7 +638,7 @@ def test_a_mistake_in_the_flags_ends_all_with_its_line(
 def test_a_mistake_in_the_data_ends_all_workers_with_its_line(
     start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:
-    group = start_group(tmp_path, *data_flags, "--data-path=nowhere")
+    group = start_group(tmp_path, *data_flags, "--data-path=nowhere", TEST_ABORT_DELAY=str(NEVER))
     assert statuses(group) == [2, 0, 2, 2], cause_of(group)
     for process in group[2:]:
         assert re.search(r"^train\.py: error: .*nowhere.*\n\Z", process.err, re.M), process.err
