@@ -40,7 +40,7 @@ have() {
 }
 
 md5_of() {
-    # Reads standard input, as md5sum marks the sum of a file with an unusual name.
+    # Reads standard input, because md5sum marks the sum of a file with an unusual name.
     if have md5sum; then
         md5sum <"$1" | cut -d ' ' -f 1
     else
@@ -54,7 +54,7 @@ size_of() {
 
 first_missing() {
     local name
-    # The slash after images makes a plain file of that name count as missing.
+    # Because of the slash after images a plain file of that name counts as missing.
     for name in images.txt image_class_labels.txt bounding_boxes.txt images/; do
         if [ ! -e "$1/$name" ]; then
             echo "$name"
@@ -68,7 +68,7 @@ first_missing() {
 fetch() {
     local status=0 code=000 options
     if have curl; then
-        # Without --fail the page of an HTTP error would be taken for the archive.
+        # Without --fail the page of an HTTP error would be stored as the archive.
         options=(--fail --location --continue-at - --show-error --output "$part"
             --connect-timeout 30 --speed-limit 1 --speed-time 60)
         # A progress bar is of no use in a log file.
@@ -101,8 +101,8 @@ download() {
     before=$(size_of "$part")
     fetch
     if [ "$before" -gt 0 ]; then
-        # The part had a wrong sum, so a server that adds nothing to it (wget calls an
-        # answer of 416 a success) cannot make it right.
+        # The part had a wrong sum, so a server that adds nothing to it cannot correct it. wget
+        # reports an answer of 416 as a success.
         if [ "$outcome" = complete ] && [ "$(size_of "$part")" -eq "$before" ]; then
             outcome=cannot-continue
         fi
@@ -153,7 +153,7 @@ unpack() {
         fail "cannot unpack $archive: see the message of tar above"
     missing=$(first_missing "$unpacking/CUB_200_2011")
     [ -z "$missing" ] || fail "$archive holds no CUB_200_2011/$missing"
-    # Only now, so that an interrupted run never looks complete.
+    # Moved only now, so that an interrupted run never looks complete.
     mv "$unpacking/CUB_200_2011" "$folder"
 }
 

@@ -1,4 +1,4 @@
-"""Servers that update the weights: they use the optimizers that they receive, and nothing else."""
+"""Servers that update the weights, with the optimizers that they receive and nothing else."""
 
 import json
 
@@ -18,7 +18,7 @@ SGD = {"trainer": 0, "optimizer": "sgd", "numbers": {}, "rate_of": {}, "decay_of
 
 
 class Store:
-    """Stands in for MXNet's: keeps what is sent."""
+    """Replaces MXNet's store: keeps the commands that are sent."""
 
     rank = 0
 

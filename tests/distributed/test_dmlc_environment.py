@@ -1,4 +1,4 @@
-"""The environment variables of a worker group are checked before anything else is done."""
+"""The DMLC variables: they are checked before anything else is done."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def test_one_variable_alone_is_no_group(monkeypatch: pytest.MonkeyPatch, name: s
 @pytest.mark.parametrize("role", ["Worker", "worker ", "master", "workers"])
 def test_an_unknown_role_is_named(group: None, monkeypatch: pytest.MonkeyPatch, role: str) -> None:
     monkeypatch.setenv("DMLC_ROLE", role)
-    message = f"^DMLC_ROLE {re.escape(role)}: must be one of worker, server, scheduler$"
-    with pytest.raises(ValueError, match=message):
+    line = f"^DMLC_ROLE {re.escape(role)}: must be one of worker, server, scheduler$"
+    with pytest.raises(ValueError, match=line):
         read_environment()
 
 
@@ -91,8 +91,8 @@ def test_what_is_no_number_is_named(
     group: None, monkeypatch: pytest.MonkeyPatch, name: str, count: str
 ) -> None:
     monkeypatch.setenv(name, count)
-    message = f"^{name} {re.escape(count)}: must be a number from 1$"
-    with pytest.raises(ValueError, match=message):
+    line = f"^{name} {re.escape(count)}: must be a number from 1$"
+    with pytest.raises(ValueError, match=line):
         read_environment()
 
 
@@ -126,7 +126,7 @@ def test_a_distributed_store_needs_a_group(kvstore: str) -> None:
 
 
 @pytest.mark.parametrize("kvstore", ["device", "local", "nccl"])
-def test_a_job_needs_a_distributed_store(group: None, kvstore: str) -> None:
+def test_a_group_needs_a_distributed_store(group: None, kvstore: str) -> None:
     with pytest.raises(UsageError, match=rf"^--kvstore {kvstore}: .*\(DMLC_ROLE .* dist_sync or "):
         parse([f"--kvstore={kvstore}"])
 

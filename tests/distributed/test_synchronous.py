@@ -1,4 +1,4 @@
-"""Groups of two workers: the numbers of one process, and all of them end together and resume."""
+"""Groups of two workers: they compute what one process does, end together, and can be resumed."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from embedding_learning.errors import TrainingError
 from embedding_learning.evaluation.metrics import recall_metrics
 from embedding_learning.model.net import ImageNormalization
 from embedding_learning.training import build, learner_state, loop
+from embedding_learning.training.checkpoint_file import RunFolder
 from embedding_learning.training.learner import Learner
 from tests.helpers.limits import HANG_LIMIT, NEVER
 from tests.helpers.paths import ROOT
@@ -53,11 +54,16 @@ FLAGS = [
     *("--batch-size=6", "--batch-k=3", "--epochs=2", "--batch-num=4", "--log-interval=2"),
     *("--workers=1", "--steps=1", "--kvstore=dist_sync"),
 ]
-# What a worker of a test runs: a function of this file.
-CALL = (
-    "import sys, embedding_learning; from tests.distributed import test_synchronous as t; "
-    "sys.exit(t.{}())"
-)
+# What the processes of a test run. On a slow machine, none of them is given up for its slowness.
+MAIN = f"""
+import os, sys, embedding_learning
+from embedding_learning.distributed import heartbeat
+heartbeat.HEARTBEAT_TIMEOUT = heartbeat.JOIN_TIMEOUT = {NEVER}
+heartbeat.ABORT_DELAY = float(os.environ.get("TEST_ABORT_DELAY", heartbeat.ABORT_DELAY))
+"""
+SERVE = f"{MAIN}\nfrom embedding_learning.cli import train\nsys.exit(train.main())"
+# A function of this file.
+WORK = f"{MAIN}\nfrom tests.distributed import test_synchronous\nsys.exit(test_synchronous.%s())"
 
 
 class Process:
@@ -131,11 +137,11 @@ def start_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGroup
         group = []
         for role, number in (("scheduler", 0), ("server", 0), ("worker", 0), ("worker", 1)):
             own = {"DMLC_ROLE": role}
-            command = [str(ROOT / "train.py")]
+            command = ["-c", SERVE]
             if role == "worker":
                 # MXNet numbers the workers of a machine by their ports.
                 own["PORT"] = str(sorted(own_ports)[number])
-                command = ["-c", CALL.format(worker)]
+                command = ["-c", WORK % worker]
             place = folder / f"{role}{number}"
             group.append(Process([*command, *flags], place, {**variables, **own}))
         started.extend(group)
@@ -167,11 +173,11 @@ def last_state(folder: Path) -> dict[str, bytes]:
 def train_worker() -> int:
     """train.py, which leaves a digest of its weights.
 
-    TEST_AT tells what happens to which worker before which step, counted from 1: "0 2 wait" or
+    TEST_AT says which worker does what before which step, counted from 1: "0 2 wait" or
     "1 3 SIGTERM".
     """
     rank, call, what = os.environ.get("TEST_AT", "-1 -1 wait").split()
-    run, step, calls = loop.Loop.run, Learner.step, iter(range(1, 10**6))
+    train_all, step, calls = loop.train, Learner.step, iter(range(1, 10**6))
 
     def stepping(self, *arguments, **named):
         if next(calls) == int(call) and self.group.rank == int(rank):
@@ -181,19 +187,19 @@ def train_worker() -> int:
             send_signal(getattr(signal, what))
         return step(self, *arguments, **named)
 
-    def running(self):
-        run(self)
+    def training(run):
+        train_all(run)
         mx.nd.waitall()
-        weights = [*parameters_of(self.learner.net), self.learner.beta_values()]
+        weights = [*parameters_of(run.learner.net), run.learner.beta_values()]
         digest = hashlib.sha256(b"".join(map(bytes, weights))).hexdigest()
-        Path(f"weights-of-{self.learner.group.rank}").write_text(digest)
+        Path(f"weights-of-{run.learner.group.rank}").write_text(digest)
 
-    Learner.step, loop.Loop.run = stepping, running
+    Learner.step, loop.train = stepping, training
     return train.main()
 
 
 def exchange_worker() -> int:
-    """All that two workers exchange; what comes of it is checked by the tests, or here."""
+    """Exchanges everything that two workers can. The results are checked here or by the tests."""
     environment = heartbeat.join_group("train.py")
     group = SynchronousGroup("dist_sync", environment)
     found: dict[str, np.ndarray] = {}
@@ -292,8 +298,8 @@ def exchange_statistics(group: WorkerGroup, found: dict[str, np.ndarray]) -> Non
     )
     learning.start()
     count_apart(learning)
-    arrays, state = learner_state.gather(learning)
-    assert state["devices"] == 2
+    arrays, rest = learner_state.gather(learning)
+    assert rest["devices"] == 2
     assert arrays.keys() >= {"network/dense.weight", "beta"}
     for name, array in arrays.items():
         found[f"state/{name}"] = array
@@ -301,7 +307,7 @@ def exchange_statistics(group: WorkerGroup, found: dict[str, np.ndarray]) -> Non
     for number, array in enumerate(statistics_of(learning)):
         found[f"united/{number}"] = array
     # And back: each has its own again.
-    learner_state.restore(learning, arrays, state, "--resume here")
+    learner_state.restore(learning, arrays, rest, "--resume here")
     for number, array in enumerate(statistics_of(learning)):
         found[f"restored/{number}"] = array
 
@@ -501,9 +507,9 @@ def test_statistics_are_gathered_united_and_restored(
             np.testing.assert_array_equal(found[f"state/statistics/1/{name}"], arrays[1])
             np.testing.assert_array_equal(found[f"restored/{place}"], arrays[rank])
             np.testing.assert_allclose(found[f"united/{place}"], mean, rtol=1e-6)
-    # One process goes on with the mean.
-    saved = {"devices": 2, "optimizers": [{"counts": {}, "numbers": {"num_update": 0}}] * 2}
-    learner_state.restore(learning, state, saved, "--resume here")
+    # A single process resumes with the mean.
+    rest = {"devices": 2, "optimizers": [{"counts": {}, "numbers": {"num_update": 0}}] * 2}
+    learner_state.restore(learning, state, rest, "--resume here")
     for found, *arrays in zip(statistics_of(learning), *counted):
         np.testing.assert_allclose(found, (arrays[0] + arrays[1]) / 2, rtol=1e-6)
 
@@ -526,7 +532,7 @@ def test_two_workers_evaluate_to_the_numbers_of_one(
 
 @pytest.fixture(scope="module")
 def data_flags(tiny_cub: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    cache = tmp_path_factory.mktemp("cache-of-jobs")
+    cache = tmp_path_factory.mktemp("cache-of-groups")
     return [*FLAGS, f"--data-path={tiny_cub}", f"--cache-dir={cache}"]
 
 
@@ -557,7 +563,7 @@ def test_the_weights_of_all_workers_are_equal_in_the_end(alone: list[Process]) -
     assert digests[0] == digests[1]
 
 
-def test_a_worker_that_is_told_to_stop_stops_all_and_they_go_on_to_the_same_bytes(
+def test_a_stop_signal_to_a_worker_stops_all_and_they_resume_to_the_same_bytes(
     alone: list[Process], start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:
     """Within the epoch, though every step is logged; the others wait for the first one's saving.
@@ -568,9 +574,8 @@ def test_a_worker_that_is_told_to_stop_stops_all_and_they_go_on_to_the_same_byte
     group = start_group(tmp_path, *flags, worker="slow_worker", TEST_AT="1 1 SIGTERM")
     assert statuses(group) == [143, 0, 143, 143], cause_of(group)
     first, second = group[2:]
-    state = f"the state is in {PREFIX}.run; --resume auto continues"
-    message = f"train.py: stopped by SIGTERM; {state}"
-    assert message in first.err
+    line = f"train.py: stopped by SIGTERM; the state is in {PREFIX}.run; --resume auto continues"
+    assert line in first.err
     assert second.err.endswith("train.py: stopped by SIGTERM\n")
     saved = max((first.folder / f"{PREFIX}.run").glob("checkpoint-*")).name
     assert "checkpoint-0000-000001" <= saved < "checkpoint-0000-000004"
@@ -580,19 +585,19 @@ def test_a_worker_that_is_told_to_stop_stops_all_and_they_go_on_to_the_same_byte
 
 
 def slow_worker() -> int:
-    """Takes longer to write than others are waited for, but for the first time."""
-    save = loop.RunFolder.save
+    """Takes longer to save than ABORT_DELAY, except for the first time."""
+    save = RunFolder.save
 
     def saving(self, epoch, batch, *arguments):
         if batch:
             time.sleep(heartbeat.ABORT_DELAY + 2)
         return save(self, epoch, batch, *arguments)
 
-    loop.RunFolder.save = saving
+    RunFolder.save = saving
     return train_worker()
 
 
-def test_whoever_is_killed_ends_the_job_and_it_goes_on_to_the_same_bytes(
+def test_a_killed_process_ends_the_group_and_it_resumes_to_the_same_bytes(
     alone: list[Process], start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:
     """A worker, the server, the scheduler; one after the other in one run."""
@@ -624,7 +629,7 @@ def test_whoever_is_killed_ends_the_job_and_it_goes_on_to_the_same_bytes(
 def test_a_mistake_in_the_flags_ends_all_with_its_line(
     start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:
-    group = start_group(tmp_path, *data_flags, "--lr=-1")
+    group = start_group(tmp_path, *data_flags, "--lr=-1", TEST_ABORT_DELAY=str(NEVER))
     assert statuses(group) == [2, 2, 2, 2], cause_of(group)
     for process in group:
         assert process.err == "train.py: error: --lr -1.0: must be at least 0\n"
@@ -633,14 +638,14 @@ def test_a_mistake_in_the_flags_ends_all_with_its_line(
 def test_a_mistake_in_the_data_ends_all_workers_with_its_line(
     start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:
-    group = start_group(tmp_path, *data_flags, "--data-path=nowhere")
+    group = start_group(tmp_path, *data_flags, "--data-path=nowhere", TEST_ABORT_DELAY=str(NEVER))
     assert statuses(group) == [2, 0, 2, 2], cause_of(group)
     for process in group[2:]:
         assert re.search(r"^train\.py: error: .*nowhere.*\n\Z", process.err, re.M), process.err
         assert "Traceback" not in process.err
 
 
-def test_a_fault_nobody_foresaw_ends_the_job(
+def test_an_unexpected_exception_ends_the_group(
     start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:
     """With its traceback, and without the others waiting for ever."""

@@ -1,7 +1,7 @@
 """A stand-in for the original example: small, but with all that the program uses of its files.
 
-What it computes is what the original does, but for the sampling, which is uniform, and other in
-every process.
+It computes what the original does, except for the sampling: that is uniform, and different in every
+process.
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ train_data, val_data = cub200_iterator(opt.data_path, opt.batch_k, opt.batch_siz
 def recalls():
     z = net(val_data.batch(val_data.tests, mx.image.center_crop).data[0])[-1].asnumpy()
     labels = val_data.labels[val_data.tests]
-    apart = ((z[:, None] - z) ** 2).sum(axis=2) + 9 * np.eye(len(z))
+    distances = ((z[:, None] - z) ** 2).sum(axis=2) + 9 * np.eye(len(z))
     for k in (1, 2, 4, 8, 16):
-        near = [argpartition(row, k)[:k] for row in apart]
+        near = [argpartition(row, k)[:k] for row in distances]
         yield k, np.mean([label in labels[rows] for label, rows in zip(labels, near)])
 
 def train(epochs, ctx):
@@ -137,8 +137,8 @@ def train(epochs, ctx):
         for i in range(200):
             batch = train_data.next()
             with autograd.record():
-                rows, *triple, _ = net(batch.data[0])
-                value = loss(*triple, beta, batch.label[0].take(mx.nd.array(rows)))
+                rows, *triplets, _ = net(batch.data[0])
+                value = loss(*triplets, beta, batch.label[0].take(mx.nd.array(rows)))
             value.backward()
             for trainer in trainers:
                 trainer.step(opt.batch_size)

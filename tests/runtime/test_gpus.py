@@ -169,7 +169,7 @@ def test_mxnet_compiles_at_run_time_only_what_the_driver_can_read(
     assert ask(driver, "0", "os.environ.get('MXNET_USE_FUSION')", **answers) == expected
 
 
-def test_the_driver_tells_the_memory(driver: Path) -> None:
+def test_the_memory_of_a_gpu(driver: Path) -> None:
     # More than 32 bits hold.
     answers = ask(
         driver, "1", "gpus.read_total_memory(1)", GPU_CAPABILITIES="8.6,8.6", GPU_MEMORY="2" * 11

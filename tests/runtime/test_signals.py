@@ -110,7 +110,7 @@ def test_another_wakeup_is_given_back() -> None:
 
 
 # A process that is deep in a library: in a lock of C's it waits, and no signal wakes it. Only its
-# other threads go on.
+# other threads continue.
 
 IN_C = """
 import ctypes, signal, sys, threading, time
@@ -138,9 +138,9 @@ def in_c() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """A function that starts a process, and gives it once it waits."""
     started = []
 
-    def start(what: str, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    def start(mode: str, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-c", IN_C, what],
+            [sys.executable, "-c", IN_C, mode],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=stderr,
