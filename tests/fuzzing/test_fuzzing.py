@@ -109,7 +109,7 @@ def test_everything_that_a_reader_should_not_do_is_noticed() -> None:
         "says too much": "a message of 5000 characters",
         "dies": "the process ended: SIGSEGV",
         "leaves": "the process ended: exit status 0",
-        "hangs": "silent for 2 s",
+        "hangs": "silent for 10 s",
         "swells": "took 1536 MB of memory",
         "writes": "was about to: open ",
         "removes": "was about to: os.remove ",
