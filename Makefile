@@ -9,6 +9,7 @@ PYTHON ?= python3
 # A small network and small images, so that it learns within three minutes on two cores.
 DEMO_FLAGS ?= --model=resnet18_v1 --image-size=56 --crop-size=48 --lr=0.001 \
 	--epochs=6 --batch-num=80 --steps=4,5 --evaluate-first --save-model-prefix=glyphs
+DEMO_PREFIX = $(patsubst --save-model-prefix=%,%,$(filter --save-model-prefix=%,$(DEMO_FLAGS)))
 
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
@@ -40,10 +41,25 @@ except ImportError:
 endef
 export CHECK_PYTHON
 
+define NEXT_STEPS
+
+The network is $(DEMO_PREFIX).params. Curves, t-SNE and a gallery of queries are in
+$(DEMO_PREFIX).run/report.html.
+
+Next, with your own photographs, one folder per class:
+    .venv/bin/python -m embedding_learning check --data-path=PHOTOGRAPHS
+    .venv/bin/python train.py --data-path=PHOTOGRAPHS --save-model-prefix=mine
+    .venv/bin/python -m embedding_learning search mine PHOTOGRAPHS QUERY.jpg --picture=found.png
+docs/data.md says how to list images in other ways, and docs/index.md what else there is.
+endef
+export NEXT_STEPS
+
 .PHONY: demo test lint clean
 
 demo: $(WORKS)
 	.venv/bin/python train.py --data-path=glyphs $(DEMO_FLAGS)
+	.venv/bin/python -m embedding_learning report $(DEMO_PREFIX)
+	@echo "$$NEXT_STEPS"
 
 # Each process computes with one thread; more would only wait for each other.
 test: $(WORKS) $(TOOLS)

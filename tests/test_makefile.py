@@ -60,3 +60,26 @@ def test_a_platform_without_a_wheel_is_refused(tmp_path: Path) -> None:
     done = make(tmp_path, "platform.system, platform.machine = lambda: 'Windows', lambda: 'AMD64'")
     assert "installing" not in done.stdout
     assert mxnet_compat.explain_platform("Windows", "AMD64") in done.stderr.splitlines()
+
+
+def test_the_demo_ends_with_its_report_and_the_next_steps(tmp_path: Path) -> None:
+    """With an environment that is installed already, and a Python that prints what it would run."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("requirements.txt", "requirements-gpu.txt", "requirements-common.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "runs $*"\n')
+    python.chmod(0o755)
+    version = ".".join(map(str, sys.version_info[:3]))
+    for step in ("installed", "works"):
+        for requirements in ("requirements", "requirements-gpu"):
+            (tmp_path / ".venv" / f"{step}-{requirements}-{version}").touch()
+    command = ["make", "-C", str(tmp_path), "--silent", "demo", f"PYTHON={sys.executable}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    train, report, *lines = done.stdout.splitlines()
+    assert train.startswith("runs train.py --data-path=glyphs ")
+    assert report == "runs -m embedding_learning report glyphs"
+    assert "glyphs.run/report.html." in lines
+    (page,) = [line for line in lines if line.startswith("docs/data.md")]
+    assert all((ROOT / word).is_file() for word in page.split() if word.startswith("docs/"))

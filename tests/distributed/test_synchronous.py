@@ -32,8 +32,8 @@ from embedding_learning.errors import TrainingError
 from embedding_learning.evaluation.metrics import recall_metrics
 from embedding_learning.model.net import ImageNormalization
 from embedding_learning.training import build, learner_state, loop
-from embedding_learning.training.run_folder import RunFolder
 from embedding_learning.training.learner import Learner
+from embedding_learning.training.run_folder import RunFolder
 from tests.helpers.limits import HANG_LIMIT, NEVER
 from tests.helpers.paths import ROOT
 from tests.helpers.signals import send_signal

@@ -24,12 +24,12 @@ from tests.benchmarks.export_families import random_net, random_pixels
 from tests.helpers.onnx_files import import_onnxruntime, open_session
 from tests.helpers.paths import ROOT
 
-# The code of the README for users; it imports neither MXNet nor this package.
-README = ROOT / "README.md"
-# The ten lines in the README that search without MXNet.
+# The code on the page for users; it imports neither MXNet nor this package.
+PAGE = ROOT / "docs" / "using-a-model.md"
+# The ten lines that search without MXNet.
 (EXAMPLE,) = re.findall(
     r"^```python\n(import [^\n]*onnxruntime\n.*?)^```",
-    README.read_text(encoding="utf-8"),
+    PAGE.read_text(encoding="utf-8"),
     re.M | re.S,
 )
 
@@ -288,7 +288,7 @@ def test_without_the_package_onnx_the_command_that_installs_it_is_named(tmp_path
 
 
 def test_searching_with_onnxruntime_alone(tmp_path):
-    """The README's example finds what the network itself finds, in a Python without MXNet."""
+    """The example of the page finds what the network itself finds, in a Python without MXNet."""
     import_onnxruntime()
     net = small_net(nn.MaxPool2D(32), size=224)
     export_onnx(net, str(tmp_path / "birds.onnx"), 224, normalize_input=True)
