@@ -1,6 +1,7 @@
 # make demo    train and evaluate on images that the program draws itself
 # make test    run the tests
 # make lint    check style, types and spelling
+# make docs    make the site of the documentation in build/site
 # make clean   remove the virtual environment and the caches
 #
 # The virtual environment is made with $(PYTHON), 3.9 or later: make demo PYTHON=python3.11
@@ -22,6 +23,7 @@ REQUIREMENTS := requirements$(GPU)
 INSTALLED := .venv/installed-$(REQUIREMENTS)-$(VERSION)
 WORKS := .venv/works-$(REQUIREMENTS)-$(VERSION)
 TOOLS := .venv/tools-$(REQUIREMENTS)-$(VERSION)
+SITE := .venv/site-$(REQUIREMENTS)-$(VERSION)
 
 define CHECK_PYTHON
 import sys
@@ -54,7 +56,7 @@ docs/data.md says how to list images in other ways, and docs/index.md what else 
 endef
 export NEXT_STEPS
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(WORKS)
 	.venv/bin/python train.py --data-path=glyphs $(DEMO_FLAGS)
@@ -70,6 +72,10 @@ lint: $(TOOLS)
 	.venv/bin/python -m ruff format --check
 	.venv/bin/python -m mypy embedding_learning
 	.venv/bin/python -m codespell_lib
+
+docs: $(SITE)
+	.venv/bin/python -m mkdocs build --strict --quiet
+	@echo "Open build/site/index.html. The search needs a server: python3 -m http.server -d build/site"
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
@@ -90,4 +96,8 @@ $(WORKS): $(INSTALLED)
 
 $(TOOLS): $(INSTALLED) requirements-dev.txt requirements-onnx.txt
 	$(PIP) -r requirements-dev.txt
+	@touch $@
+
+$(SITE): $(INSTALLED) requirements-docs.txt
+	$(PIP) -r requirements-docs.txt
 	@touch $@

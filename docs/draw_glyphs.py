@@ -20,7 +20,7 @@ ROWS = {
 COLUMNS = 12
 GAP = 6  # pixels between two images
 HEADING = 34  # height of a heading, pixels
-STEP = 16  # of the colours kept: coarse ones make the file small enough for a README
+STEP = 16  # of the colors kept: coarse ones make the file small enough for a README
 
 
 def row(character: str) -> list[Image.Image]:

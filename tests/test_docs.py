@@ -282,6 +282,18 @@ def test_the_index_lists_every_page() -> None:
     assert "docs/index.md" in links(ROOT / "README.md")
 
 
+def test_the_site_has_every_page() -> None:
+    pages = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
+    expected = [page.name.lower() for page in [*PAGES, ROOT / "CHANGELOG.md"]]
+    assert sorted(pages) == sorted(expected)
+
+
+def test_the_pictures_are_small() -> None:
+    pictures = {target for target in links(ROOT / "README.md") if target.endswith(".png")}
+    assert {ROOT / picture for picture in pictures} == set(DOCS.glob("*.png"))
+    assert sum((ROOT / picture).stat().st_size for picture in pictures) < 300_000
+
+
 def test_the_flags_page_is_what_the_program_writes() -> None:
     page = (DOCS / "flags.md").read_text(encoding="utf-8")
     assert page == write_flags.page(), "write it again: python -m docs.write_flags docs/flags.md"
