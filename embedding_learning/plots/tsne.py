@@ -150,8 +150,14 @@ def plot_tsne_points(
         summary += ", too many to be named"
     else:
         names = [canvas.class_title(class_names[c]) for c in classes[is_known]]
-        known = colors[is_known], centers[is_known], sizes[is_known]
-        left_out = _write_names(axes, names, *known, (_POINTS, height))
+        left_out = _write_names(
+            axes,
+            names,
+            colors=list(colors[is_known]),
+            centers=centers[is_known],
+            sizes=sizes[is_known],
+            room=(_POINTS, height),
+        )
         summary += f", {left_out} of them without room for the name" if left_out else ""
     _heading(axes, _POINTS, title, summary, _POINTS_TEXT)
     canvas.save(figure, path)
