@@ -19,7 +19,8 @@ CACHES = ("pixels", "none")
 RESIZES = ("linear", "area")
 POOLS = ("original", "avg", "max", "none")
 DTYPES = ("float32", "float16")
-BETA_PER = ("class", "image")
+BETA_PER = ("class", "image", "common")
+BETA_OPTIMIZERS = ("sgd", "adam")
 SAVED_EPOCHS = ("best", "last")
 ON_NONFINITE = ("stop", "skip")
 
@@ -61,6 +62,8 @@ class Flag:
         The only values; empty if there are others.
     at_least, at_most, above, below : float, optional
         The range of a number.
+    can_be_none : bool
+        The word ``none`` is a value, too.
     can_be_negated : bool
         A switch that has the form ``--no-...`` too.
     is_path : bool
@@ -81,6 +84,7 @@ class Flag:
     at_most: float | None = None
     above: float | None = None
     below: float | None = None
+    can_be_none: bool = False
     can_be_negated: bool = False
     is_path: bool = False
     on_resume: str = ""
@@ -224,10 +228,22 @@ class MethodConfig:
     beta: float = _flag(1.2, "initial value of beta")
     beta_per: str = _choice(
         BETA_PER, "a learned beta is one per class, or the sum of a common one, one per class "
-        "and one per image", on_resume=SAME, before=BETA_PER[0],
+        "and one per image, or one for all", on_resume=SAME, before=BETA_PER[0],
     )  # fmt: skip
     nu: float = _number(0.0, "regularization parameter for beta", on_resume=MAY_CHANGE)
     lr_beta: float = _flag(0.1, "learning rate for beta; 0: beta is constant", on_resume=MAY_CHANGE)
+    beta_optimizer: str = _choice(
+        BETA_OPTIMIZERS, "optimizer of beta; sgd has momentum 0.9",
+        on_resume=SAME, before=BETA_OPTIMIZERS[0],
+    )  # fmt: skip
+    cutoff: float = _number(
+        0.5, "distance weighted sampling: a smaller distance has the weight of this one",
+        below=2, on_resume=MAY_CHANGE, before=0.5,
+    )  # fmt: skip
+    nonzero_loss_cutoff: float | None = _flag(
+        1.4, "distance weighted sampling: no negatives from this distance on; none: no such limit",
+        above=0, can_be_none=True, metavar="X", on_resume=MAY_CHANGE, before=1.4,
+    )  # fmt: skip
     normalize_weights: bool = _switch(
         "scale the log weights of the sampling to [0, 1]", on_resume=SAME
     )

@@ -22,6 +22,11 @@ def expand_path(text: str) -> str:
     return os.path.expanduser(text)
 
 
+def number_or_none(text: str) -> float | None:
+    """Reads a number, or the word ``none``."""
+    return None if text == "none" else float(text)
+
+
 def add(group: argparse._ActionsContainer, name: str, default: Any, text: str) -> None:
     """Adds a flag of its default's type."""
     help_text = f"{text} (default: %(default)s)" if default != "" else text

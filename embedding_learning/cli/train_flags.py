@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from typing import Any
 
 from embedding_learning.cli import parser, unused_flags
-from embedding_learning.cli.parser import Parser, expand_path
+from embedding_learning.cli.parser import Parser, expand_path, number_or_none
 from embedding_learning.config import (
     FLAGS,
     DataConfig,
@@ -177,11 +177,20 @@ def add_flag(group: argparse._ActionsContainer, flag: Flag) -> None:
     group.add_argument(
         flag.name,
         dest=flag.key,
-        type=expand_path if flag.is_path else str if flag.type is tuple else flag.type,
+        type=_type_of(flag),
         default=default,
         metavar=flag.metavar,
         help=help_text(flag, default),
     )
+
+
+def _type_of(flag: Flag) -> Callable[[str], Any]:
+    """Returns what reads the text of a flag that has a value."""
+    if flag.is_path:
+        return expand_path
+    if flag.can_be_none:
+        return number_or_none
+    return str if flag.type is tuple else flag.type
 
 
 def help_text(flag: Flag, default: Any) -> str:

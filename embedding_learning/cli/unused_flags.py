@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from embedding_learning.config import TrainConfig
-from embedding_learning.model.methods import LOSSES
+from embedding_learning.model.methods import LOSSES, SAMPLINGS
 
 
 class _Case(NamedTuple):
@@ -29,6 +29,10 @@ class _Case(NamedTuple):
 
 def _has_no_beta(config: TrainConfig, given: Collection[str]) -> bool:
     return not LOSSES[config.method.loss].has_beta
+
+
+def _has_no_cutoffs(config: TrainConfig, given: Collection[str]) -> bool:
+    return "cutoff" not in SAMPLINGS[config.method.sampling].takes
 
 
 def _has_no_rate(config: TrainConfig, given: Collection[str]) -> bool:
@@ -55,6 +59,14 @@ _CASES = (
         lambda config, _: config.method.lr_beta == 0,
         "beta is constant, and it is for a beta that is learned",
     ),
+    _Case("beta_optimizer", _has_no_beta, "--loss {loss} has no beta"),
+    _Case(
+        "beta_optimizer",
+        lambda config, _: config.method.lr_beta == 0,
+        "beta is constant, and it is for a beta that is learned",
+    ),
+    _Case("cutoff", _has_no_cutoffs, "--sampling {sampling} has no cutoffs"),
+    _Case("nonzero_loss_cutoff", _has_no_cutoffs, "--sampling {sampling} has no cutoffs"),
     _Case("lr", _has_no_rate, "--optimizer {optimizer} has no learning rate"),
     _Case(
         "lr_mult_backbone",

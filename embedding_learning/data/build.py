@@ -157,7 +157,7 @@ def open_data(split: Split, config: TrainConfig, rank: int = 0, group_size: int 
         data.crop_size,
         data.workers,
         process=(rank, processes),
-        targets=beta_terms if config.method.beta_per == "image" else None,
+        targets=beta_terms if config.method.beta_per != "class" else None,
     )
     return Data(
         train=train,
@@ -235,12 +235,14 @@ def _beta_terms(images: ImageSet, beta_per: str) -> np.ndarray:
     """Returns the entries of beta that add up to each class's value, (classes, 1), or each image's.
 
     For images, (images, 3), equation 7 of Wu et al. (2017): a common entry, one of the class, one
-    of the image.
+    of the image. If there is only a common one, (images, 1).
     """
     classes = np.arange(len(images.class_names))
     if beta_per == "class":
         return classes[:, None]
     rows = np.arange(len(images))
+    if beta_per == "common":
+        return 0 * rows[:, None]
     return np.stack([0 * rows, 1 + images.labels, 1 + len(classes) + rows], axis=1)
 
 

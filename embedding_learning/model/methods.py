@@ -34,12 +34,12 @@ class SamplingRow(NamedTuple):
     ----------
     class_name : str
         Its class in `sampling`. The class takes the number of images per class.
-    takes_normalize_weights : bool
-        Whether the class has the parameter `normalize_weights`, which --normalize-weights sets.
+    takes : tuple of str
+        The settings that are parameters of the class, by their keys in `config.FLAGS`.
     """
 
     class_name: str
-    takes_normalize_weights: bool = False
+    takes: tuple[str, ...] = ()
 
 
 # The first of each is the default, which is the original's.
@@ -50,7 +50,9 @@ LOSSES = {
     "triplet-euclidean": LossRow("EuclideanTripletLoss", margin=0.2),
 }
 SAMPLINGS = {
-    "distance-weighted": SamplingRow("DistanceWeightedSampling", takes_normalize_weights=True),
+    "distance-weighted": SamplingRow(
+        "DistanceWeightedSampling", takes=("cutoff", "nonzero_loss_cutoff", "normalize_weights")
+    ),
     "random": SamplingRow("RandomSampling"),
     "semi-hard": SamplingRow("SemiHardSampling"),
     "hard": SamplingRow("HardSampling"),

@@ -6,6 +6,7 @@ its row divided by ``batch_k``; no labels are needed.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from mxnet import nd
@@ -153,7 +154,9 @@ class DistanceWeightedSampling(Sampling):
     vanish at any dimension.
 
     Negatives at `nonzero_loss_cutoff` and beyond are not sampled: their margin-based loss is zero.
-    If an anchor has no candidate, its negatives are sampled uniformly from the other classes.
+    The original example has this limit, and the paper's formula has not. Without it, the weight at
+    `cutoff` bounds those of the largest distances too. If an anchor has no candidate, its negatives
+    are sampled uniformly from the other classes.
 
     Parameters
     ----------
@@ -162,8 +165,9 @@ class DistanceWeightedSampling(Sampling):
         for each of its positives.
     cutoff : float
         A smaller distance has the weight of this one.
-    nonzero_loss_cutoff : float
+    nonzero_loss_cutoff : float, optional
         From this distance on, a negative is never sampled. A constant: it does not depend on beta.
+        None: there is no such distance.
     normalize_weights : bool
         Scale the log weights of the batch linearly to [0, 1] first, as the PyTorch port's
         ``--normalize-weights`` does. Not in the paper; it makes the sampling nearly uniform.
@@ -185,7 +189,7 @@ class DistanceWeightedSampling(Sampling):
         self,
         batch_k: int,
         cutoff: float = 0.5,
-        nonzero_loss_cutoff: float = 1.4,
+        nonzero_loss_cutoff: float | None = 1.4,
         normalize_weights: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -200,7 +204,8 @@ class DistanceWeightedSampling(Sampling):
     @property
     def cutoffs(self) -> tuple[float, ...]:
         """`cutoff` and `nonzero_loss_cutoff`: equal weights up to one, none from the other on."""
-        return self.cutoff, self._nonzero_loss_cutoff
+        upper = self._nonzero_loss_cutoff
+        return (self.cutoff,) if upper is None else (self.cutoff, upper)
 
     def probabilities(self, x: nd.NDArray) -> nd.NDArray:
         """Returns each anchor's probabilities of negatives: x (n, d) -> (n, n), rows sum to 1."""
@@ -213,7 +218,9 @@ class DistanceWeightedSampling(Sampling):
         squared_distance = pairwise_squared_distances(F, x)
         log_weights = self._log_inverse_density(F, squared_distance, row, x)
         other_class = 1.0 - same_class(F, row_class)
-        candidate = (squared_distance < self._nonzero_loss_cutoff**2) * other_class
+        candidate = other_class
+        if self._nonzero_loss_cutoff is not None:
+            candidate = (squared_distance < self._nonzero_loss_cutoff**2) * other_class
         # The softmax subtracts each row's own maximum. In a row without a candidate all logarithms
         # are equal, and so are the weights; the product keeps those of the other classes.
         log_weights = F.where(candidate, log_weights, candidate - _NEVER)
@@ -224,13 +231,20 @@ class DistanceWeightedSampling(Sampling):
         if self._normalize_weights:
             diagonal = F.broadcast_equal(F.expand_dims(row, axis=1), F.expand_dims(row, axis=0))
             squared_distance = F.where(diagonal, F.ones_like(diagonal), squared_distance)
-        squared = F.maximum(squared_distance, max(self.cutoff**2, _SMALLEST_SQUARE))
+        smallest = max(self.cutoff**2, _SMALLEST_SQUARE)
+        squared = F.maximum(squared_distance, smallest)
         chord_term = F.maximum(1.0 - 0.25 * squared, _SMALLEST_SQUARE)
         dimension = F.cast(F.slice_axis(F.shape_array(x), axis=0, begin=1, end=2), "float32")
         # Halves of the exponents, since the logarithm is taken of the squared distance.
-        log_weights = F.broadcast_mul(F.log(squared), (2.0 - dimension) / 2.0) + F.broadcast_mul(
-            F.log(chord_term), (3.0 - dimension) / 2.0
+        exponents = (2.0 - dimension) / 2.0, (3.0 - dimension) / 2.0
+        log_weights = F.broadcast_mul(F.log(squared), exponents[0]) + F.broadcast_mul(
+            F.log(chord_term), exponents[1]
         )
+        if self._nonzero_loss_cutoff is None:
+            # The paper's lambda: the weight at the cutoff is the largest, at both ends.
+            largest = math.log(smallest) * exponents[0]
+            largest = largest + math.log(1.0 - 0.25 * smallest) * exponents[1]
+            log_weights = F.broadcast_minimum(log_weights, F.expand_dims(largest, axis=0))
         if self._normalize_weights:
             lowest, highest = F.min(log_weights), F.max(log_weights)
             log_weights = F.broadcast_div(

@@ -141,7 +141,7 @@ def find_sampling(method: MethodConfig) -> Callable[[int], HybridBlock]:
     """Returns a function that builds the sampling for a number of images per class."""
     row = methods.SAMPLINGS[method.sampling]
     sampling: Callable[..., HybridBlock] = getattr(samplings, row.class_name)
-    return partial(sampling, normalize_weights=True) if method.normalize_weights else sampling
+    return partial(sampling, **{key: getattr(method, key) for key in row.takes})
 
 
 def build_loss(method: MethodConfig) -> HybridBlock:
@@ -154,8 +154,8 @@ def build_loss(method: MethodConfig) -> HybridBlock:
 def build_beta(method: MethodConfig, entries: int, devices: list[mx.Context]) -> Beta:
     """Builds a learned beta, or returns the constant if its learning rate is 0.
 
-    All values start as --beta. With --beta-per class it is each class's entry; with --beta-per
-    image it is the common entry, and all others start as 0.
+    All values start as --beta. With --beta-per class it is each class's entry, with common the only
+    entry; with image it is the common entry, and all others start as 0.
     """
     if not methods.LOSSES[method.loss].has_beta:
         return None
@@ -191,9 +191,14 @@ def build_trainers(
     parameters = net.collect_params()
     trainers = [gluon.Trainer(parameters, optimizer.name, settings, kvstore=kvstore, **where)]
     if isinstance(beta, gluon.Parameter):
-        settings = {"learning_rate": config.method.lr_beta, "momentum": 0.9}
+        method = config.method
+        settings = {"learning_rate": method.lr_beta}
+        if method.beta_optimizer == "sgd":
+            settings["momentum"] = 0.9
         kvstore = group.create_kvstore(name, trainer=1)
-        trainers.append(gluon.Trainer([beta], "sgd", settings, kvstore=kvstore, **where))
+        trainers.append(
+            gluon.Trainer([beta], method.beta_optimizer, settings, kvstore=kvstore, **where)
+        )
     for trainer in trainers:
         # Servers that update receive it with the optimizer.
         batch = config.batch.total // config.devices.processes * group.size

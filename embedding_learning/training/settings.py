@@ -107,7 +107,9 @@ def as_arguments(config: TrainConfig) -> list[str]:
     arguments = []
     for key, flag in FLAGS.items():
         value = settings[key]
-        if flag.type is tuple:
+        if value is None and flag.can_be_none:
+            arguments.append(f"{flag.name}=none")
+        elif flag.type is tuple:
             if tuple(value) != flag.default:
                 arguments.append(f"{flag.name}={','.join(map(str, value))}")
         elif value == flag.default:
@@ -124,7 +126,7 @@ def _read(key: str, value: Any) -> Any:
     flag = FLAGS.get(key)
     if flag is None:
         raise UsageError(f"{as_flag(key)}: unknown; train.py --help lists the flags")
-    if value is None and flag.default is None:
+    if value is None and (flag.default is None or flag.can_be_none):
         return None
     if flag.type is tuple:
         return tuple(_read_list(key, value))
@@ -214,14 +216,14 @@ def complete_sizes(model: str, image_size: int | None, crop_size: int | None) ->
 
 def _check_methods(config: TrainConfig) -> None:
     method = config.method
-    if method.normalize_weights and not SAMPLINGS[method.sampling].takes_normalize_weights:
+    if method.normalize_weights and "normalize_weights" not in SAMPLINGS[method.sampling].takes:
         raise UsageError(
             f"--normalize-weights: --sampling {method.sampling} has no weights; leave it out"
         )
-    if method.beta_per == "image" and LOSSES[method.loss].has_beta and method.lr_beta <= 0:
+    if method.beta_per != "class" and LOSSES[method.loss].has_beta and method.lr_beta <= 0:
         raise UsageError(
-            "--beta-per image: is for a beta that is learned, not --lr-beta 0; give --beta-per "
-            "class"
+            f"--beta-per {method.beta_per}: is for a beta that is learned, not --lr-beta 0; give "
+            "--beta-per class"
         )
 
 

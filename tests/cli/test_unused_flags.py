@@ -12,6 +12,11 @@ from embedding_learning.errors import UsageError
 REFUSED = {
     "--beta-per": ["--loss=triplet --beta-per=image", "--loss=contrastive --beta-per class"],
     "--lr-mult-backbone": ["--optimizer=adadelta --lr-mult-backbone=0.1"],
+    "--beta-optimizer": [
+        "--loss=triplet --beta-optimizer=adam", "--lr-beta=0 --beta-optimizer=adam",
+    ],
+    "--cutoff": ["--sampling=random --cutoff=0.4"],
+    "--nonzero-loss-cutoff": ["--sampling=hard --nonzero-loss-cutoff=none"],
     "--wd-exclude-bn-bias": ["--wd=0 --wd-exclude-bn-bias"],
     "--cpu-contexts": ["--gpus=0 --cpu-contexts=1", "--gpus=0,1 --cpu-contexts=2"],
     "--pretrained-params": ["--pretrained-params=a.params --init-from=b.params"],

@@ -14,7 +14,7 @@ import pytest
 from mxnet import nd
 
 from embedding_learning.cli.train_flags import parse
-from embedding_learning.config import TrainConfig
+from embedding_learning.config import FLAGS, TrainConfig
 from embedding_learning.data.build import open_data, read_split
 from embedding_learning.errors import UsageError
 from embedding_learning.model import sampling
@@ -91,7 +91,7 @@ def test_a_loss_whose_row_says_so_has_no_beta(loss: str) -> None:
 def test_normalized_weights_are_for_samplings_whose_row_says_so() -> None:
     for name, row in SAMPLINGS.items():
         parameters = inspect.signature(getattr(sampling, row.class_name)).parameters
-        assert row.takes_normalize_weights == ("normalize_weights" in parameters), name
+        assert set(row.takes) == (parameters.keys() & FLAGS.keys()) - {"batch_k"}, name
 
 
 # Beta
@@ -137,6 +137,30 @@ def test_a_beta_per_image_is_a_sum_of_three_and_each_learns_from_its_own() -> No
     np.testing.assert_allclose(gradient[1:3], gradient[4:8].reshape(2, 2).sum(axis=1), rtol=1e-4)
     values = learning.beta.data().asnumpy()
     np.testing.assert_allclose(learning.beta_values(), values[IMAGES].sum(axis=1), rtol=1e-6)
+
+
+def test_a_common_beta_is_one_for_all() -> None:
+    common = np.zeros((6, 1), int)
+    learning = learner_of("--beta-per=common", "--lr-beta=1", boundaries=common)
+    assert learning.beta.shape == (1,)
+    data = nd.array(np.random.default_rng(1).normal(size=(4, 3, 8, 8)))
+    learning.step(mx.io.DataBatch(data=[data], label=[nd.array(common[:4])]))
+    values = learning.beta_values()
+    assert values.shape == (6,) and len(set(values)) == 1
+    assert values[0] != np.float32(1.2)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_beta_has_an_optimizer_of_its_own(optimizer: str) -> None:
+    """The first step of Adam is the learning rate; that of SGD is the rate times the gradient."""
+    learning = learner_of(f"--beta-optimizer={optimizer}", "--lr-beta=0.01")
+    data = nd.array(np.random.default_rng(1).normal(size=(4, 3, 8, 8)))
+    batch = mx.io.DataBatch(data=[data], label=[nd.array([0, 0, 1, 1])])
+    learning.step(batch)
+    gradient = learning.beta.grad().asnumpy() / 4
+    moved = learning.beta.data().asnumpy() - 1.2
+    expected = -0.01 * (gradient if optimizer == "sgd" else np.sign(gradient))
+    np.testing.assert_allclose(moved, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_batches_name_the_entries_of_beta_of_their_images(tiny_cub: Path, tmp_path: Path) -> None:

@@ -24,15 +24,20 @@ def naive_probabilities(x, batch_k, cutoff=0.5, nonzero_loss_cutoff=1.4):
     n, d = x.shape
     x = x.astype(np.float64)
     result = np.zeros((n, n))
+
+    def log_inverse_density(distance):
+        return (2 - d) * np.log(distance) - (d - 3) / 2 * np.log(max(1 - distance**2 / 4, 1e-300))
+
+    upper = np.inf if nonzero_loss_cutoff is None else nonzero_loss_cutoff
     for i in range(n):
         log_weights = np.full(n, -np.inf)
         for j in range(n):
             distance = np.linalg.norm(x[i] - x[j])
-            if i // batch_k != j // batch_k and distance < nonzero_loss_cutoff:
-                distance = max(distance, cutoff)
-                log_weights[j] = (2 - d) * np.log(distance) - (d - 3) / 2 * np.log(
-                    1 - distance**2 / 4
-                )
+            if i // batch_k != j // batch_k and distance < upper:
+                log_weights[j] = log_inverse_density(max(distance, cutoff))
+                if nonzero_loss_cutoff is None:
+                    # The paper's min(lambda, 1/q(D)), with lambda = 1/q(cutoff).
+                    log_weights[j] = min(log_weights[j], log_inverse_density(cutoff))
         if np.isinf(log_weights).all():
             log_weights = np.where(np.arange(n) // batch_k != i // batch_k, 0.0, -np.inf)
         weights = np.exp(log_weights - log_weights.max())
@@ -57,12 +62,31 @@ def test_probabilities_follow_the_definition(d):
     np.testing.assert_allclose(found, expected, rtol=1e-5 + 1e-6 * d, atol=1e-7)
 
 
-@pytest.mark.parametrize("cutoff, nonzero_loss_cutoff", [(0.1, 1.4), (0.5, 1.0), (0.9, 2.1)])
+@pytest.mark.parametrize(
+    "cutoff, nonzero_loss_cutoff", [(0.1, 1.4), (0.5, 1.0), (0.9, 2.1), (0.5, None), (1.2, None)]
+)
 def test_both_cutoffs_are_followed(cutoff, nonzero_loss_cutoff):
     x = unit_rows(30, 16)
     found = DistanceWeightedSampling(3, cutoff, nonzero_loss_cutoff).probabilities(nd.array(x))
     expected = naive_probabilities(x, 3, cutoff, nonzero_loss_cutoff)
     np.testing.assert_allclose(found.asnumpy(), expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("hybridized", [False, True])
+def test_without_an_upper_cutoff_the_farthest_can_be_sampled(hybridized):
+    """Opposite points, beyond the original's limit; their weight is that of the cutoff."""
+    angles = np.float32([0.0, 0.1, 2.0, 2.1, np.pi, 3.2])
+    x = np.zeros((6, 16), np.float32)
+    x[:, 0], x[:, 1] = np.cos(angles), np.sin(angles)
+    sampling = DistanceWeightedSampling(2, nonzero_loss_cutoff=None)
+    if hybridized:
+        sampling.hybridize(static_alloc=True, static_shape=True)
+    mx.random.seed(1)
+    rows = {number for _ in range(50) for number in drawn_rows(sampling, x)[0]}
+    assert rows == {4, 5}  # the weights of the others are smaller by the factor 1e5
+    assert sampling.cutoffs == (0.5,)
+    found = sampling.probabilities(nd.array(x)).asnumpy()
+    np.testing.assert_allclose(found, naive_probabilities(x, 2, 0.5, None), rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.shared

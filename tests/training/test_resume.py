@@ -43,6 +43,9 @@ OTHERS = {
     "loss": "--loss=triplet",
     "sampling": "--sampling=hard",
     "beta_per": "--beta-per=image",
+    "beta_optimizer": "--beta-optimizer=adam",
+    "cutoff": "--cutoff=0.25",
+    "nonzero_loss_cutoff": "--nonzero-loss-cutoff=1.5",
     "saved_epoch": "--saved-epoch=last",
     "lr": "--lr=0.01",
     "lr_beta": "--lr-beta=0.2",
@@ -60,6 +63,13 @@ OTHERS = {
     "wd_exclude_bn_bias": "--wd-exclude-bn-bias",
     "grad_clip": "--grad-clip=2.5",
 }
+
+
+# Only distance weighted sampling has these, and only the margin-based loss has a beta.
+NOT_WITH_ANOTHER_METHOD = (
+    *("normalize_weights", "cutoff", "nonzero_loss_cutoff"),
+    *("beta_per", "beta_optimizer"),
+)
 
 
 def checkpoint_of(*flags: str, progress: Progress = PROGRESS, **changes: Any) -> Checkpoint:
@@ -190,7 +200,7 @@ def test_an_epoch_has_no_more_batches_than_it_has() -> None:
 
 def test_the_same_flags_agree_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    for flags in ([], _all_but("normalize_weights", "beta_per"), _all_but("sampling", "loss")):
+    for flags in ([], _all_but(*NOT_WITH_ANOTHER_METHOD), _all_but("sampling", "loss")):
         resume.check_flags(checkpoint_of(*flags), parse(flags))
     assert caplog.messages == []
 
@@ -213,7 +223,7 @@ def test_a_rate_of_beta_is_of_no_matter_to_a_loss_without_one() -> None:
 
 
 def _all_but(*names: str) -> list[str]:
-    """Only distance weighted sampling has weights to normalise, and only one loss has a beta."""
+    """All flags of OTHERS without those of these names."""
     return [flag for other, flag in OTHERS.items() if other not in names]
 
 
@@ -230,9 +240,9 @@ def test_a_flag_that_must_agree_is_named_with_the_value_to_give(name: str) -> No
 
 
 def test_all_that_differ_are_named_in_one_line() -> None:
-    flags = _all_but("normalize_weights", "beta_per")
+    flags = _all_but(*NOT_WITH_ANOTHER_METHOD)
     line = refusal(checkpoint_of(*flags), parse([]))
-    for name in {*resume._MUST_AGREE} - {"normalize_weights", "beta_per"}:
+    for name in {*resume._MUST_AGREE} - {*NOT_WITH_ANOTHER_METHOD}:
         assert OTHERS[name].replace("=", " ") in line
 
 
