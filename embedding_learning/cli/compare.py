@@ -166,7 +166,7 @@ def _read_train_flags(
         )
     placeholders = [*slots[0], f"--save-model-prefix={folder}/run"]
     for loss, sampling in chosen.pairs:
-        of_loss = results.flags_for(loss, flags)
+        of_loss = results.flags_for(loss, flags, sampling)
         train_flags.parse([*of_loss, f"--sampling={sampling}", *placeholders])
     config = train_flags.parse([*flags, *placeholders])
     if config.run.epochs < 1:

@@ -6,7 +6,7 @@ import argparse
 import logging
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from embedding_learning.cli import model_flags
 from embedding_learning.cli.parser import Parser, expand_path
-from embedding_learning.cli.plot import draw_gallery, draw_tsne_photographs, draw_tsne_points
+from embedding_learning.cli.plot import (
+    draw_distances,
+    draw_gallery,
+    draw_run_curves,
+    draw_tsne_photographs,
+    draw_tsne_points,
+)
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.config import DataConfig, TestImages
 from embedding_learning.errors import DataError, UsageError
@@ -22,7 +28,6 @@ from embedding_learning.evaluation.metrics import (
     Measurement,
     common_metrics,
     compute_metrics,
-    parse_metrics,
 )
 from embedding_learning.inference import embedded_split
 from embedding_learning.inference.embedded_split import EmbeddedSplit
@@ -61,7 +66,7 @@ def main(arguments: list[str]) -> int:
         embedded = embedded_split.embed_split(
             model, _test_images(config.data), options.batch_size, options.workers
         )
-    measurement = _measure(embedded, parse_metrics(",".join(config.run.metrics)))
+    measurement = _measure(embedded, config.run.metrics)
     with TemporaryDirectory() as scratch:
         html_report.write_report(
             output,
@@ -91,7 +96,7 @@ def _test_images(data: DataConfig) -> TestImages:
     )
 
 
-def _measure(embedded: EmbeddedSplit, metrics: list[str]) -> Measurement:
+def _measure(embedded: EmbeddedSplit, metrics: Sequence[str]) -> Measurement:
     """Computes the metrics of the run, and those that papers report for the data set."""
     split, gallery = embedded.split, embedded.split.gallery
     return compute_metrics(
@@ -124,13 +129,9 @@ def _table(
 
 def _run_figures(measured: list[dict[str, Any]], title: str, folder: str) -> Iterator[ReportFigure]:
     """Draws the curves and the distances of a run, as far as they are recorded."""
-    from embedding_learning import plots
     from embedding_learning.plots.html_report import ReportFigure
 
-    for heading, draw in {
-        "Curves": plots.plot_run_curves,
-        "Distances of pairs": plots.plot_distances,
-    }.items():
+    for heading, draw in {"Curves": draw_run_curves, "Distances of pairs": draw_distances}.items():
         figure = ReportFigure(heading, f"{folder}/{heading}.png")
         with suppress(DataError):  # No such record exists yet.
             draw(measured, figure.path, title)

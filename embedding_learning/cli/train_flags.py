@@ -38,6 +38,7 @@ _OF_THE_PORT = (
     "start_epoch", "workers", "feat_dim", "classes", "batch_num", "total_batch_size", "momentum",
     "resume", "normalize_weights",
 )  # fmt: skip
+_OF_EARLIER_PROGRAMS = {*_OF_THE_ORIGINAL, *_OF_THE_PORT}
 _PORT_ALIASES = {"--print-freq": "log_interval", "--save-prefix": "save_model_prefix"}
 # The further flags: the title of each group in `--help`, and the section of the configuration.
 _GROUPS: dict[str, type[Any] | None] = {
@@ -69,7 +70,7 @@ def parse(arguments: Sequence[str], saves: bool = True, is_past: bool = False) -
     config = make_config(typed, saves)
     if not is_past:
         for key, reason in unused_flags.find(typed, config).items():
-            if key not in _earlier_keys():
+            if key not in _OF_EARLIER_PROGRAMS:
                 raise UsageError(f"{as_flag(key)}: has no effect: {reason}; leave it out")
     return config
 
@@ -83,7 +84,7 @@ def unused_earlier_flags(arguments: Sequence[str], config: TrainConfig) -> list[
     return [
         f"{as_flag(key)}: has no effect: {reason}."
         for key, reason in unused_flags.find(given(arguments), config).items()
-        if key in _earlier_keys()
+        if key in _OF_EARLIER_PROGRAMS
     ]
 
 
@@ -124,11 +125,6 @@ def _names() -> tuple[list[str], list[str]]:
     return ["-h", "--help", *map(as_flag, _OF_THE_ORIGINAL)], known
 
 
-def _earlier_keys() -> set[str]:
-    """Returns the keys of the flags of the original and its port."""
-    return {*_OF_THE_ORIGINAL, *_OF_THE_PORT}
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Declares all flags."""
     parser = Parser(
@@ -144,7 +140,7 @@ def build_parser() -> argparse.ArgumentParser:
         port.add_argument(
             alias, dest=key, type=FLAGS[key].type, default=argparse.SUPPRESS, help=text
         )
-    further = [key for key in FLAGS if key not in _earlier_keys()]
+    further = [key for key in FLAGS if key not in _OF_EARLIER_PROGRAMS]
     for title, section in _GROUPS.items():
         keys = [flag.key for flag in flags_of(section)] if section else list(FLAGS)
         group = parser.add_argument_group(title)
@@ -159,10 +155,10 @@ def build_parser() -> argparse.ArgumentParser:
 def add_flags(group: argparse._ActionsContainer, keys: Collection[str]) -> None:
     """Declares flags of train.py, given by their keys in `config.FLAGS`."""
     for key in keys:
-        add_flag(group, FLAGS[key])
+        _add_flag(group, FLAGS[key])
 
 
-def add_flag(group: argparse._ActionsContainer, flag: Flag) -> None:
+def _add_flag(group: argparse._ActionsContainer, flag: Flag) -> None:
     """Declares a flag of the table; its value is read as text or a number but not checked."""
     default = user_folders.find_cache_folder() if flag.key == "cache_dir" else flag.default
     if flag.can_be_negated:
@@ -180,7 +176,7 @@ def add_flag(group: argparse._ActionsContainer, flag: Flag) -> None:
         type=_type_of(flag),
         default=default,
         metavar=flag.metavar,
-        help=help_text(flag, default),
+        help=_help_text(flag, default),
     )
 
 
@@ -193,7 +189,7 @@ def _type_of(flag: Flag) -> Callable[[str], Any]:
     return str if flag.type is tuple else flag.type
 
 
-def help_text(flag: Flag, default: Any) -> str:
+def _help_text(flag: Flag, default: Any) -> str:
     """Returns the help of a flag that has a value, with its choices and its default."""
     choices = ", ".join(CHOICES.get(flag.key, flag.choices))
     if flag.key == "metrics":

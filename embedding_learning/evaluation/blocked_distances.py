@@ -13,9 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-# scipy's BLAS is newer than that of the numpy which MXNet asks for. On processors that the old one
-# does not know, such as Emerald Rapids, it is four times as fast.
-
 # Pairs of rows compared at once: 2 MB of 128 dimensions.
 _PAIRS = 2**11
 # Rows read at once: 8 MB of 128 dimensions.
@@ -97,7 +94,9 @@ class Block:
         cover the rounding of the centered rows, of their squares and of a limit. Exact distances
         have an error too, of as many units of float64.
         """
-        # Only where it computes: scipy takes time to import.
+        # scipy's BLAS is newer than that of the numpy which MXNet asks for. On processors that the
+        # old one does not know, such as Emerald Rapids, it is four times as fast. It is imported
+        # only where it computes, since that takes time.
         from scipy.linalg.blas import dgemm, sgemm
 
         multiply = sgemm if dtype is np.float32 else dgemm

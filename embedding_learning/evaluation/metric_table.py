@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from embedding_learning.evaluation.clustering import ami, nmi
+
 
 class RankMetric(NamedTuple):
     """A metric of the rank of each query's nearest match.
@@ -100,18 +102,6 @@ def _average_precision(is_match: np.ndarray, matches: np.ndarray, k: int | None)
     return (precision * is_match).sum(axis=1) / np.maximum(most, 1)
 
 
-def _nmi(labels: np.ndarray, clusters: np.ndarray) -> float:
-    from embedding_learning.evaluation.clustering import nmi
-
-    return nmi(labels, clusters)
-
-
-def _ami(labels: np.ndarray, clusters: np.ndarray) -> float:
-    from embedding_learning.evaluation.clustering import ami
-
-    return ami(labels, clusters)
-
-
 # By the name without K. The order is that of help and messages.
 METRICS: dict[str, RankMetric | ListMetric | ClusterMetric] = {
     "recall": RankMetric(_recall),
@@ -120,8 +110,8 @@ METRICS: dict[str, RankMetric | ListMetric | ClusterMetric] = {
     "map": ListMetric(_average_precision, has_k=True, needs_match=True),
     "map@r": ListMetric(_average_precision, needs_match=True),
     "r-precision": ListMetric(_r_precision, needs_match=True),
-    "nmi": ClusterMetric(_nmi),
-    "ami": ClusterMetric(_ami),
+    "nmi": ClusterMetric(nmi),
+    "ami": ClusterMetric(ami),
 }
 
 

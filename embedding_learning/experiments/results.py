@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Optional
 from embedding_learning.config import FLAGS
 from embedding_learning.errors import DataError, UsageError
 from embedding_learning.evaluation.metrics import parse_metrics
-from embedding_learning.model.methods import LOSSES
+from embedding_learning.model.methods import LOSSES, SAMPLINGS
 from embedding_learning.runtime.atomic_files import write_text
 from embedding_learning.training import records
 from embedding_learning.training.run_folder import RECORDS
@@ -28,22 +28,33 @@ _NO_METRICS = {"kind", "epoch", "batch", "seconds"}
 _PLAN = "comparison.json"
 
 
-def flags_for(loss: str, flags: Sequence[str]) -> list[str]:
+# Flags that train.py refuses with a loss without beta, or a sampling without cutoffs.
+_BETA_FLAGS = ("--beta-per", "--beta-optimizer")
+_CUTOFF_FLAGS = ("--cutoff", "--nonzero-loss-cutoff")
+
+
+def flags_for(
+    loss: str, flags: Sequence[str], sampling: str = FLAGS["sampling"].default
+) -> list[str]:
     """Returns the flags of train.py for runs with a loss, from the flags that all runs share.
 
-    A loss without beta does not use --beta-per, and train.py refuses flags without effect.
+    Left out are flags that have no effect with this loss and this sampling.
     """
-    common = flags if LOSSES[loss].has_beta else _without(flags, "--beta-per")
-    return [*common, f"--loss={loss}"]
+    left_out: tuple[str, ...] = ()
+    if not LOSSES[loss].has_beta:
+        left_out += _BETA_FLAGS
+    if "cutoff" not in SAMPLINGS[sampling].takes:
+        left_out += _CUTOFF_FLAGS
+    return [*_without(flags, left_out), f"--loss={loss}"]
 
 
-def _without(flags: Sequence[str], flag: str) -> list[str]:
-    """Returns the flags without one that takes a value, wherever it is among them."""
+def _without(flags: Sequence[str], left_out: Sequence[str]) -> list[str]:
+    """Returns the flags without some that take a value, wherever they are among them."""
     kept, arguments = [], iter(flags)
     for argument in arguments:
-        if argument == flag:
+        if argument in left_out:
             next(arguments, None)
-        elif not argument.startswith(f"{flag}="):
+        elif argument.partition("=")[0] not in left_out:
             kept.append(argument)
     return kept
 

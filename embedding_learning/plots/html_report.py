@@ -12,7 +12,7 @@ import cv2
 import jinja2
 
 from embedding_learning.errors import UsageError
-from embedding_learning.runtime.atomic_files import atomic_write
+from embedding_learning.runtime.atomic_files import check_output_path, write_text
 
 # A PNG file of more bytes is stored as JPEG: it shows photographs, not curves.
 _LARGE = 1_000_000
@@ -83,16 +83,12 @@ def write_report(
         flags=flags,
         versions=versions,
     )
-    _write_atomically(path, page.encode("utf-8", "replace"))
+    write_text(path, page)
 
 
 def check_report_path(path: str) -> None:
-    """Raises UsageError if no report can be written to this path."""
-    if not path.lower().endswith((".html", ".htm")):
-        raise UsageError(f"{path}: a report is a web page; end the name in .html")
-    folder = os.path.dirname(path) or os.curdir
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise UsageError(f"{path}: the folder {folder} does not exist or cannot be written to")
+    """Raises UsageError if no report can be written to this path. Writes nothing."""
+    check_output_path(path, (".html", ".htm"))
 
 
 def _template() -> jinja2.Template:
@@ -156,13 +152,3 @@ def _as_jpeg(path: str) -> bytes:
         if len(content) <= _MAX_BYTES:
             return content.tobytes()
         image = cv2.resize(image, None, fx=0.85, fy=0.85, interpolation=cv2.INTER_AREA)
-
-
-def _write_atomically(path: str, content: bytes) -> None:
-    try:
-        with atomic_write(path) as partial, open(partial, "wb") as file:
-            file.write(content)
-    except OSError as error:
-        raise UsageError(
-            f"{path}: cannot be written: {error.strerror or error}; name another file"
-        ) from error

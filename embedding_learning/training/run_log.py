@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,81 +20,61 @@ from embedding_learning.training.run_folder import disk_faults
 from embedding_learning.training.tensorboard import TensorBoard
 
 
+@dataclass
 class RunLog:
-    """Reports on a run while it trains.
+    """Reports on a run while it trains."""
 
-    Parameters
-    ----------
-    config : TrainConfig
-    data : Data
-    learner : Learner
-    progress : Progress
-    health : HealthMonitor
-    recorder : Recorder
-    board : TensorBoard, optional
-    """
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        data: Data,
-        learner: Learner,
-        progress: Progress,
-        health: HealthMonitor,
-        recorder: Recorder,
-        board: TensorBoard | None,
-    ) -> None:
-        self._config = config
-        self._data = data
-        self._learner = learner
-        self._progress = progress
-        self._health = health
-        self._recorder = recorder
-        self._board = board
-        # An epoch shorter than the logging interval is an interval, so that each leaves records.
-        self._interval = min(config.run.log_interval, config.batch.batch_num)
+    config: TrainConfig
+    data: Data
+    learner: Learner
+    progress: Progress
+    health: HealthMonitor
+    recorder: Recorder
+    board: TensorBoard | None
 
     def start_epoch(self, epoch: int, learning_rates: list[float]) -> None:
         """At the start of an epoch, or where a resumed run continues within one."""
-        if self._progress.batch == 0:
+        if self.progress.batch == 0:
             log_lines.log_learning_rates(epoch, learning_rates)
-        self._recorder.begin_interval()
+        self.recorder.begin_interval()
 
     def waiting_for_data(self) -> AbstractContextManager[None]:
         """Within, time counts as waiting for the next batch."""
-        return self._recorder.waiting()
+        return self.recorder.waiting()
 
     def is_interval_over(self) -> bool:
         """Whether the batches that are done are a whole number of logging intervals."""
-        return self._progress.batch % self._interval == 0
+        return self.progress.batch % self._interval == 0
 
     def interval(self, step: Step, loss: float) -> None:
         """Logs the sum of the losses of a logging interval, and examines its last step."""
-        config, progress, learner = self._config, self._progress, self._learner
+        config, progress, learner = self.config, self.progress, self.learner
         if progress.batch % config.run.log_interval == 0:
             log_lines.log_interval_loss(progress.epoch, progress.batch, loss)
         if not step.is_finite:
-            self._recorder.begin_interval()
+            self.recorder.begin_interval()
             return
         embeddings = [of_device.asnumpy() for of_device in step.embeddings]
         for of_device in embeddings:
-            self._health.check_embeddings(of_device)
+            self.health.check_embeddings(of_device)
         beta = learner.beta_values()
         if beta is not None:
-            self._health.check_beta(beta)
+            self.health.check_beta(beta)
         pairs = _pairs(learner, step, embeddings, config.batch.batch_k)
         values = {
             "loss": loss / self._interval / learner.device_count,
             **_values(learner, pairs, beta),
         }
-        # Samplings without cutoffs have none to record.
-        cutoffs = getattr(learner.net.sampling, "cutoffs", ())
-        with disk_faults(self._recorder.folder):
-            self._recorder.interval(
+        with disk_faults(self.recorder.folder):
+            self.recorder.interval(
                 progress.epoch, progress.batch, self._step, config.batch.total, values, pairs
             )
-            self._recorder.distances(
-                progress.epoch, progress.batch, embeddings[0].shape[1], cutoffs, pairs
+            self.recorder.distances(
+                epoch=progress.epoch,
+                batch=progress.batch,
+                dimension=embeddings[0].shape[1],
+                cutoffs=learner.net.sampling.cutoffs,
+                distances=pairs,
             )
 
     def epoch(self, epoch: int, loss: float, seconds: float) -> None:
@@ -114,15 +95,20 @@ class RunLog:
 
         `epoch` is None before training.
         """
-        with disk_faults(self._recorder.folder):
-            self._recorder.evaluation(epoch, self._progress.batch, self._step, metrics)
-        if self._board:
-            test, names = self._data.test, self._data.test_classes
-            self._board.project(self._step, embeddings, test.labels, names, test.pixels)
+        with disk_faults(self.recorder.folder):
+            self.recorder.evaluation(epoch, self.progress.batch, self._step, metrics)
+        if self.board:
+            test, names = self.data.test, self.data.test_classes
+            self.board.project(self._step, embeddings, test.labels, names, test.pixels)
+
+    @property
+    def _interval(self) -> int:
+        """Batches of a logging interval; each epoch leaves records, however short it is."""
+        return min(self.config.run.log_interval, self.config.batch.batch_num)
 
     @property
     def _step(self) -> int:
-        return self._progress.step(self._config.batch.batch_num)
+        return self.progress.step(self.config.batch.batch_num)
 
 
 def _pairs(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from embedding_learning.config import TrainConfig
 from embedding_learning.data.build import Data
 from embedding_learning.model.description import describe
@@ -14,41 +16,21 @@ from embedding_learning.training.run_folder import RECORDS, RunFolder, disk_faul
 from embedding_learning.training.step_reader import StepReader
 
 
+@dataclass
 class Saver:
     """Writes into a run's folder what the run needs to be resumed, and the best network.
 
-    Parameters
-    ----------
-    config : TrainConfig
-    data : Data
-    learner : Learner
-    progress : Progress
-    reader : StepReader
-    folder : RunFolder
-    recorder : Recorder
-    info : RunInfo
-        Written again if the folder is removed while the run trains.
+    `info` is written again if the folder is removed while the run trains.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        data: Data,
-        learner: Learner,
-        progress: Progress,
-        reader: StepReader,
-        folder: RunFolder,
-        recorder: Recorder,
-        info: RunInfo,
-    ) -> None:
-        self._config = config
-        self._data = data
-        self._learner = learner
-        self._progress = progress
-        self._reader = reader
-        self._recorder = recorder
-        self._info = info
-        self.folder = folder
+    config: TrainConfig
+    data: Data
+    learner: Learner
+    progress: Progress
+    reader: StepReader
+    folder: RunFolder
+    recorder: Recorder
+    info: RunInfo
 
     def save(self) -> None:
         """Writes a checkpoint. Blocks until all steps are done.
@@ -57,18 +39,18 @@ class Saver:
         or the disk cannot take it.
         """
         # The steps before are read first: a loss that is not finite must not be saved.
-        self._reader.read_all()
-        progress = self._progress
+        self.reader.read_all()
+        progress = self.progress
         with disk_faults(self.folder.path):
             self._recreate_folder_if_removed()
             if progress.best_epoch is not None:
                 self.folder.restore_network(progress.best_epoch)
-            progress.records_bytes = self._recorder.flush()
-        progress.run_seconds = self._recorder.seconds
-        arrays, learner = learner_state.gather(self._learner)
-        if self._learner.group.rank > 0:
+            progress.records_bytes = self.recorder.flush()
+        progress.run_seconds = self.recorder.seconds
+        arrays, learner = learner_state.gather(self.learner)
+        if self.learner.group.rank > 0:
             return
-        state = resume.describe(self._config, self._data.digest, progress)
+        state = resume.describe(self.config, self.data.digest, progress)
         with disk_faults(self.folder.path):
             self.folder.save(progress.epoch, progress.batch, arrays, {**state, "learner": learner})
 
@@ -76,20 +58,20 @@ class Saver:
         """Saves the network if it is the one to save so far: the best, or each with
         ``--saved-epoch last``.
         """
-        progress, recall = self._progress, validation.criterion(metrics)
+        progress, recall = self.progress, validation.criterion(metrics)
         progress.best = max(progress.best, recall)
         is_better = progress.to_beat is None or recall > progress.to_beat
-        if is_better or self._config.run.saved_epoch == "last":
+        if is_better or self.config.run.saved_epoch == "last":
             self.keep(epoch, recall)
 
     def keep(self, epoch: int, recall_at_1: float) -> None:
         """Saves the network as the run's result, that of the given epoch."""
-        config, progress = self._config, self._progress
+        config, progress = self.config, self.progress
         log_lines.log_saving(config.run.prefix)
         with disk_faults(self.folder.path):
             self._recreate_folder_if_removed()
-            description = describe(config.model, config.data, self._data.title, epoch, recall_at_1)
-            save_parameters(self._learner.net, str(self.folder.best(epoch)), description)
+            description = describe(config.model, config.data, self.data.title, epoch, recall_at_1)
+            save_parameters(self.learner.net, str(self.folder.best(epoch)), description)
             self.folder.publish(epoch)
         progress.best_epoch, progress.to_beat = epoch, recall_at_1
 
@@ -99,5 +81,5 @@ class Saver:
         The folder itself may be left: rm -r cannot remove it if a checkpoint comes meanwhile.
         """
         if self.folder.recreate_if_removed() or not (self.folder.path / RECORDS).exists():
-            self._recorder.write_again()
-            self._info.write(self.folder.path)
+            self.recorder.write_again()
+            self.info.write(self.folder.path)

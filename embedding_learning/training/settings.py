@@ -179,7 +179,7 @@ def _check_number(flag: Flag, value: float) -> None:
 
 def _complete(settings: dict[str, Any]) -> None:
     """Fills in the settings that depend on others: sizes, worker processes, the total batch."""
-    settings["image_size"], settings["crop_size"] = complete_sizes(
+    settings["image_size"], settings["crop_size"] = _complete_sizes(
         settings["model"], settings["image_size"], settings["crop_size"]
     )
     if settings["cache_dir"] is None:
@@ -198,7 +198,7 @@ def _complete(settings: dict[str, Any]) -> None:
         settings["total_batch_size"] = total
 
 
-def complete_sizes(model: str, image_size: int | None, crop_size: int | None) -> tuple[int, int]:
+def _complete_sizes(model: str, image_size: int | None, crop_size: int | None) -> tuple[int, int]:
     """Returns the sizes of images and crops; those of the backbone replace None.
 
     Raises UsageError if the crop is larger than the image.

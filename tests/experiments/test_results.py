@@ -25,6 +25,14 @@ def test_a_loss_without_beta_is_trained_without_the_flag_that_only_beta_has() ->
     assert results.flags_for("triplet", typed) == ["--lr=1", "--nu=0.1", "--loss=triplet"]
 
 
+def test_a_trial_goes_without_the_flags_that_its_loss_or_sampling_does_not_have() -> None:
+    typed = ["--beta-optimizer=adam", "--cutoff", "0.3", "--nonzero-loss-cutoff=none"]
+    assert results.flags_for("margin", typed, "distance-weighted") == [*typed, "--loss=margin"]
+    assert results.flags_for("margin", typed, "random") == [typed[0], "--loss=margin"]
+    assert results.flags_for("triplet", typed, "distance-weighted")[:3] == typed[1:]
+    assert results.flags_for("triplet", typed, "random") == ["--loss=triplet"]
+
+
 RUN = Trial("margin", "hard", 4)
 
 
