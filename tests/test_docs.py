@@ -153,6 +153,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, write_cub: Callable[..., P
     images = sorted(data.rglob("*.jpg"))
     for name, image in zip(("query.jpg", "a.jpg", "b.jpg"), images):
         shutil.copy(image, folder / name)
+    pairs = [
+        f"{a},{b},same\n{a},{c},different\n" for a, b, c in zip(images, images[1:3], images[4:])
+    ]
+    (folder / "pairs.csv").write_text("first,second,type\n" + "".join(pairs))
     shapes = names_of("resnet18")
     weights = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     save_file(weights, folder / "resnet18.safetensors")

@@ -1,4 +1,4 @@
-"""`evaluate`: measures a saved model on the test images of a data set."""
+"""`evaluate`: measures a saved model on the test images of a data set, or on pairs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import argparse
 import json
 import math
 
-from embedding_learning.cli import model_flags, split_flags
-from embedding_learning.cli.parser import Parser
+from embedding_learning.cli import evaluate_pairs, model_flags, split_flags
+from embedding_learning.cli.parser import Parser, given
 from embedding_learning.errors import UsageError
 from embedding_learning.evaluation.metric_table import describe_metrics
 from embedding_learning.evaluation.metrics import common_metrics, compute_metrics, parse_metrics
@@ -18,6 +18,8 @@ from embedding_learning.runtime.progress import log_to_terminal
 def main(arguments: list[str]) -> int:
     """Prints a table, or JSON; returns 0."""
     options = _parse(arguments)
+    if options.pairs is not None:
+        return evaluate_pairs.run(options)
     with log_to_terminal():
         model = model_flags.load(options)
         found = embedded_split.embed_split(
@@ -55,7 +57,7 @@ def main(arguments: list[str]) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m embedding_learning evaluate",
-        description="Measure a saved model on the test images of a data set.",
+        description="Measure a saved model on the test images of a data set, or on image pairs.",
     )
     model_flags.add_flags(parser)
     split_flags.add_flags(parser)
@@ -65,7 +67,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--metrics", metavar="LIST", help=text)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    evaluate_pairs.add_flags(parser)
     options = parser.parse_args(arguments)
+    evaluate_pairs.check(options, given(parser, arguments))
     model_flags.check(options)
     split_flags.check(options)
     if options.metrics is not None:

@@ -69,14 +69,24 @@ def embed_split(
         split = _without_bad_images(split, workers, model.preprocessing)
     log_split(split)
 
-    def embed_part(part: ImageSet) -> np.ndarray:
-        pixels = PixelsFromFiles(part, model.description["image_size"], model.preprocessing)
-        size = model.choose_batch_size(len(part), batch_size)
-        batches = model.embed_batches(pixels, size, workers)
-        return np.concatenate(list(progress_bar(batches, "Embedding")))
+    gallery = None
+    if split.gallery is not None:
+        gallery = embed_images(model, split.gallery, batch_size, workers)
+    queries = embed_images(model, split.test, batch_size, workers)
+    return EmbeddedSplit(split, queries, gallery, model.preprocessing)
 
-    gallery = None if split.gallery is None else embed_part(split.gallery)
-    return EmbeddedSplit(split, embed_part(split.test), gallery, model.preprocessing)
+
+def embed_images(
+    model: EmbeddingModel, images: ImageSet, batch_size: int, workers: int
+) -> np.ndarray:
+    """Returns the embeddings of images, float32 (n, d). Blocks until all are embedded.
+
+    Raises DataError if an image is missing or cannot be decoded.
+    """
+    pixels = PixelsFromFiles(images, model.description["image_size"], model.preprocessing)
+    size = model.choose_batch_size(len(images), batch_size)
+    batches = model.embed_batches(pixels, size, workers)
+    return np.concatenate(list(progress_bar(batches, "Embedding")))
 
 
 def _without_bad_images(split: Split, workers: int, preprocessing: Preprocessing) -> Split:

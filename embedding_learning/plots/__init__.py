@@ -1,8 +1,8 @@
 """Plots of what was learned, each a PNG or SVG file: arrays in, a file out.
 
 t-SNE maps with photographs or with points as marks, queries with their nearest neighbors, the
-curves of a run, the distances of its pairs, and the error bars of a comparison. No MXNet. A
-thumbnail is read when it is drawn, one at a time.
+curves of a run, the distances of its pairs, the error bars of a comparison, and the ROC of a
+verification. No MXNet. A thumbnail is read when it is drawn, one at a time.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from embedding_learning.plots.query_gallery import (
     plot_gallery,
     plot_search_results,
 )
+from embedding_learning.plots.roc import plot_roc
 from embedding_learning.plots.run_curves import plot_run_curves
 from embedding_learning.plots.tsne import plot_tsne_photographs, plot_tsne_points
 
@@ -27,6 +28,7 @@ __all__ = [
     "plot_comparison",
     "plot_distances",
     "plot_gallery",
+    "plot_roc",
     "plot_run_curves",
     "plot_search_results",
     "plot_tsne_photographs",

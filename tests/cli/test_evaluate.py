@@ -9,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+from sklearn.metrics import roc_curve
 
 from embedding_learning import load_model
 from embedding_learning.cli import evaluate, plot
-from embedding_learning.data.datasets import cub200
-from embedding_learning.errors import UsageError
+from embedding_learning.data.datasets import cub200, pairs
+from embedding_learning.errors import DataError, UsageError
 from embedding_learning.evaluation.metrics import map_at_r, recall_at_k
 from tests.helpers.paths import ROOT
 from tests.helpers.saved_models import save_model
@@ -117,6 +119,98 @@ def test_no_number_of_training_classes_is_passed_over(model: str, command: list[
         module.main([*flags, "--train-classes=0"])
     with pytest.raises(UsageError, match="--train-classes: --test all tests every class"):
         module.main([*flags, "--train-classes=3", "--test=all"])
+
+
+@pytest.fixture
+def pair_list(tiny_cub: Path, tmp_path: Path) -> Path:
+    """A CSV of 24 pairs of one class and 36 of two, in four folds."""
+    images = cub200.read(tiny_cub)
+    rows = ["first,second,type,fold"]
+    for row in range(24):
+        for other in [row + 1, row + 4, row + 6][: 2 + row % 2]:
+            same = images.labels[row] == images.labels[other]
+            kind = "same" if same else "different"
+            rows.append(f"{images.paths[row]},{images.paths[other]},{kind},{row % 4}")
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+    return tmp_path / "pairs.csv"
+
+
+def test_pairs_are_verified(
+    model: str, pair_list: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the file to the printed numbers; tests/evaluation holds the definitions."""
+    listed = pairs.read(pair_list)
+    embeddings = load_model(model).embed(listed.images.paths)
+    distances = np.linalg.norm(embeddings[listed.first] - embeddings[listed.second], axis=1)
+    false, true, _ = roc_curve(listed.is_same, -distances, drop_intermediate=False)
+    picture = pair_list.with_name("roc.png")
+    flags = [model, f"--pairs={pair_list}"]
+    assert evaluate.main([*flags, "--json", f"--roc={picture}"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    same = int(listed.is_same.sum())
+    counts = {"images": len(listed.images), "same": same, "different": len(listed) - same}
+    assert {name: printed[name] for name in counts} == counts
+    for rate in ("0.01", "0.001", "0.0001"):
+        found = printed[f"tar@far={rate}"]
+        assert found["tar"] == pytest.approx(true[false <= float(rate)].max())
+        assert (found["accepted_different"], found["accepted_same"]) == (0, found["tar"] * same)
+    accuracies = []
+    for fold, threshold in enumerate(printed["fold_thresholds"]):
+        own = listed.folds == fold
+        limit = -1.0 if threshold is None else threshold
+        accuracies.append(np.mean((distances[own] <= limit) == listed.is_same[own]))
+    assert len(accuracies) == 4 and accuracies == pytest.approx(printed["fold_accuracies"])
+    assert printed["accuracy"] == pytest.approx(np.mean(accuracies))
+    assert printed["standard_error"] == pytest.approx(np.std(accuracies, ddof=1) / 2)
+    assert cv2.imread(str(picture)) is not None
+
+    assert evaluate.main(flags) == 0
+    first, accuracy, *rates, few = capsys.readouterr().out.splitlines()
+    assert first == (
+        f"{model} on {pair_list}: {len(listed.images)} images, {same} pairs are same, "
+        f"{len(listed) - same} are different."
+    )
+    value, error = printed["accuracy"], printed["standard_error"]
+    assert accuracy.startswith(f"accuracy       {value:.4f} ± {error:.4f}  mean of 4 folds and its")
+    tar = printed["tar@far=0.001"]
+    assert rates[1] == (
+        f"tar@far=0.001  {tar['tar']:.4f}  {tar['accepted_same']} of {same} accepted, with 0 of "
+        f"{len(listed) - same} that are different"
+    )
+    assert few.startswith("tar@far=0.01, tar@far=0.001, tar@far=0.0001: decided by fewer than 10 ")
+
+
+def test_pairs_without_folds_get_up_to_ten(
+    model: str, pair_list: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair_list.write_text(pair_list.read_text().replace(",fold\n", ",note\n"))
+    assert evaluate.main([model, f"--pairs={pair_list}"]) == 0
+    printed = capsys.readouterr().out
+    assert "mean of 10 folds and its standard error" in printed
+    assert "The file has no folds: its pairs are dealt out to folds in turn" in printed
+    lines = pair_list.read_text().splitlines()
+    different = [line for line in lines if "different" in line]
+    pair_list.write_text("\n".join([lines[0], different[0], different[1], lines[1]]))
+    with pytest.raises(DataError, match="has 1 pairs that are same and 2 that are different; at"):
+        evaluate.main([model, f"--pairs={pair_list}"])
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--roc=a.png"], "--roc: is for --pairs"),
+        (["--pairs=a.csv", "--roc=a.gif"], "a.gif: "),
+        (["--pairs=a.csv", "--metrics=nmi"], "--metrics: has no effect next to --pairs; leave it"),
+        (["--pairs=a.csv", "--no-bbox"], "--bbox: has no effect next to --pairs"),
+        (["--pairs=a.csv", "--test=all"], "--test: has no effect next to --pairs"),
+    ],
+)
+def test_flags_that_pairs_do_not_take_are_refused(
+    model: str, flags: list[str], message: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        evaluate.main([model, *flags])
+    assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize("flags", ["--metrics=recall@0", "--metrics=accuracy", "--gpus=x"])

@@ -99,6 +99,16 @@ def write_inshop(folder: Path) -> None:
     write_lines(folder / "Anno" / "list_bbox_inshop.txt", "8", header, *rows)
 
 
+def write_pairs(folder: Path) -> None:
+    """Writes the same pairs of images in the format of LFW and as CSV."""
+    write_images(folder, [f"{name}/{name}_000{number}.jpg" for name in "AB" for number in (1, 2)])
+    write_lines(folder / "pairs.txt", "2\t1", "A\t1\t2", "A\t1\tB\t1", "B\t1\t2", "A\t2\tB\t2")
+    rows = ("1,A/A_0002.jpg,same,0", "1,B/B_0001.jpg,different,0", "2,A/A_0001.jpg,same,1")
+    rows += ("2,B/B_0001.jpg,different,1",)
+    lines = [f"A/A_000{row[0]}.jpg{row[1:]}" for row in rows]
+    write_lines(folder / "pairs.csv", "first,second,type,fold", *lines)
+
+
 def write_csv(folder: Path) -> None:
     names = [f"{number} é.png" for number in range(6)]
     write_images(folder, names)

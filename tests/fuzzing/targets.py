@@ -25,7 +25,7 @@ from PIL import Image
 
 from embedding_learning.config import TrainConfig
 from embedding_learning.data import datasets
-from embedding_learning.data.datasets import cub200
+from embedding_learning.data.datasets import cub200, pairs
 from embedding_learning.data.pixel_cache import open_pixel_cache
 from embedding_learning.data.preprocessing import find_decoding_errors, read_square
 from embedding_learning.errors import DataError
@@ -315,6 +315,12 @@ TARGETS = {
     "inshop": Target(samples.write_inshop, ("*/list_*.txt",), _read_dataset),
     "csv": Target(
         samples.write_csv, ("own.csv",), lambda folder: _read_dataset(folder / "own.csv")
+    ),
+    "pairs": Target(
+        samples.write_pairs, ("pairs.txt",), lambda folder: pairs.read(folder / "pairs.txt")
+    ),
+    "pairs-csv": Target(
+        samples.write_pairs, ("pairs.csv",), lambda folder: pairs.read(folder / "pairs.csv")
     ),
     "images": Target(_write_images, ("*",), _read_images, format_mutations.mutate_image),
     "unsupported-images": Target(

@@ -27,7 +27,7 @@ def read(file: Path, use_boxes: bool = True) -> Split:
 
     Raises DataError that names the line of an error.
     """
-    rows = _read_rows(file)
+    rows = read_rows(file)
     number, header = next(rows, (1, []))
     columns = _find_columns(file, number, header)
     box_columns = _find_box_columns(file, number, header) if use_boxes else []
@@ -52,7 +52,7 @@ def read(file: Path, use_boxes: bool = True) -> Split:
     return split_by_lists(file.name, file, images)
 
 
-def _read_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
+def read_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
     """Yields line number and stripped values of each row that is not blank."""
     reader = None
     try:
