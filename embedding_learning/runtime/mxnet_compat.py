@@ -18,7 +18,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 # The system libraries that the wheels of MXNet and OpenCV need, and the package that contains each
@@ -67,6 +67,11 @@ _PYTHON_PACKAGES = {
 # The systems and machines, as Python names them, for which MXNet 1.9.1 has wheels.
 _WHEELS = {("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "x86_64")}
 
+# These modules of MXNet import these packages where they are installed, and do without where they
+# are not. What needs them is not used here, and they take as long as all other imports of MXNet.
+_OPTIONAL_IMPORTERS = {"mxnet.model", "mxnet.contrib.quantization", "mxnet.test_utils"}
+_OPTIONAL_PACKAGES = {"scipy.stats", "sklearn"}
+
 _MISSING_LIBRARY = re.compile(r"\b(lib[\w+-]+(?:\.\d+)?\.so)([.\d]*): cannot open shared object")
 
 
@@ -100,9 +105,24 @@ class _MXNetFinder:
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> None:
-        """Prepares for MXNet, and returns None so that the next finder is asked."""
+        """Prepares for MXNet, and returns None so that the next finder is asked.
+
+        Raises ModuleNotFoundError for a package that MXNet can do without, while it is imported.
+        """
         if fullname == "mxnet":
             _prepare()
+        elif fullname in _OPTIONAL_PACKAGES and _is_importing(_OPTIONAL_IMPORTERS):
+            raise ModuleNotFoundError(f"MXNet can do without {fullname}", name=fullname)
+
+
+def _is_importing(modules: set[str]) -> bool:
+    """Returns whether this thread is within the import of one of these modules."""
+    frame: FrameType | None = sys._getframe()
+    while frame:
+        if frame.f_code.co_name == "<module>" and frame.f_globals["__name__"] in modules:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _usable_cores() -> int:

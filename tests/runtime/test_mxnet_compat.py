@@ -95,6 +95,15 @@ for attempt in range(2):
     assert output(code, PYTHONPATH=str(tmp_path)).splitlines() == expected
 
 
+def test_what_mxnet_can_do_without_is_imported_when_it_is_asked_for() -> None:
+    code = """
+import embedding_learning, mxnet, sys
+print(*{"pandas", "scipy.stats", "sklearn"} & set(sys.modules))
+import sklearn.base, scipy.stats
+"""
+    assert output(code) == ""
+
+
 def test_mxnet_works_in_workers_and_child_processes(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
