@@ -37,6 +37,8 @@ WITHOUT_MXNET = [
     *("", ".errors", ".config", ".evaluation", ".plots", ".data.datasets", ".model.methods"),
     *(".model.weights.catalog", ".cli.train_flags", ".cli.model_flags", ".__main__"),
 ]
+# Modules of which each takes a good part of a second to import, or more.
+TAKE_LONG = ["mxnet", "matplotlib", "sklearn", "scipy", "pandas", "jinja2", "gluoncv"]
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -100,6 +102,21 @@ def test_the_original_is_imported_by_its_own_command_only() -> None:
 def test_imports_no_mxnet(name: str) -> None:
     code = f"import sys; sys.modules['mxnet'] = None; import {PACKAGE}{name}"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=HANG_LIMIT)
+
+
+@pytest.mark.parametrize("verb", ["plot", "report", "evaluate", "train"])
+def test_help_imports_nothing_that_draws_or_computes(verb: str) -> None:
+    code = f"""
+import sys
+from {PACKAGE}.__main__ import main
+sys.modules.update(dict.fromkeys({TAKE_LONG}))
+main(["{verb}", "--help"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=HANG_LIMIT
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: ")
 
 
 def test_only_commands_know_argparse() -> None:

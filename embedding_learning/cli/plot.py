@@ -30,6 +30,24 @@ if TYPE_CHECKING:
 _QUERIES, _NEIGHBORS = 5, 8
 # Fixes which images are chosen where there are too many.
 _SEED = 0
+# More images could hardly be distinguished in a map, and take minutes.
+_MOST_IMAGES = 10_000
+
+
+class Plane(NamedTuple):
+    """Images that t-SNE has placed in the plane.
+
+    Attributes
+    ----------
+    rows : int array (n,)
+        The images, ascending.
+    points : float32 array (n, 2)
+    heading : str
+    """
+
+    rows: np.ndarray
+    points: np.ndarray
+    heading: str
 
 
 def main(arguments: list[str]) -> int:
@@ -47,17 +65,25 @@ def main(arguments: list[str]) -> int:
             row.of_run(records.read(Path(folder)), options.output, os.path.basename(folder))
         elif row.of_vectors and _is_vector_file(options):
             vectors = embedding_file.read_embeddings(options.model_file, None)
-            row.of_vectors(vectors, os.path.basename(options.model_file), options.output)
+            name = os.path.basename(options.model_file)
+            row.of_vectors(vectors, name, options.output, options.images)
         elif row.of_images:
-            embedded = embedded_split.embed_split(
-                model_flags.load(options),
-                split_flags.test_images(options),
-                options.batch_size,
-                options.workers,
-            )
-            row.of_images(embedded, options.output)
+            row.of_images(_embed(options), options.output)
+        elif row.of_plane:
+            embedded = _embed(options)
+            plane = place_test_images(embedded, options.images)
+            row.of_plane(embedded, options.output, plane)
     print(options.output)
     return 0
+
+
+def _embed(options: argparse.Namespace) -> EmbeddedSplit:
+    return embedded_split.embed_split(
+        model_flags.load(options),
+        split_flags.test_images(options),
+        options.batch_size,
+        options.workers,
+    )
 
 
 def _is_vector_file(options: argparse.Namespace) -> bool:
@@ -84,12 +110,17 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
                 more = "; or FILE.npy that embed wrote: its images are drawn, without a data set"
             model_flags.add_flags(of_kind, more)
             split_flags.add_flags(of_kind)
+        if row.of_plane:
+            text = "the most images; of more, some are chosen at random. 60,000 take about an hour"
+            of_kind.add_argument("--images", type=int, default=_MOST_IMAGES, metavar="N", help=text)
         text = "the plot, .png or .svg; an existing file is replaced"
         of_kind.add_argument("output", type=expand_path, metavar="FILE", help=text)
     options = parser.parse_args(arguments)
     if PLOTS[options.kind].of_run:
         find_run(options.run)
         return options
+    if PLOTS[options.kind].of_plane and options.images < 1:
+        raise UsageError(f"--images {options.images}: must be at least 1")
     if _is_vector_file(options):
         _check_vectors(options, parsers[options.kind])
     model_flags.check(options)
@@ -106,27 +137,31 @@ def _check_vectors(options: argparse.Namespace, parser: argparse.ArgumentParser)
             f"set; an .npy file is drawn by {' and '.join(of_vectors)}"
         )
     for name, value in vars(options).items():
-        if name not in ("kind", "model_file", "output") and value != parser.get_default(name):
+        if name not in ("kind", "model_file", "output", "images") and value != parser.get_default(
+            name
+        ):
             raise UsageError(
                 f"{as_flag(name)}: has no effect, because the images of {options.model_file} are "
                 "embedded already; leave the flag out"
             )
 
 
-def draw_tsne_photographs(found: EmbeddedSplit, path: str) -> None:
-    """Draws t-SNE with photographs. If there are very many images, some are chosen."""
-    test = found.split.test
-    photograph = thumbnail_reader(test, found.preprocessing)
-    _photographs(found.queries, test.labels, photograph, _test_images(found), path)
+def place_test_images(found: EmbeddedSplit, most: int = _MOST_IMAGES) -> Plane:
+    """Computes t-SNE of the test images, or of `most` that are chosen if there are more."""
+    return _place(found.queries, found.split.test.labels, (found.split.title, "test images"), most)
 
 
-def draw_tsne_points(found: EmbeddedSplit, path: str) -> None:
-    """Draws t-SNE with colored points. If there are very many images, some are chosen."""
-    test = found.split.test
-    _points(found.queries, test.labels, test.class_names, _test_images(found), path)
+def draw_tsne_photographs(found: EmbeddedSplit, path: str, plane: Plane) -> None:
+    """Draws t-SNE with photographs."""
+    _photographs(plane, thumbnail_reader(found.split.test, found.preprocessing), path)
 
 
-def draw_tsne_photographs_of_file(found: Embeddings, name: str, path: str) -> None:
+def draw_tsne_points(found: EmbeddedSplit, path: str, plane: Plane) -> None:
+    """Draws t-SNE with colored points."""
+    _points(plane, found.split.test.labels, found.split.test.class_names, path)
+
+
+def draw_tsne_photographs_of_file(found: Embeddings, name: str, path: str, most: int) -> None:
     """Draws t-SNE of the vectors in the file `name`, with the photographs that its list names.
 
     Raises UsageError if the file has no list, and DataError if a photograph is missing.
@@ -134,7 +169,7 @@ def draw_tsne_photographs_of_file(found: Embeddings, name: str, path: str) -> No
     from embedding_learning.plots import projection
 
     labels, _ = number_classes(found.labels)
-    for row in projection.choose_rows(labels, _SEED):
+    for row in projection.choose_rows(labels, _SEED, most):
         photograph = found.path(row)
         if photograph is None:
             raise UsageError(
@@ -150,15 +185,15 @@ def draw_tsne_photographs_of_file(found: Embeddings, name: str, path: str) -> No
     def thumbnail(row: int) -> np.ndarray:
         return read_square(str(found.path(row)), None, THUMBNAIL)
 
-    _photographs(found.vectors, labels, thumbnail, (name, "images"), path)
+    _photographs(_place(found.vectors, labels, (name, "images"), most), thumbnail, path)
 
 
-def draw_tsne_points_of_file(found: Embeddings, name: str, path: str) -> None:
+def draw_tsne_points_of_file(found: Embeddings, name: str, path: str, most: int) -> None:
     """Draws t-SNE of the vectors in the file `name`, as points colored by class if it is known."""
     labels, class_names = number_classes(found.labels)
     if UNLABELED in class_names:
         labels[labels == class_names.index(UNLABELED)] = -1
-    _points(found.vectors, labels, class_names, (name, "images"), path)
+    _points(_place(found.vectors, labels, (name, "images"), most), labels, class_names, path)
 
 
 def draw_gallery(found: EmbeddedSplit, path: str) -> None:
@@ -196,46 +231,28 @@ def draw_gallery(found: EmbeddedSplit, path: str) -> None:
     )
 
 
-def _photographs(
-    vectors: np.ndarray,
-    labels: np.ndarray,
-    thumbnail: Thumbnail,
-    title: tuple[str, str],
-    path: str,
-) -> None:
+def _photographs(plane: Plane, thumbnail: Thumbnail, path: str) -> None:
     from embedding_learning import plots
 
-    rows, points, heading = _in_the_plane(vectors, labels, title)
-    plots.plot_tsne_photographs(points, lambda row: thumbnail(rows[row]), path, heading)
+    plots.plot_tsne_photographs(
+        plane.points, lambda row: thumbnail(plane.rows[row]), path, plane.heading
+    )
 
 
-def _points(
-    vectors: np.ndarray,
-    labels: np.ndarray,
-    class_names: Sequence[str],
-    title: tuple[str, str],
-    path: str,
-) -> None:
+def _points(plane: Plane, labels: np.ndarray, class_names: Sequence[str], path: str) -> None:
     from embedding_learning import plots
 
-    rows, points, heading = _in_the_plane(vectors, labels, title)
-    plots.plot_tsne_points(points, labels[rows], class_names, path, heading)
+    plots.plot_tsne_points(plane.points, labels[plane.rows], class_names, path, plane.heading)
 
 
-def _in_the_plane(
-    vectors: np.ndarray, labels: np.ndarray, title: tuple[str, str]
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """Returns the shown rows, their points, and the heading. `title`: the source, and a noun."""
+def _place(vectors: np.ndarray, labels: np.ndarray, title: tuple[str, str], most: int) -> Plane:
+    """Chooses at most so many images and computes their t-SNE. `title`: the source, and a noun."""
     from embedding_learning.plots import projection
 
-    rows = projection.choose_rows(labels, _SEED)
+    rows = projection.choose_rows(labels, _SEED, most)
     count = f"{len(rows):,} of {len(labels):,}" if len(rows) < len(labels) else f"{len(labels):,}"
     heading = f"{title[0]}: t-SNE of {count} {title[1]}"
-    return rows, projection.tsne(vectors[rows], _SEED), heading
-
-
-def _test_images(found: EmbeddedSplit) -> tuple[str, str]:
-    return found.split.title, "test images"
+    return Plane(rows, projection.tsne(vectors[rows], _SEED), heading)
 
 
 def draw_run_curves(measured: Sequence[Mapping[str, Any]], path: str, title: str) -> None:
@@ -253,7 +270,7 @@ def draw_distances(measured: Sequence[Mapping[str, Any]], path: str, title: str)
 
 
 class PlotRow(NamedTuple):
-    """A row of PLOTS; `of_run` or `of_images` is given.
+    """A row of PLOTS; `of_run`, `of_images` or `of_plane` is given.
 
     Attributes
     ----------
@@ -263,26 +280,30 @@ class PlotRow(NamedTuple):
         Draws from the records of a run: records, path of the plot, title.
     of_images : callable, optional
         Draws from embedded test images: EmbeddedSplit, path of the plot.
+    of_plane : callable, optional
+        Draws embedded test images that t-SNE has placed: EmbeddedSplit, path of the plot, Plane.
     of_vectors : callable, optional
-        Draws from a file that `embed` wrote, without a model: Embeddings, name, path of the plot.
+        Draws t-SNE from a file that `embed` wrote, without a model: Embeddings, name, path of the
+        plot, most images.
     """
 
     help: str
     of_run: Callable[[Sequence[Mapping[str, Any]], str, str], None] | None = None
     of_images: Callable[[EmbeddedSplit, str], None] | None = None
-    of_vectors: Callable[[Embeddings, str, str], None] | None = None
+    of_plane: Callable[[EmbeddedSplit, str, Plane], None] | None = None
+    of_vectors: Callable[[Embeddings, str, str, int], None] | None = None
 
 
 # By the word on the command line. A new plot is a function in a file of `plots` and a row here.
 PLOTS = {
     "tsne": PlotRow(
         "t-SNE of the test images or of FILE.npy, with the photographs as marks",
-        of_images=draw_tsne_photographs,
+        of_plane=draw_tsne_photographs,
         of_vectors=draw_tsne_photographs_of_file,
     ),
     "points": PlotRow(
         "t-SNE of the test images or of FILE.npy, as points colored by class",
-        of_images=draw_tsne_points,
+        of_plane=draw_tsne_points,
         of_vectors=draw_tsne_points_of_file,
     ),
     "gallery": PlotRow(

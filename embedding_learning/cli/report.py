@@ -6,8 +6,9 @@ import argparse
 import logging
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from embedding_learning.cli.plot import (
     draw_run_curves,
     draw_tsne_photographs,
     draw_tsne_points,
+    place_test_images,
 )
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.config import DataConfig, TestImages
@@ -139,15 +141,17 @@ def _run_figures(measured: list[dict[str, Any]], title: str, folder: str) -> Ite
 
 
 def _network_figures(embedded: EmbeddedSplit, folder: str) -> Iterator[ReportFigure]:
-    """Draws the test images as the network embeds them."""
+    """Draws the test images as the network embeds them. t-SNE is computed once for both maps."""
     from embedding_learning.plots.html_report import ReportFigure
 
-    for heading, draw in {
+    plane = place_test_images(embedded)
+    drawn: dict[str, Callable[[EmbeddedSplit, str], None]] = {
         "Queries and their nearest neighbors": draw_gallery,
-        "t-SNE: photographs": draw_tsne_photographs,
-        "t-SNE: classes": draw_tsne_points,
-    }.items():
-        figure = ReportFigure(heading, f"{folder}/{draw.__name__}.png")
+        "t-SNE: photographs": partial(draw_tsne_photographs, plane=plane),
+        "t-SNE: classes": partial(draw_tsne_points, plane=plane),
+    }
+    for number, (heading, draw) in enumerate(drawn.items()):
+        figure = ReportFigure(heading, f"{folder}/{number}.png")
         try:
             draw(embedded, figure.path)
         except DataError as error:

@@ -13,12 +13,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+from embedding_learning.evaluation.parallel_products import multiply
+
 # Pairs of rows compared at once: 2 MB of 128 dimensions.
 _PAIRS = 2**11
 # Rows read at once: 8 MB of 128 dimensions.
 _ROWS = 2**13
+# The factor of queries of so many numbers, 32 MB, is kept for all strips. Larger ones are computed
+# again for each strip.
+_KEPT = 2**23
 # Comparing this share of all pairs one by one takes as long as their product in float64.
 _COSTLY_SHARE = 1 / 16
+# The unit of rounding and the smallest normal number of each type. numpy takes long to find them.
+_ROUNDING: dict[type, tuple[float, float]] = {
+    t: (float(np.finfo(t).eps) / 2, float(np.finfo(t).tiny)) for t in (np.float32, np.float64)
+}
 # Beyond this, squares could overflow in float32.
 _LARGEST_SQUARE = 1e36
 
@@ -58,14 +67,14 @@ class Selection(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """Some queries and some columns that are compared at once. Made by `split_into_blocks`."""
+    """Some queries and some columns that are compared at once. Made by `split_into_strips`."""
 
     queries: slice  # b queries
     columns: slice  # c columns
     rows: np.ndarray  # (c,) the gallery row of each column
     own: np.ndarray  # (b,) the column that each query is itself; none if outside [0, c)
     reach: np.ndarray  # (b,) (|x| + |y|)^2 for a query x and the longest column y
-    query_factor: Callable[[type], np.ndarray]  # from a dtype to a new array (b, d + 2)
+    query_factor: Callable[[type], np.ndarray]  # from a dtype to (b, d + 2)
     column_factor: Callable[[type], np.ndarray]  # from a dtype to (c, d + 2)
 
     def select(self, select: Callable[[Product], Selection], wanted: int = 0) -> Selection:
@@ -94,19 +103,12 @@ class Block:
         cover the rounding of the centered rows, of their squares and of a limit. Exact distances
         have an error too, of as many units of float64.
         """
-        # scipy's BLAS is newer than that of the numpy which MXNet asks for. On processors that the
-        # old one does not know, such as Emerald Rapids, it is four times as fast. It is imported
-        # only where it computes, since that takes time.
-        from scipy.linalg.blas import dgemm, sgemm
-
-        multiply = sgemm if dtype is np.float32 else dgemm
         factor = self.query_factor(dtype)
-        factor[:, :-2] *= -2
-        squares = multiply(1.0, self.column_factor(dtype).T, factor.T, trans_a=True).T
+        squares = multiply(factor, self.column_factor(dtype))
         query = np.flatnonzero((self.own >= 0) & (self.own < squares.shape[1]))
         squares[query, self.own[query]] = np.inf
-        units = np.finfo(dtype).eps / 2 + np.finfo(np.float64).eps / 2
-        margin = (factor.shape[1] + 8) * (units * self.reach + np.finfo(dtype).tiny)
+        unit, tiny = _ROUNDING[dtype]
+        margin = (factor.shape[1] + 8) * ((unit + _ROUNDING[np.float64][0]) * self.reach + tiny)
         return Product(squares, margin)
 
     def split_pairs(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,6 +128,26 @@ def as_embeddings(embeddings: np.ndarray) -> np.ndarray:
     if not (np.isfinite(embeddings.min()) and np.isfinite(embeddings.max())):
         raise ValueError("the embeddings contain values that are not finite")
     return embeddings
+
+
+def count_in_rows(is_counted: np.ndarray) -> np.ndarray:
+    """Counts what is true in each row of a bool array (b, c) in C order, int64 (b,).
+
+    numpy adds booleans one at a time. Here eight neighbors are one number, and are added at once;
+    each is a byte of the sum and must not exceed 255.
+    """
+    rows, columns = is_counted.shape
+    counts = np.zeros(rows, np.int64)
+    whole = columns - columns % 8
+    if columns == whole:
+        eights = is_counted.view(np.uint64)
+    else:
+        eights = np.ascontiguousarray(is_counted[:, :whole]).view(np.uint64)
+        counts += is_counted[:, whole:].sum(axis=1)
+    for piece in slices(eights.shape[1], 255):
+        sums = eights[:, piece].sum(axis=1, dtype=np.uint64)
+        counts += sums.view(np.uint8).reshape(rows, 8).sum(axis=1, dtype=np.int64)
+    return counts
 
 
 def slices(count: int, at_once: int) -> Iterator[slice]:
@@ -150,24 +172,31 @@ def squared_distances_of_pairs(
 
 
 def make_gallery(rows: np.ndarray, copies: int) -> Gallery:
-    """Prepares rows (n, d) for `split_into_blocks`. Of equal rows only the first `copies` are kept.
+    """Prepares rows (n, d) for `split_into_strips`. Of equal rows only the first `copies` are kept.
 
     The others are never among the `copies` nearest neighbors. Without this, the embeddings of a
     collapsed network, which are all equal, would leave all pairs undecided.
     """
-    # The center is near the mean, since the rounding error grows with the distance from it.
-    center = rows[:: max(1, len(rows) // 1024)].mean(axis=0, dtype=np.float64).astype(np.float32)
-    squares = _squares(rows, center)
-    kept = _without_surplus(rows, copies)
-    return Gallery(rows, kept, center, squares[kept])
+    return gallery_of(rows, without_surplus(rows, copies), make_center(rows))
 
 
-def split_into_blocks(
+def make_center(rows: np.ndarray) -> np.ndarray:
+    """Returns a point near the mean, (d,): rounding errors grow with the distance from it."""
+    return rows[:: max(1, len(rows) // 1024)].mean(axis=0, dtype=np.float64).astype(np.float32)
+
+
+def gallery_of(rows: np.ndarray, kept: np.ndarray, center: np.ndarray) -> Gallery:
+    """Prepares the ascending rows `kept` of rows (n, d), with a center from `make_center`."""
+    squares = np.empty(len(kept))
+    for piece in slices(len(kept), _ROWS):
+        squares[piece] = _squares(rows[kept[piece]], center)
+    return Gallery(rows, kept, center, squares)
+
+
+def split_into_strips(
     queries: np.ndarray, gallery: Gallery, own: np.ndarray | None, size: tuple[int, int]
-) -> Iterator[Block]:
-    """Yields blocks that cover all queries and all columns of the gallery.
-
-    The blocks of the first columns come first, with all queries in order.
+) -> Iterator[Iterator[Block]]:
+    """Yields strips of the gallery's columns, each as blocks that cover all queries in order.
 
     Parameters
     ----------
@@ -178,28 +207,52 @@ def split_into_blocks(
     size : (int, int)
         The largest number of distances and of columns in a block.
     """
-    rows, kept, center, column_squares = gallery
-    distances, columns_at_once = size[0], min(size[1], len(kept))
-    squares = _squares(queries, center)
-    reach = (np.sqrt(squares) + np.sqrt(column_squares.max())) ** 2
+    squares = _squares(queries, gallery.center)
+    reach = (np.sqrt(squares) + np.sqrt(gallery.squares.max())) ** 2
     own = np.full(len(queries), -1) if own is None else gallery.columns_of(own)
-    for columns in slices(len(kept), columns_at_once):
-        ends = (column_squares[columns], 1.0)
-        column_factor = functools.cache(
-            functools.partial(_factor, rows[kept[columns]], center, ends)
+
+    def compute(block: slice, dtype: type) -> np.ndarray:
+        return _factor(queries[block], gallery.center, (1.0, squares[block]), dtype)
+
+    whole = functools.cache(functools.partial(compute, slice(None)))
+
+    def query_factor(block: slice, dtype: type) -> np.ndarray:
+        return whole(dtype)[block] if queries.size <= _KEPT else compute(block, dtype)
+
+    distances, columns_at_once = size[0], min(size[1], len(gallery.kept))
+    for columns in slices(len(gallery.kept), columns_at_once):
+        yield _strip(
+            query_factor, reach, own, gallery, columns, max(1, distances // columns_at_once)
         )
-        for block in slices(len(queries), max(1, distances // columns_at_once)):
-            yield Block(
-                queries=block,
-                columns=columns,
-                rows=kept[columns],
-                own=own[block] - columns.start,
-                reach=reach[block],
-                query_factor=functools.partial(
-                    _factor, queries[block], center, (1.0, squares[block])
-                ),
-                column_factor=column_factor,
-            )
+
+
+def _strip(
+    query_factor: Callable[[slice, type], np.ndarray],
+    reach: np.ndarray,
+    own: np.ndarray,
+    gallery: Gallery,
+    columns: slice,
+    at_once: int,
+) -> Iterator[Block]:
+    """Yields the blocks of a strip, so many queries at once."""
+    rows, ends = gallery.kept[columns], (gallery.squares[columns], 1.0)
+
+    @functools.cache
+    def column_factor(dtype: type) -> np.ndarray:
+        factor = _factor(gallery.rows[rows], gallery.center, ends, dtype)
+        factor[:, :-2] *= -2
+        return factor
+
+    for block in slices(len(reach), at_once):
+        yield Block(
+            queries=block,
+            columns=columns,
+            rows=rows,
+            own=own[block] - columns.start,
+            reach=reach[block],
+            query_factor=functools.partial(query_factor, block),
+            column_factor=column_factor,
+        )
 
 
 def _factor(
@@ -207,7 +260,8 @@ def _factor(
 ) -> np.ndarray:
     """Returns the centered rows with two more columns.
 
-    These make the product of a query's and a column's factor a squared distance.
+    With these, and the others of a column times -2, the product of the factors of a query and a
+    column is a squared distance.
     """
     factor: np.ndarray = np.empty((len(rows), rows.shape[1] + 2), dtype)
     np.subtract(rows, center, out=factor[:, :-2], dtype=dtype)
@@ -225,18 +279,27 @@ def _squares(rows: np.ndarray, center: np.ndarray) -> np.ndarray:
     return squares
 
 
-def _without_surplus(rows: np.ndarray, copies: int) -> np.ndarray:
-    """Returns the ascending indices of the rows that have fewer than `copies` equal rows before."""
+def without_surplus(rows: np.ndarray, copies: int, labels: np.ndarray | None = None) -> np.ndarray:
+    """Returns the ascending indices of the rows that have fewer than `copies` equal rows before.
+
+    With labels, rows of different labels are not equal.
+    """
+    labels = np.zeros(len(rows), np.int8) if labels is None else labels
     # Equal rows have equal keys, and hardly any other rows do. This sum cannot overflow.
     weights = np.random.default_rng(0).uniform(-1, 1, rows.shape[1]) / rows.shape[1]
     key = np.einsum("nd,d->n", rows, weights.astype(np.float32))
     order = np.argsort(key, kind="stable")
+    if np.any(labels != labels[0]):
+        order = order[np.argsort(labels[order], kind="stable")]
+    later, before = order[1:], order[:-1]
     repeats = np.zeros(len(rows), bool)
-    repeats[1:] = key[order[1:]] == key[order[:-1]]
+    repeats[1:] = (key[later] == key[before]) & (labels[later] == labels[before])
     suspects = np.flatnonzero(repeats)
+    if not len(suspects):
+        return np.arange(len(rows))
     for piece in slices(len(suspects), _ROWS):
-        later = suspects[piece]
-        repeats[later] = (rows[order[later]] == rows[order[later - 1]]).all(axis=1)
+        position = suspects[piece]
+        repeats[position] = (rows[order[position]] == rows[order[position - 1]]).all(axis=1)
     first = np.flatnonzero(~repeats)
     position = np.arange(len(rows)) - np.repeat(first, np.diff(first, append=len(rows)))
     return np.sort(order[position < copies])

@@ -8,11 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from embedding_learning.config import COMMON_RECALL_RANKS
-from embedding_learning.evaluation.blocked_distances import (
-    as_embeddings,
-    slices,
-    squared_distances_of_pairs,
-)
+from embedding_learning.evaluation.blocked_distances import as_embeddings
 from embedding_learning.evaluation.clustering import k_means
 from embedding_learning.evaluation.metric_table import (
     ClusterMetric,
@@ -22,15 +18,17 @@ from embedding_learning.evaluation.metric_table import (
     names_without_k,
     parse_metric,
 )
-from embedding_learning.evaluation.neighbors import find_nearest_in_blocks, find_ranks
+from embedding_learning.evaluation.neighbors import (
+    find_nearest_in_blocks,
+    find_nearest_matches,
+    find_ranks,
+)
 
 _COMMON_RECALLS = tuple(f"recall@{k}" for k in COMMON_RECALL_RANKS)
 
-# Up to this rank a match is searched in lists of neighbors. For higher ranks, counting the nearer
-# images is faster, unless classes are so large that nearly every query has a match in its list.
+# For a rank alone, counting the nearer images is faster than listing them. Where lists are needed
+# anyway, they are made as long as the ranks up to this one, so that there is one search.
 _LISTED_RANKS = 64
-# Pairs of images of one class compared at once: 40 MB with their indices.
-_PAIRS = 2**20
 _NEVER = np.iinfo(np.int64).max
 
 
@@ -324,8 +322,8 @@ def _search(images: _Images, metrics: Sequence[Metric]) -> dict[Metric, np.ndarr
     }
     deepest = max((k for _, k in of_rank.values()), default=0)
     listed = max((length for _, length in of_list.values()), default=0)
-    if deepest <= _LISTED_RANKS or matches.mean() > _LISTED_RANKS:
-        listed = max(listed, min(deepest, _LISTED_RANKS, others))
+    if listed and deepest <= _LISTED_RANKS:
+        listed = max(listed, min(deepest, others))
     values, rank = _search_by_listing(images, of_list, listed)
     unlisted = np.flatnonzero((rank == _NEVER) & (matches > 0))
     if listed < deepest and len(unlisted):
@@ -357,26 +355,10 @@ def _search_by_listing(
 def _rank_by_counting(images: _Images, chosen: np.ndarray, deepest: int) -> np.ndarray:
     """Counts the images nearer than the nearest match, for queries that have a match.
 
-    First all matches of a query are compared to find the nearest, then the gallery is searched once
-    for nearer images. Ranks from `deepest` on are only at least `deepest`.
+    Ranks from `deepest` on are only at least `deepest`.
     """
     queries, labels, gallery, gallery_labels, own = images
     queries, labels = queries[chosen], labels[chosen]
     own = None if own is None else own[chosen]
-    nearest_match = np.empty(len(chosen), np.int64)
-    by_class = np.argsort(gallery_labels, kind="stable")
-    begins = np.searchsorted(gallery_labels[by_class], labels)
-    counts = np.bincount(gallery_labels)[labels]
-    for block in slices(len(chosen), max(1, _PAIRS // counts.max(initial=1))):
-        count = counts[block]
-        starts = np.cumsum(count) - count
-        query = np.repeat(np.arange(len(count)), count)
-        row = by_class[np.arange(len(query)) - starts[query] + begins[block][query]]
-        squares = squared_distances_of_pairs(queries[block], gallery, query, row)
-        if own is not None:
-            squares[row == own[block][query]] = np.inf
-        least = np.minimum.reduceat(squares, starts)
-        nearest = np.flatnonzero(squares == least[query])[::-1]
-        # Of equally distant ones the lowest index is written last.
-        nearest_match[block][query[nearest]] = row[nearest]
-    return find_ranks(queries, nearest_match, gallery, own, deepest)
+    match = find_nearest_matches(queries, labels, gallery, gallery_labels, own)
+    return find_ranks(queries, match, gallery, own, deepest)

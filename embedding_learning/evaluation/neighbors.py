@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterator
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 
 from embedding_learning.evaluation.blocked_distances import (
+    Block,
     Gallery,
     Product,
     Selection,
     as_embeddings,
+    count_in_rows,
+    gallery_of,
+    make_center,
     make_gallery,
     slices,
-    split_into_blocks,
+    split_into_strips,
     squared_distances_of_pairs,
+    without_surplus,
 )
+from embedding_learning.evaluation.parallel_products import blas_threads
 
 # Entries of the lists of neighbors that are filled at once: 32 MB.
 _LISTED = 2**21
 # Distances and gallery rows in a block, at most: 16 MB. The lists are updated for each block of
 # gallery rows, so a block should hold a whole gallery of common size.
 _LISTING = (2**22, 2**16)
-# For counting, a block need not hold a whole gallery, and squarer products are faster. With smaller
-# ones threads mostly wait for each other when other programs use the cores.
-_COUNTING = (2**22, 2**13)
+# For counting, a block need not hold a whole gallery, and is faster if it stays in a core's cache:
+# 2 MB. Each thread counts other columns; a small gallery is split too.
+_COUNTING = (2**19, 1016)
+_STRIPS, _LEAST_COLUMNS = 4, 512
+# Queries of the same or the next classes that are searched at once for their nearest match.
+_QUERIES_OF_CLASSES = 256
 
 
 def find_nearest(
@@ -99,12 +111,18 @@ def find_nearest_in_blocks(
     queries, gallery = _as_searchable(queries, gallery)
     searched = make_gallery(gallery, k + 1)
     for block in slices(len(queries), max(1, _LISTED // max(1, k))):
-        squares = np.full((block.stop - block.start, k), np.inf)
-        rows = np.full(squares.shape, -1)
+        lists = _Lists.empty(block.stop - block.start, k)
         own_of_block = None if own is None else own[block]
-        if k:
-            _fill(squares, rows, queries[block], searched, own_of_block)
-        yield block, squares, rows
+        with blas_threads(len(lists.rows) * len(searched.kept)) as run:
+            for strip in split_into_strips(queries[block], searched, own_of_block, _LISTING):
+                # Its columns are prepared with the first block, before threads share them.
+                first = next(strip)
+                if first.fits_float32():
+                    first.column_factor(np.float32)
+                run(
+                    functools.partial(lists.update, queries[block], searched), chain([first], strip)
+                )
+        yield block, lists.squares, lists.rows
 
 
 def find_ranks(
@@ -138,38 +156,123 @@ def find_ranks(
     searched = make_gallery(gallery, (len(gallery) if below is None else below) + 1)
     limits = squared_distances_of_pairs(queries, gallery, np.arange(len(queries)), rows)
     rank = np.zeros(len(queries), np.int64)
-    for block in split_into_blocks(queries, searched, own, _COUNTING):
-        limit = limits[block.queries]
-        pairs, nearer = block.select(functools.partial(_select_near_limit, limit=limit))
-        query, row = block.split_pairs(pairs)
-        squares = squared_distances_of_pairs(queries[block.queries], gallery, query, row)
-        is_tie_before = (squares == limit[query]) & (row < rows[block.queries][query])
-        is_nearer = (squares < limit[query]) | is_tie_before
-        rank[block.queries] += nearer
-        rank[block.queries] += np.bincount(query[is_nearer], minlength=len(limit))
+    adding = threading.Lock()
+
+    def count(strip: Iterator[Block]) -> None:
+        for block in strip:
+            limit, row_of_limit = limits[block.queries], rows[block.queries]
+            pairs, nearer = block.select(functools.partial(_select_near_limit, limit=limit))
+            query, row = block.split_pairs(pairs)
+            squares = squared_distances_of_pairs(queries[block.queries], gallery, query, row)
+            is_tie_before = (squares == limit[query]) & (row < row_of_limit[query])
+            is_nearer = (squares < limit[query]) | is_tie_before
+            nearer += np.bincount(query[is_nearer], minlength=len(limit))
+            with adding:
+                rank[block.queries] += nearer
+
+    # Eight columns are counted at once, see `count_in_rows`.
+    share = -(-len(searched.kept) // (8 * _STRIPS)) * 8
+    size = (_COUNTING[0], min(_COUNTING[1], max(_LEAST_COLUMNS, share)))
+    with blas_threads(len(queries) * len(searched.kept)) as run:
+        run(count, split_into_strips(queries, searched, own, size))
     return rank
+
+
+def find_nearest_matches(
+    queries: np.ndarray,
+    labels: np.ndarray,
+    gallery: np.ndarray,
+    gallery_labels: np.ndarray,
+    own: np.ndarray | None = None,
+) -> np.ndarray:
+    """Finds the nearest gallery row of each query's class, nearest as in `find_nearest`.
+
+    Parameters
+    ----------
+    queries : array (q, d)
+    labels : int array (q,)
+    gallery : array (n, d)
+    gallery_labels : int array (n,)
+    own : int array (q,), optional
+        The row of the gallery that each query is itself, which is left out for it.
+
+    Returns
+    -------
+    int64 array (q,)
+        The rows; -1 where the gallery has no other row of the query's class.
+    """
+    queries, gallery = _as_searchable(queries, gallery)
+    kept = without_surplus(gallery, 2, gallery_labels)
+    kept = kept[np.argsort(gallery_labels[kept], kind="stable")]
+    label_of_kept = gallery_labels[kept]
+    center = make_center(gallery)
+    order = np.argsort(labels, kind="stable")
+    nearest = np.full(len(queries), -1)
+
+    def search(chunk: slice) -> None:
+        chosen = order[chunk]
+        classes = np.unique(labels[chosen])
+        begins = np.searchsorted(label_of_kept, classes, "left")
+        ends = np.searchsorted(label_of_kept, classes, "right")
+        columns = np.concatenate([kept[begin:end] for begin, end in zip(begins, ends)])
+        if not len(columns):
+            return
+        searched = gallery_of(gallery, np.sort(columns), center)
+        lists = _Lists.empty(len(chosen), 1)
+        own_of_chosen = None if own is None else own[chosen]
+        for strip in split_into_strips(queries[chosen], searched, own_of_chosen, _LISTING):
+            for block in strip:
+                is_match = labels[chosen][block.queries, None] == gallery_labels[block.rows]
+                lists.update(queries[chosen], searched, block, is_match)
+        nearest[chosen] = lists.rows[:, 0]
+
+    with blas_threads(len(queries) * len(gallery)) as run:
+        run(search, slices(len(queries), _QUERIES_OF_CLASSES))
+    return nearest
 
 
 def _select_near_limit(product: Product, limit: np.ndarray) -> Selection:
     """Selects the pairs that may be on either side of each query's limit (b,)."""
     nearer = product.at_most(limit - product.margin)
     undecided = product.at_most(limit + product.margin)
-    undecided ^= nearer
-    return Selection(np.flatnonzero(undecided), np.count_nonzero(nearer, axis=1))
+    count = count_in_rows(nearer)
+    rows = np.flatnonzero(count_in_rows(undecided) > count)
+    undecided = undecided[rows]
+    undecided ^= nearer[rows]
+    # numpy finds them faster in one dimension.
+    row, column = np.divmod(np.flatnonzero(undecided), nearer.shape[1])
+    return Selection(rows[row] * nearer.shape[1] + column, count)
 
 
-def _fill(
-    squares: np.ndarray,
-    rows: np.ndarray,
-    queries: np.ndarray,
-    searched: Gallery,
-    own: np.ndarray | None,
-) -> None:
-    """Fills lists of infinite squares and no rows, (q, k) each, with the k nearest."""
-    k = squares.shape[1]
-    for block in split_into_blocks(queries, searched, own, _LISTING):
-        listed, listed_rows = squares[block.queries], rows[block.queries]
-        select = functools.partial(_select_candidates, k=k, farthest=listed[:, -1])
+class _Lists(NamedTuple):
+    """The k nearest rows of each query so far."""
+
+    squares: np.ndarray  # (q, k) float64, ascending; infinite where no row is listed yet
+    rows: np.ndarray  # (q, k) int64; -1 where no row is listed yet
+
+    @classmethod
+    def empty(cls, queries: int, k: int) -> _Lists:
+        return cls(np.full((queries, k), np.inf), np.full((queries, k), -1))
+
+    def update(
+        self,
+        queries: np.ndarray,
+        searched: Gallery,
+        block: Block,
+        is_match: np.ndarray | None = None,
+    ) -> None:
+        """Lists those of a block's columns that are near.
+
+        Blocks of lower columns come first. `is_match`, (b, c) bool, are the pairs that may be
+        listed.
+        """
+        listed, listed_rows = self.squares[block.queries], self.rows[block.queries]
+        k = listed.shape[1]
+        if not k:
+            return
+        select = functools.partial(
+            _select_candidates, k=k, farthest=listed[:, -1], is_match=is_match
+        )
         pairs, _ = block.select(select, wanted=listed.size)
         query, row = block.split_pairs(pairs)
         counts = np.bincount(query, minlength=len(listed))
@@ -188,8 +291,12 @@ def _fill(
         listed_rows[:] = np.take_along_axis(longer_rows, order, axis=1)
 
 
-def _select_candidates(product: Product, k: int, farthest: np.ndarray) -> Selection:
+def _select_candidates(
+    product: Product, k: int, farthest: np.ndarray, is_match: np.ndarray | None
+) -> Selection:
     """Selects all pairs that may be among the k nearest, given the farthest listed so far (b,)."""
+    if is_match is not None:
+        product.squares[~is_match] = np.inf
     limit = np.minimum(_bound(product.squares, k) + 2 * product.margin, farthest + product.margin)
     return Selection(np.flatnonzero(product.at_most(limit)), np.zeros(len(limit), np.int64))
 
@@ -200,6 +307,8 @@ def _bound(squares: np.ndarray, k: int) -> np.ndarray | float:
     It is the k-th smallest of the minima of groups, of which there are at least 4 k. Finding the
     k-th smallest of all the squares takes longer than computing them.
     """
+    if k == 1:
+        return np.asarray(squares.min(axis=1))
     size = max(1, squares.shape[1] // max(4 * k, 256))
     groups = squares.shape[1] // size
     if groups < k:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+
 import numpy as np
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
+from embedding_learning.runtime.progress import open_bar
+
 # The number of near neighbors of an image, as the authors of t-SNE recommend.
 _PERPLEXITY = 30.0
-# More images could not be distinguished in a map, and would take minutes.
-MOST_IMAGES = 10_000
+_ITERATIONS = 1000
 # Images of a class that are enough to show whether they lie together.
 _SEEN_OF_CLASS = 20
 
 
-def choose_rows(labels: np.ndarray, seed: int, most: int = MOST_IMAGES) -> np.ndarray:
+def choose_rows(labels: np.ndarray, seed: int, most: int) -> np.ndarray:
     """Returns the ascending rows of at most so many images; all rows if there are no more.
 
     If there are few classes, equally many random images of each are chosen, or all that a class
@@ -51,7 +57,8 @@ def tsne(embeddings: np.ndarray, seed: int) -> np.ndarray:
     van der Maaten and Hinton, *Visualizing Data using t-SNE*, JMLR 2008, in scikit-learn's
     Barnes-Hut form. It starts from the two directions of largest variance, so points that are far
     apart tend to stay far apart. The perplexity is 30, and less for fewer than 91 images. The seed
-    fixes the result.
+    fixes the result. Memory grows with n: only the 90 nearest of each embedding are kept. A bar
+    shows the iterations.
 
     Parameters
     ----------
@@ -74,12 +81,29 @@ def tsne(embeddings: np.ndarray, seed: int) -> np.ndarray:
         perplexity=min(_PERPLEXITY, max(1.0, (len(x) - 1) / 3)),
         init=_start(x, np.random.default_rng(seed)),
         learning_rate="auto",
+        max_iter=_ITERATIONS,
         random_state=seed,
+        verbose=2,
     )
     # Three or more threads add their sums in any order, and the last bit decides where a point
     # lands. The sum of two threads is the same in either order.
-    with threadpool_limits(2):
+    with threadpool_limits(2), _iterations_in_a_bar():
         return np.asarray(method.fit_transform(x), np.float32)
+
+
+@contextmanager
+def _iterations_in_a_bar() -> Iterator[None]:
+    """Shows how far t-SNE is. scikit-learn only prints it: every 50 iterations a line."""
+    with open_bar(_ITERATIONS, "t-SNE", "iteration") as bar:
+
+        class Reader(io.TextIOBase):
+            def write(self, text: str) -> int:
+                for number in re.findall(r"Iteration (\d+):", text):
+                    bar.update(int(number) - bar.n)
+                return len(text)
+
+        with redirect_stdout(Reader()):
+            yield
 
 
 def _start(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:

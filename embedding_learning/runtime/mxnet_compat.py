@@ -16,9 +16,11 @@ import platform
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 # The system libraries that the wheels of MXNet and OpenCV need, and the package that contains each
@@ -67,11 +69,6 @@ _PYTHON_PACKAGES = {
 # The systems and machines, as Python names them, for which MXNet 1.9.1 has wheels.
 _WHEELS = {("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "x86_64")}
 
-# These modules of MXNet import these packages where they are installed, and do without where they
-# are not. What needs them is not used here, and they take as long as all other imports of MXNet.
-_OPTIONAL_IMPORTERS = {"mxnet.model", "mxnet.contrib.quantization", "mxnet.test_utils"}
-_OPTIONAL_PACKAGES = {"scipy.stats", "sklearn"}
-
 _MISSING_LIBRARY = re.compile(r"\b(lib[\w+-]+(?:\.\d+)?\.so)([.\d]*): cannot open shared object")
 
 
@@ -96,7 +93,7 @@ def install() -> None:
 
 
 class _MXNetFinder:
-    """Prepares the import of MXNet when it begins. The other finders then find the module.
+    """Prepares the import of MXNet when it begins.
 
     It stays installed, because an import that failed may be tried again. Once MXNet is imported,
     Python does not call it for MXNet any more.
@@ -104,25 +101,59 @@ class _MXNetFinder:
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> None:
-        """Prepares for MXNet, and returns None so that the next finder is asked.
+    ) -> ModuleSpec | None:
+        """Prepares for MXNet and returns where it is. Of other modules it knows nothing."""
+        if fullname != "mxnet":
+            return None
+        _prepare()
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec and spec.loader:
+            loader: Any = _QuickLoader(spec.loader)
+            spec.loader = loader
+        return spec
 
-        Raises ModuleNotFoundError for a package that MXNet can do without, while it is imported.
-        """
-        if fullname == "mxnet":
-            _prepare()
-        elif fullname in _OPTIONAL_PACKAGES and _is_importing(_OPTIONAL_IMPORTERS):
-            raise ModuleNotFoundError(f"MXNet can do without {fullname}", name=fullname)
+
+class _QuickLoader:
+    """Loads MXNet without the modules that it imports but does not need. This halves the time."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Runs MXNet's code."""
+        with _without_unused_modules():
+            self._loader.exec_module(module)
 
 
-def _is_importing(modules: set[str]) -> bool:
-    """Returns whether this thread is within the import of one of these modules."""
-    frame: FrameType | None = sys._getframe()
-    while frame:
-        if frame.f_code.co_name == "<module>" and frame.f_globals["__name__"] in modules:
-            return True
-        frame = frame.f_back
-    return False
+@contextmanager
+def _without_unused_modules() -> Iterator[None]:
+    """Hides large modules that MXNet imports, unless they are imported already.
+
+    MXNet tries to import scikit-learn for a base class of its old FeedForward, and scipy.stats for
+    its own tests, and works without them; scikit-learn brings pandas. It asks distutils.version,
+    which setuptools brings, only whether numpy is at least 1.17. Afterwards all can be imported.
+    """
+    version = ModuleType("distutils.version")
+    vars(version).update(LooseVersion=_version_numbers, StrictVersion=_version_numbers)
+    # With None, Python raises ModuleNotFoundError.
+    instead: dict[str, ModuleType | None] = {"sklearn": None, "scipy.stats": None}
+    if "distutils" not in sys.modules:
+        instead |= {"distutils": ModuleType("distutils"), "distutils.version": version}
+    instead = {name: module for name, module in instead.items() if name not in sys.modules}
+    sys.modules.update(instead)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in instead:
+            del sys.modules[name]
+
+
+def _version_numbers(version: str) -> tuple[int, ...]:
+    """Returns the first two numbers of a version; of these, the larger is the later."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 def _usable_cores() -> int:

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -21,8 +21,16 @@ tqdm.set_lock(threading.RLock())
 
 def progress_bar(items: Iterable[T], description: str, unit: str = "batch") -> Iterator[T]:
     """Yields the items. Shows a bar if the error output is a terminal and warnings are logged."""
-    hidden = not sys.stderr.isatty() or not logging.getLogger().isEnabledFor(logging.WARNING)
-    yield from tqdm(items, description, leave=False, disable=hidden, unit=unit)
+    yield from tqdm(items, description, leave=False, disable=_is_hidden(), unit=unit)
+
+
+def open_bar(total: int, description: str, unit: str) -> tqdm[Any]:
+    """Returns a bar, shown as in `progress_bar`, for what is not done item by item. Update it."""
+    return tqdm(total=total, desc=description, leave=False, disable=_is_hidden(), unit=unit)
+
+
+def _is_hidden() -> bool:
+    return not sys.stderr.isatty() or not logging.getLogger().isEnabledFor(logging.WARNING)
 
 
 @contextmanager

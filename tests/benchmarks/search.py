@@ -6,9 +6,14 @@ VENV is an environment with faiss-cpu; PATH is the folder example/gluon/embeddin
 apache/mxnet 1.9.1, which needs the package bottleneck. A program that is not given is left out.
 Each program is a process with the same number of threads, and waits while another one computes.
 
-The embeddings are random and have 128 dimensions. The tasks are the recalls of Stanford Online
-Products (60,502 images of 11,316 classes among each other), those of CUB-200-2011 (5,924 images of
-100 classes), and the 10 nearest of 1,000 queries in a million, which is mapped from a file.
+The embeddings are random and have 128 dimensions. The tasks, all of them unless --tasks names some:
+
+- `1000`, `5924`, `60502`: Recall@1 to 16 of so many embeddings among each other.
+- `1000000`: Recall@1 to 16 of 2,000 queries in a gallery of a million.
+- `sop`: Recall@1, 10, 100, 1000 of 60,502 images of 11,316 classes, as Stanford Online Products.
+- `cub`: that of 5,924 images of 100 classes, as CUB-200-2011, in the original's way.
+- `million`: the 10 nearest of 1,000 queries in a million, which is mapped from a file.
+
 --scale 0.1 makes all of them ten times smaller. Prints seconds and added memory.
 """
 
@@ -25,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,24 +39,55 @@ SOP_RANKS, CUB_RANKS, NEAREST = (1, 10, 100, 1000), (1, 2, 4, 8, 16), 10
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def write_embeddings(folder: Path, scale: float) -> None:
+class Task(NamedTuple):
+    """Embeddings that are searched, and the ranks of the recalls; none for distances alone.
+
+    Attributes
+    ----------
+    images, classes : int
+    noise : float
+        The size of the difference from the class's center, so that classes overlap.
+    ranks : tuple of int
+    against : str
+        The other program.
+    queries : int
+        Further embeddings of these classes that are searched for; 0: the images themselves.
+    """
+
+    images: int
+    classes: int
+    noise: float
+    ranks: tuple[int, ...]
+    against: str = "faiss"
+    queries: int = 0
+
+
+TASKS = {
+    "1000": Task(1000, 17, 3.0, CUB_RANKS),
+    "5924": Task(5924, 100, 3.0, CUB_RANKS),
+    "60502": Task(60_502, 11_316, 1.3, CUB_RANKS),
+    "1000000": Task(1_000_000, 100_000, 1.3, CUB_RANKS, queries=2000),
+    "sop": Task(60_502, 11_316, 1.3, SOP_RANKS),
+    "cub": Task(5924, 100, 3.0, CUB_RANKS, "original"),
+    "million": Task(1_000_000, 1, 1e9, (), queries=1000),
+}
+
+
+def write_embeddings(folder: Path, name: str, scale: float) -> None:
     """Writes unit rows in classes that overlap, as those of a trained network do."""
-    rng = np.random.default_rng(0)
-    for name, images, classes, noise in (("sop", 60_502, 11_316, 1.3), ("cub", 5_924, 100, 3.0)):
-        images, classes = round(scale * images), max(2, round(scale * classes))
-        labels = np.sort(rng.integers(0, classes, images))
-        rows = rng.normal(size=(classes, DIMENSIONS))[labels]
-        rows += noise * rng.normal(size=rows.shape)
-        np.save(folder / f"{name}.npy", normalize(rows))
-        np.save(folder / f"{name}_labels.npy", labels)
-    shape = (round(scale * 1_000_000), DIMENSIONS)
-    gallery = np.lib.format.open_memmap(folder / "million.npy", "w+", np.float32, shape)
-    for start in range(0, len(gallery), 10_000):
-        rows = gallery[start : start + 10_000]
-        rows[:] = normalize(rng.normal(size=rows.shape))
-    gallery.flush()
-    queries = rng.normal(size=(round(scale * 1000), DIMENSIONS))
-    np.save(folder / "queries.npy", normalize(queries))
+    task, rng = TASKS[name], np.random.default_rng(0)
+    classes = max(2, round(scale * task.classes))
+    centers = rng.normal(size=(classes, DIMENSIONS))
+    for part, count in (("images", task.images), ("queries", task.queries)):
+        labels = np.sort(rng.integers(0, classes, round(scale * count)))
+        np.save(folder / f"{name}_{part}_labels.npy", labels)
+        shape = (len(labels), DIMENSIONS)
+        file = np.lib.format.open_memmap(folder / f"{name}_{part}.npy", "w+", np.float32, shape)
+        for start in range(0, len(labels), 10_000):
+            rows = centers[labels[start : start + 10_000]]
+            rows = rows + task.noise * rng.normal(size=rows.shape)
+            file[start : start + len(rows)] = normalize(rows)
+        file.flush()
 
 
 def normalize(rows: np.ndarray) -> np.ndarray:
@@ -63,38 +100,53 @@ def load_program(name: str, folder: Path, original: Path | None) -> Callable[[],
 
     It imports what it needs now, since each environment lacks packages that another one has.
     """
-    task, _, program = name.partition(" ")
-    file = {"million": "queries"}.get(task, task)
-    rows = np.load(folder / f"{file}.npy")
-    if task == "million":
-        return load_million(rows, folder / "million.npy", program)
-    labels = np.load(folder / f"{task}_labels.npy")
+    name, _, program = name.partition(" ")
+    task = TASKS[name]
+    if not task.ranks:
+        return load_million(folder, program)
+    rows, labels = (np.load(folder / f"{name}_images{end}.npy") for end in ("", "_labels"))
+    searched = ()
+    if task.queries:
+        searched = rows, labels
+        rows, labels = (np.load(folder / f"{name}_queries{end}.npy") for end in ("", "_labels"))
     if program == "faiss":
-        return lambda: faiss_recalls(rows, labels)
+        return load_faiss_recalls(task, rows, labels, *searched)
     if program == "original":
         return load_original_recalls(original, rows, labels)
     from embedding_learning.evaluation.metrics import recall_at_k
 
-    ks = SOP_RANKS if task == "sop" else CUB_RANKS
-    return lambda: list(recall_at_k(rows, labels, ks).values())
+    return lambda: list(recall_at_k(rows, labels, task.ranks, *searched).values())
 
 
-def faiss_recalls(rows: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
-    """Searches, and returns a function that computes the recalls; only the search is timed."""
+def load_faiss_recalls(
+    task: Task,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    gallery: np.ndarray | None = None,
+    gallery_labels: np.ndarray | None = None,
+) -> Callable[[], object]:
+    """Returns a search. It returns a function that computes the recalls: they are not timed."""
     import faiss
 
     index = faiss.IndexFlatL2(DIMENSIONS)
-    index.add(rows)
-    _, nearest = index.search(rows, max(SOP_RANKS) + 1)
+    index.add(rows if gallery is None else gallery)
+    row_labels = labels if gallery_labels is None else gallery_labels
+    listed = max(task.ranks) + (gallery is None)
 
-    def recalls() -> list[float]:
-        hits = np.zeros(max(SOP_RANKS) + 1)
-        for query, neighbors in enumerate(nearest):
-            matches = labels[neighbors[neighbors != query]] == labels[query]
-            hits[matches.argmax()] += matches.any()
-        return [float(hits[:k].sum() / len(rows)) for k in SOP_RANKS]
+    def search() -> Callable[[], object]:
+        _, nearest = index.search(rows, listed)
 
-    return recalls
+        def recalls() -> list[float]:
+            hits = np.zeros(listed)
+            for query, neighbors in enumerate(nearest):
+                others = neighbors[neighbors != query] if gallery is None else neighbors
+                matches = row_labels[others] == labels[query]
+                hits[matches.argmax()] += matches.any()
+            return [float(hits[:k].sum() / len(rows)) for k in task.ranks]
+
+        return recalls
+
+    return search
 
 
 def load_original_recalls(
@@ -117,9 +169,10 @@ def load_original_recalls(
     return lambda: functions["evaluate_emb"](x, y)[1]
 
 
-def load_million(queries: np.ndarray, file: Path, program: str) -> Callable[[], object]:
+def load_million(folder: Path, program: str) -> Callable[[], object]:
     """Returns the search of the queries' nearest rows in a file."""
-    gallery = np.load(file, mmap_mode="r")
+    queries = np.load(folder / "million_queries.npy")
+    gallery = np.load(folder / "million_images.npy", mmap_mode="r")
     if program == "faiss":
         import faiss
 
@@ -199,6 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faiss-python", metavar="PATH", help="a Python that has faiss-cpu")
     parser.add_argument("--original", metavar="PATH", help="folder of the original example")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=[*TASKS])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="size of the tasks")
@@ -207,12 +261,13 @@ def main() -> None:
     if args.work:
         work(args.work[0], Path(args.work[1]), args.original and Path(args.original))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        write_embeddings(Path(folder), args.scale)
-        print(f"{args.threads} threads, {args.rounds} rounds; median (minimum to maximum)")
-        faiss, original = ["faiss"] * bool(args.faiss_python), ["original"] * bool(args.original)
-        for task, others in (("sop", faiss), ("cub", original), ("million", faiss)):
-            names = [f"{task} here", *(f"{task} {other}" for other in others)]
+    others = {"faiss": args.faiss_python, "original": args.original}
+    print(f"{args.threads} threads, {args.rounds} rounds; median (minimum to maximum)")
+    for task in args.tasks:
+        with tempfile.TemporaryDirectory() as folder:
+            write_embeddings(Path(folder), task, args.scale)
+            against = TASKS[task].against
+            names = [f"{task} here", *([f"{task} {against}"] if others[against] else [])]
             compare(names, args, Path(folder))
 
 

@@ -95,6 +95,13 @@ def test_points_of_a_file_of_vectors_are_drawn_with_or_without_labels(
     assert f"<!-- {expected} -->" in drawn
 
 
+def test_no_more_points_are_drawn_than_the_flag_says(tmp_path: Path, tiny_cub: Path) -> None:
+    file = write_vectors(tmp_path, tiny_cub)
+    assert plot.main(["points", file, f"{tmp_path}/points.svg", "--images=9"]) == 0
+    drawn = (tmp_path / "points.svg").read_text(encoding="utf-8")
+    assert "<!-- e.npy: t-SNE of 9 of 32 images -->" in drawn
+
+
 def test_photographs_of_a_file_of_vectors_are_drawn(
     tmp_path: Path, tiny_cub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +137,7 @@ def test_a_map_of_photographs_needs_the_photographs(tmp_path: Path, tiny_cub: Pa
         ("tsne missing.npy x.png", "missing.npy: no such file"),
         ("gallery e.npy x.png", "MODEL e.npy: plot gallery needs a trained network and a data set"),
         ("points e.npy x.png --data-path=birds", "--data-path: has no effect, because the images"),
+        ("points e.npy x.png --images=0", "--images 0: must be at least 1"),
         ("points e.npy x.png --no-bbox", "--bbox: has no effect"),
         ("points e.npy x.png --gpus=0", "--gpus: has no effect"),
         ("points e.npy x.png --model=alexnet", "--model: has no effect"),

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
+
 import numpy as np
 import pytest
 
 from embedding_learning.evaluation import blocked_distances
 from embedding_learning.evaluation.blocked_distances import (
+    Block,
+    Gallery,
     Product,
     Selection,
     make_gallery,
-    split_into_blocks,
+    split_into_strips,
     squared_distances_of_pairs,
 )
+
+
+def blocks_of(
+    queries: np.ndarray, gallery: Gallery, own: np.ndarray | None, size: tuple[int, int]
+) -> Iterator[Block]:
+    return chain.from_iterable(split_into_strips(queries, gallery, own, size))
 
 
 def normal(count: int, dimensions: int, seed: int = 0) -> np.ndarray:
@@ -43,7 +54,7 @@ def test_products_are_within_their_margin(name: str, dimensions: int) -> None:
     precise = queries[:, None].astype(np.longdouble) - rows.astype(np.longdouble)
     exact = (precise**2).sum(axis=2)
     gallery = make_gallery(rows, len(rows))
-    for block in split_into_blocks(queries, gallery, None, (700, 33)):
+    for block in blocks_of(queries, gallery, None, (700, 33)):
         assert block.fits_float32() == (name != "large")
         for dtype in [np.float32] * block.fits_float32() + [np.float64]:
             product = block.product(dtype)
@@ -55,7 +66,7 @@ def test_products_are_within_their_margin(name: str, dimensions: int) -> None:
 def test_the_margin_is_not_so_wide_that_it_decides_nothing() -> None:
     x = normal(150, 128)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    (block,) = split_into_blocks(x, make_gallery(x, 150), None, (2**20, 2**16))
+    (block,) = blocks_of(x, make_gallery(x, 150), None, (2**20, 2**16))
     assert block.product(np.float32).margin.max() < 5e-5
     assert block.product(np.float64).margin.max() < 2e-13
 
@@ -65,7 +76,7 @@ def test_limits_are_decided_right_unless_within_the_margin() -> None:
     x = normal(40, 20)
     gallery = make_gallery(x, 40)
     everyone = np.arange(40)
-    (block,) = split_into_blocks(x, gallery, None, (2**20, 2**16))
+    (block,) = blocks_of(x, gallery, None, (2**20, 2**16))
     for dtype in (np.float32, np.float64):
         product = block.product(dtype)
         for row in range(40):
@@ -77,7 +88,7 @@ def test_limits_are_decided_right_unless_within_the_margin() -> None:
 def test_a_product_in_float64_follows_one_that_leaves_many_pairs() -> None:
     """More than 100 unneeded pairs of 1,600 would be many."""
     x = normal(40, 5)
-    (block,) = split_into_blocks(x, make_gallery(x, 40), None, (2**20, 2**16))
+    (block,) = blocks_of(x, make_gallery(x, 40), None, (2**20, 2**16))
     for count, wanted, expected in (
         (100, 0, [np.float32]),
         (101, 0, [np.float32, np.float64]),
@@ -97,7 +108,7 @@ def test_a_product_in_float64_follows_one_that_leaves_many_pairs() -> None:
 
 def test_pairs_are_split_into_queries_and_gallery_rows() -> None:
     x = normal(9, 3)[[0, 1, 1, 2, 3, 4, 5, 6, 7, 8]]
-    first, *_ = split_into_blocks(x, make_gallery(x, 1), None, (12, 4))
+    first, *_ = blocks_of(x, make_gallery(x, 1), None, (12, 4))
     query, row = first.split_pairs(np.array([0, 3, 4, 11]))
     assert query.tolist() == [0, 0, 1, 2]
     assert row.tolist() == [0, 4, 0, 4]  # row 2 is equal to row 1 and not searched
@@ -107,7 +118,7 @@ def test_a_query_is_infinitely_far_from_the_row_it_is_itself() -> None:
     x = normal(60, 8)
     own = np.array([5, 0, 59, 30])
     found = np.zeros((4, 60))
-    for block in split_into_blocks(x[own], make_gallery(x, 60), own, (30, 7)):
+    for block in blocks_of(x[own], make_gallery(x, 60), own, (30, 7)):
         for dtype in (np.float32, np.float64):
             product = block.product(dtype)
             is_own = np.isinf(product.squares)
@@ -124,7 +135,7 @@ def test_all_pairs_are_covered_once_in_pieces_of_the_size_that_is_asked(
 ) -> None:
     x = normal(23, 4)
     covered = np.zeros((23, 23))
-    for block in split_into_blocks(x, make_gallery(x, 23), None, size):
+    for block in blocks_of(x, make_gallery(x, 23), None, size):
         covered[block.queries, block.columns] += 1
         assert len(block.rows) <= size[1]
         assert len(block.reach) * len(block.rows) <= max(size)
@@ -174,3 +185,18 @@ def test_columns_of_rows_that_were_left_out() -> None:
     assert gallery.columns_of(np.arange(6)).tolist() == [0, 1, 2, -1, 3, 4]
     x[5] = x[0]
     assert make_gallery(x, 1).columns_of(np.array([5, 4])).tolist() == [-1, 3]
+
+
+@pytest.mark.parametrize("columns", [1, 7, 8, 9, 64, 2040, 2041, 5000])
+def test_what_is_true_is_counted_in_each_row(columns: int) -> None:
+    rng = np.random.default_rng(0)
+    for share in (0.0, 0.3, 1.0):
+        drawn = rng.random((5, columns)) < share
+        counts = blocked_distances.count_in_rows(drawn)
+        assert counts.tolist() == [sum(map(bool, row)) for row in drawn]
+
+
+def test_rows_of_different_labels_are_not_equal() -> None:
+    x, labels = np.zeros((6, 2), np.float32), np.array([1, 0, 1, 0, 1, 2])
+    assert blocked_distances.without_surplus(x, 1, labels).tolist() == [0, 1, 5]
+    assert blocked_distances.without_surplus(x, 2, labels).tolist() == [0, 1, 2, 3, 5]

@@ -157,26 +157,43 @@ def naive_at_k(
 DRAWS = [unit_rows, duplicated, collapsed, nearly_collapsed, lattice, far_from_the_origin]
 
 
-@pytest.fixture(params=["listed", "counted"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+Recall = Callable[..., dict[int, float]]
+
+
+def recall_of_lists(
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    ks: Sequence[int] = KS,
+    gallery: np.ndarray | None = None,
+    gallery_labels: np.ndarray | None = None,
+) -> dict[int, float]:
+    """The recalls, computed together with a metric that needs lists of neighbors."""
+    names = ["map@r", *recall_metrics(ks)]
+    values = evaluate(embeddings, labels, names, gallery, gallery_labels)
+    return {k: values[f"recall@{k}"] for k in ks}
+
+
+@pytest.fixture(params=["counted", "listed", "both"])
+def recall(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Recall:
     """A match is found among listed neighbors, or those before it are counted."""
-    if request.param == "counted":
+    if request.param == "both":
         monkeypatch.setattr(metrics, "_LISTED_RANKS", 0)
+    return recall_at_k if request.param == "counted" else recall_of_lists
 
 
 @pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize("count, dimensions", [(40, 2), (101, 33), (260, 128)])
-@pytest.mark.usefixtures("way")
-def test_recall_follows_the_definition(draw: Draw, count: int, dimensions: int) -> None:
+def test_recall_follows_the_definition(
+    recall: Recall, draw: Draw, count: int, dimensions: int
+) -> None:
     embeddings, labels = draw(count, dimensions), some_labels(count)
-    assert recall_at_k(embeddings, labels) == naive_recall(embeddings, labels)
+    assert recall(embeddings, labels) == naive_recall(embeddings, labels)
 
 
 @pytest.mark.parametrize("draw", [unit_rows, duplicated, collapsed])
 @pytest.mark.parametrize("size", [(1, 1), (50, 7), (200, 2**16)])
-@pytest.mark.usefixtures("way")
 def test_metrics_do_not_depend_on_the_pieces_they_are_computed_in(
-    monkeypatch: pytest.MonkeyPatch, draw: Draw, size: tuple[int, int]
+    recall: Recall, monkeypatch: pytest.MonkeyPatch, draw: Draw, size: tuple[int, int]
 ) -> None:
     embeddings, labels = draw(50, 16), some_labels(50)
     names = ["recall@1", "recall@5", "map@r", "r-precision", "precision@7", "map@9"]
@@ -186,7 +203,7 @@ def test_metrics_do_not_depend_on_the_pieces_they_are_computed_in(
     monkeypatch.setattr(neighbors, "_LISTING", size)
     monkeypatch.setattr(neighbors, "_COUNTING", size)
     monkeypatch.setattr(neighbors, "_LISTED", size[0])
-    monkeypatch.setattr(metrics, "_PAIRS", size[0])
+    monkeypatch.setattr(neighbors, "_QUERIES_OF_CLASSES", 1 + size[0] // 20)
     assert evaluate(embeddings, labels, names) == whole
     assert evaluate(embeddings[:20], labels[:20], names, *gallery) == in_gallery
 
@@ -195,41 +212,37 @@ def test_metrics_do_not_depend_on_the_pieces_they_are_computed_in(
 @pytest.mark.parametrize(
     "count, gallery_count, dimensions", [(40, 3, 2), (33, 70, 33), (160, 100, 128), (1, 9, 4)]
 )
-@pytest.mark.usefixtures("way")
 def test_recall_in_a_gallery_follows_the_definition(
-    draw: Draw, count: int, gallery_count: int, dimensions: int
+    recall: Recall, draw: Draw, count: int, gallery_count: int, dimensions: int
 ) -> None:
     """Images on both sides are equal or equally distant in most of the draws."""
     both = draw(count + gallery_count, dimensions)
     labels = some_labels(len(both))
     split = both[:count], labels[:count], both[count:], labels[count:]
     queries, query_labels, gallery, gallery_labels = split
-    found = recall_at_k(queries, query_labels, KS, gallery, gallery_labels)
+    found = recall(queries, query_labels, KS, gallery, gallery_labels)
     assert found == naive_recall_in(*split)
 
 
-@pytest.mark.usefixtures("way")
-def test_a_query_that_stands_in_the_gallery_too_is_not_left_out() -> None:
+def test_a_query_that_stands_in_the_gallery_too_is_not_left_out(recall: Recall) -> None:
     x, labels = unit_rows(30, 8), np.arange(30)
-    assert recall_at_k(x, labels, KS) == dict.fromkeys(KS, 0.0)
-    assert recall_at_k(x, labels, KS, x, labels) == dict.fromkeys(KS, 1.0)
-    assert recall_at_k(x, labels, (1,), x, np.roll(labels, 1)) == {1: 0.0}
+    assert recall(x, labels, KS) == dict.fromkeys(KS, 0.0)
+    assert recall(x, labels, KS, x, labels) == dict.fromkeys(KS, 1.0)
+    assert recall(x, labels, (1,), x, np.roll(labels, 1)) == {1: 0.0}
 
 
-@pytest.mark.usefixtures("way")
-def test_of_equal_images_in_the_gallery_the_lower_index_is_the_nearer() -> None:
+def test_of_equal_images_in_the_gallery_the_lower_index_is_the_nearer(recall: Recall) -> None:
     query, gallery = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
     for labels, expected in (((2, 1, 0), {1: 0.0, 2: 1.0}), ((2, 0, 1), {1: 1.0, 2: 1.0})):
-        assert recall_at_k(query, np.zeros(1), (1, 2), gallery, np.array(labels)) == expected
+        assert recall(query, np.zeros(1), (1, 2), gallery, np.array(labels)) == expected
 
 
-@pytest.mark.usefixtures("way")
-def test_a_query_whose_class_the_gallery_lacks_can_only_miss() -> None:
+def test_a_query_whose_class_the_gallery_lacks_can_only_miss(recall: Recall) -> None:
     queries, labels = unit_rows(4, 8), np.array([0, 0, 1, 7])
     gallery, gallery_labels = unit_rows(3, 8, seed=1), np.array([0, 1, 5])
-    assert recall_at_k(queries, labels, (1000,), gallery, gallery_labels) == {1000: 0.75}
+    assert recall(queries, labels, (1000,), gallery, gallery_labels) == {1000: 0.75}
     # Others of its class among the queries do not count.
-    assert recall_at_k(queries, labels, (1000,), gallery, np.full(3, 5)) == {1000: 0.0}
+    assert recall(queries, labels, (1000,), gallery, np.full(3, 5)) == {1000: 0.0}
 
 
 @pytest.mark.parametrize(
@@ -254,39 +267,33 @@ def test_the_recalls_are_those_of_the_original(golden: dict[str, np.ndarray]) ->
     assert [found[k] for k in at] == golden["recall/values"].tolist()
 
 
-@pytest.mark.usefixtures("way")
-def test_of_one_class_every_image_hits() -> None:
-    assert recall_at_k(unit_rows(20, 8), np.zeros(20)) == dict.fromkeys(KS, 1.0)
+def test_of_one_class_every_image_hits(recall: Recall) -> None:
+    assert recall(unit_rows(20, 8), np.zeros(20)) == dict.fromkeys(KS, 1.0)
 
 
-@pytest.mark.usefixtures("way")
-def test_an_image_alone_in_its_class_misses_at_any_k() -> None:
+def test_an_image_alone_in_its_class_misses_at_any_k(recall: Recall) -> None:
     labels = np.array([0, 0, 1, 2])
-    assert recall_at_k(unit_rows(4, 8), labels, (1000,)) == {1000: 0.5}
+    assert recall(unit_rows(4, 8), labels, (1000,)) == {1000: 0.5}
 
 
-@pytest.mark.usefixtures("way")
-def test_classes_of_single_images_have_no_recall() -> None:
-    assert recall_at_k(unit_rows(20, 8), np.arange(20)) == dict.fromkeys(KS, 0.0)
+def test_classes_of_single_images_have_no_recall(recall: Recall) -> None:
+    assert recall(unit_rows(20, 8), np.arange(20)) == dict.fromkeys(KS, 0.0)
 
 
-@pytest.mark.usefixtures("way")
-def test_a_single_image_has_no_recall() -> None:
-    assert recall_at_k(unit_rows(1, 8), np.zeros(1)) == dict.fromkeys(KS, 0.0)
+def test_a_single_image_has_no_recall(recall: Recall) -> None:
+    assert recall(unit_rows(1, 8), np.zeros(1)) == dict.fromkeys(KS, 0.0)
 
 
-@pytest.mark.usefixtures("way")
-def test_a_duplicate_is_a_neighbor() -> None:
+def test_a_duplicate_is_a_neighbor(recall: Recall) -> None:
     x = np.array([[1.0, 0.0], [1.0, 0.0], [0.9, 0.1], [0.8, 0.3]])
-    assert recall_at_k(x, np.array([0, 1, 0, 1]), (1, 2)) == {1: 0.25, 2: 0.5}
-    assert recall_at_k(x, np.array([0, 0, 1, 1]), (1, 2)) == {1: 0.75, 2: 0.75}
+    assert recall(x, np.array([0, 1, 0, 1]), (1, 2)) == {1: 0.25, 2: 0.5}
+    assert recall(x, np.array([0, 0, 1, 1]), (1, 2)) == {1: 0.75, 2: 0.75}
 
 
-@pytest.mark.usefixtures("way")
-def test_of_equally_distant_neighbors_the_lower_index_is_the_nearer() -> None:
+def test_of_equally_distant_neighbors_the_lower_index_is_the_nearer(recall: Recall) -> None:
     x = np.array([[0.0], [1.0], [-1.0]])
-    assert recall_at_k(x, np.array([0, 1, 0]), (1, 2)) == {1: 1 / 3, 2: 2 / 3}
-    assert recall_at_k(x, np.array([0, 0, 1]), (1, 2)) == {1: 2 / 3, 2: 2 / 3}
+    assert recall(x, np.array([0, 1, 0]), (1, 2)) == {1: 1 / 3, 2: 2 / 3}
+    assert recall(x, np.array([0, 0, 1]), (1, 2)) == {1: 2 / 3, 2: 2 / 3}
 
 
 def test_labels_may_be_anything_that_compares() -> None:
@@ -400,8 +407,7 @@ def test_of_equally_distant_neighbors_the_lower_index_counts_first() -> None:
     assert evaluate(*in_gallery, np.array([1, 0])) == dict.fromkeys(names, 0.0)
 
 
-@pytest.mark.usefixtures("way")
-def test_cmc_is_another_name_of_recall() -> None:
+def test_cmc_is_another_name_of_recall(recall: Recall) -> None:
     x, labels = unit_rows(90, 5), some_labels(90, 30)
     names = ["cmc@1", "recall@1", "cmc@70", "recall@70"]
     found = evaluate(x, labels, names)

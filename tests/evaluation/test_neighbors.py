@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_learning.evaluation import blocked_distances, neighbors
-from embedding_learning.evaluation.neighbors import find_nearest, find_ranks
+from embedding_learning.evaluation import blocked_distances, neighbors, parallel_products
+from embedding_learning.evaluation.neighbors import find_nearest, find_nearest_matches, find_ranks
 
 Draw = Callable[[int, int], np.ndarray]
 
@@ -85,6 +85,7 @@ def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(neighbors, "_LISTED", listed)
     monkeypatch.setattr(neighbors, "_LISTING", size)
     monkeypatch.setattr(neighbors, "_COUNTING", size)
+    monkeypatch.setattr(neighbors, "_LEAST_COLUMNS", 1)
 
 
 @pytest.mark.parametrize("name", DRAWS)
@@ -167,6 +168,53 @@ def test_ranks_are_right_below_what_is_asked(name: str, below: int) -> None:
     for k in range(59):
         found = find_ranks(x, rows[:, k], x, np.arange(60), below)
         assert (found == k).all() if k < below else (found >= below).all()
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("queries_of_classes", [1, 7, 256])
+def test_nearest_matches_follow_the_definition(
+    name: str, queries_of_classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbors, "_QUERIES_OF_CLASSES", queries_of_classes)
+    x = DRAWS[name](80, 6)
+    labels = np.random.default_rng(1).integers(0, 9, 80)
+    labels[:2] = 20, 21
+    _, rows = naive_nearest(x, 79)
+    expected = [next((j for j in row if labels[j] == labels[i]), -1) for i, row in enumerate(rows)]
+    found = find_nearest_matches(x, labels, x, labels, np.arange(80))
+    np.testing.assert_array_equal(found, expected)
+    _, rows = naive_nearest(x[:30], 50, x[30:])
+    expected = [
+        next((j for j in row if labels[30 + j] == labels[i]), -1) for i, row in enumerate(rows)
+    ]
+    found = find_nearest_matches(x[:30], labels[:30], x[30:], labels[30:])
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.usefixtures("pieces")
+@pytest.mark.parametrize("name", ["unit rows", "duplicates", "lattice", "an outlier"])
+def test_nearest_matches_do_not_depend_on_the_pieces(name: str) -> None:
+    x, labels = DRAWS[name](40, 5), np.arange(40) % 2
+    _, rows = naive_nearest(x, 39)
+    expected = [next(j for j in row if labels[j] == labels[i]) for i, row in enumerate(rows)]
+    found = find_nearest_matches(x, labels, x, labels, np.arange(40))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_what_is_counted_in_threads_is_what_is_counted_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = duplicated(300, 8)
+    labels = np.arange(300) % 12
+    own = np.arange(300)
+    matches = find_nearest_matches(x, labels, x, labels, own)
+    ranks = find_ranks(x, matches, x, own)
+    monkeypatch.setattr(parallel_products, "_MANY", 0)
+    monkeypatch.setattr(neighbors, "_COUNTING", (500, 16))
+    monkeypatch.setattr(neighbors, "_QUERIES_OF_CLASSES", 9)
+    for _ in range(5):
+        np.testing.assert_array_equal(find_nearest_matches(x, labels, x, labels, own), matches)
+        np.testing.assert_array_equal(find_ranks(x, matches, x, own), ranks)
 
 
 def test_some_of_the_rows_are_searched_with_their_own_left_out() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
+from embedding_learning.plots import projection
 from embedding_learning.plots.projection import choose_rows, tsne
 
 
@@ -37,6 +39,25 @@ def test_the_seed_fixes_the_result() -> None:
     np.testing.assert_array_equal(points, tsne(x, seed=1))
     assert not np.array_equal(points, tsne(x, seed=2))
     np.testing.assert_array_equal(x, before)
+
+
+def test_a_bar_shows_the_iterations_and_nothing_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = []
+
+    class Bar:
+        n = 0
+
+        def update(self, more: int) -> None:
+            self.n += more
+            shown.append(self.n)
+
+    monkeypatch.setattr(projection, "open_bar", lambda *_: nullcontext(Bar()))
+    tsne(clusters(60, 4)[0], seed=1)
+    assert shown == sorted(shown)
+    assert shown[0] == 50 and len(shown) >= 10
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])

@@ -95,13 +95,40 @@ for attempt in range(2):
     assert output(code, PYTHONPATH=str(tmp_path)).splitlines() == expected
 
 
-def test_what_mxnet_can_do_without_is_imported_when_it_is_asked_for() -> None:
-    code = """
-import embedding_learning, mxnet, sys
-print(*{"pandas", "scipy.stats", "sklearn"} & set(sys.modules))
-import sklearn.base, scipy.stats
+def test_what_mxnet_does_not_need_is_not_imported_with_it() -> None:
+    """These take as long as MXNet itself; afterwards they can be imported."""
+    unused = ("sklearn", "pandas", "scipy.stats", "matplotlib", "setuptools", "distutils")
+    code = f"""
+import importlib, inspect, sys
+import embedding_learning
+embedding_learning.load_model
+import mxnet
+print(*({{*{unused}}} & {{*sys.modules}}), "not imported")
+for name in {unused}:
+    importlib.import_module(name)
+from distutils.version import LooseVersion
+print(LooseVersion("1.10") > LooseVersion("1.9"), inspect.getsource(mxnet)[:2])
 """
-    assert output(code) == ""
+    assert output(code).splitlines() == ["not imported", "True #!"]
+
+
+def test_what_was_imported_before_mxnet_stays() -> None:
+    code = """
+import sys
+import embedding_learning, scipy.stats, distutils.version
+modules = scipy.stats, distutils.version
+import mxnet
+print(modules == (sys.modules["scipy.stats"], sys.modules["distutils.version"]))
+print(mxnet.test_utils.ss is scipy.stats)
+"""
+    assert output(code).split() == ["True", "True"]
+
+
+@pytest.mark.parametrize("earlier, later", [("1.9.5", "1.17"), ("1.26.4", "2.0.0rc1")])
+def test_versions_are_compared_by_numbers(earlier: str, later: str) -> None:
+    numbers = mxnet_compat._version_numbers
+    assert numbers(earlier) < numbers(later)
+    assert numbers(later) >= numbers(later)
 
 
 def test_mxnet_works_in_workers_and_child_processes(tmp_path: Path) -> None:
