@@ -1,4 +1,4 @@
-"""`export`: writes a saved model as a graph that runs without this program."""
+"""`export`: writes a saved model in a form that needs this program no more."""
 
 from __future__ import annotations
 
@@ -6,17 +6,27 @@ import argparse
 
 from embedding_learning.cli import model_flags
 from embedding_learning.cli.parser import Parser, expand_path
+from embedding_learning.errors import UsageError
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the graph; returns 0."""
+    """Writes the files; returns 0."""
     options = _parse(arguments)
+    for_pytorch = options.output.lower().endswith(".safetensors")
+    if for_pytorch and options.normalize_input:
+        raise UsageError(
+            "--normalize-input: is for graphs; a .safetensors file has only weights, and says in "
+            "its metadata how pixels are normalized; leave the flag out"
+        )
     model = model_flags.load(options)
     # Imported here, since it imports MXNet.
-    from embedding_learning.inference.export import export_onnx, export_symbol
+    from embedding_learning.inference.export import export_onnx, export_pytorch, export_symbol
 
     crop_size = model.description["crop_size"]
-    if options.output.lower().endswith(".onnx"):
+    if for_pytorch:
+        network = export_pytorch(model.net, options.output, model.description)
+        print(f"{options.output}: weights of {network}, to unit embeddings (n, d).")
+    elif options.output.lower().endswith(".onnx"):
         export_onnx(model.net, options.output, crop_size, options.normalize_input)
         print(f"{options.output}: {_describe_graph(crop_size, options.normalize_input)}")
     else:
@@ -41,11 +51,15 @@ def _describe_graph(crop_size: int, normalize_input: bool) -> str:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m embedding_learning export",
-        description="Write a saved model as an ONNX file, or as a symbol and a parameter file for "
-        "Gluon's SymbolBlock. Former files are replaced once the new ones are complete.",
+        description="Write a saved model as an ONNX file, as weights for PyTorch, or as a symbol "
+        "and a parameter file for Gluon's SymbolBlock. Former files are replaced once the new ones "
+        "are complete.",
     )
     model_flags.add_model(parser)
-    text = "FILE.onnx; any other name is the prefix of PREFIX-symbol.json and PREFIX-0000.params"
+    text = (
+        "FILE.onnx; FILE.safetensors for PyTorch; any other name is the prefix of "
+        "PREFIX-symbol.json and PREFIX-0000.params"
+    )
     parser.add_argument("output", type=expand_path, metavar="OUTPUT", help=text)
     text = "let the graph take uint8 pixels and normalize them itself"
     parser.add_argument("--normalize-input", action="store_true", help=text)

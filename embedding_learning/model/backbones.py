@@ -180,6 +180,18 @@ def build_uninitialized(name: str) -> Backbone:
     return Backbone(features, parameters, named.keys() - parameters.keys())
 
 
+def names_in_classifier(name: str) -> dict[str, str]:
+    """Returns the names that parameters have in a file of the classifier, by those in the features.
+
+    `name` is Gluon's or gluoncv's. The features are those that :func:`create` returns: a parameter
+    has the same name in them with every pooling.
+    """
+    backbone = build_uninitialized(name)
+    names = {id(parameter): key for key, parameter in backbone.parameters.items()}
+    own = backbone.features._collect_params_with_prefix()
+    return {key: names[id(parameter)] for key, parameter in own.items()}
+
+
 def _change_pooling(features: HybridBlock, name: str, pool: str) -> HybridBlock:
     """Returns the features with another pooling of the last feature map, or with none."""
     is_sequential = isinstance(features, nn.HybridSequential)

@@ -6,6 +6,7 @@ Imports nothing that takes time, so that names and sizes are known before MXNet 
 from __future__ import annotations
 
 import difflib
+import re
 from typing import NamedTuple
 
 # Mean and standard deviation of ImageNet's pixels in [0, 1], by channel. The weights of the model
@@ -233,6 +234,18 @@ def default_sizes(name: str) -> tuple[int, int]:
     resolved = resolve_name(name)
     crop_size = ARCHITECTURES[resolved].crop_size if resolved else 224
     return round(crop_size / _CROP_SHARE), crop_size
+
+
+def pytorch_network(name: str) -> tuple[str, str]:
+    """Returns the library of PyTorch that has a network, and its name there.
+
+    `name` is Gluon's or gluoncv's, of a network that has a name map. torchvision has all of them
+    but the ResNets v1c, v1d and v1s, which timm has.
+    """
+    if match := re.fullmatch(r"(resnet\d+)_v1([cds]?)", name):
+        return "timm" if match[2] else "torchvision", f"{match[1]}{match[2]}"
+    theirs = {ours: name for name, ours in TORCHVISION_NAMES.items()}
+    return "torchvision", theirs.get(name, name)
 
 
 def torchvision_url(name: str) -> str | None:

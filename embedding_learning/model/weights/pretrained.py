@@ -265,3 +265,15 @@ def _adapt_first_layer(arrays: dict[str, np.ndarray]) -> None:
     shift = np.einsum("oihw,i->o", weight, 2 * mean - 1)
     arrays["features.0.0.weight"] = weight * (2 * deviation)[:, None, None]
     arrays["features.0.1.running_mean"] = arrays["features.0.1.running_mean"] - shift
+
+
+def expect_pixels_around_zero(arrays: dict[str, np.ndarray]) -> None:
+    """Lets an Inception v3 for normalized pixels take pixels in [-1, 1], as PyTorch's files do.
+
+    The inverse of :func:`_adapt_first_layer`, up to rounding.
+    """
+    mean, deviation = np.array(MEAN, np.float32), np.array(DEVIATION, np.float32)
+    weight = arrays["features.0.0.weight"] / (2 * deviation)[:, None, None]
+    shift = np.einsum("oihw,i->o", weight, 2 * mean - 1)
+    arrays["features.0.0.weight"] = weight
+    arrays["features.0.1.running_mean"] = arrays["features.0.1.running_mean"] + shift

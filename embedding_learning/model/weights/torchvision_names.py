@@ -1,5 +1,8 @@
 """Maps the parameter names of torchvision's and timm's classifiers to Gluon's, by structure.
 
+The same maps serve both ways: `pretrained.py` reads PyTorch's files, `inference/export.py` writes
+them.
+
 For each family of networks, a function below lists its layers: Gluon's name of each, and
 torchvision's. A list may have more layers than a network; only the network's own are used.
 
@@ -29,6 +32,13 @@ class NameMap(NamedTuple):
         A pattern of the networks' names in Gluon or gluoncv.
     heads : tuple of str
         The beginnings of the names of parameters after the features, in torchvision and in timm.
+        The first one is of torchvision's last layer.
+    pool : str, optional
+        The `--pool` that does what torchvision's network does, at every crop size. None: the
+        features end in dense layers.
+    takes_any_size : bool
+        Whether Gluon's own pooling is the same as torchvision's at every crop size. Otherwise it
+        is the same for images of the size that the network was designed for.
     layers : callable, optional
         From a model's name to torchvision's names of its layers, by Gluon's name. None: the names
         are the same.
@@ -39,6 +49,8 @@ class NameMap(NamedTuple):
 
     models: str
     heads: tuple[str, ...]
+    pool: str | None = "avg"
+    takes_any_size: bool = False
     layers: Callable[[str], Layers] | None = None
     spellings: Callable[[], Layers] | None = None
 
@@ -232,12 +244,33 @@ def _mobilenet_v2_spellings() -> Layers:
 
 _NAME_MAPS = (
     # gluoncv uses torchvision's names; c, d and s are timm's gluon_resnet*.
-    NameMap(r"resnet(18|34|50|101|152)_v1b|resnet(50|101|152)_v1[cds]", ("fc.",)),
-    NameMap(r"resnet(18|34)_v1", ("fc.",), _resnet_v1),
-    NameMap(r"alexnet", ("classifier.6.",), _alexnet),
-    NameMap(r"vgg(11|13|16|19)(_bn)?", ("classifier.6.", "head.fc."), _vgg, _vgg_spellings),
-    NameMap(r"squeezenet1\.[01]", ("classifier.1.",), _squeezenet),
-    NameMap(r"densenet(121|161|169|201)", ("classifier.",), _densenet, _densenet_spellings),
-    NameMap(r"inceptionv3", ("fc.", "AuxLogits."), _inception),
-    NameMap(r"mobilenet_v2", ("classifier.",), _mobilenet_v2, _mobilenet_v2_spellings),
+    NameMap(
+        r"resnet(18|34|50|101|152)_v1b|resnet(50|101|152)_v1[cds]", ("fc.",), takes_any_size=True
+    ),
+    NameMap(r"resnet(18|34)_v1", ("fc.",), takes_any_size=True, layers=_resnet_v1),
+    NameMap(r"alexnet", ("classifier.6.",), None, layers=_alexnet),
+    NameMap(
+        r"vgg(11|13|16|19)(_bn)?",
+        ("classifier.6.", "head.fc."),
+        None,
+        layers=_vgg,
+        spellings=_vgg_spellings,
+    ),
+    NameMap(
+        r"squeezenet1\.[01]", ("classifier.1.",), "none", takes_any_size=True, layers=_squeezenet
+    ),
+    NameMap(
+        r"densenet(121|161|169|201)",
+        ("classifier.",),
+        layers=_densenet,
+        spellings=_densenet_spellings,
+    ),
+    NameMap(r"inceptionv3", ("fc.", "AuxLogits."), layers=_inception),
+    NameMap(
+        r"mobilenet_v2",
+        ("classifier.1.", "classifier."),
+        takes_any_size=True,
+        layers=_mobilenet_v2,
+        spellings=_mobilenet_v2_spellings,
+    ),
 )

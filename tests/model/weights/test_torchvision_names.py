@@ -68,6 +68,7 @@ def test_the_last_layers_alone_are_heads(theirs: str, ours: str) -> None:
     last |= {"vgg": "classifier.6", "densenet": "classifier", "resnet": "fc", "inception": "fc"}
     (expected,) = (layer for start, layer in last.items() if theirs.startswith(start))
     assert {layer for layer in heads if not layer.startswith("AuxLogits")} == {expected}
+    assert name_map.heads[0] == f"{expected}."
     assert any(layer.startswith("AuxLogits") for layer in heads) == theirs.startswith("inception")
 
 
