@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
-if sys.argv[:1] == ["-m"]:
-    # Python is about to run a module of this package as a program, and the imports are slow.
-    from embedding_learning.runtime import startup
+from embedding_learning.runtime import startup
 
+if os.path.basename("".join(sys.argv[:1])) in ("-m", startup.CONSOLE_SCRIPT):
+    # Python is about to run a module of this package as a program, and the imports are slow.
     startup.prepare_process("embedding_learning")
 
 import importlib
-import os
 from typing import Any
 
 from embedding_learning.runtime import mxnet_compat

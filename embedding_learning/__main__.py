@@ -18,7 +18,7 @@ VERBS = {
     "plot": "draw t-SNE, a gallery of queries, or the curves of a run",
     "report": "write the report of a run as one HTML page",
     "convert": "write ImageNet weights, also PyTorch's, as a Gluon parameter file",
-    "export": "write a saved model as ONNX or for SymbolBlock",
+    "export": "write a saved model as ONNX, for PyTorch or for SymbolBlock",
     "compare": "train with several losses, samplings and seeds, and tabulate the results",
     "launch": "train on several machines",
     "compare-original": "compare this program with the original example",
@@ -40,5 +40,10 @@ def main(arguments: list[str]) -> int:
     return status
 
 
+def run() -> int:
+    """Runs the verb of the command line; the console script calls this."""
+    return run_command("embedding_learning", lambda: main(sys.argv[1:]))
+
+
 if __name__ == "__main__":
-    sys.exit(run_command("embedding_learning", lambda: main(sys.argv[1:])))
+    sys.exit(run())

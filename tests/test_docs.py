@@ -37,7 +37,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md")
 RUN_BY = {"extending.md": "tests/test_extending.py"}
 # Flags of other programs that the pages name.
 OTHERS = {"--branch", "--depth", "--no-deps", "--nodes", "--ntasks-per-node", "--gpus-per-node"}
-OTHERS |= {"--overlap", "--original", "--pytorch-python", "--fix"}
+OTHERS |= {"--overlap", "--original", "--pytorch-python", "--fix", "--rm"}
 # An abbreviation.
 OTHERS |= {"--data"}
 
@@ -129,6 +129,7 @@ def run_command(words: list[str]) -> None:
     arguments = [
         word.replace("--data-path=glyphs", "--data-path=data/CUB_200_2011") for word in arguments
     ]
+    arguments = ["query.jpg" if "/glyphs-v1/" in word else word for word in arguments]
     before, after = arguments, []
     if "--" in arguments:
         split = arguments.index("--")
@@ -235,6 +236,31 @@ def test_the_training_commands_are_accepted(block: Block) -> None:
         flags = shlex.split(command, comments=True)
         if "--list-models" not in flags and "--tensorboard" not in command:
             train_flags.parse(flags)
+
+
+def sentences(page: Path) -> str:
+    """Returns the text of a page without its blocks."""
+    text = page.read_text(encoding="utf-8")
+    return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_the_commands_in_sentences_name_exists(page: Path) -> None:
+    """Their modules, verbs, targets of make and files of requirements."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for command in re.findall(r"`((?:python3? -m|make|pip install) [^`]*)`", sentences(page)):
+        first, *words = shlex.split(command.partition(" && ")[0])
+        if first == "make":
+            targets = [word for word in words if "=" not in word and word != "…"]
+            assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets), command
+        elif first == "pip" and "-r" in words:
+            assert (ROOT / words[words.index("-r") + 1]).is_file(), command
+        elif first.startswith("python"):
+            module = words[1].replace(".", "/")
+            places = (ROOT / f"{module}.py", ROOT / module / "__main__.py")
+            assert words[1] == "pytest" or any(place.is_file() for place in places), command
+            if words[1] == "embedding_learning" and words[2:]:
+                assert words[2] in {*program.VERBS, "VERB", "COMMAND"}, command
 
 
 def known_flags() -> set[str]:

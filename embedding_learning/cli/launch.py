@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import sys
-from pathlib import Path
 
 from embedding_learning.cli import train_flags
 from embedding_learning.cli.parser import Parser, add, expand_path
@@ -14,8 +12,8 @@ from embedding_learning.distributed import dmlc_environment, launcher
 from embedding_learning.errors import UsageError
 from embedding_learning.runtime import mxnet_compat
 from embedding_learning.runtime.flag_values import check_range
+from embedding_learning.runtime.startup import train_command
 
-_TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 _MOST_PROCESSES = 4096
 
 
@@ -34,7 +32,7 @@ def main(arguments: list[str]) -> int:
     _share_cores(0 if hosts else chosen.workers)
     address = (chosen.address or launcher.find_address()) if hosts else None
     scheduler = launcher.create_scheduler_environment(chosen.workers, chosen.servers, address)
-    processes = launcher.plan_processes([sys.executable, str(_TRAIN), *flags], scheduler, hosts)
+    processes = launcher.plan_processes([*train_command(), *flags], scheduler, hosts)
     if chosen.dry_run:
         for process in processes:
             print(shlex.join(process.command))

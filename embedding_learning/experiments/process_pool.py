@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -13,8 +12,8 @@ from threading import Lock
 
 from embedding_learning.errors import UsageError
 from embedding_learning.runtime.signals import StopRequest
+from embedding_learning.runtime.startup import train_command
 
-_TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 # Seconds between two checks whether to stop.
 _PAUSE = 0.1
 
@@ -111,7 +110,7 @@ def _start(flags: list[str], log: Path, environment: dict[str, str]) -> subproce
         # In its own session the process does not receive Ctrl-C. That would be a second signal in
         # addition to the one that `stop_all` sends, and a second signal ends a run at once.
         return subprocess.Popen(
-            [sys.executable, str(_TRAIN), *flags],
+            [*train_command(), *flags],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

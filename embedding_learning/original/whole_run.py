@@ -19,8 +19,6 @@ from typing import Any
 
 from embedding_learning.original import source
 
-_TRAIN = Path(__file__).resolve().parents[2] / "train.py"
-
 
 def main() -> None:
     """Trains with the settings, and prints the peak memory."""
@@ -34,9 +32,9 @@ def main() -> None:
 
 def _train_here(flags: list[str]) -> None:
     # The same as the command of a user, but in this process, whose memory is measured.
-    sys.argv = ["train.py", *flags]
+    sys.argv = ["train.py", "train", *flags]
     try:
-        runpy.run_path(str(_TRAIN), run_name="__main__")
+        runpy.run_module("embedding_learning.__main__", run_name="__main__")
     except SystemExit as end:
         if end.code:
             raise

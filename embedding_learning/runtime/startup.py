@@ -10,6 +10,21 @@ import signal
 import sys
 from contextlib import suppress
 
+# The console script of pyproject.toml.
+CONSOLE_SCRIPT = "embedding-learning"
+
+
+def train_command() -> list[str]:
+    """Returns the command that trains, without its flags.
+
+    In a checkout it is train.py, which finds this package from every folder. An installed package
+    comes without train.py.
+    """
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    if os.path.isfile(os.path.join(root, "pyproject.toml")):
+        return [sys.executable, os.path.join(root, "train.py")]
+    return [sys.executable, "-m", "embedding_learning", "train"]
+
 
 def prepare_process(program: str) -> None:
     """Repairs the standard streams, and makes Ctrl-C end the process with a line and status 130."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from embedding_learning.runtime import startup
 from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT
 
@@ -86,6 +88,46 @@ def test_ctrl_c_while_modules_are_imported_is_one_line(
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_LIMIT)
     assert done.returncode == 128 + signal.SIGINT
     assert (done.stdout, done.stderr) == ("", f"{program}: interrupted\n")
+
+
+def test_the_console_script_is_a_program_from_its_first_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script is the one that pip writes."""
+    script = tmp_path / startup.CONSOLE_SCRIPT
+    script.write_text("import sys\nfrom embedding_learning.__main__ import run\nsys.exit(run())\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    command = [sys.executable, str(script)]
+    done = subprocess.run([*command, "x"], capture_output=True, text=True, timeout=HANG_LIMIT)
+    assert done.returncode == 2
+    assert done.stderr.startswith("embedding_learning: error: x: choose one of train, ")
+    (tmp_path / "numpy.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(10**6)\n"
+    )
+    done = subprocess.run([*command, "check"], capture_output=True, text=True, timeout=HANG_LIMIT)
+    assert done.returncode == 128 + signal.SIGINT
+    assert (done.stdout, done.stderr) == ("", "embedding_learning: interrupted\n")
+
+
+def test_the_command_that_trains_is_there_in_a_checkout_and_in_an_installed_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert startup.train_command() == TRAIN
+    package = tmp_path / "site-packages" / "embedding_learning"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "embedding_learning", package, ignore=ignored)
+    # Somebody else's.
+    (package.parent / "train.py").write_text("raise SystemExit(9)\n")
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    code = (
+        "import subprocess; from embedding_learning.runtime.startup import train_command; "
+        "raise SystemExit(subprocess.call([*train_command(), '--help']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=HANG_LIMIT
+    )
+    assert done.returncode == 0
+    assert b"--save-model-prefix" in done.stdout
 
 
 def test_a_program_that_uses_the_package_keeps_its_handling_of_ctrl_c() -> None:
