@@ -30,9 +30,6 @@ def main(arguments: list[str]) -> int:
 
     Returns 0 if there are no faults, else 2.
     """
-    # Imported only now: it imports MXNet, and --help does not need it.
-    from embedding_learning.data.build import fit_to_training
-
     config = _parse(arguments)
     data = config.data
     preprocessing = Preprocessing(exif_orientation=data.exif_orientation)
@@ -55,6 +52,9 @@ def main(arguments: list[str]) -> int:
         f"{split.name}: {sum(map(len, split.parts))} images, {len(faults)} of them bad; "
         f"{len(sizes)} classes train{of_sizes}."
     )
+    # Imported only now: it imports MXNet, and what is refused above does not need it.
+    from embedding_learning.data.build import fit_to_training
+
     try:
         fit_to_training(split, config)
     except (UsageError, DataError) as error:

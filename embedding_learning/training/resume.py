@@ -7,6 +7,7 @@ import os
 import sys
 from contextlib import suppress
 from dataclasses import asdict, fields
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -164,7 +165,13 @@ def _flag(name: str, flags: dict[str, Any]) -> str:
 
 def made_with() -> dict[str, str]:
     """Returns what else determines the last digits of a run's numbers: versions, threads."""
-    versions = {"threads": os.environ.get("OMP_NUM_THREADS", "")}
+    return {"threads": os.environ.get("OMP_NUM_THREADS", ""), **_versions()}
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Returns the versions of the packages, for which files of theirs are read."""
+    versions = {}
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
