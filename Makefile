@@ -1,5 +1,6 @@
 # make demo    train and evaluate on images that the program draws itself
 # make test    run the tests
+# make quick   run the tests that are not marked as slow
 # make lint    check style, types and spelling
 # make docs    make the site of the documentation in build/site
 # make clean   remove the virtual environment and the caches
@@ -56,16 +57,24 @@ docs/data.md says how to list images in other ways, and docs/index.md what else 
 endef
 export NEXT_STEPS
 
-.PHONY: demo test lint docs clean
+# Each process computes with one thread; more would only wait for each other. The tests of a file
+# run in one process, since they share what they have prepared, and the slow files come first.
+PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto --maxprocesses 8 \
+	--dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test quick lint docs clean
 
 demo: $(WORKS)
 	.venv/bin/python train.py --data-path=glyphs $(DEMO_FLAGS)
 	.venv/bin/python -m embedding_learning report $(DEMO_PREFIX)
 	@echo "$$NEXT_STEPS"
 
-# Each process computes with one thread; more would only wait for each other.
 test: $(WORKS) $(TOOLS)
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto --maxprocesses 8
+	$(PYTEST)
+
+# Leaves out the tests that start whole runs or several processes, draw pictures, or compute long.
+quick: $(WORKS) $(TOOLS)
+	$(PYTEST) -m "not slow"
 
 lint: $(TOOLS)
 	.venv/bin/python -m ruff check

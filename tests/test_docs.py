@@ -182,6 +182,7 @@ def prepare(patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.setenv("OMP_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUN_HERE, ids=lambda page: page.name)
 def test_the_blocks_of_the_page_run(
     page: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

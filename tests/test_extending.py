@@ -16,6 +16,8 @@ import pytest
 from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", PAGE, re.M | re.S)
 # Flags that make a run short. Of a flag that is typed twice the last one counts.

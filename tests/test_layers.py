@@ -73,6 +73,7 @@ def test_every_package_has_a_layer() -> None:
     assert {package_of(name) for name, _ in modules()} == set(RANK)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "path"), modules(), ids=lambda value: str(value))
 def test_a_module_imports_lower_layers_only(name: str, path: Path) -> None:
     own = package_of(name)
@@ -88,6 +89,7 @@ def test_weights_know_nothing_of_the_network() -> None:
             assert all(module.startswith("model.weights") for module in of_model), name
 
 
+@pytest.mark.slow
 def test_the_original_is_imported_by_its_own_command_only() -> None:
     users = {
         name
@@ -98,6 +100,7 @@ def test_the_original_is_imported_by_its_own_command_only() -> None:
     assert users == {"cli.compare_original"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITHOUT_MXNET)
 def test_imports_no_mxnet(name: str) -> None:
     code = f"import sys; sys.modules['mxnet'] = None; import {PACKAGE}{name}"

@@ -76,7 +76,7 @@ def test_the_demo_ends_with_its_report_and_the_next_steps(tmp_path: Path) -> Non
         for requirements in ("requirements", "requirements-gpu"):
             (tmp_path / ".venv" / f"{step}-{requirements}-{version}").touch()
     command = ["make", "-C", str(tmp_path), "--silent", "demo", f"PYTHON={sys.executable}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_LIMIT, check=True)
     train, report, *lines = done.stdout.splitlines()
     assert train.startswith("runs train.py --data-path=glyphs ")
     assert report == "runs -m embedding_learning report glyphs"

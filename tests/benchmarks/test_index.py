@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.paths import ROOT
 
 FOLDER = Path(__file__).parent
@@ -21,6 +23,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_every_module_can_be_imported() -> None:
     names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in FILES]
     # In another process, which leaves this one as it is.

@@ -169,6 +169,7 @@ def test_check_asks_for_no_place_to_save_to(folder: Path, monkeypatch: pytest.Mo
     assert main(["check", f"--data-path={folder}", *FITTING]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, line",
     [

@@ -186,6 +186,7 @@ def test_what_cannot_be_written_is_reported_with_its_file(here: Path) -> None:
         compare.main(arguments)
 
 
+@pytest.mark.slow
 def test_each_run_has_flags_and_files_of_its_own(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,6 +214,7 @@ def test_each_run_has_flags_and_files_of_its_own(
     assert cv2.imread(str(here / "out" / "comparison.png")) is not None
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_run_again_and_more_can_be_asked_for(here: Path) -> None:
     arguments = ["--losses=margin", "--samplings=hard"]
     assert compare.main([*arguments, "--seeds=1", "--", *FLAGS]) == 0
@@ -236,6 +238,7 @@ def test_other_flags_of_training_are_refused_in_the_same_folder(here: Path) -> N
     assert started(here) == ["margin_hard_1"]
 
 
+@pytest.mark.slow
 def test_a_folder_of_version_0_1_is_resumed_with_the_defaults_of_then(here: Path) -> None:
     arguments = ["--losses=margin", "--samplings=hard", "--seeds=1", "--", *FLAGS]
     assert compare.main(arguments) == 0
@@ -251,6 +254,7 @@ def test_a_folder_of_version_0_1_is_resumed_with_the_defaults_of_then(here: Path
         compare.main([*arguments, "--resize=area"])
 
 
+@pytest.mark.slow
 def test_the_margin_that_a_loss_brings_binds_no_folder(here: Path) -> None:
     """The default margin of the contrastive loss is 1."""
     assert compare.main(["--losses=margin", "--samplings=hard", "--seeds=1", "--", *FLAGS]) == 0
@@ -259,6 +263,7 @@ def test_the_margin_that_a_loss_brings_binds_no_folder(here: Path) -> None:
     assert started(here) == ["margin_hard_1", "contrastive_hard_1"]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_reported_with_its_log_and_the_others_go_on(
     here: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -283,6 +288,7 @@ def test_a_run_that_fails_is_reported_with_its_log_and_the_others_go_on(
     assert "Failed" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_with_held_out_classes_all_are_trained_again_for_the_selected_epochs(
     here: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -317,6 +323,7 @@ def test_a_failure_before_the_final_training_ends_the_run(here: Path) -> None:
     assert started(here) == ["margin_hard_1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags, slots", [([], ["", ""]), (["--gpus=4,7"], ["4", "7"])])
 def test_runs_go_on_side_by_side_each_with_its_share_of_the_machine(
     here: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], slots: list[str]
@@ -342,6 +349,7 @@ def test_runs_go_on_side_by_side_each_with_its_share_of_the_machine(
     assert len(started(here)) == 4
 
 
+@pytest.mark.slow
 def test_fewer_runs_at_a_time_than_there_are_gpus_leave_the_last_idle(here: Path) -> None:
     arguments = ["--losses=margin", "--samplings=hard", "--seeds=3", "--parallel=1", "--", *FLAGS]
     assert compare.main([*arguments, "--gpus=4,7"]) == 0
@@ -356,6 +364,7 @@ def test_threads_that_the_user_has_set_stay(here: Path, monkeypatch: pytest.Monk
     assert {threads for *_, threads in calls(here)} == {"5"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_comparison_that_is_stopped_stops_its_runs_and_goes_on_later(
     here: Path, number: int, capsys: pytest.CaptureFixture[str]
@@ -414,6 +423,7 @@ def test_damaged_records_are_reported_with_their_file(here: Path) -> None:
         compare.main(arguments)
 
 
+@pytest.mark.slow
 def test_the_time_left_is_reported_after_each_run(
     here: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -455,6 +465,7 @@ def test_durations_are_reported_in_the_unit_that_fits(seconds: float, expected: 
     assert sweep._duration(seconds) == expected
 
 
+@pytest.mark.slow
 def test_held_out_classes_select_and_the_reported_run_is_train_py_s_own(
     tmp_path: Path,
     write_cub: Callable[..., Path],

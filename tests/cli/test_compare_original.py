@@ -45,6 +45,7 @@ def _rows(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
+@pytest.mark.slow
 def test_equal_steps_stay_equal(
     original: Path, birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,6 +70,7 @@ def test_equal_steps_stay_equal(
     assert "Largest difference of the original twice in loss: " in printed
 
 
+@pytest.mark.slow
 def test_another_behaviour_shows(original: Path, birds: Path, tmp_path: Path) -> None:
     change(original, "train.py", '"wd": opt.wd', '"wd": 10 * opt.wd')
     change(original, "model.py", "+ self.margin)\n        pushes", ")\n        pushes")
@@ -81,6 +83,7 @@ def test_another_behaviour_shows(original: Path, birds: Path, tmp_path: Path) ->
     assert float(row["parameter_difference"]) > 1e-2
 
 
+@pytest.mark.slow
 def test_an_original_that_fails_is_reported_in_one_line(
     original: Path, birds: Path, tmp_path: Path
 ) -> None:
@@ -98,6 +101,7 @@ def test_an_original_that_fails_is_reported_in_one_line(
     assert not list(output.iterdir())
 
 
+@pytest.mark.slow
 def test_free_runs(
     original: Path, birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

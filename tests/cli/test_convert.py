@@ -91,6 +91,7 @@ def test_a_file_of_another_kind_is_not_replaced(pth: str, tmp_path: Path, kind: 
     assert out.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_it_is_a_verb(pth: str, tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "embedding_learning", "convert", pth, "out", "--model=vgg11"],

@@ -145,6 +145,7 @@ def test_any_file_name_will_do(here: Path, file: Path) -> None:
     assert {found.path(row) for row in range(4)} == {f"odd/{name}" for name in names}
 
 
+@pytest.mark.slow
 def test_a_list_comes_from_the_standard_input(here: Path, file: Path) -> None:
     paths = birds().paths[:3]
     done = subprocess.run(
@@ -265,6 +266,7 @@ class Stopping:
         monkeypatch.setattr(resumable_output.ResumableOutput, "append", counted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--skip-bad-images"]])
 def test_the_same_command_goes_on_to_the_same_bytes(
     here: Path,
@@ -313,6 +315,7 @@ def test_what_was_all_but_finished_is_finished(
     np.testing.assert_array_equal(np.load("e.npy"), expected)
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_gone_on_from_to_the_same_bytes(here: Path, file: Path) -> None:
     """Killed for good, in the middle of a batch, by another process's command line."""
     code = (
@@ -343,6 +346,7 @@ def test_a_killed_process_is_gone_on_from_to_the_same_bytes(here: Path, file: Pa
     assert (Path("e.npy").read_bytes(), Path("e.csv").read_bytes()) == killed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["model", "sizes", "images", "boxes", "labels", "batch size"])
 def test_what_was_begun_otherwise_is_not_gone_on_with(
     here: Path, model: EmbeddingModel, monkeypatch: pytest.MonkeyPatch, change: str

@@ -177,6 +177,7 @@ def tiny_backbone(*args: Any, **kwargs: Any) -> nn.HybridSequential:
     return backbone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pairs", [ACCEPTED], ids=[f"{len(ACCEPTED)}_combinations"])
 def test_accepted_flags_train_or_are_refused_in_one_line(
     pairs: list[str], tiny_cub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -201,6 +202,7 @@ OF_OPTIMIZERS = [
 OPTIMIZERS = build.optimizers()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_takes_the_numbers_that_are_taken(optimizer: str) -> None:

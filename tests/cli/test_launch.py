@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -232,6 +234,7 @@ def test_a_host_that_ssh_does_not_reach_ends_the_job(asked):
     assert asked == ["ssh cannot reach two, or lost the connection"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, line",
     [
@@ -252,37 +255,57 @@ def test_a_mistake_is_one_line_and_nothing_is_started(tmp_path, arguments, line)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_job_runs_to_its_end_and_only_the_first_worker_speaks(tmp_path, tiny_cub):
-    done = launch(tmp_path, "--workers=2", "--", *flags_of(tiny_cub), "--epochs=1")
+class Job(NamedTuple):
+    """A job that was stopped in its first epochs, and the same one, resumed for one epoch more."""
+
+    folder: Path
+    status: int
+    log: str  # of the job that was stopped
+    last_epoch: int
+    resumed: subprocess.CompletedProcess
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory, tiny_cub):
+    folder = tmp_path_factory.mktemp("job")
+    flags = [*flags_of(tiny_cub), "--epochs=300", "--resume=auto"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "embedding_learning", "launch", "--workers=2", "--", *flags]
+    with open(folder / "log", "w+") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        deadline = time.monotonic() + HANG_LIMIT
+        while "training loss" not in (folder / "log").read_text():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(HANG_LIMIT)
+    last = max(int(file.name[11:15]) for file in folder.rglob("checkpoint-*"))
+    resumed = launch(folder, "--workers=2", "--", *flags, f"--epochs={last + 1}")
+    return Job(folder, status, (folder / "log").read_text(), last, resumed)
+
+
+@pytest.mark.slow
+def test_the_launcher_passes_on_that_it_is_to_stop(job):
+    """The state is saved, and the job goes on from it."""
+    assert job.status == 143
+    assert "--resume auto continues from it" in job.log
+    assert job.resumed.returncode == 0, job.resumed.stderr
+    assert "Resuming from" in job.resumed.stderr or "The run is finished" in job.resumed.stderr
+
+
+@pytest.mark.slow
+def test_a_job_runs_to_its_end_and_only_the_first_worker_speaks(job):
+    done = job.resumed
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Best validation Recall@1") == 1
-    assert done.stderr.count("[Epoch 0] validation: Recall@1=") == 1
+    assert done.stderr.count(f"[Epoch {job.last_epoch}] validation: Recall@1=") == 1
     assert "Traceback" not in done.stderr
-    assert (tmp_path / "margin_loss_model.params").exists()
+    assert (job.folder / "margin_loss_model.params").exists()
 
 
+@pytest.mark.slow
 def test_a_fault_in_the_data_ends_the_job_with_its_line(tmp_path, tiny_cub):
     done = launch(tmp_path, "--workers=2", "--", *flags_of(tiny_cub), "--data-path=nowhere")
     assert done.returncode == 2
     assert "nowhere: no such folder" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_the_launcher_passes_on_that_it_is_to_stop(tmp_path, tiny_cub):
-    """The state is saved, and the job goes on from it."""
-    flags = [*flags_of(tiny_cub), "--epochs=300", "--resume=auto"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "embedding_learning", "launch", "--workers=2", "--", *flags]
-    with open(tmp_path / "log", "w+") as log:
-        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
-        deadline = time.monotonic() + HANG_LIMIT
-        while "training loss" not in (tmp_path / "log").read_text():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(HANG_LIMIT) == 143
-    assert "--resume auto continues from it" in (tmp_path / "log").read_text()
-    epochs = [int(file.name[11:15]) for file in tmp_path.rglob("checkpoint-*")]
-    done = launch(tmp_path, "--workers=2", "--", *flags, f"--epochs={max(epochs) + 1}")
-    assert done.returncode == 0, done.stderr
-    assert "Resuming from" in done.stderr or "The run is finished" in done.stderr

@@ -38,6 +38,7 @@ def run(
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tsne", "points", "gallery"])
 @pytest.mark.parametrize("name", ["birds", "birds.run", "birds.params"])
 def test_a_picture_of_the_test_images_is_drawn(
@@ -51,6 +52,7 @@ def test_a_picture_of_the_test_images_is_drawn(
     assert image.std() > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tsne", "points", "gallery"])
 def test_a_picture_is_drawn_of_every_class_and_of_a_list_without_training_images(
     run: Path, tiny_cub: Path, kind: str, caplog: pytest.LogCaptureFixture
@@ -153,6 +155,7 @@ def test_flags_without_effect_on_a_file_of_vectors_are_refused(
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["birds", "birds.params"])
 def test_every_name_of_a_run_has_its_curves(run: Path, tmp_path: Path, name: str) -> None:
     assert plot.main(["curves", str(run / name), f"{tmp_path}/curves.svg"]) == 0
@@ -183,6 +186,7 @@ def test_the_distances_of_a_run_are_drawn(run: Path) -> None:
     assert "sampled, epoch 1" in drawn
 
 
+@pytest.mark.slow
 def test_a_run_is_reported_on_one_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run)
     assert report.main(["birds"]) == 0
@@ -230,6 +234,7 @@ def test_what_the_run_had_come_to_is_reported(
     assert state.endswith(expected)
 
 
+@pytest.mark.slow
 def test_what_is_not_recorded_is_not_drawn(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +278,7 @@ def test_what_is_not_there_is_reported(run: Path, tmp_path: Path) -> None:
         plot.main(["curves", str(run / "birds.run"), "x.jpg"])
 
 
+@pytest.mark.slow
 def test_the_exported_graphs_embed_as_the_model(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

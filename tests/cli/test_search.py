@@ -384,6 +384,7 @@ def test_what_is_drawn(
                 assert drawn["right"][0, place] == (birds.labels[row] == birds.labels[11])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["found.png", "found.svg"])
 def test_a_picture_is_drawn_beside_the_table(
     here: Path,
@@ -407,6 +408,7 @@ def test_a_picture_is_drawn_beside_the_table(
 # Mistakes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -238,6 +238,7 @@ ABBREVIATIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("short, flag", ABBREVIATIONS)
 def test_what_the_original_takes_for_a_flag_is_that_flag(short: str, flag: str) -> None:
     """This holds also if a newer flag has the same beginning, as --dataset has."""

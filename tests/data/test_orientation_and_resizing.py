@@ -241,6 +241,7 @@ def test_a_run_sees_what_its_flags_say(
         data.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preprocessing", PREPROCESSINGS)
 def test_a_saved_model_sees_what_it_was_trained_with(
     images: ImageSet, tmp_path: Path, preprocessing: Preprocessing

@@ -234,6 +234,7 @@ def start_build(data: Path, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_build_killed_at_any_moment_resumes(
     images: ImageSet, tmp_path: Path, decoded: list[int]
 ) -> None:

@@ -323,6 +323,7 @@ def test_a_failed_worker_ends_the_others(group: list[Process], status: int) -> N
     assert scheduler.end() == (status, f"train.py: scheduler: stopped: {reason}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statuses", [(0, 0), (2, 2), (0, 2), (143, 3)])
 def test_until_the_delay_is_over_the_other_workers_end_by_themselves(
     patient_group: list[Process], statuses: tuple[int, int]

@@ -122,7 +122,10 @@ StartGroup = Callable[..., list[Process]]
 
 @pytest.fixture(scope="module")
 def start_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGroup]:
-    """A function that starts a scheduler, a server and two workers, in folders in the one given."""
+    """A function that starts a scheduler, a server and two workers, in folders in the one given.
+
+    `worker` is the function of this file that the workers run; without one they run train.py alone.
+    """
     started: list[Process] = []
 
     def start_group(folder: Path, *flags: str, worker: str = "train_worker", **variables: str):
@@ -141,7 +144,8 @@ def start_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGroup
             if role == "worker":
                 # MXNet numbers the workers of a machine by their ports.
                 own["PORT"] = str(sorted(own_ports)[number])
-                command = ["-c", WORK % worker]
+                if worker:
+                    command = ["-c", WORK % worker]
             place = folder / f"{role}{number}"
             group.append(Process([*command, *flags], place, {**variables, **own}))
         started.extend(group)
@@ -455,6 +459,7 @@ def exchanged(
     return found
 
 
+@pytest.mark.slow
 def test_arrays_and_bytes_arrive_whole(exchanged: list[dict[str, np.ndarray]]) -> None:
     """Checked by the workers themselves, in `exchange_arrays`."""
     assert exchanged[0].keys() == exchanged[1].keys()
@@ -546,6 +551,7 @@ def alone(
     return group
 
 
+@pytest.mark.slow
 def test_only_the_first_worker_logs_prints_and_saves(alone: list[Process]) -> None:
     scheduler, server, first, second = alone
     for process in (scheduler, server, second):
@@ -563,6 +569,7 @@ def test_the_weights_of_all_workers_are_equal_in_the_end(alone: list[Process]) -
     assert digests[0] == digests[1]
 
 
+@pytest.mark.slow
 def test_a_stop_signal_to_a_worker_stops_all_and_they_resume_to_the_same_bytes(
     alone: list[Process], start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:
@@ -597,6 +604,7 @@ def slow_worker() -> int:
     return train_worker()
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_group_and_it_resumes_to_the_same_bytes(
     alone: list[Process], start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:
@@ -626,25 +634,30 @@ def test_a_killed_process_ends_the_group_and_it_resumes_to_the_same_bytes(
     assert not list(tmp_path.rglob("*.partial"))
 
 
+@pytest.mark.slow
 def test_a_mistake_in_the_flags_ends_all_with_its_line(
     start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:
-    group = start_group(tmp_path, *data_flags, "--lr=-1", TEST_ABORT_DELAY=str(NEVER))
+    group = start_group(tmp_path, *data_flags, "--lr=-1", worker="", TEST_ABORT_DELAY=str(NEVER))
     assert statuses(group) == [2, 2, 2, 2], cause_of(group)
     for process in group:
         assert process.err == "train.py: error: --lr -1.0: must be at least 0\n"
 
 
+@pytest.mark.slow
 def test_a_mistake_in_the_data_ends_all_workers_with_its_line(
     start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:
-    group = start_group(tmp_path, *data_flags, "--data-path=nowhere", TEST_ABORT_DELAY=str(NEVER))
+    group = start_group(
+        tmp_path, *data_flags, "--data-path=nowhere", worker="", TEST_ABORT_DELAY=str(NEVER)
+    )
     assert statuses(group) == [2, 0, 2, 2], cause_of(group)
     for process in group[2:]:
         assert re.search(r"^train\.py: error: .*nowhere.*\n\Z", process.err, re.M), process.err
         assert "Traceback" not in process.err
 
 
+@pytest.mark.slow
 def test_an_unexpected_exception_ends_the_group(
     start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:

@@ -27,6 +27,8 @@ from embedding_learning.model.weights.params_file import read_description, read_
 from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 # The last commit of version 0.1, when all modules lay in one folder.
 COMMIT = "337ec14b5e5e41e8b43a22e9debae56c415708a3"
 # Two devices, beta of each image and a falling learning rate, so that the state has all its parts.

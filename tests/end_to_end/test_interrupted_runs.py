@@ -32,6 +32,8 @@ from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT
 from tests.helpers.signals import send_signal
 
+pytestmark = pytest.mark.slow
+
 PREFIX = "margin_loss_model"
 # The learning rate falls in the second of the two epochs.
 DEVICES = {

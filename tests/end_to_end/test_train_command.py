@@ -75,6 +75,7 @@ def recalls_at_1(text: str) -> list[float]:
 # A run
 
 
+@pytest.mark.slow
 def test_the_log_is_that_of_the_original(done: subprocess.CompletedProcess[str]) -> None:
     number = r"\d+\.\d{6}"
     epoch = "".join(
@@ -140,6 +141,7 @@ def test_the_run_leaves_the_model_its_folder_and_nothing_else(
     assert {name.split(".")[0] for name in shapes} == {"base_net", "dense"}
 
 
+@pytest.mark.slow
 def test_a_run_repeated_ends_with_the_same_bytes(
     train_command: Run,
     done: subprocess.CompletedProcess[str],
@@ -433,6 +435,7 @@ def test_an_image_that_is_missing_is_named(
     assert_one_line(status, capfd.readouterr(), f"{re.escape(str(missing))}: listed, but missing")
 
 
+@pytest.mark.slow
 def test_a_wrong_line_of_the_data_is_reported_to_the_user(
     train_command: Run, copy: Path, here: Path, tmp_path: Path
 ) -> None:
@@ -444,6 +447,7 @@ def test_a_wrong_line_of_the_data_is_reported_to_the_user(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["pixels", "none"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_broken_in_the_middle_ends_the_run_with_its_name(
@@ -489,6 +493,7 @@ def logless(text: str) -> str:
     return re.sub(r"^INFO:root:Namespace\(.*\)\n", "", text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags, epoch", [([], 0), (["--saved-epoch=last"], 1)])
 def test_the_best_epoch_is_saved_or_the_last(
     here: Path,

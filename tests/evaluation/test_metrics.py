@@ -190,6 +190,7 @@ def test_recall_follows_the_definition(
     assert recall(embeddings, labels) == naive_recall(embeddings, labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [unit_rows, duplicated, collapsed])
 @pytest.mark.parametrize("size", [(1, 1), (50, 7), (200, 2**16)])
 def test_metrics_do_not_depend_on_the_pieces_they_are_computed_in(
@@ -331,6 +332,7 @@ def test_what_has_no_recall_is_refused(
         recall_at_k(embeddings, labels, ks)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_square_of_the_images() -> None:
     """All distances between these at once would be 400 MB in float32."""
     x, labels = unit_rows(10_000, 8), np.arange(10_000) // 50

@@ -88,6 +88,7 @@ def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(neighbors, "_LEAST_COLUMNS", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWS)
 @pytest.mark.parametrize("count, dimensions", [(40, 2), (101, 33), (260, 128)])
 @pytest.mark.parametrize("k", [1, 10, 300])
@@ -116,6 +117,7 @@ def test_neighbors_in_a_gallery_follow_the_definition(
     np.testing.assert_allclose(found_distances, expected_distances, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unit rows", "duplicates", "lattice", "an outlier"])
 @pytest.mark.parametrize("k", [1, 7, 14, 30])
 @pytest.mark.usefixtures("pieces")
@@ -139,6 +141,7 @@ def test_long_rows_are_bounded_by_the_minima_of_groups(k: int) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWS)
 @pytest.mark.usefixtures("pieces")
 def test_the_rank_of_the_kth_neighbor_is_k(name: str) -> None:
@@ -336,6 +339,7 @@ def test_a_gallery_in_a_file_is_searched_in_pieces(tmp_path: Path) -> None:
     assert peak < 180e6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queries, k", [(12_000, 1), (2000, 1000)])
 def test_memory_is_bounded(queries: int, k: int) -> None:
     """All distances between these would take 576 MB in float32."""

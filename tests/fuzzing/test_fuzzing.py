@@ -30,6 +30,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_forty_mutations_of_each_target_are_read_or_refused() -> None:
     result = python("-m", "tests.fuzzing", "--mutations=40")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -95,6 +96,7 @@ print(json.dumps(outcomes))
 """
 
 
+@pytest.mark.slow
 def test_everything_that_a_reader_should_not_do_is_noticed() -> None:
     result = python("-c", READERS)
     assert result.returncode == 0, result.stderr

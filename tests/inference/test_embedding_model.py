@@ -292,6 +292,7 @@ def test_a_further_layer_is_rebuilt(tmp_path: Path, birds: Any) -> None:
     np.testing.assert_allclose(model.embed(birds.paths[:3]), by_hand(net, squares), atol=CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, feat_dim", [("squeezenet1.1", None), ("SqueezeNet1_1", 24)])
 def test_a_file_of_the_original_is_of_the_default_sizes(
     tmp_path: Path, birds: Any, name: str, feat_dim: int | None
@@ -315,6 +316,7 @@ def test_the_backbone_is_named_as_in_training(tmp_path: Path) -> None:
     assert load_model(path, model="squeezenet1_1").dimension == DIMENSION
 
 
+@pytest.mark.slow
 def test_a_backbone_whose_sizes_are_reported_by_its_file_alone_is_loaded(tmp_path: Path) -> None:
     pytest.importorskip("gluoncv")
     path = tmp_path / "pruned.params"

@@ -67,6 +67,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Cannot decide type:UserWarning")
 BOTH = pytest.mark.parametrize("exported", [by_symbol, by_onnx])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "size"),
     [
@@ -186,6 +187,7 @@ def test_onnxruntime_refuses_images_of_another_size_or_type(tmp_path):
             run_onnx(path, wrong)
 
 
+@pytest.mark.slow
 def test_pooling_is_exported_exactly_or_refused(tmp_path):
     """With ceil_mode, windows may reach beyond the image, where the two programs differ."""
     exported = set()

@@ -110,6 +110,7 @@ def refusal(name: str, **source: object) -> str:
 # Names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GLUON_NAMES)
 def test_a_name_of_gluon_is_built(name: str) -> None:
     assert backbones.create(name, CPU).collect_params()
@@ -143,6 +144,7 @@ def test_every_network_of_gluon_is_known() -> None:
     assert listed == set(GLUON_NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, shape", FEATURES)
 def test_features_have_their_shape(name: str, shape: tuple[int, ...]) -> None:
     features = backbones.create(name, CPU)
@@ -152,6 +154,7 @@ def test_features_have_their_shape(name: str, shape: tuple[int, ...]) -> None:
     assert features(images()).shape == shape
 
 
+@pytest.mark.slow
 @needs_gluoncv
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_table_has_parameters_and_features_of_each_network(name: str) -> None:
@@ -184,6 +187,7 @@ def test_every_image_classifier_of_gluoncv_is_known() -> None:
     assert wanted == set(ARCHITECTURES) - {"mobilenet_v2"}
 
 
+@pytest.mark.slow
 @needs_gluoncv
 @pytest.mark.parametrize(
     "name, last",
@@ -235,6 +239,7 @@ def test_a_network_that_onednn_cannot_train_is_named(monkeypatch: pytest.MonkeyP
 # Pooling
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, map_shape",
     [
@@ -313,6 +318,7 @@ def test_whatever_is_no_name_is_refused(name: str) -> None:
 # Weights from a file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, in_zoo",
     [

@@ -87,6 +87,7 @@ def train_two_steps(fused, monkeypatch, name):
     return has_fused, [array.asnumpy() for array in [embeddings, *arrays]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18_v2", "resnet18_v1", "mobilenet0_25"])
 def test_training_computes_the_same_bits(monkeypatch, name):
     has_fused, found = train_two_steps(True, monkeypatch, name)
@@ -161,6 +162,7 @@ def test_nothing_is_tried_where_nothing_can_be_fused(monkeypatch):
     assert can_train_fused(backbone, 14)
 
 
+@pytest.mark.slow
 def test_without_onednn_nothing_is_fused():
     """Runs in a separate process, since MXNet would crash."""
     code = (

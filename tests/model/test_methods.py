@@ -67,6 +67,7 @@ def test_any_loss_goes_with_any_sampling_and_waits_for_nothing(
     assert pairs["active"].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_steps_are_repeated_to_the_byte(loss: str, sampling: str) -> None:

@@ -135,6 +135,7 @@ def test_near_equal_rows_give_no_nan():
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [2, 16, 128, 512, 1024])
 @pytest.mark.parametrize("hybridized", [False, True])
 def test_draws_follow_the_probabilities(d, hybridized):
@@ -167,6 +168,7 @@ def smallest_p_value(counts, probabilities):
     return min(p_values)
 
 
+@pytest.mark.slow
 def test_the_draws_of_an_anchor_are_independent():
     """With replacement: two samples of one anchor agree as often as independent ones would."""
     x = unit_rows(21, 16)
@@ -180,6 +182,7 @@ def test_the_draws_of_an_anchor_are_independent():
     assert abs(equal - 400 * chance.sum()) < 4 * deviation
 
 
+@pytest.mark.slow
 def test_a_row_without_candidates_draws_uniformly_from_the_other_classes():
     x = np.eye(8, dtype=np.float32)  # all distances are sqrt(2), beyond 1.4
     found = DistanceWeightedSampling(2).probabilities(nd.array(x)).asnumpy()
@@ -299,6 +302,7 @@ def test_anchors_and_positives_are_those_of_every_sampling(kind, hybridized):
         assert found[3].shape == expected[3].shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hybridized", [False, True])
 @pytest.mark.parametrize("n, batch_k", [(20, 5), (6, 2), (21, 3)])
 def test_random_negatives_are_uniform_over_the_other_classes(n, batch_k, hybridized):
@@ -425,6 +429,7 @@ def cumulated_density(d):
 SPHERES = pytest.mark.parametrize("d", [16, 64, 128, 512, 1024])
 
 
+@pytest.mark.slow
 @SPHERES
 def test_random_negatives_have_the_spheres_density(d):
     mx.random.seed(d)
@@ -435,6 +440,7 @@ def test_random_negatives_have_the_spheres_density(d):
     assert p_value > 1e-3
 
 
+@pytest.mark.slow
 @SPHERES
 def test_the_hardest_negative_is_the_least_of_all_distances(d):
     """The nearest of m points has the distribution 1 - (1 - Q)^m."""
@@ -447,6 +453,7 @@ def test_the_hardest_negative_is_the_least_of_all_distances(d):
     assert p_value > 1e-3
 
 
+@pytest.mark.slow
 @SPHERES
 def test_the_semi_hard_negative_is_the_first_beyond_the_positive(d):
     """The positive's rank among all others is uniform, the negative's the next: the same law."""
@@ -462,6 +469,7 @@ def test_the_semi_hard_negative_is_the_first_beyond_the_positive(d):
     assert p_value > 1e-3
 
 
+@pytest.mark.slow
 @SPHERES
 def test_distance_weighted_negatives_are_equally_often_at_all_distances_that_occur(d):
     """Section 4.1: the batch's own distances, each weighted by 1/q, the least floored at 0.5."""

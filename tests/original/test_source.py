@@ -78,6 +78,7 @@ print(sorted({p.lr_mult for p in training.net.base_net.collect_params().values()
 """
 
 
+@pytest.mark.slow
 def test_its_numbers_become_those_of_the_run(tmp_path: Path) -> None:
     """Also: no weights are downloaded, warnings on syntax are hidden, numpy helps out."""
     folder = write(tmp_path / "original")

@@ -86,6 +86,7 @@ def scattered(count: int) -> np.ndarray:
 # The map of photographs
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_map")
 @pytest.mark.parametrize("count", [1, 2, 40, 250])
 def test_every_photograph_shown_is_whole_and_at_its_place(tmp_path: Path, count: int) -> None:
@@ -107,6 +108,7 @@ def test_every_photograph_shown_is_whole_and_at_its_place(tmp_path: Path, count:
         assert np.abs(error).mean() < side
 
 
+@pytest.mark.slow
 def test_of_very_many_photographs_some_are_shown_large_enough(tmp_path: Path) -> None:
     thumbnails = Thumbnails()
     points = scattered(7000)
@@ -218,6 +220,7 @@ def test_classes_that_share_a_color_are_far_apart() -> None:
     assert distance[same].min() >= 2
 
 
+@pytest.mark.slow
 def test_the_points_are_colored_by_class(tmp_path: Path) -> None:
     points = np.repeat([[0.0, 0.0], [1.0, 1.0]], 5, axis=0)
     plots.plot_tsne_points(points, np.repeat([7, 3], 5), [""] * 9, str(tmp_path / "a.png"))
@@ -424,6 +427,7 @@ def test_a_single_neighbor_leaves_room_for_the_line_above(
     assert heading.startswith("Left: the query.") and heading.endswith(".")
 
 
+@pytest.mark.slow
 def test_many_neighbors_stand_on_further_lines(tmp_path: Path) -> None:
     search(tmp_path / "a.png", 2, 25)
     image = read(tmp_path / "a.png")
@@ -537,6 +541,7 @@ def test_records_without_values_are_not_drawn(tmp_path: Path, records: Any) -> N
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "values",
     [
@@ -623,6 +628,7 @@ def test_an_epochs_histograms_are_added_up_and_have_an_area_of_1() -> None:
     assert distances._density(np.zeros(80)).tolist() == [0] * 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -654,6 +660,7 @@ def test_distances_that_no_run_records_are_left_out(tmp_path: Path, changes: Any
     assert legend_below(path, "All negative")[0] == "epoch 3"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -686,6 +693,7 @@ def test_what_is_drawn_lies_at_its_distance(tmp_path: Path) -> None:
     assert at.min() > 1.395 and at.max() < 1.43
 
 
+@pytest.mark.slow
 def test_the_curves_of_a_run_do_not_change_by_its_distances(tmp_path: Path) -> None:
     plots.plot_run_curves(RUN, str(tmp_path / "a.svg"))
     among = [RUN[0], RUN[1], counted(0), RUN[2], counted(0), *RUN[3:]]
@@ -696,6 +704,7 @@ def test_the_curves_of_a_run_do_not_change_by_its_distances(tmp_path: Path) -> N
 # Text and files
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_map")
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_any_name_can_be_drawn(tmp_path: Path, suffix: str) -> None:
@@ -770,6 +779,7 @@ def test_a_full_disk_leaves_the_former_picture(
     assert os.listdir(tmp_path) == ["a.svg"]
 
 
+@pytest.mark.slow
 def test_a_users_own_settings_change_nothing(tmp_path: Path) -> None:
     plots.plot_run_curves(RUN, str(tmp_path / "a.svg"))
     own = {"axes.facecolor": "black", "font.size": 40, "svg.fonttype": "none", "lines.marker": "x"}

@@ -32,6 +32,7 @@ def test_images_of_a_class_stay_together() -> None:
     assert (labels[nearest] == labels[:, None]).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_the_seed_fixes_the_result() -> None:
     x, _ = clusters(60, 4)
     before = x.copy()

@@ -50,6 +50,7 @@ def test_the_density_where_it_is_known() -> None:
         theory.density(at, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dimension", DIMENSIONS)
 def test_random_points_have_that_density(dimension: int) -> None:
     x = points(10_000, dimension)

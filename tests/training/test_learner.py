@@ -80,6 +80,7 @@ def test_golden_two_steps_of_the_whole_network(golden, shared, monkeypatch):
         np.testing.assert_allclose(found, golden[f"step/{name}"], atol=2e-6, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kvstore", ["device", "local"])
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("norm", [False, True])
@@ -248,6 +249,7 @@ def test_a_crop_that_the_backbone_cannot_take_is_reported_in_one_line():
         build.build_network(config, [mx.cpu()])
 
 
+@pytest.mark.slow
 def test_the_whole_network_starts_alike_for_one_seed_and_otherwise_not():
     def digest(seed):
         mx.random.seed(seed)

@@ -118,6 +118,7 @@ def test_all_optimizers_of_mxnet_are_looked_at():
     assert {"adam", "sgd", "nag", "sgld", "nadam", "lars", "lbsgd", "dcasgd"} < set(OPTIMIZERS)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -127,6 +128,7 @@ def test_every_optimizer_goes_on_as_if_it_had_never_stopped(tmp_path, optimizer,
     assert {"dense.weight on 0", "base_net.1.running_mean on 0", "beta"} <= moved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
@@ -206,6 +208,7 @@ def test_each_device_keeps_statistics_of_its_own():
         assert values.tobytes() == means[device].tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kvstore", ["device", "local"])
 @pytest.mark.parametrize("before, after", [(1, 2), (2, 1), (2, 4), (4, 2)])
 def test_on_another_number_of_devices_it_has_the_same_state_with_averaged_statistics(
@@ -299,6 +302,7 @@ def refuse():
     return refuse
 
 
+@pytest.mark.slow
 def test_an_array_that_is_missing_surplus_or_unfit_is_refused(state, refuse):
     arrays, saved = state
     float32 = np.float32

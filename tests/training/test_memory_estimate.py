@@ -65,6 +65,7 @@ def test_each_copy_of_the_weights_is_counted() -> None:
     assert bytes_with("--optimizer=adam", "--gpus=0,1") == least + 3 * sum(weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["squeezenet1.1", "resnet18_v1"])
 def test_the_estimate_is_near_what_a_step_takes(model: str) -> None:
     code = f"""
@@ -99,6 +100,7 @@ print(memory_estimate.bytes_of_step(options, 20) / 2**20)
     assert 0.7 * measured < estimated < 1.3 * measured
 
 
+@pytest.mark.slow
 def test_the_batch_that_fits_is_the_largest() -> None:
     config = config_of(*SMALL, "--gpus=0", "--batch-size=100")
     for classes in (2, 3, 11, 19):

@@ -537,6 +537,7 @@ def test_the_servers_receive_that_weights_are_float16() -> None:
 # Checkpoints
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "sgd --momentum=0", "nag", "lamb", "lbsgd"])
@@ -589,6 +590,7 @@ def test_the_masters_are_more_than_the_weights(float16_works: None) -> None:
     assert any(((array != before) & (abs(array - before) < 1e-5)).all() for array in same_shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scale",
     [
@@ -641,6 +643,7 @@ def start(
     return start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [["--cpu-contexts=1"], ["--cpu-contexts=2", "--total-batch-size=12", "--model=mobilenet0.25"]],
@@ -700,6 +703,7 @@ def test_a_run_stays_with_its_dtype(before: str, after: str) -> None:
         resume.check_flags(former, config_of(f"--dtype={after}"))
 
 
+@pytest.mark.slow
 def test_what_is_learned_is_as_good_as_in_float32(float16_works: None) -> None:
     """Recall@1 of noisy images of five patterns."""
     recalls = {}
@@ -722,6 +726,7 @@ def test_what_is_learned_is_as_good_as_in_float32(float16_works: None) -> None:
 # Refusals
 
 
+@pytest.mark.slow
 def test_cpus_are_refused_in_one_line(
     train_command: Callable[..., Any], tmp_path: Path, tiny_cub: Path
 ) -> None:

@@ -108,6 +108,7 @@ NUMBERS += [float(text) for text in ("nan", "inf", "-inf")]
 OPTIONAL = {"best_epoch", "before", "to_beat"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*asdict(PROGRESS)])
 def test_progress_that_makes_no_sense_is_refused(name: str) -> None:
     is_count = name in ("epoch", "batch", "best_epoch")
@@ -405,6 +406,7 @@ def test_other_packages_and_threads_are_reported(
 UNFIT = ["a\nb", "\x1b[31m", "x" * 501, ["a\n"], [["a"]], [{}], {}, {"a": 1}, [1] * 1000]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*OTHERS, "beta"])
 def test_a_stranger_s_flags_do_not_come_into_a_message(name: str) -> None:
     for value in [*UNFIT, 10**4000]:

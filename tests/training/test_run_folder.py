@@ -310,6 +310,7 @@ def test_no_other_file_is_removed() -> None:
     assert names_in("p.run") == sorted([*others, "checkpoint-0004-000000.safetensors"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(60))
 @pytest.mark.usefixtures("here")
 def test_the_best_network_of_every_checkpoint_is_there_and_few_others(seed: int) -> None:

@@ -51,6 +51,7 @@ def changed_by_a_step(*flags: str) -> set[str]:
 # Batch norm
 
 
+@pytest.mark.slow
 def test_frozen_statistics_stay_and_are_used_in_training() -> None:
     assert any("running_" in name for name in changed_by_a_step())
     changed = changed_by_a_step("--freeze-bn")
@@ -73,6 +74,7 @@ def fused(made: learner.Learner) -> bool:
     return "_contrib_BatchNormWithReLU" in made.net._cached_graph[1].tojson()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mobilenet0.25", "resnet18_v1", "resnet18_v2"])
 def test_frozen_statistics_are_used_where_cpus_fuse_layers(
     model: str, monkeypatch: pytest.MonkeyPatch
@@ -112,6 +114,7 @@ def test_frozen_statistics_are_used_where_cpus_fuse_layers(
         np.testing.assert_array_equal(gradient, found[1][name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_every_batch_norm_of_the_backbone_is_frozen_wherever_it_is() -> None:
     made = built("--freeze-bn", "--model=mobilenetv2_0.25")
     former = arrays_of(made)
@@ -173,6 +176,7 @@ def test_a_multiplier_takes_the_place_of_that_of_pretrained_convolutions(epoch: 
             assert rate == (0.3 if name.startswith("base_net.") else 7.0)
 
 
+@pytest.mark.slow
 def test_in_warm_up_the_backbone_stands_still_and_then_learns_as_ever() -> None:
     assert changed_by_a_step("--warm-up-epochs=1", "--freeze-bn") == {"dense.weight", "dense.bias"}
     for epoch in (0, 1):
@@ -187,6 +191,7 @@ def test_in_warm_up_the_backbone_stands_still_and_then_learns_as_ever() -> None:
     assert {rate for name, rate in fresh.items() if name.startswith("base_net.")} == {1.0}
 
 
+@pytest.mark.slow
 def test_weight_decay_spares_biases_and_batch_norm() -> None:
     made = built("--wd-exclude-bn-bias", "--model=vgg11_bn")
     for name, parameter in made.net._collect_params_with_prefix().items():
@@ -195,6 +200,7 @@ def test_weight_decay_spares_biases_and_batch_norm() -> None:
     assert {p.wd_mult for p in built().net.collect_params().values()} == {1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip, changes", [("1e-12", False), ("1e6", True)])
 def test_gradients_are_cut(clip: str, changes: bool) -> None:
     flags = "--optimizer=sgd", "--momentum=0", "--wd=0"
@@ -334,6 +340,7 @@ def test_optimizers_that_move_weights_at_a_rate_of_0_are_refused(optimizer: str,
     build.check(parse([f"--optimizer={optimizer}"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "nag", "rmsprop", "lars"])
 def test_other_optimizers_leave_a_backbone_alone(optimizer: str) -> None:
     made = built("--lr-mult-backbone=0", f"--optimizer={optimizer}", "--freeze-bn")

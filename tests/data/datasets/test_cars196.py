@@ -139,6 +139,7 @@ def test_a_missing_file_and_a_folder_in_its_place_are_named(tmp_path: Path) -> N
         cars196.read(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compressed", [True, False])
 def test_a_damaged_file_is_read_or_refused(tmp_path: Path, compressed: bool) -> None:
     """A file that is cut off or changed anywhere raises nothing but DataError."""

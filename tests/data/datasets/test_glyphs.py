@@ -58,6 +58,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(glyphs, "list_characters", lambda: list(FEW))
 
 
+@pytest.mark.slow
 def test_lists_agree_with_each_other_and_with_the_files(whole: Path) -> None:
     files = values(whole / "images.txt")
     labels = [int(label) for label in values(whole / "image_class_labels.txt")]
@@ -88,6 +89,7 @@ def test_every_class_has_the_same_number_of_images(whole: Path) -> None:
     assert len(glyphs.FACES) * glyphs.VIEWS == 32
 
 
+@pytest.mark.slow
 def test_every_picture_is_rgb_shows_ink_and_is_unlike_all_others(whole: Path) -> None:
     seen = set()
     for file in values(whole / "images.txt"):
@@ -193,6 +195,7 @@ def test_cached_draws_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     assert caplog.messages == [line]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_interrupted_drawing_leaves_nothing(
@@ -251,6 +254,7 @@ def draw_few(cache_dir: Path, barrier: multiprocessing.synchronize.Barrier) -> N
     os._exit(0 if (glyphs.find_or_draw(cache_dir) / "classes.txt").is_file() else 1)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_leave_one_whole_set(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(2)

@@ -100,6 +100,7 @@ def test_an_empty_a_headless_and_a_missing_file_are_named(folder: Path, name: st
     assert message.startswith(f"{folder / name}: no such file; ") and "--dataset" in message
 
 
+@pytest.mark.slow
 def test_a_list_of_the_real_size_is_read(tmp_path: Path) -> None:
     for name, first in (("Ebay_train.txt", 0), ("Ebay_test.txt", 60000)):
         images = range(first, first + 60000)

@@ -130,6 +130,7 @@ def test_weights_are_downloaded_once(
     assert [entry.name for entry in file.parent.iterdir()] == [file.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault", ["missing", "no zip", "other name", "other content", "cut off", "overwritten"]
 )

@@ -228,6 +228,7 @@ for limit in (100, size // 2, size - 200, size - 1, size):
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_former_file(tmp_path: Path) -> None:
     """The disk is full within the arrays, the names or the description; at last the file fits."""
     path, whole = tmp_path / "net.params", tmp_path / "whole"
@@ -634,6 +635,7 @@ def mutations(content: bytes) -> Iterable[bytes]:
         yield content[:first] + rng.bytes(second - first) + content[second:third]
 
 
+@pytest.mark.slow
 def test_whatever_is_damaged_gives_arrays_or_the_one_line(tmp_path: Path) -> None:
     results = [refused(tmp_path / "net.params", content) for content in mutations(small_file())]
     assert len(results) > 4000
@@ -663,6 +665,7 @@ read(large, int(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory in use is unknown")
 def test_memory_is_bounded(tmp_path: Path) -> None:
     """Memory grows little for files that claim to be large, by twice the size of large ones."""

@@ -96,6 +96,7 @@ def refusal(path: Path, name: str = NAME) -> str:
 # What is read
 
 
+@pytest.mark.slow
 @WRITERS
 def test_each_kind_of_file_gives_each_parameter_its_values(
     tmp_path: Path, mobilenet: Arrays, write: Callable[[Path, Arrays], None]

@@ -110,6 +110,7 @@ def test_a_file_that_was_cut_off_is_refused(
         assert "damaged" in refusal(path)
 
 
+@pytest.mark.slow
 def test_every_changed_byte_of_an_archive_is_noticed_or_of_no_consequence(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     write_pth(path, ARRAYS)
@@ -228,6 +229,7 @@ def test_members_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
     assert "damaged" in refusal(path)
 
 
+@pytest.mark.slow
 def test_a_directory_has_a_most_of_members_and_of_bytes(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     for count, length in ((10_000, 1), (10_001, 1), (2000, 900), (2000, 1100)):

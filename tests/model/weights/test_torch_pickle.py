@@ -308,6 +308,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_program_meant_to_fill_memory_is_read_or_refused_in_little(bomb: str) -> None:
     tracemalloc.start()
@@ -318,6 +319,7 @@ def test_a_program_meant_to_fill_memory_is_read_or_refused_in_little(bomb: str) 
     assert most < 2**28
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [b"}", b"ccollections\nOrderedDict\n", pickled("a" * 900)[2:-1]])
 def test_a_program_may_take_a_megabyte(part: bytes) -> None:
     most = (2**20 - 5) // len(part)

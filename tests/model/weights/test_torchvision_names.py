@@ -28,6 +28,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "theirs, ours",
     [
@@ -91,6 +92,7 @@ def test_torchvisions_own_names_are_left_as_they_are() -> None:
         assert spelled(ours, *names) == names
 
 
+@pytest.mark.slow
 def test_the_first_densenets_had_a_dot_more() -> None:
     """Torchvision's own loader renames them too."""
     for name in names_of("densenet201"):
