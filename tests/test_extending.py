@@ -1,4 +1,4 @@
-"""docs/extending.md: its blocks are put where they say, and its commands typed."""
+"""docs/extending.md and the loss of docs/tour.md: blocks go where they say, commands are typed."""
 
 from __future__ import annotations
 
@@ -123,6 +123,16 @@ def test_every_command_of_the_page_runs(copy: Path, tiny_cub: Path) -> None:
     )
     assert error == pytest.approx(1 - recall, abs=1e-6)
     assert (copy / "time.png").stat().st_size > 1000
+
+
+def test_the_tour_adds_the_same_loss(copy: Path, tiny_cub: Path) -> None:
+    tour = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    marked = r"^<!-- run by tests/test_extending.py -->\n```(python|bash)\n(.*?)^```"
+    *code, command = re.findall(marked, tour, re.M | re.S)
+    assert len(code) == 2
+    assert {*code} <= {*BLOCKS}
+    printed = run(copy, command[1].replace("\\\n", " "), *QUICK, f"--data-path={tiny_cub}")
+    assert "Best validation Recall@1" in printed
 
 
 def test_the_examples_compute_what_they_say(copy: Path) -> None:
