@@ -41,6 +41,10 @@ _MODULE_OF = {
     "ContrastiveLoss": "model.losses",
     "TripletLoss": "model.losses",
     "EuclideanTripletLoss": "model.losses",
+    "ProxyNCALoss": "model.label_losses.proxy_nca",
+    "NormalizedSoftmaxLoss": "model.label_losses.normalized_softmax",
+    "ProxyAnchorLoss": "model.label_losses.proxy_anchor",
+    "MultiSimilarityLoss": "model.label_losses.multi_similarity",
     # Evaluation
     "evaluate": "evaluation.metrics",
     "recall_at_k": "evaluation.metrics",

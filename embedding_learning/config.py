@@ -212,7 +212,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """The loss, the sampling, and beta, the distance that separates positive and negative pairs."""
+    """The loss and its parameters, such as beta, and the sampling of negatives."""
 
     # The choices of both are the rows of `model.methods`.
     loss: str = _flag(
@@ -225,6 +225,14 @@ class MethodConfig:
     margin: float = _flag(
         0.2, "margin of the loss; another --loss has its own default", on_resume=MAY_CHANGE
     )
+    scale: float | None = _flag(
+        None, "scale of the similarities in a loss that sees labels (default: by --loss)",
+        float, metavar="X", above=0, on_resume=MAY_CHANGE,
+    )  # fmt: skip
+    lr_proxies: float = _flag(
+        0.01, "learning rate of the proxies that a loss has of the classes",
+        above=0, on_resume=MAY_CHANGE, before=0.01,
+    )  # fmt: skip
     beta: float = _flag(1.2, "initial value of beta")
     beta_per: str = _choice(
         BETA_PER, "a learned beta is one per class, or the sum of a common one, one per class "
@@ -280,7 +288,7 @@ class OptimizerConfig:
     )  # fmt: skip
 
     def decay(self, epoch: int) -> float:
-        """Returns what the schedule multiplies both learning rates by in an epoch.
+        """Returns what the schedule multiplies all learning rates by in an epoch.
 
         It is the factor for each of the steps up to that epoch, wherever they stand in the list and
         however often.

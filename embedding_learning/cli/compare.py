@@ -112,11 +112,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     text = "runs at a time (default: one on each of --gpus, or one)"
     add_count(parser, "--parallel", text)
     chosen = parser.parse_args(arguments)
-    chosen.pairs = [
-        (loss, sampling)
-        for loss in _parse_names("--losses", chosen.losses, methods.LOSSES)
-        for sampling in _parse_names("--samplings", chosen.samplings, methods.SAMPLINGS)
-    ]
+    chosen.pairs = results.pair_methods(
+        _parse_names("--losses", chosen.losses, methods.LOSSES),
+        _parse_names("--samplings", chosen.samplings, methods.SAMPLINGS),
+    )
     check_range("seeds", chosen.seeds, 1, _MOST_SEEDS)
     if chosen.parallel is not None:
         check_range("parallel", chosen.parallel, 1, _MOST_PARALLEL)
@@ -166,8 +165,7 @@ def _read_train_flags(
         )
     placeholders = [*slots[0], f"--save-model-prefix={folder}/run"]
     for loss, sampling in chosen.pairs:
-        of_loss = results.flags_for(loss, flags, sampling)
-        train_flags.parse([*of_loss, f"--sampling={sampling}", *placeholders])
+        train_flags.parse([*results.flags_for(loss, flags, sampling), *placeholders])
     config = train_flags.parse([*flags, *placeholders])
     if config.run.epochs < 1:
         raise UsageError("--epochs 0: there would be nothing to compare")

@@ -31,6 +31,19 @@ def _has_no_beta(config: TrainConfig, given: Collection[str]) -> bool:
     return not LOSSES[config.method.loss].has_beta
 
 
+def _has_no_proxies(config: TrainConfig, given: Collection[str]) -> bool:
+    return not LOSSES[config.method.loss].has_proxies
+
+
+def _has_no(setting: str) -> Callable[[TrainConfig, Collection[str]], bool]:
+    """Returns a function that says whether the loss does not take the setting."""
+    return lambda config, _: setting not in LOSSES[config.method.loss].takes
+
+
+def _has_no_sampling(config: TrainConfig, given: Collection[str]) -> bool:
+    return not LOSSES[config.method.loss].samples
+
+
 def _has_no_cutoffs(config: TrainConfig, given: Collection[str]) -> bool:
     return "cutoff" not in SAMPLINGS[config.method.sampling].takes
 
@@ -49,6 +62,8 @@ def _never_falls(config: TrainConfig, given: Collection[str]) -> bool:
     )
 
 
+_TAKES_ALL = "--loss {loss} takes the whole batch, without a sampling"
+
 _CASES = (
     _Case("lr_beta", _has_no_beta, "--loss {loss} has no beta"),
     _Case("beta", _has_no_beta, "--loss {loss} has no beta"),
@@ -65,6 +80,14 @@ _CASES = (
         lambda config, _: config.method.lr_beta == 0,
         "beta is constant, and it is for a beta that is learned",
     ),
+    _Case("margin", _has_no("margin"), "--loss {loss} has no margin"),
+    _Case("scale", _has_no("scale"), "--loss {loss} has no scale"),
+    _Case("lr_proxies", _has_no_proxies, "--loss {loss} has no proxies"),
+    _Case("lr_proxies", _has_no_rate, "--optimizer {optimizer} has no learning rate"),
+    _Case("sampling", _has_no_sampling, _TAKES_ALL),
+    _Case("normalize_weights", _has_no_sampling, _TAKES_ALL),
+    _Case("cutoff", _has_no_sampling, _TAKES_ALL),
+    _Case("nonzero_loss_cutoff", _has_no_sampling, _TAKES_ALL),
     _Case("cutoff", _has_no_cutoffs, "--sampling {sampling} has no cutoffs"),
     _Case("nonzero_loss_cutoff", _has_no_cutoffs, "--sampling {sampling} has no cutoffs"),
     _Case("lr", _has_no_rate, "--optimizer {optimizer} has no learning rate"),

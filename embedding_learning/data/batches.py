@@ -44,7 +44,7 @@ class _PendingBatch:
 
 
 class _BatchIter(mx.io.DataIter):
-    """Makes the batches that a subclass plans: uint8 (batch_size, 3, crop, crop) and targets.
+    """Makes the batches that a subclass plans: uint8 (batch_size, 3, crop, crop) and labels.
 
     The parameters are those of BalancedBatches. `batch_size` becomes that of the local batch.
     """
@@ -63,7 +63,9 @@ class _BatchIter(mx.io.DataIter):
         super().__init__(batch_size // self._processes)
         self.pixels = pixels
         self.labels = labels.astype(np.float32)
-        self._targets = self.labels if targets is None else targets.astype(np.float32)
+        self._targets = [self.labels]
+        if targets is not None:
+            self._targets.append(targets.astype(np.float32))
         self._crop_size = crop_size
         self._pool = ThreadPoolExecutor(workers) if workers else None
         in_work = min(workers, _MOST_BATCHES_IN_WORK)
@@ -74,8 +76,10 @@ class _BatchIter(mx.io.DataIter):
         self._next_number = 0
         shape = (self.batch_size, 3, crop_size, crop_size)
         self.provide_data = [mx.io.DataDesc("data", shape, np.uint8, "NCHW")]
-        shape = (self.batch_size, *self._targets.shape[1:])
-        self.provide_label = [mx.io.DataDesc("label", shape, np.float32, "N")]
+        self.provide_label = [
+            mx.io.DataDesc("label", (self.batch_size, *array.shape[1:]), np.float32, "N")
+            for array in self._targets
+        ]
 
     def _plan(self, number: int) -> _Plan | None:
         """Returns the plan of batch `number`, or None after the last batch."""
@@ -112,8 +116,9 @@ class _BatchIter(mx.io.DataIter):
         # MXNet uses the memory of these arrays. A copy would wait in MXNet's queue until the
         # current training step is done, and take longer than making the batch did.
         data = mx.nd.from_numpy(batch.data, zero_copy=True)
-        label = mx.nd.from_numpy(self._targets[batch.plan.rows], zero_copy=True)
-        return mx.io.DataBatch(data=[data], label=[label], pad=batch.plan.pad)
+        rows = batch.plan.rows
+        label = [mx.nd.from_numpy(array[rows], zero_copy=True) for array in self._targets]
+        return mx.io.DataBatch(data=[data], label=label, pad=batch.plan.pad)
 
     def _start(self, plan: _Plan) -> _PendingBatch:
         """Gives a batch to the workers. Without workers, makes it before it returns."""
@@ -170,7 +175,11 @@ class BalancedBatches(_BatchIter):
         the same batches. Each makes its local batch: an equal part, whose classes the others do
         not have.
     targets : ndarray (n,) or (n, j), optional
-        The labels that batches carry, as float32; by default the classes.
+        Labels that batches carry after the classes, as float32.
+
+    Attributes
+    ----------
+    class_count : int
     """
 
     def __init__(
@@ -190,6 +199,7 @@ class BalancedBatches(_BatchIter):
         self._seed = seed
         order = np.argsort(labels, kind="stable")
         self._rows_by_class = np.split(order, np.cumsum(np.bincount(labels))[:-1])
+        self.class_count = len(self._rows_by_class)
 
     def _plan(self, number: int) -> _Plan:
         rng = np.random.default_rng((self._seed, number))

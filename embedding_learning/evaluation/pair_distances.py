@@ -20,6 +20,16 @@ def negative_pair_distances(embeddings: np.ndarray, batch_k: int) -> np.ndarray:
     return pairwise_distances(embeddings)[row_class[:, None] < row_class]
 
 
+def positive_pair_distances(embeddings: np.ndarray, batch_k: int) -> np.ndarray:
+    """Computes the distances of all pairs of an image and another of its class: float64 (pairs,).
+
+    Each pair is there twice. Each `batch_k` consecutive rows of the embeddings are of one class.
+    """
+    row = np.arange(len(embeddings))
+    same = row[:, None] // batch_k == row // batch_k
+    return pairwise_distances(embeddings)[same & (row[:, None] != row)]
+
+
 def pairwise_distances(embeddings: np.ndarray) -> np.ndarray:
     """Computes the distances between all embeddings (n, d): float64 (n, n)."""
     x = embeddings.astype(np.float64)

@@ -28,24 +28,40 @@ _NO_METRICS = {"kind", "epoch", "batch", "seconds"}
 _PLAN = "comparison.json"
 
 
-# Flags that train.py refuses with a loss without beta, or a sampling without cutoffs.
+# Flags that train.py refuses with a loss without beta, without proxies or without a scale, or with
+# a sampling without cutoffs.
 _BETA_FLAGS = ("--beta-per", "--beta-optimizer")
 _CUTOFF_FLAGS = ("--cutoff", "--nonzero-loss-cutoff")
+# The name of the sampling of a loss that takes the whole batch.
+NO_SAMPLING = "none"
 
 
-def flags_for(
-    loss: str, flags: Sequence[str], sampling: str = FLAGS["sampling"].default
-) -> list[str]:
-    """Returns the flags of train.py for runs with a loss, from the flags that all runs share.
+def pair_methods(losses: Sequence[str], samplings: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns each loss with each sampling; a loss that takes no sampling is there once."""
+    return [
+        (loss, sampling)
+        for loss in losses
+        for sampling in (samplings if LOSSES[loss].samples else (NO_SAMPLING,))
+    ]
 
-    Left out are flags that have no effect with this loss and this sampling.
+
+def flags_for(loss: str, flags: Sequence[str], sampling: str) -> list[str]:
+    """Returns the flags of train.py for runs with a loss and a sampling.
+
+    `flags` are those that all runs share. Left out are those that have no effect here.
     """
+    row = LOSSES[loss]
     left_out: tuple[str, ...] = ()
-    if not LOSSES[loss].has_beta:
+    if not row.has_beta:
         left_out += _BETA_FLAGS
-    if "cutoff" not in SAMPLINGS[sampling].takes:
+    if not row.has_proxies:
+        left_out += ("--lr-proxies",)
+    if "scale" not in row.takes:
+        left_out += ("--scale",)
+    if not row.samples or "cutoff" not in SAMPLINGS[sampling].takes:
         left_out += _CUTOFF_FLAGS
-    return [*_without(flags, left_out), f"--loss={loss}"]
+    of_sampling = [f"--sampling={sampling}"] if row.samples else []
+    return [*_without(flags, left_out), f"--loss={loss}", *of_sampling]
 
 
 def _without(flags: Sequence[str], left_out: Sequence[str]) -> list[str]:
@@ -60,7 +76,7 @@ def _without(flags: Sequence[str], left_out: Sequence[str]) -> list[str]:
 
 
 class Trial(NamedTuple):
-    """A loss, a sampling and a seed.
+    """A loss, a sampling (or `NO_SAMPLING`) and a seed.
 
     It is trained once. If the epoch is selected on held-out classes, a second and final run trains
     with all classes.

@@ -172,7 +172,6 @@ class Comparison:
     def _build_flags(self, trial: Trial, is_final: bool, epochs: int) -> list[str]:
         flags = [
             *results.flags_for(trial.loss, self._flags, trial.sampling),
-            f"--sampling={trial.sampling}",
             f"--seed={trial.seed}",
             f"--save-model-prefix={trial_prefix(self._folder, trial, is_final)}",
             "--resume=auto",

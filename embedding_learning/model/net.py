@@ -1,4 +1,4 @@
-"""The network that is trained: backbone, embedding, normalization and sampling in one graph."""
+"""The network that is trained: backbone, embedding and normalization, with or without sampling."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class L2Normalization(HybridBlock):
 
 
 class MarginNet(HybridBlock):
-    """Embedding network with its sampling of negatives (Wu et al., 2017).
+    """Embedding network, with its sampling of negatives if it has one (Wu et al., 2017).
 
     Its parameters have the names of the original example's network (``base_net.*``,
     ``dense.*``), so that each loads the other's files.
@@ -66,8 +66,8 @@ class MarginNet(HybridBlock):
         Consecutive images per class in a batch.
     feat_dim : int, optional
         The size of an additional fully connected layer between backbone and embedding.
-    sampling : callable
-        From `batch_k` to a :class:`Sampling`.
+    sampling : callable, optional
+        From `batch_k` to a :class:`Sampling`. None: the output is the embeddings alone.
     preprocess : HybridBlock, optional
         Applied to the images first, within the same graph.
 
@@ -75,7 +75,7 @@ class MarginNet(HybridBlock):
         - **x** (n, 3, height, width): normalized images, or the input of `preprocess`; rows 0 to
           batch_k - 1 are of one class, the next batch_k of another, and so on.
 
-    Outputs: those of :class:`DistanceWeightedSampling`.
+    Outputs: those of :class:`DistanceWeightedSampling`, or **embeddings** (n, emb_dim).
     """
 
     # On a CPU; set to False if the backbone cannot be trained with fused layers.
@@ -87,7 +87,7 @@ class MarginNet(HybridBlock):
         emb_dim: int,
         batch_k: int,
         feat_dim: int | None = None,
-        sampling: Callable[[int], HybridBlock] = DistanceWeightedSampling,
+        sampling: Callable[[int], HybridBlock] | None = DistanceWeightedSampling,
         preprocess: HybridBlock | None = None,
         **kwargs: Any,
     ) -> None:
@@ -98,10 +98,11 @@ class MarginNet(HybridBlock):
             self.feature = nn.Dense(feat_dim) if feat_dim else None
             self.dense = nn.Dense(emb_dim)
             self.normalize = L2Normalization()
-            self.sampling = sampling(batch_k)
+            self.sampling = sampling(batch_k) if sampling else None
 
-    def hybrid_forward(self, F: Any, x: Any) -> tuple[Any, ...]:
-        return self.sampling(self.embed(x))
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
+        embeddings = self.embed(x)
+        return self.sampling(embeddings) if self.sampling else embeddings
 
     def _get_graph(self, *arguments: Any) -> tuple[Any, Any]:
         """Returns the graph that training compiles after `hybridize`."""

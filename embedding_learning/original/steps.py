@@ -158,14 +158,15 @@ def compare(config: TrainConfig, path: Path, steps: int, with_control: bool) -> 
         net = build_network(config, devices)
         assert net.preprocess
         save_parameters(net, str(folder / "first.params"))
-        count = config.batch.total // len(devices) * (config.batch.batch_k - 1)
-        net.sampling = GivenNegatives(config.batch.batch_k, count)
-        net.sampling.given.initialize(ctx=devices)
         data = open_data(split, config)
         stack.callback(data.close)
         # Queued operations still read the memory of the batches.
         stack.callback(mx.nd.waitall)
         learner = build(config, data.beta_terms, net, devices)
+        count = config.batch.total // len(devices) * (config.batch.batch_k - 1)
+        given = learner.sampling = GivenNegatives(config.batch.batch_k, count)
+        given.given.initialize(ctx=devices)
+        given.hybridize(static_alloc=True, static_shape=True)
         learner.start()
         set_learning_rates(config, learner, 0)
 
@@ -194,14 +195,14 @@ def compare(config: TrainConfig, path: Path, steps: int, with_control: bool) -> 
         for number in range(1, steps + 1):
             batch = data.train.next()
             seed = step_seed(config.run.seed, number)
-            given = (
+            inputs = (
                 net.preprocess(batch.data[0].as_in_context(devices[0])).asnumpy(),
                 batch.label[0].asnumpy(),
                 seed,
             )
-            theirs, negatives = original.step(number, *given, np.empty((0, 0), np.int64))
-            again = second.step(number, *given, negatives)[0] if second else None
-            net.sampling.give(negatives.ravel())
+            theirs, negatives = original.step(number, *inputs, np.empty((0, 0), np.int64))
+            again = second.step(number, *inputs, negatives)[0] if second else None
+            given.give(negatives.ravel())
             mx.random.seed(seed)
             ours = _step(learner, batch)
             control = compute_difference(theirs, again) if again else None
@@ -228,14 +229,12 @@ def _step(learner: Learner, batch: mx.io.DataBatch) -> State:
     step = learner.step(batch)
     mx.nd.waitall()
     parameters = learner.net._collect_params_with_prefix()
-    # The given negatives are no weights.
-    del parameters["sampling.given"]
-    learned = isinstance(learner.beta, gluon.Parameter)
+    learned = isinstance(learner.parameter, gluon.Parameter)
     return State(
         step.loss,
         gradient_norm(parameters.values()),
         read_values(parameters),
-        read_values({"beta": learner.beta}) if learned else {},
+        read_values({"beta": learner.parameter}) if learned else {},
     )
 
 

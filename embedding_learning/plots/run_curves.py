@@ -39,7 +39,13 @@ _TRAINING = (
     _Panel("Pairs with a loss above 0", {"active_share": "active"}, scale="percent"),
     _Panel("Beta over the classes", {"beta_median": "median"}, band=("beta_min", "beta_max")),
     _Panel(
-        "Learning rate", {"learning_rate": "network", "learning_rate_beta": "beta"}, scale="log"
+        "Learning rate",
+        {
+            "learning_rate": "network",
+            "learning_rate_beta": "beta",
+            "learning_rate_proxies": "proxies",
+        },
+        scale="log",
     ),
     _Panel("Images a second", {"images_per_second": "images a second"}, scale="from 0"),
     _Panel("Time spent waiting for data", {"waiting_share": "waiting"}, scale="percent"),

@@ -1,11 +1,10 @@
-"""Builds what a run trains from its configuration: network, beta, loss and optimizers."""
+"""Builds what a run trains from its configuration: network, sampling, loss and optimizers."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from contextlib import redirect_stdout
-from functools import partial
+from importlib import import_module
 from io import StringIO
 
 import mxnet as mx
@@ -16,14 +15,14 @@ from mxnet.gluon import HybridBlock
 from embedding_learning.config import MethodConfig, TrainConfig
 from embedding_learning.distributed.worker_group import WorkerGroup
 from embedding_learning.errors import UsageError
-from embedding_learning.model import backbones, losses, methods
+from embedding_learning.model import backbones, methods
 from embedding_learning.model import sampling as samplings
 from embedding_learning.model.cpu_fusion import can_train_fused
 from embedding_learning.model.net import ImageNormalization, MarginNet
 from embedding_learning.model.weights.params_file import read_parameters, set_parameters
 from embedding_learning.runtime import gpus
 from embedding_learning.training import mixed_precision, schedule
-from embedding_learning.training.learner import Beta, Learner
+from embedding_learning.training.learner import Learner, LossParameter
 from embedding_learning.training.mixed_precision import LossScale
 
 # At a rate of 0 these change the weights all the same, or divide by it.
@@ -41,22 +40,38 @@ def build(
     net: MarginNet,
     devices: list[mx.Context],
     group: WorkerGroup | None = None,
+    classes: int | None = None,
 ) -> Learner:
-    """Builds beta, the loss and the optimizers for a network.
+    """Builds the sampling, the loss, what the loss learns, and the optimizers for a network.
 
     `beta_terms` (values, j): the entries of beta that add up to each class's or image's value.
+    `classes`: how many train; by default as many as beta has entries.
     """
     group = group or WorkerGroup()
     loss = build_loss(config.method)
-    beta = build_beta(config.method, beta_terms.max() + 1, devices)
+    sampling = build_sampling(config)
+    entries = beta_terms.max() + 1
+    shape = classes or entries, net.dense.weight.shape[0]
+    parameter = build_beta(config.method, entries, devices)
+    if parameter is None:
+        parameter = build_proxies(config.method, shape, devices)
     if devices[0].device_type == "cpu":
         net.should_fuse_batch_norm = can_train_fused(net.base_net, config.data.crop_size)
-    for block in (net, loss):
-        block.hybridize(static_alloc=True, static_shape=True)
-    trainers = build_trainers(config, net, beta, group)
-    loss_scale = LossScale() if config.model.dtype == "float16" else None
-    skip = config.run.on_nonfinite == "skip"
-    return Learner(net, beta, loss, trainers, devices, skip, group, loss_scale, beta_terms)
+    for block in (net, loss, sampling):
+        if block:
+            block.hybridize(static_alloc=True, static_shape=True)
+    return Learner(
+        net=net,
+        sampling=sampling,
+        loss=loss,
+        parameter=parameter,
+        trainers=build_trainers(config, net, parameter, group),
+        devices=devices,
+        skip_nonfinite=config.run.on_nonfinite == "skip",
+        group=group,
+        loss_scale=LossScale() if config.model.dtype == "float16" else None,
+        beta_terms=beta_terms,
+    )
 
 
 def build_network(
@@ -126,32 +141,41 @@ def build_network(
 
 
 def join(config: TrainConfig, backbone: HybridBlock) -> MarginNet:
-    """Adds embedding and sampling to a backbone; the new layers have no weights yet."""
+    """Adds the embedding to a backbone; the new layers have no weights yet."""
     return MarginNet(
         backbone,
         config.model.embed_dim,
         config.batch.batch_k,
         config.model.feat_dim,
-        find_sampling(config.method),
+        sampling=None,
         preprocess=ImageNormalization(),
     )
 
 
-def find_sampling(method: MethodConfig) -> Callable[[int], HybridBlock]:
-    """Returns a function that builds the sampling for a number of images per class."""
+def build_sampling(config: TrainConfig) -> samplings.Sampling | None:
+    """Builds the sampling, or returns None if the loss takes no triplets."""
+    method = config.method
+    if not methods.LOSSES[method.loss].samples:
+        return None
     row = methods.SAMPLINGS[method.sampling]
-    sampling: Callable[..., HybridBlock] = getattr(samplings, row.class_name)
-    return partial(sampling, **{key: getattr(method, key) for key in row.takes})
+    settings = {key: getattr(method, key) for key in row.takes}
+    sampling: samplings.Sampling = getattr(samplings, row.class_name)(
+        config.batch.batch_k, **settings
+    )
+    return sampling
 
 
 def build_loss(method: MethodConfig) -> HybridBlock:
     """Builds the loss."""
     row = methods.LOSSES[method.loss]
-    loss_class = getattr(losses, row.class_name)
-    return loss_class(method.margin, method.nu) if row.has_beta else loss_class(method.margin)
+    module = import_module(f"embedding_learning.model.{row.module}")
+    loss: HybridBlock = getattr(module, row.class_name)(
+        **{key: getattr(method, key) for key in row.takes}
+    )
+    return loss
 
 
-def build_beta(method: MethodConfig, entries: int, devices: list[mx.Context]) -> Beta:
+def build_beta(method: MethodConfig, entries: int, devices: list[mx.Context]) -> LossParameter:
     """Builds a learned beta, or returns the constant if its learning rate is 0.
 
     All values start as --beta. With --beta-per class it is each class's entry, with common the only
@@ -169,10 +193,28 @@ def build_beta(method: MethodConfig, entries: int, devices: list[mx.Context]) ->
     return beta
 
 
+def build_proxies(
+    method: MethodConfig, shape: tuple[int, int], devices: list[mx.Context]
+) -> LossParameter:
+    """Builds the proxies (classes, d), in random directions; None if the loss has none."""
+    if not methods.LOSSES[method.loss].has_proxies:
+        return None
+    proxies = gluon.Parameter("proxies", shape=shape)
+    # Rows of about unit length.
+    proxies.initialize(mx.init.Normal(shape[1] ** -0.5), ctx=devices)
+    return proxies
+
+
 def build_trainers(
-    config: TrainConfig, net: MarginNet, beta: Beta, group: WorkerGroup | None = None
+    config: TrainConfig,
+    net: MarginNet,
+    parameter: LossParameter,
+    group: WorkerGroup | None = None,
 ) -> list[gluon.Trainer]:
-    """Builds the trainer of the network and, if beta is learned, that of beta."""
+    """Builds the trainer of the network and, if the loss learns a parameter, that of it.
+
+    Beta has an optimizer of its own. Proxies have that of the network, without weight decay.
+    """
     group = group or WorkerGroup()
     optimizer, name = config.optimizer, config.devices.kvstore
     settings = {"learning_rate": optimizer.lr, "wd": optimizer.wd}
@@ -190,14 +232,16 @@ def build_trainers(
     kvstore = group.create_kvstore(name, trainer=0)
     parameters = net.collect_params()
     trainers = [gluon.Trainer(parameters, optimizer.name, settings, kvstore=kvstore, **where)]
-    if isinstance(beta, gluon.Parameter):
-        method = config.method
-        settings = {"learning_rate": method.lr_beta}
-        if method.beta_optimizer == "sgd":
-            settings["momentum"] = 0.9
+    if isinstance(parameter, gluon.Parameter):
+        method, of_parameter = config.method, optimizer.name
+        settings = {**settings, "wd": 0.0}
+        if methods.LOSSES[method.loss].has_beta:
+            of_parameter = method.beta_optimizer
+            settings = {"momentum": 0.9} if of_parameter == "sgd" else {}
+        settings["learning_rate"] = schedule.base_rates(config)[1]
         kvstore = group.create_kvstore(name, trainer=1)
         trainers.append(
-            gluon.Trainer([beta], method.beta_optimizer, settings, kvstore=kvstore, **where)
+            gluon.Trainer([parameter], of_parameter, settings, kvstore=kvstore, **where)
         )
     for trainer in trainers:
         # Servers that update receive it with the optimizer.

@@ -1,4 +1,4 @@
-"""The learner, which a run trains: the network, beta, the loss and their optimizers."""
+"""The learner, which a run trains: network, sampling, loss, its parameter and the optimizers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from mxnet.gluon import HybridBlock
 from embedding_learning.distributed.worker_group import WorkerGroup
 from embedding_learning.model.losses import rowwise_distance
 from embedding_learning.model.net import MarginNet
+from embedding_learning.model.sampling import Sampling
 from embedding_learning.training.mixed_precision import LossScale, finiteness
 
-# A learned beta, a constant one, or None where the loss has no beta.
-Beta = Union[gluon.Parameter, float, None]
+# What the loss learns, named beta or proxies; a constant beta; or None where the loss has neither.
+LossParameter = Union[gluon.Parameter, float, None]
 # The numbers that a step packs into one array, so that workers add them up in one exchange.
 _LOSS, _FINITE, _STOP = range(3)
 
@@ -36,8 +37,8 @@ class Step:
         Those of each device.
     triplets : list of tuple
         What each device's loss was computed from: anchors, positives, negatives (m, d) and, where
-        the loss has one, beta as it was before the step's update and the anchors' labels, or None
-        if beta is constant.
+        the loss has one, beta as it was before the step's update and the anchors' rows of it, or
+        None if beta is constant. Empty if the loss takes no triplets.
     has_overflowed : bool
         Its gradients were not finite for the scale of the loss, and its update was left out.
     """
@@ -72,19 +73,22 @@ class Step:
 
 @dataclass
 class Learner:
-    """The network, beta, their loss and optimizers, on the devices of this process.
+    """The network, sampling, loss, its parameter and optimizers, on the devices of this process.
 
     Attributes
     ----------
     net : MarginNet
-    beta : Parameter (b,), float or None
-        Learned, constant, or None if the loss has no beta.
+        From images to embeddings.
+    parameter : Parameter, float or None
+        What the loss learns: beta (b,) or proxies (classes, d); a constant beta; or None.
     loss : HybridBlock
-        One of `losses`.
+        One of `losses` or `label_losses`.
     trainers : list of Trainer
-        The trainer of the network and, if beta is learned, that of beta.
+        The trainer of the network and, if the loss learns a parameter, that of it.
     devices : list of Context
         The devices of this process.
+    sampling : Sampling, optional
+        Makes triplets of embeddings. None: the loss takes the embeddings and their classes.
     skip_nonfinite : bool
         Skip the updates of batches whose loss, embeddings or gradients are not finite.
     group : WorkerGroup
@@ -97,10 +101,11 @@ class Learner:
     """
 
     net: MarginNet
-    beta: Beta
+    parameter: LossParameter
     loss: HybridBlock
     trainers: list[gluon.Trainer]
     devices: list[mx.Context]
+    sampling: Sampling | None = None
     skip_nonfinite: bool = False
     group: WorkerGroup = field(default_factory=WorkerGroup)
     loss_scale: LossScale | None = None
@@ -119,21 +124,26 @@ class Learner:
     def step(self, batch: mx.io.DataBatch, is_stop_requested: bool = False) -> Step:
         """Makes one update from this worker's part of a batch, queued without waiting.
 
-        All workers learn `is_stop_requested`. With `skip_nonfinite` or `loss_scale` the step blocks
-        until it is done: only then can an update be left out.
+        The batch has the images, their classes and, if beta is not one per class, the rows of beta
+        that belong to them. All workers learn `is_stop_requested`. With `skip_nonfinite` or
+        `loss_scale` the step blocks until it is done: only then can an update be left out.
         """
         images = gluon.utils.split_and_load(batch.data[0], self.devices)
-        labels = gluon.utils.split_and_load(batch.label[0], self.devices)
+        classes, beta_rows = (
+            gluon.utils.split_and_load(labels, self.devices)
+            for labels in (batch.label[0], batch.label[-1])
+        )
         scale = self.loss_scale.value if self.loss_scale else 1.0
         former = self._copy_statistics() if self.skip_nonfinite or self.loss_scale else []
         losses, embeddings, triplets = [], [], []
         with autograd.record():
-            for x, y in zip(images, labels):
-                anchor_rows, anchors, positives, negatives, embedded = self.net(x)
-                triplet = (anchors, positives, negatives, *self._beta_arguments(y, anchor_rows))
-                losses.append(self.loss(*triplet))
+            for x, *labels in zip(images, classes, beta_rows):
+                embedded = self.net(x)
+                arguments = self._loss_arguments(embedded, *labels)
+                losses.append(self.loss(*arguments))
                 embeddings.append(embedded)
-                triplets.append(self._with_beta_copied(triplet, x.context))
+                if self.sampling:
+                    triplets.append(self._with_beta_copied(arguments))
         # Only after the forward pass has been queued on every device, so that all compute at once.
         autograd.backward(
             losses, self.loss_scale.initial_gradients(self.devices) if self.loss_scale else None
@@ -158,26 +168,38 @@ class Learner:
             update(batch.data[0].shape[0] * self.group.size * scale)
         return step
 
-    def _beta_arguments(self, labels: mx.nd.NDArray, anchor_rows: mx.nd.NDArray) -> tuple[Any, ...]:
-        """Returns the loss's last arguments: beta, and the anchors' labels if it is learned."""
-        if self.beta is None:
-            return ()
-        is_learned = isinstance(self.beta, gluon.Parameter)
-        return self.beta, labels.take(anchor_rows) if is_learned else None
+    def _loss_arguments(
+        self, embeddings: mx.nd.NDArray, classes: mx.nd.NDArray, beta_rows: mx.nd.NDArray
+    ) -> tuple[Any, ...]:
+        """Returns what the loss takes: triplets or labeled embeddings, and what it learns.
 
-    def _with_beta_copied(self, triplet: tuple[Any, ...], device: mx.Context) -> tuple[Any, ...]:
-        """Returns the triplet with a copy of a learned beta, which the update changes in place."""
-        if not isinstance(self.beta, gluon.Parameter):
-            return triplet
-        anchors, positives, negatives, beta, labels = triplet
+        `embeddings` (n, d), with their `classes` (n,) and rows of beta (n,) or (n, j).
+        """
+        parameter: mx.nd.NDArray | float | None = self.parameter
+        is_learned = isinstance(parameter, gluon.Parameter)
+        if isinstance(parameter, gluon.Parameter):
+            parameter = parameter.data(embeddings.context)
+        if self.sampling is None:
+            return (embeddings, classes) if parameter is None else (embeddings, classes, parameter)
+        anchor_rows, *triplets, _ = self.sampling(embeddings)
+        if parameter is None:
+            return tuple(triplets)
+        return (*triplets, parameter, beta_rows.take(anchor_rows) if is_learned else None)
+
+    def _with_beta_copied(self, triplets: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Returns the triplets with a copy of a learned beta, which the update changes in place."""
+        if not self.learned_name:
+            return triplets
+        anchors, positives, negatives, beta, beta_rows = triplets
         with autograd.pause():
-            return anchors, positives, negatives, beta.data(device).copy(), labels
+            return anchors, positives, negatives, beta.copy(), beta_rows
 
     def measure(self, step: Step) -> dict[str, np.ndarray]:
         """Returns the distances of the step's pairs on all devices, (m,) each. Blocks until done.
 
         `positive_distances` and `negative_distances`, and `active`: whether each term of the loss
-        is above zero, those of positive pairs first where it has such.
+        is above zero, those of positive pairs first where it has such. Without a sampling there are
+        no such pairs, and all are empty.
         """
         positive, negative, active = [], [], []
         for triplet in step.triplets:
@@ -186,16 +208,26 @@ class Learner:
             negative.append(rowwise_distance(mx.nd, anchors, negatives).asnumpy())
             active += [term.asnumpy() > 0 for term in self.loss.terms(*triplet)]
         return {
-            "positive_distances": np.concatenate(positive),
-            "negative_distances": np.concatenate(negative),
-            "active": np.concatenate(active),
+            name: np.concatenate([np.empty(0), *arrays])
+            for name, arrays in (
+                ("positive_distances", positive),
+                ("negative_distances", negative),
+                ("active", active),
+            )
         }
+
+    @property
+    def learned_name(self) -> str | None:
+        """The name of what the loss learns, beta or proxies; None if it learns nothing."""
+        return self.parameter.name if isinstance(self.parameter, gluon.Parameter) else None
 
     def beta_values(self) -> np.ndarray | float | None:
         """Returns beta of each class or image, the constant, or None. Blocks until it is there."""
-        if not isinstance(self.beta, gluon.Parameter):
-            return self.beta
-        values: np.ndarray = self.beta.data(self.devices[0]).asnumpy()
+        if not isinstance(self.parameter, gluon.Parameter):
+            return self.parameter
+        if self.learned_name != "beta":
+            return None
+        values: np.ndarray = self.parameter.data(self.devices[0]).asnumpy()
         return values if self.beta_terms is None else values[self.beta_terms].sum(axis=1)
 
     def start(self) -> None:

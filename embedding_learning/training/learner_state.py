@@ -32,9 +32,9 @@ def gather(learner: Learner) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     -------
     (dict of str to ndarray, dict)
         The arrays ``network/NAME``, ``statistics/DEVICE/NAME`` (batch norm's running statistics,
-        which each device has for itself; the devices of all workers are numbered), ``beta`` and
-        ``optimizer/TRAINER/PARAMETER/INDEX``. And for JSON the number of devices, each optimizer's
-        numbers and, with float16, the scale of the loss.
+        which each device has for itself; the devices of all workers are numbered), ``beta`` or
+        ``proxies``, which the loss learns, and ``optimizer/TRAINER/PARAMETER/INDEX``. And for JSON
+        the number of devices, each optimizer's numbers and, with float16, the scale of the loss.
 
     Raises
     ------
@@ -51,8 +51,8 @@ def gather(learner: Learner) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         values = parameter.data(learner.devices[0]).asnumpy()
         arrays[f"network/{name}"] = values.astype(np.float32, copy=False)
     arrays.update(_gather_statistics(learner))
-    if isinstance(learner.beta, gluon.Parameter):
-        arrays["beta"] = learner.beta.data(learner.devices[0]).asnumpy()
+    for name, parameter in _parameter_of_loss(learner).items():
+        arrays[name] = parameter.data(learner.devices[0]).asnumpy()
     optimizers = []
     for number, trainer in enumerate(learner.trainers):
         updater = _updaters(trainer)[0]
@@ -105,9 +105,9 @@ def restore(
     """
     remaining = _load(arrays, source)
     set_parameters(_network(learner), _pop_prefix(remaining, "network/"), source, learner.devices)
-    if isinstance(learner.beta, gluon.Parameter):
-        beta = {"beta": remaining.pop("beta")} if "beta" in remaining else {}
-        set_parameters({"beta": learner.beta}, beta, source, learner.devices)
+    of_loss = _parameter_of_loss(learner)
+    saved_of_loss = {name: remaining.pop(name) for name in of_loss if name in remaining}
+    set_parameters(of_loss, saved_of_loss, source, learner.devices)
     # With several devices a trainer first copies the arrays of the first one to the others.
     for trainer in learner.trainers:
         initialize_kvstore(trainer)
@@ -204,6 +204,11 @@ def _restore_optimizer(
 def _network(learner: Learner) -> dict[str, gluon.Parameter]:
     parameters: dict[str, gluon.Parameter] = learner.net._collect_params_with_prefix()
     return parameters
+
+
+def _parameter_of_loss(learner: Learner) -> dict[str, gluon.Parameter]:
+    """Returns what the loss learns, beta or proxies, by its name; empty if it learns nothing."""
+    return {learner.learned_name: learner.parameter} if learner.learned_name else {}
 
 
 def _updaters(trainer: gluon.Trainer) -> list[mx.optimizer.Updater]:

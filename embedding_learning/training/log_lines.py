@@ -7,9 +7,9 @@ import logging
 # Parsers of the original's output read the lines below: their text must not change.
 
 
-def log_learning_rates(epoch: int, learning_rates: list[float]) -> None:
-    """Logs the rates of an epoch: the network's and, if beta is learned, beta's."""
-    for name, rate in zip(("", "beta "), learning_rates):
+def log_learning_rates(epoch: int, learning_rates: list[float], parameter: str = "beta") -> None:
+    """Logs the rates of an epoch: the network's and, if the loss learns a parameter, that one's."""
+    for name, rate in zip(("", f"{parameter} "), learning_rates):
         logging.info("Epoch %d %slearning rate=%f", epoch, name, rate)
 
 

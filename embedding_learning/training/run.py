@@ -119,7 +119,8 @@ def run(
         data = open_data(split, config, group.rank, group.size)
         try:
             group.check_equal("the data", [data.digest.encode()])
-            learner = build(config, data.beta_terms, net, devices, group)
+            classes = data.train.class_count
+            learner = build(config, data.beta_terms, net, devices, group, classes)
             if checkpoint:
                 resume.check_data(checkpoint, data.digest, config.data.path)
                 _restore(learner, checkpoint)

@@ -35,7 +35,8 @@ class RunLog:
     def start_epoch(self, epoch: int, learning_rates: list[float]) -> None:
         """At the start of an epoch, or where a resumed run continues within one."""
         if self.progress.batch == 0:
-            log_lines.log_learning_rates(epoch, learning_rates)
+            name = self.learner.learned_name or ""
+            log_lines.log_learning_rates(epoch, learning_rates, name)
         self.recorder.begin_interval()
 
     def waiting_for_data(self) -> AbstractContextManager[None]:
@@ -73,7 +74,7 @@ class RunLog:
                 epoch=progress.epoch,
                 batch=progress.batch,
                 dimension=embeddings[0].shape[1],
-                cutoffs=learner.net.sampling.cutoffs,
+                cutoffs=learner.sampling.cutoffs if learner.sampling else (),
                 distances=pairs,
             )
 
@@ -116,12 +117,16 @@ def _pairs(
 ) -> dict[str, np.ndarray]:
     """Returns what `Learner.measure` returns, and `all_negative_distances`.
 
-    `embeddings` are those of the step, of each device (n, d).
+    `embeddings` are those of the step, of each device (n, d). Without a sampling, the positive
+    distances are those of all pairs of an image and another one of its class.
     """
-    distances = [
-        pair_distances.negative_pair_distances(of_device, batch_k) for of_device in embeddings
-    ]
-    return {**learner.measure(step), "all_negative_distances": np.concatenate(distances)}
+    pairs = learner.measure(step)
+    if not learner.sampling:
+        pairs["positive_distances"] = np.concatenate(
+            [pair_distances.positive_pair_distances(x, batch_k) for x in embeddings]
+        )
+    negatives = [pair_distances.negative_pair_distances(x, batch_k) for x in embeddings]
+    return {**pairs, "all_negative_distances": np.concatenate(negatives)}
 
 
 def _values(
@@ -133,14 +138,20 @@ def _values(
     is the one after the step's update.
     """
     values = {
-        "active_share": pairs["active"].mean(),
-        "positive_distance": pairs["positive_distances"].mean(),
-        "negative_distance": pairs["negative_distances"].mean(),
+        name: pairs[source].mean()
+        for name, source in (
+            ("active_share", "active"),
+            ("positive_distance", "positive_distances"),
+            ("negative_distance", "negative_distances"),
+        )
+        # A loss without a sampling has neither terms nor sampled negatives.
+        if len(pairs[source])
     }
     if beta is not None:
         values["beta_min"], values["beta_max"] = np.min(beta), np.max(beta)
         values["beta_median"] = np.median(beta)
-    # The second trainer, where there is one, is beta's.
-    for name, trainer in zip(("learning_rate", "learning_rate_beta"), learner.trainers):
+    # The second trainer, where there is one, is that of the loss's parameter.
+    names = "learning_rate", f"learning_rate_{learner.learned_name}"
+    for name, trainer in zip(names, learner.trainers):
         values[name] = trainer.learning_rate
     return {name: float(value) for name, value in values.items()}

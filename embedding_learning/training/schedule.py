@@ -12,6 +12,7 @@ from embedding_learning.config import TrainConfig
 from embedding_learning.errors import UsageError
 from embedding_learning.inference.run_files import find_network
 from embedding_learning.model.backbones import PRETRAINED_CONVOLUTION_LR_MULT
+from embedding_learning.model.methods import LOSSES
 from embedding_learning.model.net import MarginNet
 from embedding_learning.model.weights.params_file import read_parameters, set_parameters
 from embedding_learning.training.learner import Learner
@@ -52,7 +53,7 @@ def _freeze_batch_norm(block: Block) -> int:
 
 
 def set_learning_rates(config: TrainConfig, learner: Learner, epoch: int) -> list[float]:
-    """Sets the learning rates of an epoch; returns the network's and, if it is learned, beta's.
+    """Sets the learning rates of an epoch; returns the network's and that of the loss's parameter.
 
     Both are multiplied by the factor at each epoch listed in the steps.
     """
@@ -64,9 +65,16 @@ def set_learning_rates(config: TrainConfig, learner: Learner, epoch: int) -> lis
 
 
 def set_trainer_rates(config: TrainConfig, trainers: list[gluon.Trainer], epoch: int) -> None:
-    """Sets the rates of the network's trainer and, if beta is learned, of beta's."""
-    for trainer, rate in zip(trainers, (config.optimizer.lr, config.method.lr_beta)):
+    """Sets the rates of the network's trainer and of that of the loss's parameter."""
+    for trainer, rate in zip(trainers, base_rates(config)):
         trainer.set_learning_rate(rate * config.optimizer.decay(epoch))
+
+
+def base_rates(config: TrainConfig) -> list[float]:
+    """Returns the rates before any factor: the network's, and that of the loss's parameter."""
+    parameter = LOSSES[config.method.loss].parameter
+    of_loss = [getattr(config.method, f"lr_{parameter}")] if parameter else []
+    return [config.optimizer.lr, *of_loss]
 
 
 def set_backbone_rates(config: TrainConfig, net: MarginNet, epoch: int) -> None:

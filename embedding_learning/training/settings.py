@@ -84,7 +84,11 @@ def make_config(values: Mapping[str, Any], saves: bool = True) -> TrainConfig:
     """
     settings = {key: _read(key, value) for key, value in values.items()}
     loss = settings.get("loss", FLAGS["loss"].default)
-    defaults = {"margin": LOSSES[loss].margin, **PRESETS.get(settings.get("preset") or "", {})}
+    defaults = {
+        "margin": LOSSES[loss].margin,
+        "scale": LOSSES[loss].scale,
+        **PRESETS.get(settings.get("preset") or "", {}),
+    }
     for key, flag in FLAGS.items():
         if key not in settings:
             default = defaults.get(key, flag.default)
@@ -215,12 +219,13 @@ def _complete_sizes(model: str, image_size: int | None, crop_size: int | None) -
 
 
 def _check_methods(config: TrainConfig) -> None:
-    method = config.method
-    if method.normalize_weights and "normalize_weights" not in SAMPLINGS[method.sampling].takes:
+    method, loss = config.method, LOSSES[config.method.loss]
+    takes = SAMPLINGS[method.sampling].takes
+    if loss.samples and method.normalize_weights and "normalize_weights" not in takes:
         raise UsageError(
             f"--normalize-weights: --sampling {method.sampling} has no weights; leave it out"
         )
-    if method.beta_per != "class" and LOSSES[method.loss].has_beta and method.lr_beta <= 0:
+    if method.beta_per != "class" and loss.has_beta and method.lr_beta <= 0:
         raise UsageError(
             f"--beta-per {method.beta_per}: is for a beta that is learned, not --lr-beta 0; give "
             "--beta-per class"
@@ -235,7 +240,10 @@ def _check_rates(config: TrainConfig) -> None:
         factor = optimizer.decay(epoch)
     except OverflowError:
         factor = math.inf
-    for flag, rate in (("--lr", optimizer.lr), ("--lr-beta", config.method.lr_beta)):
+    method = config.method
+    for flag, rate in (
+        ("--lr", optimizer.lr), ("--lr-beta", method.lr_beta), ("--lr-proxies", method.lr_proxies),
+    ):  # fmt: skip
         last = rate * factor
         check_number(f"{flag}, --factor, --steps: the rate {last} of epoch {epoch}", last)
     if optimizer.lr_mult_backbone is not None:

@@ -58,8 +58,10 @@ class TensorBoard:
             self._writer.add_scalar(f"{group}/{name.replace('@', '_')}", value, step)
 
     def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
-        """Adds a histogram for each name."""
+        """Adds a histogram for each name that has values."""
         for name, array in values.items():
+            if not array.size:
+                continue
             self._writer.add_histogram(name, array.astype(np.float32), step)
 
     def project(

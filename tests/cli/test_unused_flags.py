@@ -15,8 +15,17 @@ REFUSED = {
     "--beta-optimizer": [
         "--loss=triplet --beta-optimizer=adam", "--lr-beta=0 --beta-optimizer=adam",
     ],
-    "--cutoff": ["--sampling=random --cutoff=0.4"],
-    "--nonzero-loss-cutoff": ["--sampling=hard --nonzero-loss-cutoff=none"],
+    "--cutoff": ["--sampling=random --cutoff=0.4", "--loss=proxy-nca --cutoff=0.4"],
+    "--nonzero-loss-cutoff": [
+        "--sampling=hard --nonzero-loss-cutoff=none",
+        "--loss=multi-similarity --nonzero-loss-cutoff=none",
+    ],
+    "--scale": ["--scale=3", "--loss=triplet --scale=3"],
+    "--lr-proxies": [
+        "--lr-proxies=0.1", "--loss=multi-similarity --lr-proxies=0.1",
+        "--loss=arcface --optimizer=adadelta --lr-proxies=0.1",
+    ],
+    "--sampling": ["--loss=proxy-nca --sampling=distance-weighted"],
     "--wd-exclude-bn-bias": ["--wd=0 --wd-exclude-bn-bias"],
     "--cpu-contexts": ["--gpus=0 --cpu-contexts=1", "--gpus=0,1 --cpu-contexts=2"],
     "--pretrained-params": ["--pretrained-params=a.params --init-from=b.params"],
@@ -29,6 +38,8 @@ WARNED = {
     "--beta": ["--loss=contrastive --beta=1.2"],
     "--nu": ["--loss=triplet-euclidean --nu=0.1", "--lr-beta=0 --nu=0.1", "--lr-beta=-1 --nu=0.1"],
     "--lr": ["--optimizer=AdaDelta --lr=0.1"],
+    "--margin": ["--loss=proxy-nca --margin=0.1"],
+    "--normalize-weights": ["--loss=proxy-anchor --normalize-weights"],
     "--momentum": ["--momentum=0.9", "--optimizer=nag --momentum=0.5"],
     "--factor": ["--factor=0.1 --epochs=12", "--factor=0.1 --steps=100"],
     "--batch-size": ["--batch-size=70 --total-batch-size=70"],
@@ -41,6 +52,7 @@ EFFECTIVE = [
     "--optimizer=adadelta --lr-beta=0.1", "--wd-exclude-bn-bias", "--gpus=0,1 --kvstore=local",
     "--cpu-contexts=2 --batch-size=10 --kvstore=local", "--init-from=b.params --use-pretrained",
     "--pretrained-params=a.params", "--checkpoint-interval=199", "--total-batch-size=70",
+    "--loss=proxy-nca --scale=3 --lr-proxies=0.1", "--loss=multi-similarity --margin=0 --scale=40",
     "--factor=0.1", "--steps=100 --epochs=5", "--lr-beta=0 --beta=1.1",
     # What comes with a preset is not typed.
     "--preset=paper-cub --loss=triplet", "--preset=paper-sop --total-batch-size=80",

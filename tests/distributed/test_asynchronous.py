@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mxnet import nd
 
-from embedding_learning import MarginLoss
+from embedding_learning import DistanceWeightedSampling, MarginLoss
 from embedding_learning.distributed.asynchronous import ServerOptimizers, _ServerUpdates
 from embedding_learning.distributed.synchronous import KEYS_OF_TRAINER
 from embedding_learning.training import build, learner, schedule
@@ -59,7 +59,8 @@ def test_the_updates_are_those_of_the_trainers(flags):
         part.set_optimizer(trainer.optimizer)
         updates.apply_command(store.sent[-1])
     weights = [[p.data().copy() for p in trainer._params] for trainer in trainers]
-    learning = learner.Learner(net, beta, MarginLoss(), trainers, [mx.cpu()])
+    sampling = DistanceWeightedSampling(2)
+    learning = learner.Learner(net, beta, MarginLoss(), trainers, [mx.cpu()], sampling)
     for step in range(2):
         if step == 1:
             for number, trainer in enumerate(trainers):

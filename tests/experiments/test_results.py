@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from embedding_learning.cli.train_flags import parse
 from embedding_learning.errors import DataError, UsageError
 from embedding_learning.experiments import results
 from embedding_learning.experiments.results import (
@@ -21,16 +22,34 @@ from tests.helpers.fake_trials import write_run
 
 def test_a_loss_without_beta_is_trained_without_the_flag_that_only_beta_has() -> None:
     typed = ["--lr=1", "--beta-per", "image", "--nu=0.1"]
-    assert results.flags_for("margin", typed) == [*typed, "--loss=margin"]
-    assert results.flags_for("triplet", typed) == ["--lr=1", "--nu=0.1", "--loss=triplet"]
+    methods = ["--loss=margin", "--sampling=hard"]
+    assert results.flags_for("margin", typed, "hard") == [*typed, *methods]
+    methods = ["--loss=triplet", "--sampling=hard"]
+    assert results.flags_for("triplet", typed, "hard") == ["--lr=1", "--nu=0.1", *methods]
 
 
 def test_a_trial_goes_without_the_flags_that_its_loss_or_sampling_does_not_have() -> None:
     typed = ["--beta-optimizer=adam", "--cutoff", "0.3", "--nonzero-loss-cutoff=none"]
-    assert results.flags_for("margin", typed, "distance-weighted") == [*typed, "--loss=margin"]
-    assert results.flags_for("margin", typed, "random") == [typed[0], "--loss=margin"]
-    assert results.flags_for("triplet", typed, "distance-weighted")[:3] == typed[1:]
-    assert results.flags_for("triplet", typed, "random") == ["--loss=triplet"]
+    assert results.flags_for("margin", typed, "distance-weighted")[:-2] == typed
+    assert results.flags_for("margin", typed, "random")[:-2] == [typed[0]]
+    assert results.flags_for("triplet", typed, "distance-weighted")[:-2] == typed[1:]
+    assert results.flags_for("triplet", typed, "random") == ["--loss=triplet", "--sampling=random"]
+
+
+def test_a_loss_that_takes_the_whole_batch_is_compared_once_without_a_sampling() -> None:
+    pairs = results.pair_methods(["margin", "proxy-nca", "multi-similarity"], ["hard", "random"])
+    assert pairs == [
+        ("margin", "hard"),
+        ("margin", "random"),
+        ("proxy-nca", "none"),
+        ("multi-similarity", "none"),
+    ]
+    typed = ["--cutoff=0.3", "--scale", "3", "--lr-proxies=0.1", "--beta-optimizer=adam"]
+    assert results.flags_for("margin", typed, "hard")[:-2] == typed[-1:]
+    assert results.flags_for("proxy-nca", typed, "none") == [*typed[1:4], "--loss=proxy-nca"]
+    assert results.flags_for("multi-similarity", typed, "none")[:-1] == typed[1:3]
+    for loss, sampling in pairs:
+        parse(results.flags_for(loss, typed, sampling))
 
 
 RUN = Trial("margin", "hard", 4)

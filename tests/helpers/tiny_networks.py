@@ -5,7 +5,7 @@ import numpy as np
 from mxnet import nd
 from mxnet.gluon import nn
 
-from embedding_learning import DistanceWeightedSampling, MarginNet
+from embedding_learning import MarginNet
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.evaluation.metrics import recall_metrics
 from embedding_learning.runtime.devices import find_devices
@@ -22,7 +22,7 @@ def devices_of(config):
     return find_devices(config.devices.gpus, config.devices.cpu_contexts)
 
 
-def small_net(devices, emb_dim=8, batch_k=2, norm=False, sampling=DistanceWeightedSampling):
+def small_net(devices, emb_dim=8, batch_k=2, norm=False):
     """Has batch norm only if asked for, since its statistics differ between devices."""
     mx.random.seed(1)
     backbone = nn.HybridSequential()
@@ -31,7 +31,7 @@ def small_net(devices, emb_dim=8, batch_k=2, norm=False, sampling=DistanceWeight
     if norm:
         backbone.add(nn.BatchNorm(in_channels=4))
     backbone.add(nn.Activation("relu"), nn.GlobalAvgPool2D())
-    net = MarginNet(backbone, emb_dim, batch_k, sampling=sampling)
+    net = MarginNet(backbone, emb_dim, batch_k, sampling=None)
     net.initialize(mx.init.Xavier(magnitude=2), ctx=devices)
     net.embed(nd.zeros((1, 3, 8, 8), devices[0]))
     net.hybridize(static_alloc=True, static_shape=True)
@@ -43,7 +43,7 @@ def net_with_statistics():
     mx.random.seed(1)
     backbone = nn.HybridSequential()
     backbone.add(nn.Conv2D(4, 3, in_channels=3), nn.BatchNorm(in_channels=4), nn.Dropout(0.5))
-    net = MarginNet(backbone, 8, 2)
+    net = MarginNet(backbone, 8, 2, sampling=None)
     net.initialize(mx.init.Xavier(magnitude=2))
     net.embed(nd.zeros((1, 3, 8, 8)))
     return net

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from embedding_learning.data.build import open_data, read_split
 from embedding_learning.errors import UsageError
 from embedding_learning.model import sampling
 from embedding_learning.model.methods import LOSSES, SAMPLINGS
-from embedding_learning.training import build, loop
+from embedding_learning.training import build, loop, schedule
 from embedding_learning.training.learner import Learner
 from tests.helpers.tiny_networks import (
     batch_of,
@@ -33,18 +32,29 @@ CPU = [mx.cpu()]
 TERMS = {"margin": 40, "contrastive": 40, "triplet": 20, "triplet-euclidean": 20}
 
 
+# A loss without a sampling has one row.
+PAIRS = pytest.mark.parametrize(
+    "loss, sampling",
+    [(loss, s) for loss in LOSSES for s in (SAMPLINGS if LOSSES[loss].samples else [None])],
+)
+
+
+def flags_of(loss: str, sampling: str | None) -> list[str]:
+    return [f"--loss={loss}", *([f"--sampling={sampling}"] if sampling else [])]
+
+
 def learner_of(*flags: str, boundaries: np.ndarray | None = None) -> Learner:
     config = parse(["--batch-size=20", "--batch-k=2", "--lr=0.01", *flags])
-    net = small_net(CPU, sampling=build.find_sampling(config.method))
-    return build.build(config, each_class(5) if boundaries is None else boundaries, net, CPU)
+    terms = each_class(5) if boundaries is None else boundaries
+    return build.build(config, terms, small_net(CPU), CPU)
 
 
-@pytest.mark.parametrize("loss, sampling", [*product(LOSSES, SAMPLINGS)])
+@PAIRS
 def test_any_loss_goes_with_any_sampling_and_waits_for_nothing(
     monkeypatch: pytest.MonkeyPatch, loss: str, sampling: str
 ) -> None:
     """Nothing is read back; the original waits some 70 times in each forward pass."""
-    learning = learner_of(f"--loss={loss}", f"--sampling={sampling}")
+    learning = learner_of(*flags_of(loss, sampling))
     batch = batch_of(20)
     learning.step(batch)
     before = parameters_of(learning.net)
@@ -64,19 +74,19 @@ def test_any_loss_goes_with_any_sampling_and_waits_for_nothing(
     pairs = learning.measure(step)
     # A term for each pair, or for each triplet.
     assert len(pairs["active"]) == TERMS.get(loss, len(pairs["active"]))
-    assert pairs["active"].any()
+    assert pairs["active"].any() == LOSSES[loss].samples
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize("loss", LOSSES)
+@PAIRS
 def test_steps_are_repeated_to_the_byte(loss: str, sampling: str) -> None:
     def after_steps() -> list[bytes]:
-        learning = learner_of(f"--loss={loss}", f"--sampling={sampling}")
+        learning = learner_of(*flags_of(loss, sampling))
         for number in range(3):
             loop.seed_step(5, number)
             learning.step(batch_of(20, seed=number))
-        return [values.tobytes() for values in parameters_of(learning.net)]
+        of_loss = [learning.parameter.data().asnumpy()] if learning.learned_name else []
+        return [values.tobytes() for values in [*parameters_of(learning.net), *of_loss]]
 
     assert after_steps() == after_steps()
 
@@ -84,9 +94,37 @@ def test_steps_are_repeated_to_the_byte(loss: str, sampling: str) -> None:
 @pytest.mark.parametrize("loss", [loss for loss in LOSSES if not LOSSES[loss].has_beta])
 def test_a_loss_whose_row_says_so_has_no_beta(loss: str) -> None:
     learning = learner_of(f"--loss={loss}")
-    assert learning.beta is None
     assert learning.beta_values() is None
-    assert len(learning.trainers) == 1
+    assert learning.learned_name == LOSSES[loss].parameter
+    assert len(learning.trainers) == 1 + LOSSES[loss].has_proxies
+
+
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if LOSSES[loss].has_proxies])
+def test_proxies_learn_at_their_own_rate_with_the_networks_optimizer(loss: str) -> None:
+    """The first step of Adam is the learning rate; no weight decay pulls at the proxies."""
+    learning = learner_of(f"--loss={loss}", "--lr-proxies=0.03", "--wd=0.5")
+    assert learning.parameter.shape == (5, 8)
+    before = learning.parameter.data().asnumpy()
+    batch = batch_of(20)
+    learning.step(batch)
+    moved = learning.parameter.data().asnumpy() - before
+    gradient = learning.parameter.grad().asnumpy() / 20
+    large = abs(gradient) > 1e-5
+    assert large.sum() > 20
+    np.testing.assert_allclose(moved[large], -0.03 * np.sign(gradient[large]), rtol=0.02)
+    config = parse([f"--loss={loss}", "--factor=0.5", "--steps=1", "--lr-proxies=0.03"])
+    schedule.set_trainer_rates(config, learning.trainers, 1)
+    assert learning.trainers[1].learning_rate == pytest.approx(0.015)
+
+
+def test_classes_that_train_have_a_proxy_each_however_beta_would_be_kept() -> None:
+    """A preset's --beta-per image is no mistake next to a loss without beta."""
+    config = parse(["--preset=paper-cub", "--loss=proxy-nca", "--batch-size=4", "--batch-k=2"])
+    learning = build.build(config, IMAGES, small_net(CPU), CPU, classes=3)
+    assert learning.parameter.shape == (3, 8)
+    data = nd.array(np.random.default_rng(1).normal(size=(4, 3, 8, 8)))
+    labels = [nd.array([0, 0, 2, 2]), nd.array(IMAGES[:4])]
+    assert learning.step(mx.io.DataBatch(data=[data], label=labels)).is_finite
 
 
 def test_normalized_weights_are_for_samplings_whose_row_says_so() -> None:
@@ -127,23 +165,23 @@ IMAGES = np.array([[0, 1, 4], [0, 1, 5], [0, 2, 6], [0, 2, 7], [0, 3, 8], [0, 3,
 def test_a_beta_per_image_is_a_sum_of_three_and_each_learns_from_its_own() -> None:
     learning = learner_of("--beta-per=image", "--lr-beta=1", "--nu=0.1", boundaries=IMAGES)
     np.testing.assert_allclose(learning.beta_values(), 1.2, rtol=1e-6)
-    assert learning.beta.shape == (10,)
+    assert learning.parameter.shape == (10,)
     data = nd.array(np.random.default_rng(1).normal(size=(4, 3, 8, 8)))
     batch = mx.io.DataBatch(data=[data], label=[nd.array(IMAGES[:4])])
     step = learning.step(batch)
-    gradient = learning.beta.grad().asnumpy()
+    gradient = learning.parameter.grad().asnumpy()
     assert step.is_finite
     assert (gradient[[3, 8, 9]] == 0).all()  # nothing of the third class is in the batch
     np.testing.assert_allclose(gradient[0], gradient[1:3].sum(), rtol=1e-4)
     np.testing.assert_allclose(gradient[1:3], gradient[4:8].reshape(2, 2).sum(axis=1), rtol=1e-4)
-    values = learning.beta.data().asnumpy()
+    values = learning.parameter.data().asnumpy()
     np.testing.assert_allclose(learning.beta_values(), values[IMAGES].sum(axis=1), rtol=1e-6)
 
 
 def test_a_common_beta_is_one_for_all() -> None:
     common = np.zeros((6, 1), int)
     learning = learner_of("--beta-per=common", "--lr-beta=1", boundaries=common)
-    assert learning.beta.shape == (1,)
+    assert learning.parameter.shape == (1,)
     data = nd.array(np.random.default_rng(1).normal(size=(4, 3, 8, 8)))
     learning.step(mx.io.DataBatch(data=[data], label=[nd.array(common[:4])]))
     values = learning.beta_values()
@@ -158,8 +196,8 @@ def test_beta_has_an_optimizer_of_its_own(optimizer: str) -> None:
     data = nd.array(np.random.default_rng(1).normal(size=(4, 3, 8, 8)))
     batch = mx.io.DataBatch(data=[data], label=[nd.array([0, 0, 1, 1])])
     learning.step(batch)
-    gradient = learning.beta.grad().asnumpy() / 4
-    moved = learning.beta.data().asnumpy() - 1.2
+    gradient = learning.parameter.grad().asnumpy() / 4
+    moved = learning.parameter.data().asnumpy() - 1.2
     expected = -0.01 * (gradient if optimizer == "sgd" else np.sign(gradient))
     np.testing.assert_allclose(moved, expected, rtol=1e-3, atol=1e-6)
 
@@ -172,13 +210,15 @@ def test_batches_name_the_entries_of_beta_of_their_images(tiny_cub: Path, tmp_pa
         images, classes = len(split.train), len(split.train.class_names)
         assert data.beta_terms.shape == (images, 3)
         assert data.beta_terms.max() == classes + images
-        (shape,) = [description.shape for description in data.train.provide_label]
-        label = data.train.next().label[0].asnumpy().astype(int)
-        assert label.shape == shape
+        shapes = [description.shape for description in data.train.provide_label]
+        labels = [label.asnumpy().astype(int) for label in data.train.next().label]
+        assert [label.shape for label in labels] == shapes
+        of_batch, label = labels
         common, of_class, of_image = label.T
         assert (common == 0).all()
         rows = of_image - 1 - classes
         np.testing.assert_array_equal(split.train.labels[rows], of_class - 1)
+        np.testing.assert_array_equal(of_batch, of_class - 1)
         assert len(set(rows)) == len(rows)
         np.testing.assert_array_equal(of_class, np.repeat(of_class[::3], 3))
     finally:

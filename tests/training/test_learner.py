@@ -8,7 +8,7 @@ import pytest
 from mxnet import autograd, nd
 from mxnet.gluon import nn
 
-from embedding_learning import MarginLoss, MarginNet
+from embedding_learning import DistanceWeightedSampling, MarginLoss, MarginNet
 from embedding_learning.errors import UsageError
 from embedding_learning.model import backbones
 from embedding_learning.training import build
@@ -46,14 +46,14 @@ def test_golden_two_steps_of_the_whole_network(golden, shared, monkeypatch):
     for layer in features:
         if isinstance(layer, nn.Dropout):
             layer._rate = 0.0
-    net = MarginNet(features, 16, config.batch.batch_k)
+    net, sampling = MarginNet(features, 16, 1, sampling=None), build.build_sampling(config)
     net.dense.initialize(ctx=devices)
     net.embed(nd.array(golden["step/x"][0]))
     net.dense.weight.set_data(nd.array(golden["step/dense_weight0"]))
     net.dense.bias.set_data(nd.array(golden["step/dense_bias0"]))
     given = iter(golden["step/negative_indices"])
     monkeypatch.setattr(
-        net.sampling,
+        sampling,
         "_sample",
         lambda F, weights, row, like: nd.array(next(given)).reshape(like.shape),
     )
@@ -62,7 +62,7 @@ def test_golden_two_steps_of_the_whole_network(golden, shared, monkeypatch):
     loss = MarginLoss(config.method.margin, config.method.nu)
     for x, expected in zip(golden["step/x"], golden["step/losses"]):
         batch = mx.io.DataBatch(data=[nd.array(x)], label=[nd.array(golden["step/labels"])])
-        found = Learner(net, beta, loss, trainers, devices).step(batch).loss
+        found = Learner(net, beta, loss, trainers, devices, sampling).step(batch).loss
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
     np.testing.assert_allclose(beta.data().asnumpy(), golden["step/beta2"], rtol=1e-6)
@@ -104,15 +104,16 @@ def test_several_devices_sum_what_one_computes_share_by_share(monkeypatch, kvsto
     for parameter in [*learned, one_beta]:
         parameter.grad_req = "add"
 
-    loss = MarginLoss()
-    loss.hybridize(static_alloc=True, static_shape=True)
+    loss, sampling = MarginLoss(), DistanceWeightedSampling(2)
+    for block in (loss, sampling):
+        block.hybridize(static_alloc=True, static_shape=True)
     for step in range(20):
         batch = batch_of(8 * count, seed=step)
-        Learner(net, beta, loss, trainers, devices).step(batch)
+        Learner(net, beta, loss, trainers, devices, sampling).step(batch)
         for start in range(0, 8 * count, 8):
             x, y = batch.data[0][start : start + 8], batch.label[0][start : start + 8]
             with autograd.record():
-                rows, anchors, positives, negatives, _ = one(x)
+                rows, anchors, positives, negatives, _ = sampling(one(x))
                 value = loss(anchors, positives, negatives, one_beta, y.take(rows))
             value.backward()
         for trainer in one_trainers:
@@ -137,7 +138,8 @@ def test_the_learning_rates_are_divided_by_the_whole_batch():
     config = config_of("--batch-size=20", "--batch-k=2", "--optimizer=sgd")
     net, beta = small_net([mx.cpu()]), build.build_beta(config.method, 10, [mx.cpu()])
     trainers = build.build_trainers(config, net, beta)
-    Learner(net, beta, MarginLoss(), trainers, [mx.cpu()]).step(batch_of(20))
+    sampling = DistanceWeightedSampling(2)
+    Learner(net, beta, MarginLoss(), trainers, [mx.cpu()], sampling).step(batch_of(20))
     expected = config.method.beta - 0.1 * beta.grad().asnumpy() / 20
     np.testing.assert_allclose(beta.data().asnumpy(), expected, rtol=1e-6)
 
@@ -153,7 +155,8 @@ def test_weight_decay_is_on_every_parameter_and_batch_norm_learns():
     for parameter, value in zip(learned, before):
         parameter.set_data(nd.array(value))
     trainers = build.build_trainers(config, net, 1.2)
-    Learner(net, 1.2, MarginLoss(), trainers, [mx.cpu()]).step(batch_of(20))
+    sampling = DistanceWeightedSampling(2)
+    Learner(net, 1.2, MarginLoss(), trainers, [mx.cpu()], sampling).step(batch_of(20))
     for parameter, value in zip(learned, before):
         expected = value - 0.1 * (parameter.grad().asnumpy() / 20 + 0.5 * value)
         np.testing.assert_allclose(parameter.data().asnumpy(), expected, rtol=1e-4, atol=1e-6)
@@ -208,7 +211,7 @@ def test_every_optimizer_stays_finite_where_gradients_are_0(optimizer):
     for number in range(3):
         learner.step(batch_of(20, seed=number))
     assert not first.grad()[0].asnumpy().any()
-    for array in [*parameters_of(net), learner.beta.data().asnumpy()]:
+    for array in [*parameters_of(net), learner.parameter.data().asnumpy()]:
         assert np.isfinite(array).all()
 
 

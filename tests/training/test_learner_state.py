@@ -39,7 +39,7 @@ def network(devices, seed=1):
         nn.Dropout(0.5),
         nn.GlobalAvgPool2D(),
     )
-    net = MarginNet(backbone, 8, 2)
+    net = MarginNet(backbone, 8, 2, sampling=None)
     net.initialize(mx.init.Xavier(magnitude=2), ctx=devices)
     net.embed(nd.zeros((1, 3, 8, 8), devices[0]))
     return net
@@ -137,6 +137,9 @@ def test_every_optimizer_goes_on_as_if_it_had_never_stopped(tmp_path, optimizer,
         ["--optimizer=sgd", "--momentum=0", "--lr-beta=0"],
         ["--optimizer=sgd", "--momentum=0", "--kvstore=local"],
         ["--on-nonfinite=skip"],
+        ["--loss=proxy-nca"],
+        ["--loss=proxy-anchor", "--optimizer=sgd"],
+        ["--loss=multi-similarity"],
     ],
     ids=" ".join,
 )
