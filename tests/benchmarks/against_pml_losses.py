@@ -3,7 +3,9 @@
     python -m tests.benchmarks.against_pml_losses --torch-python PYTHON
 
 PYTHON is that of an environment with numpy, torch and pytorch-metric-learning. Both compute the
-same float32 batches. Exit status 1 if a difference exceeds 1e-4 of the largest number.
+same float32 batches. That library scales embeddings to unit length itself, so its gradients lack
+the part along an embedding, which the network's normalization takes away here. Exit status 1 if a
+difference exceeds 1e-4 of the largest number.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ def arrays(classes: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(classes)
     proxies = rng.normal(size=(classes, DIMENSION)) / np.sqrt(DIMENSION)
     labels = np.repeat(rng.permutation(classes)[: IMAGES // PER_CLASS], PER_CLASS)
-    x = proxies[labels] + rng.normal(size=(IMAGES, DIMENSION)) / np.sqrt(DIMENSION)
+    x = proxies[labels] + 3 * rng.normal(size=(IMAGES, DIMENSION)) / np.sqrt(DIMENSION)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     named = {"embeddings": x, "labels": labels, "proxies": proxies}
     return {name: array.astype(np.float32) for name, array in named.items()}
@@ -75,7 +77,11 @@ def differences(batches: dict[str, dict[str, np.ndarray]], python: str) -> float
         ours = make_step(key.partition(",")[0], batch)()
         for name, array in ours.items():
             expected = theirs[f"{key}/{name}"]
-            difference = abs(array.asnumpy() - expected).max() / abs(expected).max()
+            found = array.asnumpy()
+            if name == "embeddings":
+                x = batch[name]
+                found = found - (found * x).sum(axis=1, keepdims=True) * x
+            difference = abs(found - expected).max() / abs(expected).max()
             worst = max(worst, difference)
             print(f"{key:32s} {name:12s} {difference:.1e}")
     return worst
