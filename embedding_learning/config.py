@@ -21,6 +21,7 @@ POOLS = ("original", "avg", "max", "none")
 DTYPES = ("float32", "float16")
 BETA_PER = ("class", "image", "common")
 BETA_OPTIMIZERS = ("sgd", "adam")
+NEGATIVES = ("device", "batch")
 SAVED_EPOCHS = ("best", "last")
 ON_NONFINITE = ("stop", "skip")
 
@@ -36,6 +37,7 @@ LARGEST_COUNT = 2**31 - 1
 LEAST_NUMBER, LARGEST_NUMBER = 1e-34, 3e38
 LARGEST_IMAGE = 4096  # pixels; a batch of such images takes 3.5 GB already
 LARGEST_LAYER = 2**16  # units; such a layer on VGG's features takes 6.6 GB already
+LARGEST_MEMORY = 2**20  # images; the distances of 70 anchors to so many take 0.3 GB
 # Each thread and each context needs memory of its own.
 MOST_WORKERS, MOST_CONTEXTS = 1024, 256
 
@@ -255,6 +257,18 @@ class MethodConfig:
     normalize_weights: bool = _switch(
         "scale the log weights of the sampling to [0, 1]", on_resume=SAME
     )
+    negatives: str = _choice(
+        NEGATIVES, "whether the loss sees each device's part of a batch by itself, or all of it "
+        "together", on_resume=MAY_CHANGE, before=NEGATIVES[0],
+    )  # fmt: skip
+    memory: int = _number(
+        0, "also sample negatives from the last N images", metavar="N", at_most=LARGEST_MEMORY,
+        on_resume=SAME, before=0,
+    )  # fmt: skip
+    memory_from: int = _number(
+        0, "the epoch from which on images are remembered for --memory",
+        metavar="EPOCH", on_resume=MAY_CHANGE, before=0,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

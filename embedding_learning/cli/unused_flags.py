@@ -114,6 +114,14 @@ _CASES = (
         lambda _, given: "total_batch_size" in given,
         "--total-batch-size {total_batch_size} says how many images a batch has",
     ),
+    _Case("memory", _has_no_sampling, _TAKES_ALL),
+    _Case("memory_from", lambda config, _: not config.method.memory, "there is no --memory"),
+    _Case(
+        "memory_from",
+        lambda config, _: 0 < config.run.epochs <= config.method.memory_from,
+        "there are only --epochs {epochs}, counted from 0",
+    ),
+    _Case("negatives", _has_one_device, "a single device has the whole batch"),
     _Case("kvstore", _has_one_device, "a single device exchanges no gradients"),
     _Case(
         "cpu_contexts",

@@ -50,6 +50,19 @@ class WorkerGroup:
         """
         return arrays
 
+    def queue_gather(self, rows: mx.nd.NDArray) -> mx.nd.NDArray:
+        """Queues the exchange of rows (n, ...), as many in each worker; returns those of all.
+
+        They are in the order of the ranks. Does not block, except when the shape is new.
+        """
+        if self.size == 1:
+            return rows
+        count = len(rows)
+        gathered = mx.nd.zeros((self.size * count, *rows.shape[1:]), rows.context)
+        gathered[self.rank * count : (self.rank + 1) * count] = rows
+        (total,) = self.queue_sum([gathered])
+        return total
+
     def broadcast(self, data: bytes | None) -> bytes | None:
         """Returns worker 0's bytes in all workers. Blocks."""
         return data

@@ -28,8 +28,8 @@ _NO_METRICS = {"kind", "epoch", "batch", "seconds"}
 _PLAN = "comparison.json"
 
 
-# Flags that train.py refuses with a loss without beta, without proxies or without a scale, or with
-# a sampling without cutoffs.
+# Flags that train.py refuses with a loss without beta, proxies, scale or sampling, or with a
+# sampling without cutoffs.
 _BETA_FLAGS = ("--beta-per", "--beta-optimizer")
 _CUTOFF_FLAGS = ("--cutoff", "--nonzero-loss-cutoff")
 # The name of the sampling of a loss that takes the whole batch.
@@ -60,6 +60,8 @@ def flags_for(loss: str, flags: Sequence[str], sampling: str) -> list[str]:
         left_out += ("--scale",)
     if not row.samples or "cutoff" not in SAMPLINGS[sampling].takes:
         left_out += _CUTOFF_FLAGS
+    if not row.samples:
+        left_out += ("--memory", "--memory-from")
     of_sampling = [f"--sampling={sampling}"] if row.samples else []
     return [*_without(flags, left_out), f"--loss={loss}", *of_sampling]
 

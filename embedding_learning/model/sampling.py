@@ -1,7 +1,7 @@
 """Samplings of the negatives of each anchor: one HybridBlock per method of the paper.
 
 A batch has ``batch_k`` consecutive images of each class, so an image's class within the batch is
-its row divided by ``batch_k``; no labels are needed.
+its row divided by ``batch_k``. Only a memory of earlier batches needs labels.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Sampling(HybridBlock):
         super().__init__(**kwargs)
         self._batch_k = batch_k
 
-    def forward(self, x: Any) -> tuple[Any, ...]:
+    def forward(self, x: Any, *memory: Any) -> tuple[Any, ...]:
         # In another block's graph, x is a symbol without a known size.
         if isinstance(x, nd.NDArray) and (
             x.shape[0] % self._batch_k or x.shape[0] < 2 * self._batch_k
@@ -46,26 +46,36 @@ class Sampling(HybridBlock):
             raise ValueError(
                 f"{x.shape[0]} rows are not two or more whole classes of {self._batch_k} rows"
             )
-        return super().forward(x)
+        return super().forward(x, *memory)
 
-    def hybrid_forward(self, F: Any, x: Any) -> tuple[Any, ...]:
+    def hybrid_forward(self, F: Any, x: Any, *memory: Any) -> tuple[Any, ...]:
         row, row_class = self._rows(F, x)
         anchor_rows = F.repeat(row, repeats=self._batch_k - 1)
         positive_rows = self._positive_rows(F, row, row_class)
-        negative_rows = self._negative_rows(F, F.stop_gradient(x), row, row_class, positive_rows)
+        anchors, candidates, excluded = F.stop_gradient(x), x, same_class(F, row_class)
+        fixed = anchors
+        if memory:
+            remembered, classes, labels = memory
+            candidates = F.concat(x, F.stop_gradient(remembered), dim=0)
+            fixed = F.stop_gradient(candidates)
+            excluded = F.concat(excluded, _excluded(F, labels, classes), dim=1)
+        negative_rows = self._negative_rows(F, anchors, fixed, excluded, positive_rows)
         return (
             anchor_rows,
             F.take(x, anchor_rows),
             F.take(x, F.reshape(positive_rows, (-1,))),
-            F.take(x, F.reshape(F.stop_gradient(negative_rows), (-1,))),
+            F.take(candidates, F.reshape(F.stop_gradient(negative_rows), (-1,))),
             x,
         )
 
-    def _negative_rows(self, F: Any, x: Any, row: Any, row_class: Any, positive_rows: Any) -> Any:
-        """Selects the rows of x (n, d) that are the negatives: (n, batch_k - 1).
+    def _negative_rows(
+        self, F: Any, x: Any, candidates: Any, excluded: Any, positive_rows: Any
+    ) -> Any:
+        """Selects the rows of `candidates` (c, d) that are the negatives: (n, batch_k - 1).
 
-        `row` and `row_class`, (n,), are the row numbers and classes within the batch. The result
-        has the shape of `positive_rows`: one negative for each positive.
+        The first n candidates are the anchors x (n, d). `excluded` (n, c) is 1 where a candidate
+        is no negative of the anchor, else 0. `positive_rows` are the rows of the anchors'
+        positives; the result has their shape: one negative for each positive.
         """
         raise NotImplementedError
 
@@ -99,14 +109,17 @@ class RandomSampling(Sampling):
     Parameters, input and outputs are those of :class:`DistanceWeightedSampling`.
     """
 
-    def _negative_rows(self, F: Any, x: Any, row: Any, row_class: Any, positive_rows: Any) -> Any:
-        last = F.max(row) - self._batch_k
+    def _negative_rows(
+        self, F: Any, x: Any, candidates: Any, excluded: Any, positive_rows: Any
+    ) -> Any:
+        # The number of the negative among the anchor's negatives; a uniform number may round to 1.
+        passed = F.cumsum(1.0 - excluded, axis=1)
+        count = F.slice_axis(passed, axis=1, begin=-1, end=None)
         uniform = F.random.uniform_like(positive_rows)
-        # One of the n - batch_k rows of other classes; a uniform number may round to 1.
-        sampled = F.broadcast_minimum(F.floor(F.broadcast_mul(uniform, last + 1)), last)
-        # The rows of the anchor's class are skipped.
-        first_of_class = F.expand_dims(row_class * self._batch_k, axis=1)
-        return sampled + self._batch_k * F.broadcast_greater_equal(sampled, first_of_class)
+        sampled = F.broadcast_minimum(F.floor(F.broadcast_mul(uniform, count)), count - 1.0)
+        return _count_columns(
+            F, F.broadcast_lesser_equal(F.expand_dims(passed, axis=1), F.expand_dims(sampled, 2))
+        )
 
 
 class SemiHardSampling(Sampling):
@@ -118,17 +131,19 @@ class SemiHardSampling(Sampling):
     Parameters, input and outputs are those of :class:`DistanceWeightedSampling`.
     """
 
-    def _negative_rows(self, F: Any, x: Any, row: Any, row_class: Any, positive_rows: Any) -> Any:
-        # From the anchor to all rows, once for each of its positives: (n, batch_k - 1, n).
-        squared = F.expand_dims(pairwise_squared_distances(F, x), axis=1)
+    def _negative_rows(
+        self, F: Any, x: Any, candidates: Any, excluded: Any, positive_rows: Any
+    ) -> Any:
+        # From the anchor to all rows, once for each of its positives: (n, batch_k - 1, c).
+        squared = F.expand_dims(pairwise_squared_distances(F, x, candidates), axis=1)
         squared = F.repeat(squared, repeats=self._batch_k - 1, axis=1)
         is_farther = F.broadcast_greater(
             squared, F.pick(squared, positive_rows, axis=2, keepdims=True)
         )
         # Those that are not farther are ranked after all others, the farthest of them first.
         rank = F.where(is_farther, squared, _AFTER_ALL - squared)
-        own_class = F.expand_dims(same_class(F, row_class), axis=1)
-        return F.argmin(F.broadcast_add(rank, _NEVER * own_class), axis=2)
+        never = _NEVER * F.expand_dims(excluded, axis=1)
+        return F.argmin(F.broadcast_add(rank, never), axis=2)
 
 
 class HardSampling(Sampling):
@@ -137,9 +152,11 @@ class HardSampling(Sampling):
     Parameters, input and outputs are those of :class:`DistanceWeightedSampling`.
     """
 
-    def _negative_rows(self, F: Any, x: Any, row: Any, row_class: Any, positive_rows: Any) -> Any:
-        squared = pairwise_squared_distances(F, x)
-        nearest = F.argmin(squared + _NEVER * same_class(F, row_class), axis=1)
+    def _negative_rows(
+        self, F: Any, x: Any, candidates: Any, excluded: Any, positive_rows: Any
+    ) -> Any:
+        squared = pairwise_squared_distances(F, x, candidates)
+        nearest = F.argmin(squared + _NEVER * excluded, axis=1)
         return F.broadcast_add(F.expand_dims(nearest, axis=1), F.zeros_like(positive_rows))
 
 
@@ -175,6 +192,9 @@ class DistanceWeightedSampling(Sampling):
     Inputs:
         - **x** (n, d): L2-normalized embeddings, n a multiple of `batch_k` and at least
           ``2 * batch_k`` (a single class has no negatives), float32.
+        - **memory** (m, d), **memory_labels** (m,), **labels** (n,), all three or none: embeddings
+          of earlier batches, among which negatives are sampled too, their classes (below 0: the
+          row is empty), and the classes of x. No gradient flows to the memory.
 
     Outputs, with m = n * (batch_k - 1):
         - **a_indices** (m,): row of each anchor, ascending; float32 as all index arrays here.
@@ -198,8 +218,10 @@ class DistanceWeightedSampling(Sampling):
         self._nonzero_loss_cutoff = nonzero_loss_cutoff
         self._normalize_weights = normalize_weights
 
-    def _negative_rows(self, F: Any, x: Any, row: Any, row_class: Any, positive_rows: Any) -> Any:
-        return self._sample(F, self._weights(F, x, row, row_class), row, positive_rows)
+    def _negative_rows(
+        self, F: Any, x: Any, candidates: Any, excluded: Any, positive_rows: Any
+    ) -> Any:
+        return self._sample(F, self._weights(F, x, candidates, excluded), positive_rows)
 
     @property
     def cutoffs(self) -> tuple[float, ...]:
@@ -210,14 +232,14 @@ class DistanceWeightedSampling(Sampling):
     def probabilities(self, x: nd.NDArray) -> nd.NDArray:
         """Returns each anchor's probabilities of negatives: x (n, d) -> (n, n), rows sum to 1."""
         with x.context:
-            weights = self._weights(nd, x, *self._rows(nd, x))
+            weights = self._weights(nd, x, x, same_class(nd, self._rows(nd, x)[1]))
             return nd.broadcast_div(weights, nd.sum(weights, axis=1, keepdims=True))
 
-    def _weights(self, F: Any, x: Any, row: Any, row_class: Any) -> Any:
-        """Returns the weights of each row's negatives, (n, n); rows need not sum to 1."""
-        squared_distance = pairwise_squared_distances(F, x)
-        log_weights = self._log_inverse_density(F, squared_distance, row, x)
-        other_class = 1.0 - same_class(F, row_class)
+    def _weights(self, F: Any, x: Any, candidates: Any, excluded: Any) -> Any:
+        """Returns the weights of each row's negatives, (n, c); rows need not sum to 1."""
+        squared_distance = pairwise_squared_distances(F, x, candidates)
+        log_weights = self._log_inverse_density(F, squared_distance, x)
+        other_class = 1.0 - excluded
         candidate = other_class
         if self._nonzero_loss_cutoff is not None:
             candidate = (squared_distance < self._nonzero_loss_cutoff**2) * other_class
@@ -226,10 +248,11 @@ class DistanceWeightedSampling(Sampling):
         log_weights = F.where(candidate, log_weights, candidate - _NEVER)
         return F.softmax(log_weights, axis=1) * other_class
 
-    def _log_inverse_density(self, F: Any, squared_distance: Any, row: Any, x: Any) -> Any:
-        """Returns log 1/q(D) up to a constant, (n, n), with the cutoff as lower limit of D."""
+    def _log_inverse_density(self, F: Any, squared_distance: Any, x: Any) -> Any:
+        """Returns log 1/q(D) up to a constant, (n, c), with the cutoff as lower limit of D."""
         if self._normalize_weights:
-            diagonal = F.broadcast_equal(F.expand_dims(row, axis=1), F.expand_dims(row, axis=0))
+            row, column = (F.contrib.arange_like(squared_distance, axis=axis) for axis in (0, 1))
+            diagonal = F.broadcast_equal(F.expand_dims(row, axis=1), F.expand_dims(column, axis=0))
             squared_distance = F.where(diagonal, F.ones_like(diagonal), squared_distance)
         smallest = max(self.cutoff**2, _SMALLEST_SQUARE)
         squared = F.maximum(squared_distance, smallest)
@@ -252,7 +275,7 @@ class DistanceWeightedSampling(Sampling):
             )
         return log_weights
 
-    def _sample(self, F: Any, weights: Any, row: Any, like: Any) -> Any:
+    def _sample(self, F: Any, weights: Any, like: Any) -> Any:
         """Samples rows by inverting the cumulative weights: (n, batch_k - 1), as `like`."""
         cumulative = F.cumsum(weights, axis=1)
         total = F.slice_axis(cumulative, axis=1, begin=-1, end=None)
@@ -263,8 +286,7 @@ class DistanceWeightedSampling(Sampling):
         below = F.broadcast_lesser(
             F.expand_dims(cumulative, axis=1), F.expand_dims(threshold, axis=2)
         )
-        # Counts the columns below; a product with ones takes a sixth of the time of a sum.
-        return F.dot(below, F.ones_like(row))
+        return _count_columns(F, below)
 
     def __repr__(self) -> str:
         return (
@@ -278,12 +300,31 @@ def same_class(F: Any, row_class: Any) -> Any:
     return F.broadcast_equal(F.expand_dims(row_class, axis=1), F.expand_dims(row_class, axis=0))
 
 
-def pairwise_squared_distances(F: Any, x: Any) -> Any:
-    """Returns the squared Euclidean distances between all rows: x (n, d) -> (n, n).
+def _excluded(F: Any, labels: Any, memory_labels: Any) -> Any:
+    """Returns 1 where a memory row is empty or of the anchor's class: (n,), (m,) -> (n, m)."""
+    labels, memory_labels = F.expand_dims(labels, axis=1), F.expand_dims(memory_labels, axis=0)
+    same = F.broadcast_equal(labels, memory_labels)
+    return F.broadcast_maximum(same, memory_labels < 0)
+
+
+def _count_columns(F: Any, mask: Any) -> Any:
+    """Returns how many numbers of the last axis are 1, of the others being 0: (..., c) -> (...)."""
+    # A product with ones takes a sixth of the time of a sum.
+    return F.dot(mask, F.ones_like(F.contrib.arange_like(mask, axis=-1)))
+
+
+def pairwise_squared_distances(F: Any, x: Any, y: Any) -> Any:
+    """Returns the squared distances of all rows of x to all of y: (n, d), (c, d) -> (n, c).
 
     Rounding can make those of nearly equal rows slightly negative.
     """
     square = F.sum(F.square(x), axis=1, keepdims=True)
     one = F.ones_like(square)
+    square_of_y, one_of_y = square, one
+    if y is not x:
+        square_of_y = F.sum(F.square(y), axis=1, keepdims=True)
+        one_of_y = F.ones_like(square_of_y)
     # One product, |x|² + |y|² - 2xy, instead of three passes over the matrix.
-    return F.dot(F.concat(-2.0 * x, square, one), F.concat(x, one, square), transpose_b=True)
+    return F.dot(
+        F.concat(-2.0 * x, square, one), F.concat(y, one_of_y, square_of_y), transpose_b=True
+    )

@@ -23,6 +23,7 @@ from embedding_learning.model.weights.params_file import read_parameters, set_pa
 from embedding_learning.runtime import gpus
 from embedding_learning.training import mixed_precision, schedule
 from embedding_learning.training.learner import Learner, LossParameter
+from embedding_learning.training.memory import Memory
 from embedding_learning.training.mixed_precision import LossScale
 
 # At a rate of 0 these change the weights all the same, or divide by it.
@@ -52,9 +53,13 @@ def build(
     sampling = build_sampling(config)
     entries = beta_terms.max() + 1
     shape = classes or entries, net.dense.weight.shape[0]
-    parameter = build_beta(config.method, entries, devices)
+    shares_batch = config.method.negatives == "batch"
+    # The loss of the whole batch is computed on the first device.
+    of_loss = devices[:1] if shares_batch else devices
+    parameter = build_beta(config.method, entries, of_loss)
     if parameter is None:
-        parameter = build_proxies(config.method, shape, devices)
+        parameter = build_proxies(config.method, shape, of_loss)
+    size = config.method.memory
     if devices[0].device_type == "cpu":
         net.should_fuse_batch_norm = can_train_fused(net.base_net, config.data.crop_size)
     for block in (net, loss, sampling):
@@ -71,6 +76,8 @@ def build(
         group=group,
         loss_scale=LossScale() if config.model.dtype == "float16" else None,
         beta_terms=beta_terms,
+        memory=Memory(size, shape[1], devices[0]) if sampling and size else None,
+        shares_batch=shares_batch,
     )
 
 

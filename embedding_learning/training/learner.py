@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Union
 
 import mxnet as mx
@@ -16,6 +17,7 @@ from embedding_learning.distributed.worker_group import WorkerGroup
 from embedding_learning.model.losses import rowwise_distance
 from embedding_learning.model.net import MarginNet
 from embedding_learning.model.sampling import Sampling
+from embedding_learning.training.memory import Memory
 from embedding_learning.training.mixed_precision import LossScale, finiteness
 
 # What the loss learns, named beta or proxies; a constant beta; or None where the loss has neither.
@@ -34,9 +36,9 @@ class Step:
         They add up to the loss of all devices; a number that is finite if their losses, embeddings
         and gradients all are; and how many workers have been asked to stop.
     embeddings : list of NDArray (n, d)
-        Those of each device.
+        Those that each loss was computed from: of each device, or of all together.
     triplets : list of tuple
-        What each device's loss was computed from: anchors, positives, negatives (m, d) and, where
+        What each loss was computed from: anchors, positives, negatives (m, d) and, where
         the loss has one, beta as it was before the step's update and the anchors' rows of it, or
         None if beta is constant. Empty if the loss takes no triplets.
     has_overflowed : bool
@@ -98,6 +100,11 @@ class Learner:
     beta_terms : ndarray of int (values, j), optional
         The entries of a learned beta that add up to each class's or image's value (equation 7 of
         Wu et al., 2017); by default each entry is a value by itself.
+    memory : Memory, optional
+        Earlier images, of which the sampling takes negatives too.
+    shares_batch : bool
+        The loss sees the embeddings of all devices and workers together, on the first device. It
+        is the same in all workers, which must draw the same random numbers for it.
     """
 
     net: MarginNet
@@ -110,6 +117,18 @@ class Learner:
     group: WorkerGroup = field(default_factory=WorkerGroup)
     loss_scale: LossScale | None = None
     beta_terms: np.ndarray | None = None
+    memory: Memory | None = None
+    shares_batch: bool = False
+
+    @property
+    def loss_count(self) -> int:
+        """How many losses add up to that of a step: one for each device, or one for all."""
+        return 1 if self.shares_batch else self.device_count
+
+    @property
+    def _copies_of_loss(self) -> int:
+        """How many workers compute the same loss."""
+        return self.group.size if self.shares_batch else 1
 
     @property
     def device_count(self) -> int:
@@ -135,18 +154,23 @@ class Learner:
         )
         scale = self.loss_scale.value if self.loss_scale else 1.0
         former = self._copy_statistics() if self.skip_nonfinite or self.loss_scale else []
-        losses, embeddings, triplets = [], [], []
+        losses, labeled, triplets = [], [], []
         with autograd.record():
-            for x, *labels in zip(images, classes, beta_rows):
-                embedded = self.net(x)
-                arguments = self._loss_arguments(embedded, *labels)
+            # One device after the other, as random numbers are drawn in this order.
+            parts = ((self.net(x), *labels) for x, *labels in zip(images, classes, beta_rows))
+            for part in [self._join(list(parts))] if self.shares_batch else parts:
+                arguments = self._loss_arguments(*part)
                 losses.append(self.loss(*arguments))
-                embeddings.append(embedded)
+                labeled.append(part)
                 if self.sampling:
                     triplets.append(self._with_beta_copied(arguments))
+        embeddings = [part[0] for part in labeled]
         # Only after the forward pass has been queued on every device, so that all compute at once.
         autograd.backward(
-            losses, self.loss_scale.initial_gradients(self.devices) if self.loss_scale else None
+            losses,
+            self.loss_scale.initial_gradients(self.devices[: len(losses)])
+            if self.loss_scale
+            else None,
         )
         if self.loss_scale:
             # Before they are examined, since their sum over the devices may overflow, too.
@@ -154,7 +178,7 @@ class Learner:
                 trainer.allreduce_grads()
         packed = [
             self._pack(*of_device, is_stop_requested)
-            for of_device in zip(self.devices, losses, embeddings)
+            for of_device in zip_longest(self.devices, losses, embeddings)
         ]
         step = Step(self.group.queue_sum(packed), embeddings, triplets)
         if self.loss_scale:
@@ -163,10 +187,48 @@ class Learner:
             for statistics, copy in former:
                 copy.copyto(statistics)
             return step
-        for trainer in self.trainers:
+        if self.memory:
+            # With `shares_batch` it has all rows already.
+            joined = labeled[0] if self.shares_batch else self._join(labeled)
+            self.memory.push(*joined[:2])
+        size = batch.data[0].shape[0] * self.group.size * scale
+        for trainer, copies in zip(self.trainers, (1, self._copies_of_loss)):
             update = trainer.update if self.loss_scale else trainer.step
-            update(batch.data[0].shape[0] * self.group.size * scale)
+            # What the loss learns has its whole gradient in each worker that computes this loss.
+            update(size * copies)
         return step
+
+    def _join(self, parts: list[tuple[mx.nd.NDArray, ...]]) -> tuple[mx.nd.NDArray, ...]:
+        """Returns the rows of all devices and workers, in order, on the first device.
+
+        Each part has arrays of as many rows: embeddings (n, d), classes (n,) and rows of beta.
+        Gradients flow to the embeddings of this worker. Does not block.
+        """
+        device = self.devices[0]
+        arrays = zip(*(tuple(array.as_in_context(device) for array in part) for part in parts))
+        joined = tuple(mx.nd.concat(*of_devices, dim=0) for of_devices in arrays)
+        return joined if self.group.size == 1 else self._join_workers(*joined)
+
+    def _join_workers(
+        self, embeddings: mx.nd.NDArray, *labels: mx.nd.NDArray
+    ) -> tuple[mx.nd.NDArray, ...]:
+        """Returns the rows of all workers; those of the others carry no gradient."""
+        count, dimension = embeddings.shape
+        with autograd.pause():
+            columns = [embeddings, *(array.reshape((count, -1)) for array in labels)]
+            # In one array, since each exchange between workers takes time.
+            rows = self.group.queue_gather(mx.nd.concat(*columns, dim=1))
+            ends = np.cumsum([array.shape[1] for array in columns])
+            all_labels = [
+                rows[:, int(begin) : int(end)].reshape((-1, *array.shape[1:]))
+                for begin, end, array in zip(ends, ends[1:], labels)
+            ]
+            parts = [
+                rows[count * rank : count * (rank + 1), :dimension]
+                for rank in range(self.group.size)
+            ]
+        parts[self.group.rank] = embeddings
+        return (mx.nd.concat(*parts, dim=0), *all_labels)
 
     def _loss_arguments(
         self, embeddings: mx.nd.NDArray, classes: mx.nd.NDArray, beta_rows: mx.nd.NDArray
@@ -181,10 +243,17 @@ class Learner:
             parameter = parameter.data(embeddings.context)
         if self.sampling is None:
             return (embeddings, classes) if parameter is None else (embeddings, classes, parameter)
-        anchor_rows, *triplets, _ = self.sampling(embeddings)
+        anchor_rows, *triplets, _ = self.sampling(embeddings, *self._memory_arguments(classes))
         if parameter is None:
             return tuple(triplets)
         return (*triplets, parameter, beta_rows.take(anchor_rows) if is_learned else None)
+
+    def _memory_arguments(self, classes: mx.nd.NDArray) -> tuple[mx.nd.NDArray, ...]:
+        """Returns what the sampling takes of the memory, on the device of the classes."""
+        if not self.memory:
+            return ()
+        memory = self.memory.embeddings, self.memory.labels
+        return (*(array.as_in_context(classes.context) for array in memory), classes)
 
     def _with_beta_copied(self, triplets: tuple[Any, ...]) -> tuple[Any, ...]:
         """Returns the triplets with a copy of a learned beta, which the update changes in place."""
@@ -249,20 +318,24 @@ class Learner:
     def _pack(
         self,
         device: mx.Context,
-        loss: mx.nd.NDArray,
-        embeddings: mx.nd.NDArray,
+        loss: mx.nd.NDArray | None,
+        embeddings: mx.nd.NDArray | None,
         is_stop_requested: bool,
     ) -> mx.nd.NDArray:
-        """Returns a device's part of `Step.packed`."""
-        gradients = [parameter.grad(device) for parameter in self._learned_parameters()]
+        """Returns a device's part of `Step.packed`. Not every device computes a loss."""
+        gradients = [p.grad(device) for p in self._learned_parameters() if device in p.list_ctx()]
         halves = [gradient for gradient in gradients if gradient.dtype == np.float16]
         arrays = [loss, embeddings, *(g for g in gradients if g.dtype != np.float16)]
+        arrays = [array for array in arrays if array is not None]
         # Whatever is not finite shows in them; multi_all_finite takes twenty times as long.
         finite = mx.nd.multi_sum_sq(*arrays, num_arrays=len(arrays)).sum()
         if halves:
             finite = finite + finiteness(halves)
         stop = mx.nd.full((1,), float(is_stop_requested), device)
-        return mx.nd.concat(loss, finite, stop, dim=0)
+        share = mx.nd.zeros((1,), device) if loss is None else loss
+        if self._copies_of_loss > 1:
+            share = share / self._copies_of_loss
+        return mx.nd.concat(share, finite, stop, dim=0)
 
     def _learned_parameters(self) -> Iterator[gluon.Parameter]:
         """Iterates over the parameters that the trainers update."""

@@ -53,6 +53,9 @@ def gather(learner: Learner) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     arrays.update(_gather_statistics(learner))
     for name, parameter in _parameter_of_loss(learner).items():
         arrays[name] = parameter.data(learner.devices[0]).asnumpy()
+    if learner.memory:
+        of_memory = learner.memory.arrays().items()
+        arrays.update({name: array.asnumpy() for name, array in of_memory})
     optimizers = []
     for number, trainer in enumerate(learner.trainers):
         updater = _updaters(trainer)[0]
@@ -107,7 +110,10 @@ def restore(
     set_parameters(_network(learner), _pop_prefix(remaining, "network/"), source, learner.devices)
     of_loss = _parameter_of_loss(learner)
     saved_of_loss = {name: remaining.pop(name) for name in of_loss if name in remaining}
-    set_parameters(of_loss, saved_of_loss, source, learner.devices)
+    # With --negatives batch it is on the first device alone.
+    devices = learner.devices[:1] if learner.shares_batch else learner.devices
+    set_parameters(of_loss, saved_of_loss, source, devices)
+    _restore_memory(learner, remaining, source)
     # With several devices a trainer first copies the arrays of the first one to the others.
     for trainer in learner.trainers:
         initialize_kvstore(trainer)
@@ -126,6 +132,16 @@ def restore(
             raise UsageError(f"{source}: holds no valid scale of the loss") from error
     if remaining:
         raise UsageError(f"{source}: holds {min(remaining)}, which does not belong to this run")
+
+
+def _restore_memory(learner: Learner, remaining: dict[str, mx.nd.NDArray], source: str) -> None:
+    if not learner.memory:
+        return
+    saved = {name: remaining.pop(name) for name in learner.memory.arrays() if name in remaining}
+    try:
+        learner.memory.restore(saved)
+    except ValueError as error:
+        raise UsageError(f"{source}: does not hold a fitting memory") from error
 
 
 def _load(arrays: dict[str, np.ndarray], source: str) -> dict[str, mx.nd.NDArray]:

@@ -73,7 +73,9 @@ def train_epoch(run: Run, epoch: int) -> None:
     for batch_number in progress_bar(range(progress.batch, last), f"Epoch {epoch}"):
         with run.log.waiting_for_data():
             batch = run.data.train.next()
-        seed_step(config.run.seed, progress.step(last), learner.group.rank)
+        # Workers that compute the same loss sample the same negatives.
+        rank = 0 if learner.shares_batch else learner.group.rank
+        seed_step(config.run.seed, progress.step(last), rank)
         run.reader.push(learner.step(batch, run.stop.is_requested))  # queued, not waited for
         progress.batch, progress.seconds = batch_number + 1, time.time() - started
         if run.log.is_interval_over():

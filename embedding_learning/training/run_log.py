@@ -63,7 +63,7 @@ class RunLog:
             self.health.check_beta(beta)
         pairs = _pairs(learner, step, embeddings, config.batch.batch_k)
         values = {
-            "loss": loss / self._interval / learner.device_count,
+            "loss": loss / self._interval / learner.loss_count,
             **_values(learner, pairs, beta),
         }
         with disk_faults(self.recorder.folder):

@@ -55,10 +55,13 @@ def _freeze_batch_norm(block: Block) -> int:
 def set_learning_rates(config: TrainConfig, learner: Learner, epoch: int) -> list[float]:
     """Sets the learning rates of an epoch; returns the network's and that of the loss's parameter.
 
-    Both are multiplied by the factor at each epoch listed in the steps.
+    Both are multiplied by the factor at each epoch listed in the steps. Opens the memory, if there
+    is one, from its epoch on.
     """
     set_trainer_rates(config, learner.trainers, epoch)
     set_backbone_rates(config, learner.net, epoch)
+    if learner.memory:
+        learner.memory.is_open = epoch >= config.method.memory_from
     rates = [trainer.learning_rate for trainer in learner.trainers]
     learner.group.send_learning_rates(rates)
     return rates

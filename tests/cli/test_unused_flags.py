@@ -25,6 +25,9 @@ REFUSED = {
         "--lr-proxies=0.1", "--loss=multi-similarity --lr-proxies=0.1",
         "--loss=arcface --optimizer=adadelta --lr-proxies=0.1",
     ],
+    "--memory": ["--loss=arcface --memory=5"],
+    "--memory-from": ["--memory-from=1", "--memory=9 --memory-from=3 --epochs=3"],
+    "--negatives": ["--negatives=batch", "--negatives=batch --gpus=0"],
     "--sampling": ["--loss=proxy-nca --sampling=distance-weighted"],
     "--wd-exclude-bn-bias": ["--wd=0 --wd-exclude-bn-bias"],
     "--cpu-contexts": ["--gpus=0 --cpu-contexts=1", "--gpus=0,1 --cpu-contexts=2"],
@@ -52,6 +55,7 @@ EFFECTIVE = [
     "--optimizer=adadelta --lr-beta=0.1", "--wd-exclude-bn-bias", "--gpus=0,1 --kvstore=local",
     "--cpu-contexts=2 --batch-size=10 --kvstore=local", "--init-from=b.params --use-pretrained",
     "--pretrained-params=a.params", "--checkpoint-interval=199", "--total-batch-size=70",
+    "--negatives=batch --cpu-contexts=2", "--memory=9 --memory-from=2 --epochs=3",
     "--loss=proxy-nca --scale=3 --lr-proxies=0.1", "--loss=multi-similarity --margin=0 --scale=40",
     "--factor=0.1", "--steps=100 --epochs=5", "--lr-beta=0 --beta=1.1",
     # What comes with a preset is not typed.

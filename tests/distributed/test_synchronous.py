@@ -210,6 +210,7 @@ def exchange_worker() -> int:
     try:
         exchange_arrays(group)
         exchange_gradients(group, found)
+        share_batches(group, found)
         exchange_statistics(group, found)
         evaluate_together(group, found)
         np.savez("found.npz", **found)
@@ -293,6 +294,37 @@ def exchange_gradients(group: WorkerGroup, found: dict[str, np.ndarray]) -> None
             weights = twenty_steps(Shifted(group, 10 * count), config, part, worker=group.rank)
             for number, array in enumerate(weights):
                 found[f"weights/{count}/{number}"] = array
+
+
+SHARED = {"margin": ["--memory=40", "--lr-beta=1"], "proxy-anchor": []}
+
+
+def share_batches(group: WorkerGroup, found: dict[str, np.ndarray]) -> None:
+    """The loss of all workers' rows; negatives are sampled, alike in all workers."""
+    for number, (loss, flags) in enumerate(SHARED.items()):
+        config = config_of("--kvstore=dist_sync", *STEPS, f"--loss={loss}", *flags, *WHOLE)
+        part = slice(16 * group.rank, 16 * group.rank + 16)
+        shifted = Shifted(group, 50 + 10 * number)
+        for name, array in shared_steps(shifted, config, part).items():
+            found[f"shared/{loss}/{name}"] = array
+
+
+WHOLE = ["--negatives=batch", "--optimizer=sgd"]
+
+
+def shared_steps(group: WorkerGroup | None, config, part: slice) -> dict[str, np.ndarray]:
+    """The losses of some steps, and all arrays afterwards."""
+    devices = devices_of(config)
+    mx.random.seed(2)
+    learning = build.build(config, each_class(5), small_net(devices), devices, group)
+    learning.start()
+    losses = []
+    for step in range(8):
+        batch = batch_of(32, seed=step)
+        data, label = (arrays[0][part] for arrays in (batch.data, batch.label))
+        loop.seed_step(1, step)
+        losses.append(learning.step(mx.io.DataBatch(data=[data], label=[label])).loss)
+    return {"losses": np.array(losses), **learner_state.gather(learning)[0]}
 
 
 def exchange_statistics(group: WorkerGroup, found: dict[str, np.ndarray]) -> None:
@@ -482,6 +514,19 @@ def test_two_workers_learn_what_one_process_does(
     np.testing.assert_allclose(
         exchanged[0][f"weights/{count}/{len(start)}"], expected[-1], atol=1e-5
     )
+
+
+@pytest.mark.parametrize("loss", SHARED)
+def test_workers_that_share_a_batch_learn_what_one_process_does(
+    exchanged: list[dict[str, np.ndarray]], loss: str
+) -> None:
+    """No gradient is left out: each worker computes the loss of all rows."""
+    config = config_of("--cpu-contexts=2", *STEPS, f"--loss={loss}", *SHARED[loss], *WHOLE)
+    expected = shared_steps(None, config, slice(0, 32))
+    for name, array in expected.items():
+        first, second = (found[f"shared/{loss}/{name}"] for found in exchanged)
+        np.testing.assert_array_equal(first, second)
+        np.testing.assert_allclose(first, array, rtol=1e-3, atol=2e-5, err_msg=name)
 
 
 def test_statistics_are_gathered_united_and_restored(

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from embedding_learning.cli import train
 from embedding_learning.inference import embedding_model
+from embedding_learning.inference.export import export_symbol
 from embedding_learning.model.weights.params_file import read_description
 from embedding_learning.training import (
     checkpoint_file,
@@ -141,6 +142,37 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(
     assert len(recorded(folder)) == 6
     best = f"{PREFIX}.params"
     assert (tmp_path / best).read_bytes() == (folder / best).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--loss=proxy-anchor --lr-proxies=0.02 --scale=20",
+        "--loss=proxy-nca --cpu-contexts=2 --total-batch-size=12 --negatives=batch",
+        "--memory=10 --memory-from=1 --beta-per=image",
+        "--memory=20 --sampling=random --cpu-contexts=2 --total-batch-size=12",
+    ],
+)
+def test_parameters_of_losses_and_memories_go_on_to_the_same_bytes(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str
+) -> None:
+    """Stopped after a batch of the second epoch; and the network embeds and is exported."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert start(whole, *flags.split()) == 0
+    call = int(np.random.default_rng(len(flags)).integers(2, 6))
+    with monkeypatch.context() as patched:
+        signal_at_call(patched, learner.Learner, "step", call, signal.SIGTERM)
+        assert start(stopped, *flags.split()) == 128 + signal.SIGTERM
+    assert start(stopped, *flags.split(), "--resume=auto") == 0
+    state = last_state(stopped)
+    assert state == last_state(whole)
+    assert ("memory/labels" in state) == ("--memory" in flags)
+    assert recorded(stopped) == recorded(whole)
+    model = embedding_model.load_model(stopped / f"{PREFIX}.params")
+    image = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
+    assert model.embed([image]).shape == (1, 16)
+    export_symbol(model.net, str(stopped / "exported"), 32, normalize_input=True)
+    assert list(stopped.glob("exported*.params"))
 
 
 # Enough batches that every file is asked for after the workers' first ones.

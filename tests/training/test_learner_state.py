@@ -140,12 +140,20 @@ def test_every_optimizer_goes_on_as_if_it_had_never_stopped(tmp_path, optimizer,
         ["--loss=proxy-nca"],
         ["--loss=proxy-anchor", "--optimizer=sgd"],
         ["--loss=multi-similarity"],
+        ["--memory=20"],
     ],
     ids=" ".join,
 )
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_whatever_the_flags_it_goes_on_as_if_it_had_never_stopped(tmp_path, flags, count):
     assert_goes_on_the_same(tmp_path, *flags, count=count)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--memory=20"], ["--loss=proxy-nca"], ["--beta-optimizer=adam"]], ids=" ".join
+)
+def test_a_loss_of_the_whole_batch_goes_on_as_if_it_had_never_stopped(tmp_path, flags):
+    assert_goes_on_the_same(tmp_path, "--negatives=batch", *flags, count=2)
 
 
 def test_optimizers_of_each_device_go_on_as_if_they_had_never_stopped(tmp_path, monkeypatch):
