@@ -108,6 +108,7 @@ def evaluate(loss: HybridBlock, arrays: Arrays) -> tuple[Any, list[np.ndarray]]:
     return value, [array.grad.asnumpy() for array in inputs]
 
 
+@pytest.mark.slow
 @EVERY
 @pytest.mark.parametrize("hybridized", [False, True])
 @pytest.mark.parametrize("spread", [0.05, 1.0, 9.0])
@@ -121,6 +122,7 @@ def test_a_loss_follows_the_equation_of_its_paper(name, hybridized, spread):
         assert value.asscalar() == pytest.approx(naive(*arrays), rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in LOSSES if "multi" not in name])
 def test_gradients_of_proxies_follow_finite_differences(name):
     loss, naive = LOSSES[name]

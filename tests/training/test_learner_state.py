@@ -149,6 +149,7 @@ def test_whatever_the_flags_it_goes_on_as_if_it_had_never_stopped(tmp_path, flag
     assert_goes_on_the_same(tmp_path, *flags, count=count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags", [["--memory=20"], ["--loss=proxy-nca"], ["--beta-optimizer=adam"]], ids=" ".join
 )

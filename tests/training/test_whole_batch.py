@@ -41,6 +41,7 @@ def arrays_of(learning: Learner) -> dict[str, np.ndarray]:
     return {n: array for n, array in arrays.items() if not n.startswith("optimizer/")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss, sampling, memory", CASES)
 def test_two_devices_train_as_one_that_has_the_whole_batch(
     loss: str, sampling: str | None, memory: list[str]
@@ -149,6 +150,7 @@ def test_nearest_negatives_are_found_in_batch_and_memory(hybridized: bool) -> No
         assert column == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [samplings.RandomSampling, samplings.DistanceWeightedSampling])
 def test_sampled_negatives_have_their_distribution_over_batch_and_memory(kind: type) -> None:
     mx.random.seed(5)

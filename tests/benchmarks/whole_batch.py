@@ -1,0 +1,102 @@
+"""Do two devices with 35 images train as one with 70, and are negatives drawn among all rows?
+
+    python -m tests.benchmarks.whole_batch
+
+For each loss and sampling: the largest differences of loss, gradients and parameters over 20 steps
+of SGD with --negatives batch, relative to the largest number. At much higher rates rounding can
+change which of two nearly equal distances a hard or semi-hard sampling chooses. Then the p-value of
+chi-squared tests of the draws on two devices against the probabilities among all 70 rows.
+"""
+
+from __future__ import annotations
+
+from embedding_learning.model import methods
+from embedding_learning.training import build, loop
+from embedding_learning.training.learner import Learner
+from tests.helpers.tiny_networks import batch_of, config_of, devices_of, each_class, small_net
+
+# isort: split
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+from scipy import stats
+
+IMAGES, PER_CLASS, CLASSES, DIMENSION, STEPS, DRAWS = 70, 5, 100, 128, 20, 400
+
+
+def make_learner(count: int, *flags: str) -> Learner:
+    """Returns a learner on one or two CPU contexts."""
+    config = config_of(
+        f"--total-batch-size={IMAGES}", f"--batch-k={PER_CLASS}", "--optimizer=sgd", "--lr=0.01",
+        f"--cpu-contexts={count}", *(["--negatives=batch"] if count > 1 else []), *flags,
+    )  # fmt: skip
+    devices = devices_of(config)
+    mx.random.seed(3)
+    net = small_net(devices, DIMENSION, PER_CLASS)
+    learner = build.build(config, each_class(CLASSES), net, devices)
+    learner.start()
+    return learner
+
+
+def learned(learner: Learner) -> list[gluon.Parameter]:
+    """Returns the parameters of the network and of the loss."""
+    return list(learner._learned_parameters())
+
+
+def difference(arrays: list[np.ndarray], others: list[np.ndarray]) -> float:
+    """Returns the largest difference relative to the largest number, of each array by itself."""
+    return max(abs(a - b).max() / max(abs(b).max(), 1e-6) for a, b in zip(arrays, others))
+
+
+def compare(flags: list[str]) -> tuple[float, float, float]:
+    """Returns the largest differences of losses, gradients and, after all steps, parameters."""
+    learners = [make_learner(count, *flags) for count in (2, 1)]
+    of_losses = of_gradients = 0.0
+    for number in range(STEPS):
+        batch = batch_of(IMAGES, CLASSES, PER_CLASS, seed=number)
+        losses, gradients = [], []
+        for learner in learners:
+            loop.seed_step(1, number)
+            losses.append([np.array(learner.step(batch).loss)])
+            gradients.append([sum(g.asnumpy() for g in p.list_grad()) for p in learned(learner)])
+        of_losses = max(of_losses, difference(*losses))
+        of_gradients = max(of_gradients, difference(*gradients))
+    values = [[p.list_data()[-1].asnumpy() for p in learned(learner)] for learner in learners]
+    return of_losses, of_gradients, difference(*values)
+
+
+def p_value(sampling: str) -> float:
+    """Returns the p-value of the draws of all anchors among all rows."""
+    learner = make_learner(2, f"--sampling={sampling}", "--lr=0", "--lr-beta=0")
+    batch = batch_of(IMAGES, CLASSES, PER_CLASS)
+    counts = np.zeros((IMAGES, IMAGES))
+    anchors = np.repeat(np.arange(IMAGES), PER_CLASS - 1)
+    for number in range(DRAWS):
+        loop.seed_step(2, number)
+        step = learner.step(batch)
+        rows = step.embeddings[0].asnumpy()
+        similarity = step.triplets[0][2].asnumpy() @ rows.T
+        np.add.at(counts, (anchors, similarity.argmax(axis=1)), 1)
+    expected = (np.arange(IMAGES)[:, None] // PER_CLASS != np.arange(IMAGES) // PER_CLASS) + 0.0
+    if sampling == "distance-weighted":
+        expected = learner.sampling.probabilities(step.embeddings[0]).asnumpy()
+    expected *= DRAWS * (PER_CLASS - 1) / expected.sum(axis=1, keepdims=True)
+    # Cells of small probability are too few draws for the test.
+    large = expected > 5
+    statistic = ((counts - expected)[large] ** 2 / expected[large]).sum()
+    return float(stats.chi2.sf(statistic, large.sum() - IMAGES))
+
+
+def main() -> None:
+    print("loss, sampling                                   loss  gradients  parameters")
+    for loss, row in methods.LOSSES.items():
+        for sampling in methods.SAMPLINGS if row.samples else [""]:
+            flags = [f"--loss={loss}", *([f"--sampling={sampling}"] if sampling else [])]
+            found = " ".join(f"{value:10.1e}" for value in compare(flags))
+            print(f"{loss + ', ' + sampling:44s} {found}")
+    for sampling in ("random", "distance-weighted"):
+        print(f"{sampling}: p = {p_value(sampling):.3f}")
+
+
+if __name__ == "__main__":
+    main()
