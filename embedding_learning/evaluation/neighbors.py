@@ -32,12 +32,13 @@ _LISTED = 2**21
 # Distances and gallery rows in a block, at most: 16 MB. The lists are updated for each block of
 # gallery rows, so a block should hold a whole gallery of common size.
 _LISTING = (2**22, 2**16)
-# For counting, a block need not hold a whole gallery, and is faster if it stays in a core's cache:
-# 2 MB. Each thread counts other columns; a small gallery is split too.
-_COUNTING = (2**19, 1016)
-_STRIPS, _LEAST_COLUMNS = 4, 512
+# For counting, a block need not hold a whole gallery, and is faster if it stays in the cache: 2 MB.
+# Each thread counts other columns; eight are counted at once, see `count_in_rows`.
+_COUNTING = (2**19, 504)
 # Queries of the same or the next classes that are searched at once for their nearest match.
 _QUERIES_OF_CLASSES = 256
+# As many as this are not split: 1,024 queries among each other.
+_FEW = 2**20
 
 
 def find_nearest(
@@ -170,11 +171,8 @@ def find_ranks(
             with adding:
                 rank[block.queries] += nearer
 
-    # Eight columns are counted at once, see `count_in_rows`.
-    share = -(-len(searched.kept) // (8 * _STRIPS)) * 8
-    size = (_COUNTING[0], min(_COUNTING[1], max(_LEAST_COLUMNS, share)))
     with blas_threads(len(queries) * len(searched.kept)) as run:
-        run(count, split_into_strips(queries, searched, own, size))
+        run(count, split_into_strips(queries, searched, own, _COUNTING))
     return rank
 
 
@@ -226,22 +224,26 @@ def find_nearest_matches(
                 lists.update(queries[chosen], searched, block, is_match)
         nearest[chosen] = lists.rows[:, 0]
 
-    with blas_threads(len(queries) * len(gallery)) as run:
-        run(search, slices(len(queries), _QUERIES_OF_CLASSES))
+    distances = len(queries) * len(gallery)
+    with blas_threads(distances) as run:
+        at_once = len(queries) if distances <= _FEW else _QUERIES_OF_CLASSES
+        run(search, slices(len(queries), at_once))
     return nearest
 
 
 def _select_near_limit(product: Product, limit: np.ndarray) -> Selection:
     """Selects the pairs that may be on either side of each query's limit (b,)."""
-    nearer = product.at_most(limit - product.margin)
-    undecided = product.at_most(limit + product.margin)
-    count = count_in_rows(nearer)
-    rows = np.flatnonzero(count_in_rows(undecided) > count)
-    undecided = undecided[rows]
-    undecided ^= nearer[rows]
+    within = product.at_most(limit + product.margin)
+    count = count_in_rows(within)
+    # Most queries have nothing near in most blocks. The others are looked at again.
+    rows = np.flatnonzero(count)
+    near = Product(product.squares[rows], product.margin[rows])
+    undecided = within[rows]
+    undecided ^= near.at_most(limit[rows] - near.margin)
+    count[rows] -= count_in_rows(undecided)
     # numpy finds them faster in one dimension.
-    row, column = np.divmod(np.flatnonzero(undecided), nearer.shape[1])
-    return Selection(rows[row] * nearer.shape[1] + column, count)
+    row, column = np.divmod(np.flatnonzero(undecided), within.shape[1])
+    return Selection(rows[row] * within.shape[1] + column, count)
 
 
 class _Lists(NamedTuple):

@@ -85,7 +85,6 @@ def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(neighbors, "_LISTED", listed)
     monkeypatch.setattr(neighbors, "_LISTING", size)
     monkeypatch.setattr(neighbors, "_COUNTING", size)
-    monkeypatch.setattr(neighbors, "_LEAST_COLUMNS", 1)
 
 
 @pytest.mark.slow
