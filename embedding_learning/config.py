@@ -17,6 +17,8 @@ KVSTORES = ("device", "local", "nccl", "dist_sync", "dist_device_sync", "dist_as
 SMALL_CLASSES = ("error", "drop", "repeat")
 CACHES = ("pixels", "none")
 RESIZES = ("linear", "area")
+RESIZE_TO = ("square", "shorter-side")
+TRAIN_CROPS = ("original", "random-resized")
 POOLS = ("original", "avg", "max", "none")
 DTYPES = ("float32", "float16")
 BETA_PER = ("class", "image", "common")
@@ -166,6 +168,14 @@ class DataConfig:
     resize: str = _choice(
         RESIZES, "how images are resized; area: the mean of all pixels where they shrink",
         on_resume=SAME, before=RESIZES[0],
+    )  # fmt: skip
+    resize_to: str = _choice(
+        RESIZE_TO, "what images are resized to: a square of --image-size; or keeping their shape, "
+        "until the shorter side is --image-size", on_resume=SAME, before=RESIZE_TO[0],
+    )  # fmt: skip
+    train_crop: str = _choice(
+        TRAIN_CROPS, "what is cut out of a training image: a random square of --crop-size; or a "
+        "random part of the photograph, resized to it", on_resume=SAME, before=TRAIN_CROPS[0],
     )  # fmt: skip
     cache: str = _choice(CACHES, "what is kept of images once they are decoded")
     workers: int = _number(

@@ -20,6 +20,7 @@ def main(arguments: list[str]) -> int:
         )
     model = model_flags.load(options)
     # Imported here, since it imports MXNet.
+    from embedding_learning.data.preprocessing import SQUARE
     from embedding_learning.inference.export import export_onnx, export_pytorch, export_symbol
 
     crop_size = model.description["crop_size"]
@@ -39,6 +40,11 @@ def main(arguments: list[str]) -> int:
         print("It was trained with --exif-orientation: turn images upright for it too.")
     if model.preprocessing.resize == "area":
         print("It was trained with --resize area: resize images for it in the same way.")
+    if model.preprocessing.resize_to != SQUARE:
+        print(
+            f"It was trained with --resize-to {model.preprocessing.resize_to}: the shorter side of "
+            f"an image becomes {model.description['image_size']} pixels."
+        )
     return 0
 
 

@@ -30,7 +30,7 @@ def add_model(parser: argparse.ArgumentParser, more: str = "") -> None:
     parser.add_argument("model_file", metavar="MODEL", help=text)
     text = "the network's backbone, for a file of the original example, which does not name it"
     parser.add_argument("--model", metavar="NAME", help=text)
-    parser.set_defaults(gpus=[], exif_orientation=None, resize=None)
+    parser.set_defaults(gpus=[], exif_orientation=None, resize=None, resize_to=None)
 
 
 def add_devices(parser: argparse.ArgumentParser) -> None:
@@ -38,9 +38,9 @@ def add_devices(parser: argparse.ArgumentParser) -> None:
     add(parser, "--gpus", "", "list of gpus to use, e.g. 0 or 0,2,5; empty means using cpu")
     add(parser, "--batch-size", BATCH_SIZE, "images that are computed at once, over all devices")
     add(parser, "--workers", WORKERS, "threads that decode images; 0: none except the main one")
-    add_train_flags(parser, ("exif_orientation", "resize"))
+    add_train_flags(parser, ("exif_orientation", "resize", "resize_to"))
     # If they are not given, the model's description decides.
-    parser.set_defaults(exif_orientation=None, resize=None)
+    parser.set_defaults(exif_orientation=None, resize=None, resize_to=None)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -58,5 +58,10 @@ def load(options: argparse.Namespace) -> EmbeddingModel:
 
     devices = find_devices(options.gpus)
     return load_model(
-        options.model_file, devices, options.model, options.exif_orientation, options.resize
+        options.model_file,
+        devices,
+        options.model,
+        options.exif_orientation,
+        options.resize,
+        options.resize_to,
     )

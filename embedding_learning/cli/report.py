@@ -63,7 +63,11 @@ def main(arguments: list[str]) -> int:
     measured, state = records.read(folder), _state(options.prefix, config.run.epochs)
     with log_to_terminal():
         model = load_model(
-            network, find_devices(options.gpus), None, options.exif_orientation, options.resize
+            network,
+            find_devices(options.gpus),
+            exif_orientation=options.exif_orientation,
+            resize=options.resize,
+            resize_to=options.resize_to,
         )
         embedded = embedded_split.embed_split(
             model, _test_images(config.data), options.batch_size, options.workers

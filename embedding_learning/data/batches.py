@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import mxnet as mx
 import numpy as np
 
-from embedding_learning.data.preprocessing import Pixels, write_crop
+from embedding_learning.data.crops import CenterCrop, Crop, CropOfSquare
+from embedding_learning.data.preprocessing import Pixels
 
 # The most batches that are made at the same time. Normally a worker makes a whole batch. If there
 # are more workers than this, several make one batch, so that the memory does not grow with them.
@@ -25,11 +26,13 @@ _BATCHES_READY = 2
 
 @dataclass(frozen=True)
 class _Plan:
-    """The images of a batch (rows of the data) and their crops; arrays of (batch_size,)."""
+    """The images of a batch (rows of the data) and what is cut out of them.
+
+    Arrays of (batch_size,), and `crops` of (batch_size, j), the numbers that the crop draws.
+    """
 
     rows: np.ndarray
-    tops: np.ndarray
-    lefts: np.ndarray
+    crops: np.ndarray
     flips: np.ndarray
     pad: int = 0
 
@@ -49,6 +52,9 @@ class _BatchIter(mx.io.DataIter):
     The parameters are those of BalancedBatches. `batch_size` becomes that of the local batch.
     """
 
+    # What is cut out of each image; a subclass sets it.
+    _crop: Crop
+
     def __init__(
         self,
         pixels: Pixels,
@@ -66,7 +72,6 @@ class _BatchIter(mx.io.DataIter):
         self._targets = [self.labels]
         if targets is not None:
             self._targets.append(targets.astype(np.float32))
-        self._crop_size = crop_size
         self._pool = ThreadPoolExecutor(workers) if workers else None
         in_work = min(workers, _MOST_BATCHES_IN_WORK)
         self._batches_in_advance = in_work + _BATCHES_READY if workers else 0
@@ -137,8 +142,8 @@ class _BatchIter(mx.io.DataIter):
     def _write_images(self, plan: _Plan, data: np.ndarray, start: int, end: int) -> None:
         """Writes the images `start` to ``end - 1`` of a batch into `data`."""
         for index in range(start, end):
-            top, left, flip = plan.tops[index], plan.lefts[index], plan.flips[index]
-            write_crop(self.pixels[plan.rows[index]], top, left, flip, out=data[index])
+            image = self.pixels[plan.rows[index]]
+            self._crop.write(image, plan.crops[index], plan.flips[index], out=data[index])
 
     def close(self) -> None:
         """Stops the workers and drops the batches that are not finished."""
@@ -153,12 +158,12 @@ class BalancedBatches(_BatchIter):
     A batch holds ``batch_size // batch_k`` classes, sampled without replacement, and `batch_k`
     images of each, sampled without replacement. The images of a class are consecutive. A class of
     fewer than `batch_k` images gives all of them, and repeats some. Each image is mirrored with
-    probability 0.5 and cropped to a random square.
+    probability 0.5 and cropped at random.
 
     Parameters
     ----------
     pixels : Pixels
-        One image per label, n in all, each uint8 (size, size, 3).
+        One image per label, n in all.
     labels : ndarray of int (n,)
         Classes from 0, at least ``batch_size // batch_k`` of them.
     batch_k : int
@@ -176,6 +181,8 @@ class BalancedBatches(_BatchIter):
         not have.
     targets : ndarray (n,) or (n, j), optional
         Labels that batches carry after the classes, as float32.
+    crop : Crop, optional
+        What is cut out of each image; by default a random square, if the images are squares.
 
     Attributes
     ----------
@@ -193,8 +200,10 @@ class BalancedBatches(_BatchIter):
         workers: int,
         process: tuple[int, int] = (0, 1),
         targets: np.ndarray | None = None,
+        crop: Crop | None = None,
     ) -> None:
         super().__init__(pixels, labels, batch_size, crop_size, workers, process, targets)
+        self._crop = crop or CropOfSquare(pixels.shape[1] - crop_size)
         self._batch_k = batch_k
         self._seed = seed
         order = np.argsort(labels, kind="stable")
@@ -209,11 +218,10 @@ class BalancedBatches(_BatchIter):
             np.resize(rng.permutation(self._rows_by_class[label]), self._batch_k)
             for label in classes
         ]
-        largest_offset = self.pixels.shape[1] - self._crop_size
-        tops, lefts = rng.integers(0, largest_offset, (2, total), endpoint=True)
+        crops = self._crop.draw(rng, total)
         flips = np.less(rng.random(total), 0.5)
         local = slice(self._rank * self.batch_size, (self._rank + 1) * self.batch_size)
-        return _Plan(np.concatenate(rows)[local], tops[local], lefts[local], flips[local])
+        return _Plan(np.concatenate(rows)[local], crops[local], flips[local])
 
 
 class SequentialBatches(_BatchIter):
@@ -223,6 +231,8 @@ class SequentialBatches(_BatchIter):
     with images from the start of the data; its `pad` is their number.
     """
 
+    _crop = CenterCrop()
+
     def _plan(self, number: int) -> _Plan | None:
         count = len(self.labels)
         first, end = (count * rank // self._processes for rank in (self._rank, self._rank + 1))
@@ -230,6 +240,6 @@ class SequentialBatches(_BatchIter):
         if start >= end:
             return None
         rows = np.arange(start, start + self.batch_size)
-        center = np.full(self.batch_size, (self.pixels.shape[1] - self._crop_size) // 2)
+        nothing = np.empty((self.batch_size, 0))
         pad = max(0, start + self.batch_size - end)
-        return _Plan(rows % count, center, center, np.zeros(self.batch_size, bool), pad)
+        return _Plan(rows % count, nothing, np.zeros(self.batch_size, bool), pad)

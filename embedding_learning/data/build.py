@@ -11,13 +11,22 @@ from pathlib import Path
 
 import numpy as np
 
-from embedding_learning.config import DataConfig, TrainConfig
+from embedding_learning.config import TRAIN_CROPS, DataConfig, TrainConfig
 from embedding_learning.data import datasets
 from embedding_learning.data.batches import BalancedBatches, SequentialBatches
+from embedding_learning.data.crops import (
+    Crop,
+    CropOfPhotograph,
+    CropOfSquare,
+    RandomResizedCrop,
+    photograph_size,
+)
 from embedding_learning.data.datasets import ImageSet, Split
 from embedding_learning.data.datasets.splits import log_split
 from embedding_learning.data.pixel_cache import open_pixel_cache
 from embedding_learning.data.preprocessing import (
+    AT_MOST,
+    SQUARE,
     Pixels,
     PixelsFromFiles,
     Preprocessing,
@@ -113,11 +122,11 @@ def open_data(split: Split, config: TrainConfig, rank: int = 0, group_size: int 
         If there are more workers than images that are searched for or in.
     """
     parts = split.parts
-    pixels, good = _open_pixels(_join(parts), config.data)
-    starts = np.cumsum([0, *map(len, parts)])
-    rows = [np.flatnonzero(good[start:end]) for start, end in zip(starts, starts[1:])]
-    if not good.all():
-        logging.warning("%d images that cannot be decoded are left out.", np.sum(~good))
+    opened = _open_parts(parts, config.data)
+    rows = [good for _, good in opened]
+    bad = sum(map(len, parts)) - sum(map(len, rows))
+    if bad:
+        logging.warning("%d images that cannot be decoded are left out.", bad)
         for images, kept, role in zip(parts, rows, ("that train", "that test", "of the gallery")):
             if not len(kept):
                 raise DataError(
@@ -134,7 +143,7 @@ def open_data(split: Split, config: TrainConfig, rank: int = 0, group_size: int 
             f"--workers {processes}: only {fewest} images are searched for or in, of which "
             "each worker embeds its part; launch fewer"
         )
-    sources = [_Rows(pixels, kept + start) for kept, start in zip(rows, starts)]
+    sources = [pixels.take(kept) for (pixels, _), kept in zip(opened, rows)]
 
     searched = [
         SequentialBatches(
@@ -158,6 +167,7 @@ def open_data(split: Split, config: TrainConfig, rank: int = 0, group_size: int 
         data.workers,
         process=(rank, processes),
         targets=beta_terms if config.method.beta_per != "class" else None,
+        crop=_train_crop(data),
     )
     return Data(
         train=train,
@@ -246,13 +256,52 @@ def _beta_terms(images: ImageSet, beta_per: str) -> np.ndarray:
     return np.stack([0 * rows, 1 + images.labels, 1 + len(classes) + rows], axis=1)
 
 
-def _open_pixels(images: ImageSet, data: DataConfig) -> tuple[Pixels, np.ndarray]:
+def _train_crop(data: DataConfig) -> Crop:
+    """Returns what is cut out of training images, as `_open_parts` resizes them."""
+    if data.train_crop != TRAIN_CROPS[0]:
+        return RandomResizedCrop(data.resize)
+    if data.resize_to != SQUARE:
+        return CropOfPhotograph()
+    return CropOfSquare(data.image_size - data.crop_size)
+
+
+def _open_parts(parts: list[ImageSet], data: DataConfig) -> list[tuple[_Rows, np.ndarray]]:
+    """Returns the pixels of each part, and the rows of the images that can be decoded.
+
+    Parts that are resized alike have one pixel cache. `RandomResizedCrop` needs the whole
+    photographs, so the training images then have one of their own.
+    """
+    preprocessing = Preprocessing(data.exif_orientation, data.resize, data.resize_to)
+    if data.train_crop == TRAIN_CROPS[0]:
+        return _open_together(parts, data.image_size, preprocessing, data)
+    photographs = preprocessing._replace(resize_to=AT_MOST)
+    size = photograph_size(data.crop_size)
+    return [
+        *_open_together(parts[:1], size, photographs, data),
+        *_open_together(parts[1:], data.image_size, preprocessing, data),
+    ]
+
+
+def _open_together(
+    parts: list[ImageSet], size: int, preprocessing: Preprocessing, data: DataConfig
+) -> list[tuple[_Rows, np.ndarray]]:
+    """Does the work of `_open_parts` for parts that are resized alike."""
+    pixels, good = _open_pixels(_join(parts), size, preprocessing, data)
+    starts = np.cumsum([0, *map(len, parts)])
+    return [
+        (_Rows(pixels, np.arange(start, end)), np.flatnonzero(good[start:end]))
+        for start, end in zip(starts, starts[1:])
+    ]
+
+
+def _open_pixels(
+    images: ImageSet, size: int, preprocessing: Preprocessing, data: DataConfig
+) -> tuple[Pixels, np.ndarray]:
     """Returns the images' pixels, from the pixel cache unless it is off, and which are good, (n,).
 
     Good images can be decoded; the others are found only with --skip-bad-images.
     """
-    size, workers, skip_bad = data.image_size, data.workers, data.skip_bad_images
-    preprocessing = Preprocessing(data.exif_orientation, data.resize)
+    workers, skip_bad = data.workers, data.skip_bad_images
     if data.cache != "none":
         folder = Path(data.cache_dir) / "pixels"
         cached = open_pixel_cache(images, size, folder, workers, skip_bad, preprocessing)
@@ -288,12 +337,16 @@ def digest(parts: list[ImageSet]) -> str:
 
 
 class _Rows:
-    """A selection of rows of decoded images."""
+    """A selection of rows of decoded images: their `pixels`, and the `rows` (n,) among these."""
 
     def __init__(self, pixels: Pixels, rows: np.ndarray) -> None:
         self._pixels = pixels
         self._rows = rows
         self.shape = (len(rows), *pixels.shape[1:])
+
+    def take(self, rows: np.ndarray) -> _Rows:
+        """Returns a selection of these rows."""
+        return _Rows(self._pixels, self._rows[rows])
 
     def __getitem__(self, row: int) -> np.ndarray:
         return self._pixels[self._rows[row]]

@@ -1,9 +1,10 @@
-"""Turns an image file and a box into a square of pixels: decode, cut to the box, resize, crop."""
+"""Turns an image file and a box into pixels: decode, cut to the box, resize, crop."""
 
 from __future__ import annotations
 
 import io
 import logging
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 from PIL.WebPImagePlugin import WebPImageFile
 
+from embedding_learning.config import RESIZE_TO
 from embedding_learning.data.datasets import ImageSet
 from embedding_learning.data.datasets.text_files import check_regular_file
 from embedding_learning.data.decoding import decode_image
@@ -37,9 +39,15 @@ _TURN_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     8: lambda image: cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 
+# What images are resized to: as the flag names it, and for training crops of their own size.
+SQUARE, SHORTER_SIDE = RESIZE_TO
+AT_MOST = "at-most"
+# With `SHORTER_SIDE` the longer side is at most so many times the other; more is cut off.
+_LONGEST = 4
+
 
 class Preprocessing(NamedTuple):
-    """How an image becomes a square; the defaults are those of the original.
+    """How an image is decoded and resized; the defaults are those of the original.
 
     Attributes
     ----------
@@ -49,29 +57,44 @@ class Preprocessing(NamedTuple):
         "linear" interpolates between neighboring pixels at any scale, so a side that shrinks to
         less than half skips pixels. "area" takes the mean of all pixels along a side that shrinks,
         and interpolates along a side that grows.
+    resize_to : str
+        `SQUARE`: a square, so the aspect ratio changes. `SHORTER_SIDE`: the aspect ratio stays, and
+        the shorter side gets the size; of an image more than four times as long as the other side
+        only the middle is used. `AT_MOST`: the image stays as it is, unless it has more pixels than
+        a square of the size; then it shrinks to that number.
     """
 
     exif_orientation: bool = False
     resize: str = "linear"
+    resize_to: str = SQUARE
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Preprocessing:
         """Returns the preprocessing that a model's description or a run's flags contain."""
-        return cls(settings["exif_orientation"], settings["resize"])
+        return cls(settings["exif_orientation"], settings["resize"], settings["resize_to"])
+
+    def most_pixels(self, size: int) -> int:
+        """Returns how many pixels an image can have that is resized to a size."""
+        return size * size * (_LONGEST if self.resize_to == SHORTER_SIDE else 1)
+
+    def is_result(self, height: int, width: int, size: int) -> bool:
+        """Returns whether an image that is resized to a size can have this height and width."""
+        least = 1 if self.resize_to == AT_MOST else size
+        return min(height, width) >= least and height * width <= self.most_pixels(size)
 
 
 ORIGINAL_PREPROCESSING = Preprocessing()
 
 
 class Pixels(Protocol):
-    """Square images of one size, read by row: an array in memory or on disk, or PixelsFromFiles."""
+    """Images that are read by row: an array in memory or on disk, or PixelsFromFiles."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape (n, size, size, 3)."""
+        """The shape (n, size, size, 3) of squares; (n,) if the images differ in size."""
 
     def __getitem__(self, row: int) -> np.ndarray:
-        """Returns an image, uint8 (size, size, 3), RGB."""
+        """Returns an image, uint8 (height, width, 3), RGB."""
 
 
 class PixelsFromFiles:
@@ -81,7 +104,7 @@ class PixelsFromFiles:
     ----------
     images : ImageSet
     size : int
-        Side of the square that each image is resized to, in pixels.
+        The size that each image is resized to, in pixels.
     preprocessing : Preprocessing
     """
 
@@ -89,13 +112,19 @@ class PixelsFromFiles:
         self, images: ImageSet, size: int, preprocessing: Preprocessing = ORIGINAL_PREPROCESSING
     ) -> None:
         self._images = images
+        self._size = size
         self._preprocessing = preprocessing
-        self.shape = (len(images), size, size, 3)
+        self.shape = shape_of(len(images), size, preprocessing)
 
     def __getitem__(self, row: int) -> np.ndarray:
         boxes = self._images.boxes
         box = None if boxes is None else boxes[row]
-        return read_square(self._images.paths[row], box, self.shape[1], self._preprocessing)
+        return read_image(self._images.paths[row], box, self._size, self._preprocessing)
+
+
+def shape_of(count: int, size: int, preprocessing: Preprocessing) -> tuple[int, ...]:
+    """Returns `Pixels.shape` of so many images that are resized to a size."""
+    return (count, size, size, 3) if preprocessing.resize_to == SQUARE else (count,)
 
 
 def read_square(
@@ -104,9 +133,25 @@ def read_square(
     size: int,
     preprocessing: Preprocessing = ORIGINAL_PREPROCESSING,
 ) -> np.ndarray:
-    """Decodes an image file, cuts it to its box and resizes the result to a square.
+    """Reads an image as `read_image` does, and returns the square in the middle of it."""
+    return center_square(read_image(path, box, size, preprocessing))
 
-    The aspect ratio is not kept, as in the original.
+
+def center_square(image: np.ndarray) -> np.ndarray:
+    """Returns the largest square in the middle of an image (height, width, 3)."""
+    height, width = image.shape[:2]
+    size = min(height, width)
+    top, left = (height - size) // 2, (width - size) // 2
+    return image[top : top + size, left : left + size]
+
+
+def read_image(
+    path: str,
+    box: np.ndarray | None,
+    size: int,
+    preprocessing: Preprocessing = ORIGINAL_PREPROCESSING,
+) -> np.ndarray:
+    """Decodes an image file, cuts it to its box and resizes the result.
 
     Parameters
     ----------
@@ -115,12 +160,12 @@ def read_square(
         x, y, width, height in pixels of the image as stored in the file or, with EXIF orientation,
         of the upright image. The part outside of the image is cut off.
     size : int
-        Side of the square in pixels.
+        The size that `Preprocessing.resize_to` refers to, in pixels.
     preprocessing : Preprocessing
 
     Returns
     -------
-    ndarray of uint8 (size, size, 3), RGB.
+    ndarray of uint8 (height, width, 3), RGB. By default height and width are the size.
 
     Raises
     ------
@@ -138,7 +183,7 @@ def read_square(
                 f"{path}: the box {x, y, width, height} lies outside of the image, "
                 f"{full_width}x{full_height} pixels"
             )
-    return cv2.cvtColor(resize_to_square(image, size, preprocessing.resize), cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(resize_image(image, size, preprocessing), cv2.COLOR_BGR2RGB)
 
 
 def read_full_image(path: str, exif_orientation: bool) -> np.ndarray:
@@ -153,14 +198,43 @@ def read_full_image(path: str, exif_orientation: bool) -> np.ndarray:
     return _turn_webp_upright(image, encoded) if exif_orientation else image
 
 
+def resize_image(image: np.ndarray, size: int, preprocessing: Preprocessing) -> np.ndarray:
+    """Resizes an image (height, width, 3) as `Preprocessing` says."""
+    method, resize_to = preprocessing.resize, preprocessing.resize_to
+    if resize_to == SQUARE:
+        return resize_to_square(image, size, method)
+    if resize_to == SHORTER_SIDE:
+        image = _cut_to_longest(image)
+        height, width = image.shape[:2]
+        shorter = min(height, width)
+        return _resize(image, size * height // shorter, size * width // shorter, method)
+    height, width = image.shape[:2]
+    scale = size / math.sqrt(height * width)
+    if scale >= 1:
+        return image
+    # The limits are for images of a single row or column of pixels.
+    height, width = (min(max(1, int(side * scale)), size * size) for side in (height, width))
+    return _resize(image, height, width, method)
+
+
 def resize_to_square(image: np.ndarray, size: int, method: str) -> np.ndarray:
     """Resizes an image (height, width, 3); `method` is one of `Preprocessing.resize`."""
+    return _resize(image, size, size, method)
+
+
+def _resize(image: np.ndarray, height: int, width: int, method: str) -> np.ndarray:
     if method == "area":
-        height, width = image.shape[:2]
         # Along a side that grows, INTER_AREA would repeat pixels instead of interpolating.
-        shrunk_size = min(width, size), min(height, size)
+        shrunk_size = min(image.shape[1], width), min(image.shape[0], height)
         image = cv2.resize(image, shrunk_size, interpolation=cv2.INTER_AREA)
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _cut_to_longest(image: np.ndarray) -> np.ndarray:
+    """Returns the middle of an image that is too long or too high for `SHORTER_SIDE`."""
+    longest = _LONGEST * min(image.shape[:2])
+    top, left = (max(0, side - longest) // 2 for side in image.shape[:2])
+    return image[top : top + longest, left : left + longest]
 
 
 def _turn_webp_upright(image: np.ndarray, encoded: bytes) -> np.ndarray:

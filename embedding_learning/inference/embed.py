@@ -100,10 +100,11 @@ def _embed_rest(
     file: ResumableOutput,
 ) -> None:
     """Appends the images that are not done yet, in batches of that size."""
-    pixels: Pixels = PixelsFromFiles(images, model.description["image_size"], model.preprocessing)
+    image_size = model.description["image_size"]
+    pixels: Pixels = PixelsFromFiles(images, image_size, model.preprocessing)
     errors: dict[int, str] = {}
     if skip_bad:
-        pixels = _ErrorCollectingPixels(pixels, errors)
+        pixels = _ErrorCollectingPixels(pixels, image_size, errors)
     if file.done:
         logging.info("Resuming after %d of %d images.", file.done, len(images))
     bar = progress_bar(range(file.done, len(images)), "Embedding", "image")
@@ -130,12 +131,15 @@ class _ErrorCollectingPixels:
     Parameters
     ----------
     pixels : Pixels
+    size : int
+        The side of the black squares, in pixels.
     errors : dict of int to str
         Receives the message of each such image, by its row.
     """
 
-    def __init__(self, pixels: Pixels, errors: dict[int, str]) -> None:
+    def __init__(self, pixels: Pixels, size: int, errors: dict[int, str]) -> None:
         self._pixels = pixels
+        self._size = size
         self._errors = errors
         self.shape = pixels.shape
 
@@ -144,7 +148,7 @@ class _ErrorCollectingPixels:
             return self._pixels[row]
         except DataError as error:
             self._errors[int(row)] = str(error)
-            return np.zeros(self.shape[1:], np.uint8)
+            return np.zeros((self._size, self._size, 3), np.uint8)
 
 
 def _check_files_exist(paths: list[str]) -> None:

@@ -13,13 +13,14 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock
 
-from embedding_learning.config import BATCH_SIZE, RESIZES, WORKERS
+from embedding_learning.config import BATCH_SIZE, RESIZE_TO, RESIZES, WORKERS
 from embedding_learning.data.batches import SequentialBatches
 from embedding_learning.data.preprocessing import (
     Pixels,
     Preprocessing,
-    read_square,
-    resize_to_square,
+    read_image,
+    resize_image,
+    shape_of,
 )
 from embedding_learning.errors import DataError, UsageError
 from embedding_learning.inference.batched import embed_each_batch
@@ -42,6 +43,7 @@ def load_model(
     model: str | None = None,
     exif_orientation: bool | None = None,
     resize: str | None = None,
+    resize_to: str | None = None,
 ) -> EmbeddingModel:
     """Loads a saved network and makes it ready to embed images.
 
@@ -59,16 +61,20 @@ def load_model(
         Whether to turn images upright as their EXIF data say; by default as in training.
     resize : str, optional
         "linear" or "area", as ``--resize`` of train.py; by default as in training.
+    resize_to : str, optional
+        "square" or "shorter-side", as ``--resize-to`` of train.py; by default as in training.
 
     Raises
     ------
     ValueError
-        If `resize` is another word.
+        If `resize` or `resize_to` is another word.
     UsageError
         If the file does not exist, holds no such network, or does not name its backbone.
     """
     if resize not in (None, *RESIZES):
         raise ValueError(f"resize {resize!r}: choose of {', '.join(RESIZES)}")
+    if resize_to not in (None, *RESIZE_TO):
+        raise ValueError(f"resize_to {resize_to!r}: choose of {', '.join(RESIZE_TO)}")
     path = find_network(os.fspath(path), "MODEL")
     source = f"MODEL {path}"
     devices = devices or [mx.cpu()]
@@ -79,6 +85,8 @@ def load_model(
         description["exif_orientation"] = exif_orientation
     if resize is not None:
         description["resize"] = resize
+    if resize_to is not None:
+        description["resize_to"] = resize_to
     net = MarginNet(
         backbones.create(description["model"], devices, pool=description["pool"]),
         description["embed_dim"],
@@ -113,7 +121,7 @@ class EmbeddingModel:
         Dimension d of the embeddings.
     devices : list of Context
     preprocessing : Preprocessing
-        How image files become squares, according to the description.
+        How image files are decoded and resized, according to the description.
     """
 
     def __init__(
@@ -131,6 +139,9 @@ class EmbeddingModel:
     def digest(self) -> str:
         """SHA-256 of the weights and the preprocessing; models with equal vectors have the same."""
         preprocessing = [self.description[key] for key in _DIGEST_KEYS]
+        if self.description["resize_to"] != RESIZE_TO[0]:
+            # The default adds nothing: embeddings from before there was a choice are known again.
+            preprocessing.append(self.description["resize_to"])
         digest = hashlib.sha256(json.dumps(preprocessing).encode())
         for name, parameter in self.net._collect_params_with_prefix().items():
             digest.update(name.encode())
@@ -194,7 +205,7 @@ class EmbeddingModel:
         Parameters
         ----------
         pixels : Pixels
-            Squares of ``description["image_size"]`` pixels; the workers read them.
+            Images that are resized to ``description["image_size"]``; the workers read them.
         batch_size : int
             A multiple of the number of devices, as `choose_batch_size` returns.
         workers : int
@@ -264,13 +275,14 @@ class _Images:
         self._images = images
         self._boxes = boxes
         self._preprocessing = preprocessing
-        self.shape = (len(images), size, size, 3)
+        self._size = size
+        self.shape = shape_of(len(images), size, preprocessing)
 
     def __getitem__(self, row: int) -> np.ndarray:
-        image, size = self._images[row], self.shape[1]
+        image, size = self._images[row], self._size
         box = None if self._boxes is None else self._boxes[row]
         if not isinstance(image, np.ndarray):
-            return read_square(os.fspath(image), box, size, self._preprocessing)
+            return read_image(os.fspath(image), box, size, self._preprocessing)
         if box is not None:
             x, y, width, height = (int(value) for value in box)
             image = image[max(y, 0) : max(y + height, 0), max(x, 0) : max(x + width, 0)]
@@ -278,7 +290,7 @@ class _Images:
                 raise DataError(
                     f"image {row}: the box {x, y, width, height} lies outside of the image"
                 )
-        return resize_to_square(np.ascontiguousarray(image), size, self._preprocessing.resize)
+        return resize_image(np.ascontiguousarray(image), size, self._preprocessing)
 
 
 def _check_pixels(image: np.ndarray, row: int) -> None:

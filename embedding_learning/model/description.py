@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from embedding_learning.config import LARGEST_IMAGE, POOLS, RESIZES, DataConfig, ModelConfig
+from embedding_learning.config import (
+    LARGEST_IMAGE,
+    POOLS,
+    RESIZE_TO,
+    RESIZES,
+    DataConfig,
+    ModelConfig,
+)
 from embedding_learning.errors import UsageError
 from embedding_learning.model.backbones import check_name
 from embedding_learning.model.weights import catalog
@@ -16,7 +23,9 @@ from embedding_learning.model.weights.params_file import read_description
 _FORMAT = 1
 _LARGEST = 2**31 - 1
 # The settings of networks that were trained before these settings existed.
-_FORMERLY = {"pool": POOLS[0], "exif_orientation": False, "resize": RESIZES[0]}
+_FORMERLY = {
+    "pool": POOLS[0], "exif_orientation": False, "resize": RESIZES[0], "resize_to": RESIZE_TO[0],
+}  # fmt: skip
 
 
 def describe(
@@ -44,6 +53,7 @@ def describe(
         crop_size=data.crop_size,
         exif_orientation=data.exif_orientation,
         resize=data.resize,
+        resize_to=data.resize_to,
         bbox=data.bbox,
         train_classes=data.train_classes,
         trained_on=title,
@@ -62,6 +72,7 @@ def _description(
     pool: str = POOLS[0],
     exif_orientation: bool = False,
     resize: str = RESIZES[0],
+    resize_to: str = RESIZE_TO[0],
     bbox: bool = True,
     train_classes: int | None = None,
     trained_on: str | None = None,
@@ -83,6 +94,7 @@ def _description(
         "crop_size": crop_size,
         "exif_orientation": exif_orientation,
         "resize": resize,
+        "resize_to": resize_to,
         "bbox": bbox,
         "train_classes": train_classes,
         "mean": list(MEAN),
@@ -171,6 +183,7 @@ def _check(description: Mapping[str, Any]) -> None:
         "crop_size": lambda value: _is_count(value, values["image_size"]),
         "exif_orientation": lambda value: isinstance(value, bool),
         "resize": lambda value: value in RESIZES,
+        "resize_to": lambda value: value in RESIZE_TO,
         "bbox": lambda value: isinstance(value, bool),
         "mean": lambda value: value == list(MEAN),
         "deviation": lambda value: value == list(DEVIATION),

@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from embedding_learning.data.preprocessing import Pixels
+from embedding_learning.data.preprocessing import Pixels, center_square
 from embedding_learning.errors import UsageError
 
 # The projector's thumbnails are parts of one image of at most 8192 pixels a side, which a browser
@@ -81,7 +81,10 @@ class TensorBoard:
         count = len(embeddings)
         rows = np.random.default_rng(0).permutation(count)[:_MOST_PROJECTED]
         size = (_THUMBNAIL, _THUMBNAIL)
-        images = [cv2.resize(pixels[row], size, interpolation=cv2.INTER_AREA) for row in rows]
+        images = [
+            cv2.resize(center_square(pixels[row]), size, interpolation=cv2.INTER_AREA)
+            for row in rows
+        ]
         # (n, size, size, 3) -> (n, 3, size, size), from 0 to 1
         thumbnails = np.stack(images).transpose(0, 3, 1, 2).astype(np.float32) / 255
         self._write(

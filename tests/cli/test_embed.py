@@ -324,12 +324,12 @@ def test_a_killed_process_is_gone_on_from_to_the_same_bytes(here: Path, file: Pa
         "from embedding_learning.inference import embedding_model, resumable_output\n"
         "from embedding_learning.__main__ import main\n"
         "resumable_output._SECONDS_BETWEEN_SAVES = -1\n"
-        "read, count = preprocessing.read_square, []\n"
+        "read, count = preprocessing.read_image, []\n"
         "def kill_late(*arguments):\n"
         "    count.append(1)\n"
         "    os.kill(os.getpid(), 9) if len(count) == 28 else None\n"
         "    return read(*arguments)\n"
-        "preprocessing.read_square = kill_late\n"
+        "preprocessing.read_image = kill_late\n"
         "main(sys.argv[1:])\n"
     )
     command = ["embed", str(file), "data/images", "--output=e.npy", "--batch-size=4"]

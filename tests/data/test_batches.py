@@ -133,7 +133,7 @@ def test_images_are_cut_to_their_boxes_cropped_and_mirrored_as_planned(birds: Im
             data, labels = arrays(batches.next())
             for place, row in enumerate(plan.rows):
                 image = read_square(birds.paths[row], birds.boxes[row], 32)
-                top, left = plan.tops[place], plan.lefts[place]
+                top, left = plan.crops[place]
                 square = image[top : top + 20, left : left + 20]
                 if plan.flips[place]:
                     square = square[:, ::-1]
@@ -184,8 +184,10 @@ def plans(told_apart: ImageSet) -> dict[str, np.ndarray]:
     """Everything that 3,000 batches of 12 draw, each (3000, 12); nothing is decoded."""
     with balanced(told_apart, seed=7) as batches:
         plans = [batches._plan(number) for number in range(3000)]
-    names = ("rows", "tops", "lefts", "flips")
-    return {name: np.stack([getattr(plan, name) for plan in plans]) for name in names}
+    names = ("rows", "crops", "flips")
+    drawn = {name: np.stack([getattr(plan, name) for plan in plans]) for name in names}
+    tops, lefts = np.moveaxis(drawn.pop("crops"), -1, 0)
+    return {**drawn, "tops": tops, "lefts": lefts}
 
 
 def assert_uniform(counts: np.ndarray) -> None:
@@ -232,8 +234,7 @@ def test_the_choices_for_an_image_are_independent(plans: dict[str, np.ndarray]) 
 def test_without_room_the_whole_square_is_taken(told_apart: ImageSet) -> None:
     with balanced(told_apart, image_size=6, crop_size=6) as batches:
         plan = batches._plan(0)
-    assert not plan.tops.any()
-    assert not plan.lefts.any()
+    assert not plan.crops.any()
 
 
 # Evaluation batches

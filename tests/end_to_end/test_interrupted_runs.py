@@ -13,10 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import mxnet as mx
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from embedding_learning.__main__ import main
 from embedding_learning.cli import train
 from embedding_learning.inference import embedding_model
 from embedding_learning.inference.export import export_symbol
@@ -288,6 +291,39 @@ def test_a_run_that_is_stopped_in_every_batch_goes_on_to_the_same_bytes(
     assert recorded(tmp_path) == recorded(folder)
     best = f"{PREFIX}.params"
     assert (tmp_path / best).read_bytes() == (folder / best).read_bytes()
+
+
+def test_a_run_of_other_crops_goes_on_to_the_same_bytes_and_its_network_embeds(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_cub: Path
+) -> None:
+    """Two devices, a batch that was drawn by lot, and another number of workers after it."""
+    flags = [
+        *("--train-crop=random-resized", "--resize-to=shorter-side", "--no-bbox"),
+        *("--cpu-contexts=2", "--total-batch-size=12"),
+    ]
+    assert start(tmp_path / "alone", *flags, "--workers=0") == 0
+    batch = int(np.random.default_rng(17).integers(1, 7))
+    with monkeypatch.context() as patched:
+        signal_at_call(patched, learner.Learner, "step", batch, signal.SIGTERM)
+        assert start(tmp_path / "stopped", *flags) == 143
+    assert start(tmp_path / "stopped", *flags, "--resume=auto", "--workers=3") == 0
+    assert last_state(tmp_path / "stopped") == last_state(tmp_path / "alone")
+    assert recorded(tmp_path / "stopped") == recorded(tmp_path / "alone")
+    best = f"{PREFIX}.params"
+    assert (tmp_path / "stopped" / best).read_bytes() == (tmp_path / "alone" / best).read_bytes()
+    # Other crops lead elsewhere.
+    assert start(tmp_path / "original", *flags, "--train-crop=original") == 0
+    assert last_state(tmp_path / "original") != last_state(tmp_path / "alone")
+
+    monkeypatch.chdir(tmp_path / "alone")
+    paths = sorted(map(str, (tiny_cub / "images").rglob("*.jpg")))
+    assert main(["embed", best, *paths, "--output=a.npy"]) == 0
+    assert main(["export", best, "net", "--normalize-input"]) == 0
+    # Of 44 x 40 pixels the shorter side stays; the middle of 32 pixels is seen.
+    middle = [cv2.imread(path)[4:36, 6:38, ::-1].transpose(2, 0, 1) for path in paths]
+    graph = mx.gluon.SymbolBlock.imports("net-symbol.json", ["data"], "net-0000.params")
+    found = graph(mx.nd.array(np.array(middle), dtype=np.uint8)).asnumpy()
+    np.testing.assert_allclose(found, np.load("a.npy"), atol=1e-5)
 
 
 def test_an_epoch_shorter_than_the_interval_that_was_stopped_leaves_the_same_records(

@@ -337,7 +337,7 @@ def nothing_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     def read_image(*arguments: object) -> None:
         raise AssertionError("an image was decoded")
 
-    monkeypatch.setattr(preprocessing, "read_square", read_image)
+    monkeypatch.setattr(preprocessing, "read_image", read_image)
 
 
 def assert_one_line(status: int, output: tuple[str, str], message: str) -> None:

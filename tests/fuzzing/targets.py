@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,7 +28,13 @@ from embedding_learning.config import TrainConfig
 from embedding_learning.data import datasets
 from embedding_learning.data.datasets import cub200, pairs
 from embedding_learning.data.pixel_cache import open_pixel_cache
-from embedding_learning.data.preprocessing import find_decoding_errors, read_square
+from embedding_learning.data.preprocessing import (
+    ORIGINAL_PREPROCESSING,
+    SHORTER_SIDE,
+    Preprocessing,
+    find_decoding_errors,
+    read_square,
+)
 from embedding_learning.errors import DataError
 from tests.fuzzing import format_mutations, samples
 from tests.helpers.paths import ROOT
@@ -37,6 +44,7 @@ if TYPE_CHECKING:
 
 _SCRIPT = ROOT / "get_cub200_data.sh"
 _SIZE = 8
+_KEEPING_SHAPE = Preprocessing(resize_to=SHORTER_SIDE)
 
 
 class Target(NamedTuple):
@@ -136,20 +144,21 @@ def _read_unsupported(folder: Path) -> None:
             assert read_square(str(file), None, _SIZE).dtype == np.uint8
 
 
-def _write_pixel_cache(folder: Path) -> None:
+def _write_pixel_cache(folder: Path, preprocessing: Preprocessing = ORIGINAL_PREPROCESSING) -> None:
     """Writes a pixel cache, and the partial files of a process that was killed."""
     samples.write_cub(folder)
-    _read_pixel_cache(folder)
+    _read_pixel_cache(folder, preprocessing)
     (home,) = (folder / "cache").iterdir()
     for name in ("index", "pixels"):
         (home / f"{name}.new").write_bytes(b"begun")
 
 
-def _read_pixel_cache(folder: Path) -> None:
-    cache = open_pixel_cache(cub200.read(folder), _SIZE, folder / "cache", workers=2)
+def _read_pixel_cache(folder: Path, preprocessing: Preprocessing = ORIGINAL_PREPROCESSING) -> None:
+    images = cub200.read(folder)
+    cache = open_pixel_cache(images, _SIZE, folder / "cache", 2, preprocessing=preprocessing)
     if cache is not None:
         pixels, is_decoded = cache
-        assert pixels.sum() > 0 and is_decoded.all()
+        assert sum(pixels[row].sum() for row in range(len(images))) > 0 and is_decoded.all()
 
 
 def _write_params(folder: Path) -> None:
@@ -327,6 +336,11 @@ TARGETS = {
         _write_unsupported, ("*",), _read_unsupported, format_mutations.mutate_image
     ),
     "pixel-cache": Target(_write_pixel_cache, ("cache/*/*",), _read_pixel_cache),
+    "pixel-cache-shapes": Target(
+        partial(_write_pixel_cache, preprocessing=_KEEPING_SHAPE),
+        ("cache/*/*",),
+        partial(_read_pixel_cache, preprocessing=_KEEPING_SHAPE),
+    ),
     "params": Target(_write_params, ("*.params",), _read_params, format_mutations.mutate_params),
     "weights": Target(_write_weights, ("*",), _read_weights, format_mutations.mutate_weights),
     "checkpoint": Target(

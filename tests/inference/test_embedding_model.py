@@ -367,6 +367,7 @@ def test_a_description_depends_on_its_arguments_alone() -> None:
         "crop_size": CROP_SIZE,
         "exif_orientation": False,
         "resize": "linear",
+        "resize_to": "square",
         "bbox": False,
         "train_classes": None,
         "mean": list(MEAN),
@@ -389,6 +390,7 @@ def test_a_description_depends_on_its_arguments_alone() -> None:
         ("crop_size", [0, 41, -3, "32", None, [32]]),
         ("exif_orientation", [0, 1, None, "yes"]),
         ("resize", [None, "", "cubic", 1, ["area"]]),
+        ("resize_to", [None, "", "at-most", 1, ["square"]]),
         ("bbox", [0, None, "yes"]),
         ("mean", [[0.5, 0.5, 0.5], None, "mean", [0.485, 0.456], {}]),
         ("deviation", [[1, 1, 1], 0.2]),
@@ -438,7 +440,7 @@ def test_every_key_of_a_description_is_needed_but_that_which_was_not_always_ther
 ) -> None:
     path = tmp_path / "model.params"
     whole = description_of()
-    for key in whole.keys() - {"pool", "exif_orientation", "resize"}:
+    for key in whole.keys() - {"pool", "exif_orientation", "resize", "resize_to"}:
         save_cheap(path, {name: value for name, value in whole.items() if name != key})
         with pytest.raises(UsageError, match=r"another version|describes its network, but"):
             load_model(path)

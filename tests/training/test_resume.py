@@ -36,6 +36,8 @@ OTHERS = {
     "crop_size": "--crop-size=200",
     "exif_orientation": "--exif-orientation",
     "resize": "--resize=area",
+    "resize_to": "--resize-to=shorter-side",
+    "train_crop": "--train-crop=random-resized",
     "normalize_weights": "--normalize-weights",
     "optimizer": "--optimizer=sgd",
     "seed": "--seed=7",

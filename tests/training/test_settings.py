@@ -20,6 +20,7 @@ from embedding_learning.training.settings import PRESETS, as_arguments, make_con
         ["--gpus=0,2", "--kvstore=local", "--steps=", "--no-bbox", "--epochs=3"],
         ["--loss=contrastive", "--sampling=random", "--metrics=nmi,recall@4"],
         ["--model=inceptionv3", "--exif-orientation", "--resize=area", "--grad-clip=2.5"],
+        ["--resize-to=shorter-side", "--train-crop=random-resized"],
         ["--nonzero-loss-cutoff=none", "--cutoff=0.3", "--beta-per=common"],
         ["--total-batch-size=40", "--cpu-contexts=2", "--skip-bad-images", "--lr-beta=-1"],
         *(["--preset", name] for name in PRESETS),
