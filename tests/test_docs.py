@@ -37,7 +37,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md")
 RUN_BY = {"extending.md": "tests/test_extending.py"}
 # Flags of other programs that the pages name.
 OTHERS = {"--branch", "--depth", "--no-deps", "--nodes", "--ntasks-per-node", "--gpus-per-node"}
-OTHERS |= {"--overlap", "--original", "--pytorch-python", "--fix", "--rm", "--crops"}
+OTHERS |= {"--overlap", "--original", "--pytorch-python", "--fix", "--rm", "--crops", "--rounds"}
 # An abbreviation.
 OTHERS |= {"--data"}
 

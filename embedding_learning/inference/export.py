@@ -24,8 +24,8 @@ from embedding_learning.runtime.atomic_files import atomic_write
 
 # What a file for PyTorch says of its network, of what `model.description` lists.
 _FOR_PYTORCH = (
-    *("model", "embed_dim", "image_size", "crop_size", "exif_orientation", "resize", "bbox"),
-    *("mean", "deviation", "trained_on", "epoch", "recall_at_1"),
+    *("model", "embed_dim", "image_size", "crop_size", "exif_orientation", "resize", "resize_to"),
+    *("bbox", "mean", "deviation", "trained_on", "epoch", "recall_at_1"),
 )
 
 

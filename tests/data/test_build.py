@@ -479,9 +479,7 @@ def test_a_missing_image_is_named_before_any_is_decoded(
 ) -> None:
     data = photos(tmp_path / "data", EVEN + GALLERY)
     (data.parent / "16.png").unlink()
-    monkeypatch.setattr(
-        preprocessing, "read_image", lambda *_: pytest.fail("an image was decoded")
-    )
+    monkeypatch.setattr(preprocessing, "read_image", lambda *_: pytest.fail("an image was decoded"))
     options = flags(data, f"--cache={cache}")
     with pytest.raises(DataError, match=r"16\.png: listed, but missing"):
         open_data(read_split(options), options)

@@ -50,7 +50,8 @@ def described(model: str, **changes: Any) -> dict[str, Any]:
     return {
         **{"model": model, "embed_dim": DIMENSION, "pool": "original", "bbox": True},
         **{"image_size": size + 32, "crop_size": size, "exif_orientation": False},
-        **{"resize": "linear", "mean": [0.485, 0.456, 0.406], "deviation": [0.229, 0.224, 0.225]},
+        **{"resize": "linear", "resize_to": "square"},
+        **{"mean": [0.485, 0.456, 0.406], "deviation": [0.229, 0.224, 0.225]},
         **{"trained_on": "Birds", "epoch": 3, "recall_at_1": 0.5},
         **changes,
     }
