@@ -497,6 +497,7 @@ def test_arrays_and_bytes_arrive_whole(exchanged: list[dict[str, np.ndarray]]) -
     assert exchanged[0].keys() == exchanged[1].keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_two_workers_learn_what_one_process_does(
     exchanged: list[dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch, count: int
@@ -516,6 +517,7 @@ def test_two_workers_learn_what_one_process_does(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", SHARED)
 def test_workers_that_share_a_batch_learn_what_one_process_does(
     exchanged: list[dict[str, np.ndarray]], loss: str
@@ -529,6 +531,7 @@ def test_workers_that_share_a_batch_learn_what_one_process_does(
         np.testing.assert_allclose(first, array, rtol=1e-3, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_statistics_are_gathered_united_and_restored(
     exchanged: list[dict[str, np.ndarray]],
 ) -> None:
@@ -564,6 +567,7 @@ def test_statistics_are_gathered_united_and_restored(
         np.testing.assert_allclose(found, (arrays[0] + arrays[1]) / 2, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["among", "gallery"])
 def test_two_workers_evaluate_to_the_numbers_of_one(
     exchanged: list[dict[str, np.ndarray]], name: str
@@ -609,6 +613,7 @@ def test_only_the_first_worker_logs_prints_and_saves(alone: list[Process]) -> No
     assert (first.folder / f"{PREFIX}.params").is_file()
 
 
+@pytest.mark.slow
 def test_the_weights_of_all_workers_are_equal_in_the_end(alone: list[Process]) -> None:
     digests = [(p.folder / f"weights-of-{rank}").read_text() for rank, p in enumerate(alone[2:])]
     assert digests[0] == digests[1]

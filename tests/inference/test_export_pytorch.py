@@ -84,6 +84,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return tensors, json.loads(metadata["description"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", NETWORKS)
 def test_names_and_shapes_are_torchvisions_and_the_way_back_gives_the_same_features(
     model: str, tmp_path: Path

@@ -73,6 +73,7 @@ def test_lists_agree_with_each_other_and_with_the_files(whole: Path) -> None:
     assert boxes == ["0.0 0.0 64.0 64.0"] * len(files)
 
 
+@pytest.mark.slow
 def test_the_pixels_are_the_same_on_every_python(whole: Path) -> None:
     """Each Python has its own releases of Pillow, matplotlib and numpy."""
     total = hashlib.sha256()
@@ -82,6 +83,7 @@ def test_the_pixels_are_the_same_on_every_python(whole: Path) -> None:
     assert total.hexdigest() == PIXELS
 
 
+@pytest.mark.slow
 def test_every_class_has_the_same_number_of_images(whole: Path) -> None:
     labels = [int(label) for label in values(whole / "image_class_labels.txt")]
     counts = np.bincount(labels)[1:]
