@@ -88,7 +88,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in, with the stand-in of train.py."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.py").write_text(STAND_IN)
-    monkeypatch.setattr(process_pool, "_TRAIN", tmp_path / "train.py")
+    command = [sys.executable, str(tmp_path / "train.py")]
+    monkeypatch.setattr(process_pool, "train_command", lambda: command)
     monkeypatch.setattr(process_pool, "_PAUSE", 0.01)
     monkeypatch.setattr("embedding_learning.data.build.read_split", lambda options: None)
     return tmp_path
