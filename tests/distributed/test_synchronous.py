@@ -712,7 +712,8 @@ def test_an_unexpected_exception_ends_the_group(
     start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:
     """With its traceback, and without the others waiting for ever."""
-    group = start_group(tmp_path, *data_flags, worker="faulty_worker")
+    # The other worker waits in the store and cannot end by itself, so no time is given for it.
+    group = start_group(tmp_path, *data_flags, worker="faulty_worker", TEST_ABORT_DELAY="0.1")
     assert statuses(group)[1:] == [3, 3, 1], cause_of(group)
     assert "RuntimeError: unforeseen" in group[3].err
     assert "worker 1 " in group[2].err
