@@ -48,6 +48,11 @@ OTHERS = {
     "beta_optimizer": "--beta-optimizer=adam",
     "cutoff": "--cutoff=0.25",
     "nonzero_loss_cutoff": "--nonzero-loss-cutoff=1.5",
+    "memory": "--memory=512",
+    "scale": "--scale=3.5",
+    "lr_proxies": "--lr-proxies=0.02",
+    "negatives": "--negatives=batch",
+    "memory_from": "--memory-from=2",
     "saved_epoch": "--saved-epoch=last",
     "lr": "--lr=0.01",
     "lr_beta": "--lr-beta=0.2",
@@ -67,6 +72,13 @@ OTHERS = {
 }
 
 
+# Flags that have an effect only next to others.
+NEEDS = {
+    "scale": ["--loss=proxy-nca"],
+    "lr_proxies": ["--loss=proxy-nca"],
+    "negatives": ["--cpu-contexts=2"],
+    "memory_from": ["--memory=512"],
+}
 # Only distance weighted sampling has these, and only the margin-based loss has a beta.
 NOT_WITH_ANOTHER_METHOD = (
     *("normalize_weights", "cutoff", "nonzero_loss_cutoff"),
@@ -226,8 +238,8 @@ def test_a_rate_of_beta_is_of_no_matter_to_a_loss_without_one() -> None:
 
 
 def _all_but(*names: str) -> list[str]:
-    """All flags of OTHERS without those of these names."""
-    return [flag for other, flag in OTHERS.items() if other not in names]
+    """All flags of OTHERS without those of these names, and without those that need others."""
+    return [flag for other, flag in OTHERS.items() if other not in (*names, *NEEDS)]
 
 
 @pytest.mark.parametrize("name", resume._MUST_AGREE)
@@ -236,7 +248,7 @@ def test_a_flag_that_must_agree_is_named_with_the_value_to_give(name: str) -> No
     line = refusal(checkpoint_of(*base), parse([*base, OTHERS[name]]))
     default = parse([]).as_flags()[name]
     flag = "--" + name.replace("_", "-")
-    setting = f"no {flag}" if default in (None, False) else f"{flag} {default}"
+    setting = f"no {flag}" if default is None or default is False else f"{flag} {default}"
     assert line == f"was made with {setting}; give these, or start from scratch without --resume"
     back = refusal(checkpoint_of(*base, OTHERS[name]), parse(base))
     assert back.startswith(f"was made with {OTHERS[name].replace('=', ' ')}; ")
@@ -254,8 +266,9 @@ def test_a_flag_that_leads_to_another_model_is_logged(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    resume.check_flags(checkpoint_of(), parse([OTHERS[name]]))
-    former = parse([]).as_flags()[name]
+    needed = NEEDS.get(name, [])
+    resume.check_flags(checkpoint_of(*needed), parse([*needed, OTHERS[name]]))
+    former = parse(needed).as_flags()[name]
     assert caplog.messages == [
         f"The run continues with {OTHERS[name].replace('=', ' ')} instead of {former}."
     ]
