@@ -13,6 +13,8 @@ from embedding_learning.config import COMMON_RECALL_RANKS
 from embedding_learning.errors import DataError
 
 _MISSING = (-1, -1)
+# The box of an image that is not cropped, in a set where others are. What lies outside is cut off.
+WHOLE_IMAGE = [0, 0, 2**31 - 1, 2**31 - 1]
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class ImageSet:
         Class of each image, 0 to ``len(class_names) - 1``.
     class_names : list of str
     boxes : ndarray of int32, (n, 4), optional
-        x, y, width and height in pixels of the part that shows the object.
+        x, y, width and height in pixels of the part that shows the object; `WHOLE_IMAGE` for an
+        image without a box, if others have one.
     """
 
     paths: list[str]

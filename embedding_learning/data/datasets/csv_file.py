@@ -1,9 +1,10 @@
 """A CSV file that lists the images: for a user's own data, with any split.
 
 The header has ``path,label,split``, in any order, and may have ``x,y,width,height``, a box in
-pixels. Other columns are ignored. A path is relative to the folder of the file, and a label is any
-text. A split is train or test; or train, query or gallery. Commas separate the columns, and a value
-with a comma stands in double quotes. The encoding is UTF-8.
+pixels; an image for which all four are empty is used whole. Other columns are ignored. A path is
+relative to the folder of the file, and a label is any text. A split is train or test; or train,
+query or gallery. Commas separate the columns, and a value with a comma stands in double quotes. The
+encoding is UTF-8.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from embedding_learning.data.datasets.splits import PARTS, ListedImage, split_by_lists
 from embedding_learning.data.datasets.text_files import check_regular_file, parse_box
-from embedding_learning.data.image_set import Split
+from embedding_learning.data.image_set import WHOLE_IMAGE, Split
 from embedding_learning.errors import DataError
 
 COLUMNS = ("path", "label", "split")
@@ -47,8 +48,11 @@ def read(file: Path, use_boxes: bool = True) -> Split:
                 f"{line}: expected a path, a label and one of {', '.join(PARTS)}, but found "
                 f"{path!r}, {label!r}, {part!r}; correct the line"
             )
-        box = parse_box([row[column] for column in box_columns], line) if box_columns else None
+        values = [row[column] for column in box_columns]
+        box = parse_box(values, line) if any(values) else None
         images.append(ListedImage(os.path.join(folder, path), label, part, box, file, number))
+    if any(image.box for image in images):
+        images = [image._replace(box=image.box or WHOLE_IMAGE) for image in images]
     return split_by_lists(file.name, file, images)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from embedding_learning.data.datasets import Split, csv_file, load_dataset
+from embedding_learning.data.preprocessing import PixelsFromFiles
 from embedding_learning.errors import DataError
 
 
@@ -76,8 +78,27 @@ def test_boxes_are_read_where_there_are_any(tmp_path: Path) -> None:
     assert split.train.boxes.tolist() == [[1, -2, 30, 40]]
     assert split.test.boxes.tolist() == [[5, 6, 7, 8]]
     assert split.test.boxes.dtype == np.int32
+    without = read(tmp_path, BOXED.replace("1.9,-2,30,40", ",,,").replace("5,6,7,8", " ,,,"))
+    assert without.train.boxes is None and without.test.boxes is None
     wrong = BOXED.replace("30", "wide").replace("height", "depth")
     assert read(tmp_path, wrong, use_boxes=False).train.boxes is None
+
+
+def test_an_image_without_a_box_among_others_with_one_is_used_whole(tmp_path: Path) -> None:
+    """In the same part, and where no image of its part has a box."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    rows = ["a,x,train,,,,", "b,x,train,4,5,6,7", "c,y,test,,,,"]
+    for name in "abc":
+        cv2.imwrite(str(tmp_path / f"{name}.png"), pixels[..., ::-1])
+    lines = ["path,label,split,x,y,width,height", *(row.replace(",", ".png,", 1) for row in rows)]
+    split = read(tmp_path, "\n".join(lines))
+    for images, row, expected in (
+        (split.train, 0, pixels),
+        (split.train, 1, pixels[5:12, 4:10]),
+        (split.test, 0, pixels),
+    ):
+        resized = cv2.resize(np.ascontiguousarray(expected), (16, 16))
+        np.testing.assert_array_equal(PixelsFromFiles(images, 16)[row], resized)
 
 
 @pytest.mark.parametrize(
