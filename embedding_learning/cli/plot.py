@@ -111,7 +111,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
             model_flags.add_flags(of_kind, more)
             split_flags.add_flags(of_kind)
         if row.of_plane:
-            text = "the most images; of more, some are chosen at random. 60,000 take about an hour"
+            text = "the most images; of more, some are chosen at random. t-SNE of many takes long"
             of_kind.add_argument("--images", type=int, default=_MOST_IMAGES, metavar="N", help=text)
         text = "the plot, .png or .svg; an existing file is replaced"
         of_kind.add_argument("output", type=expand_path, metavar="FILE", help=text)

@@ -114,7 +114,7 @@ class _MXNetFinder:
 
 
 class _QuickLoader:
-    """Loads MXNet without the modules that it imports but does not need. This halves the time."""
+    """Loads MXNet without the modules that it imports but does not need."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader

@@ -104,7 +104,7 @@ for attempt in range(2):
 
 @pytest.mark.slow
 def test_what_mxnet_does_not_need_is_not_imported_with_it() -> None:
-    """These take as long as MXNet itself; afterwards they can be imported."""
+    """Afterwards they can be imported."""
     unused = ("sklearn", "pandas", "scipy.stats", "matplotlib", "setuptools", "distutils")
     code = f"""
 import importlib, inspect, sys
