@@ -122,7 +122,7 @@ def plain_backbone():
 def train_a_step(backbone):
     """The network after a step, and whether it was fused."""
     options = parse(["--batch-size=4", "--batch-k=2", "--crop-size=14", "--image-size=16"])
-    net = MarginNet(backbone, 8, 2)
+    net = MarginNet(backbone, 8, 2, sampling=None)
     net.initialize(mx.init.Xavier())
     net.embed(nd.zeros((1, 3, 14, 14)))
     made = build.build(options, each_class(2), net, [mx.cpu()])

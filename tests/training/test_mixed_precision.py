@@ -75,7 +75,7 @@ def network(devices: list[mx.Context], seed: int = 1) -> MarginNet:
         nn.Activation("relu"),
         nn.MaxPool2D(),
     )
-    net = MarginNet(backbone, 8, 2, preprocess=ImageNormalization())
+    net = MarginNet(backbone, 8, 2, sampling=None, preprocess=ImageNormalization())
     net.initialize(mx.init.Xavier(magnitude=2), ctx=devices)
     net.embed(nd.zeros((1, 3, 8, 8), devices[0]))
     return net
@@ -161,7 +161,7 @@ def test_the_operators_of_every_family_take_these_types(model: str) -> None:
     """Uses MXNet's inference of types, which needs no device."""
     config = config_of(f"--model={model}", "--dtype=float16", "--feat-dim=5")
     net = memory_estimate._network(config)
-    *_, embeddings = net(mx.sym.var("images", dtype="uint8"))
+    embeddings = net(mx.sym.var("images", dtype="uint8"))
     entries = embeddings.get_internals()
     _, kinds, _ = entries.infer_type(images="uint8")
     kind_of = dict(zip(entries.list_outputs(), kinds))
