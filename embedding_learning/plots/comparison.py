@@ -30,7 +30,7 @@ def plot_comparison(values_by_title: Mapping[str, Values], path: str, caption: s
     ----------
     values_by_title : mapping
         By title, the values of all seeds by loss and sampling; an empty sequence if there are none
-        yet. All titles have the same keys.
+        yet. All titles have the same keys; not every loss needs every sampling.
     path : str
         The file, PNG or SVG by its suffix.
     caption : str
@@ -93,7 +93,7 @@ def _draw(axes: Axes, title: str, values: Values, limits: tuple[float, float]) -
         color, mark = panels.COLORS[column % len(panels.COLORS)], _MARKS[column % len(_MARKS)]
         at = [(column - (len(samplings) - 1) / 2) * step + row for row in range(len(losses))]
         for x, loss in zip(at, losses):
-            seeds = values[loss, sampling]
+            seeds = values.get((loss, sampling))
             if not seeds:
                 continue
             axes.plot(

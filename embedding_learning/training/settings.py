@@ -32,34 +32,14 @@ from embedding_learning.runtime.flag_values import (
     device_numbers,
     integers,
 )
+from embedding_learning.training import presets
 
-# Of the paper, and of those who read it: 128 dimensions and Adam (Musgrave et al., A Metric
-# Learning Reality Check, supplement); whole images, without boxes (hudengjunai/DeepEmbeding,
-# issue 1); images of 256 pixels cut to 224, and beta 1.2 with those of classes and images beginning
-# at 0 (section 5, "Setting"). Batches, rates and epochs are not known, and stay the original's.
-_PAPER = {
-    "embed_dim": 128, "optimizer": "adam", "bbox": False, "beta": 1.2, "beta_per": "image",
-}  # fmt: skip
-# By name, what replaces the flags' defaults.
-PRESETS: dict[str, dict[str, Any]] = {
-    # train.py and data.py of MXNet 1.9.1's example/gluon/embedding_learning are the defaults.
-    "original": {},
-    "paper-cub": _PAPER,
-    "paper-cars": _PAPER,
-    # Its table 1 shows these recalls. Half of the data set's classes have fewer than six images;
-    # 2 of a class in a batch of 80 are from hudengjunai/DeepEmbeding, train_In_classEbay.sh, which
-    # runs the original on this data set.
-    "paper-sop": {
-        **_PAPER, "batch_k": 2, "batch_size": 80,
-        "metrics": "recall@1,recall@10,recall@100,recall@1000",
-    },
-}  # fmt: skip
 # The choices that are rows of tables elsewhere.
 CHOICES: dict[str, tuple[str, ...]] = {
     "dataset": NAMES,
     "loss": tuple(LOSSES),
     "sampling": tuple(SAMPLINGS),
-    "preset": tuple(PRESETS),
+    "preset": tuple(presets.SETTINGS),
 }
 # MXNet takes these names in any case; here each has one spelling.
 LOWER_CASE = ("optimizer", "kvstore")
@@ -87,7 +67,7 @@ def make_config(values: Mapping[str, Any], saves: bool = True) -> TrainConfig:
     defaults = {
         "margin": LOSSES[loss].margin,
         "scale": LOSSES[loss].scale,
-        **PRESETS.get(settings.get("preset") or "", {}),
+        **presets.defaults_of(settings.get("preset")),
     }
     for key, flag in FLAGS.items():
         if key not in settings:

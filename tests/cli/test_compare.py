@@ -216,6 +216,31 @@ def test_each_run_has_flags_and_files_of_its_own(
 
 
 @pytest.mark.slow
+def test_by_default_the_pairs_of_table_1_are_compared(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The paper has no random sampling with a triplet loss."""
+    assert compare.main(["--seeds=1", "--", *FLAGS]) == 0
+    names = [name.rsplit("_", 2)[:2] for name in started(here)]
+    losses = ("margin", "contrastive", "triplet", "triplet-euclidean")
+    samplings = ("distance-weighted", "semi-hard", "random")
+    assert names == [
+        [loss, sampling]
+        for loss in losses
+        for sampling in samplings[: 2 if loss.startswith("triplet") else 3]
+    ]
+    assert len(re.findall("± -", capsys.readouterr().out)) == 10 * 4
+    assert cv2.imread(str(here / "comparison" / "comparison.png")) is not None
+
+
+@pytest.mark.slow
+def test_losses_that_are_typed_are_compared_with_all_samplings(here: Path) -> None:
+    assert compare.main(["--losses=triplet", "--seeds=1", "--", *FLAGS]) == 0
+    names = ["triplet_distance-weighted_1", "triplet_semi-hard_1", "triplet_random_1"]
+    assert started(here) == names
+
+
+@pytest.mark.slow
 def test_what_is_finished_is_not_run_again_and_more_can_be_asked_for(here: Path) -> None:
     arguments = ["--losses=margin", "--samplings=hard"]
     assert compare.main([*arguments, "--seeds=1", "--", *FLAGS]) == 0

@@ -266,6 +266,9 @@ def test_what_is_typed_replaces_what_a_preset_says() -> None:
     assert (mine.batch.batch_k, mine.batch.per_device) == (4, 80)
     assert (mine.data.bbox, mine.method.beta_per) == (True, "class")
     assert parse(["--preset=paper-cub", "--loss=contrastive"]).method.margin == 1.0
+    birds = parse(["--preset=paper-cub"])
+    assert (birds.batch.batch_k, birds.batch.per_device, birds.batch.batch_num) == (4, 128, 46)
+    assert (birds.run.epochs, birds.optimizer.steps, birds.optimizer.factor) == (50, (30,), 0.3)
 
 
 @pytest.mark.parametrize(

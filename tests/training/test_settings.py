@@ -10,7 +10,8 @@ import pytest
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.config import FLAGS, TrainConfig
 from embedding_learning.errors import UsageError
-from embedding_learning.training.settings import PRESETS, as_arguments, make_config
+from embedding_learning.training import presets
+from embedding_learning.training.settings import as_arguments, make_config
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ from embedding_learning.training.settings import PRESETS, as_arguments, make_con
         ["--resize-to=shorter-side", "--train-crop=random-resized"],
         ["--nonzero-loss-cutoff=none", "--cutoff=0.3", "--beta-per=common"],
         ["--total-batch-size=40", "--cpu-contexts=2", "--skip-bad-images", "--lr-beta=-1"],
-        *(["--preset", name] for name in PRESETS),
+        *(["--preset", name] for name in presets.SETTINGS),
     ],
 )
 def test_a_configuration_survives_as_flags(flags: list[str]) -> None:
