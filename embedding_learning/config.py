@@ -151,6 +151,10 @@ class DataConfig:
         0.0, "part of the training classes that does not train, and tests in place of the test "
         "classes", below=1,
     )  # fmt: skip
+    held_out_fold: int = _number(
+        1, "which part of the training classes --held-out takes, counted from the last", 1,
+        metavar="N",
+    )  # fmt: skip
     small_classes: str = _choice(SMALL_CLASSES, "training classes with fewer images than --batch-k")
     skip_bad_images: bool = _switch("leave out images that cannot be decoded")
     image_size: int = _count(
@@ -484,7 +488,7 @@ class TestImages:
 
     Attributes
     ----------
-    data_path, dataset, train_classes, held_out, cache_dir, skip_bad_images
+    data_path, dataset, train_classes, held_out, held_out_fold, cache_dir, skip_bad_images
         As in `DataConfig`.
     bbox : bool, optional
         Whether images are cropped to their boxes; None: as the model was trained.
@@ -497,6 +501,7 @@ class TestImages:
     dataset: str | None = None
     train_classes: int | None = None
     held_out: float = 0.0
+    held_out_fold: int = 1
     bbox: bool | None = None
     classes: str = "split"
     skip_bad_images: bool = False

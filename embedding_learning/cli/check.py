@@ -20,8 +20,8 @@ _SIZE = 64
 # The flags of train.py that decide which images are read and whether they can be trained on.
 _FLAGS = (
     "data_path", "dataset", "bbox", "train_classes", "cache_dir", "workers", "held_out",
-    "small_classes", "batch_k", "batch_size", "total_batch_size", "classes", "gpus",
-    "cpu_contexts", "preset", "exif_orientation",
+    "held_out_fold", "small_classes", "batch_k", "batch_size", "total_batch_size", "classes",
+    "gpus", "cpu_contexts", "preset", "exif_orientation",
 )  # fmt: skip
 
 

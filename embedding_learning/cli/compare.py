@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import shlex
@@ -40,7 +41,9 @@ _LOSSES = "margin,contrastive,triplet,triplet-euclidean"
 _SAMPLINGS = "distance-weighted,semi-hard,random"
 _NOT_IN_TABLE_1 = {("triplet", "random"), ("triplet-euclidean", "random")}
 # Flags that this command sets for each run, or does not allow.
-_SET_HERE = ("loss", "sampling", "seed", "save_model_prefix", "resume", "tensorboard")
+_SET_HERE = (
+    "loss", "sampling", "seed", "save_model_prefix", "resume", "tensorboard", "held_out_fold",
+)  # fmt: skip
 # Flags that change at most the last digits of a run's numbers.
 _MAY_CHANGE = (
     "gpus", "workers", "log_interval", "cache", "cache_dir", "keep", "checkpoint_interval",
@@ -48,7 +51,7 @@ _MAY_CHANGE = (
 )  # fmt: skip
 _HELD_OUT_SHARE = 0.2
 # All runs are listed before the first one begins.
-_MOST_SEEDS, _MOST_PARALLEL = 1000, 256
+_MOST_SEEDS, _MOST_PARALLEL, _MOST_FOLDS = 1000, 256, 1000
 
 
 def main(arguments: list[str]) -> int:
@@ -69,8 +72,10 @@ def main(arguments: list[str]) -> int:
     folder = Path(chosen.output)
     with log_to_terminal(), _hold_folder(folder):
         # A mistake in the data would be one in each run.
-        read_split(config)
-        results.claim_folder(folder, _make_plan(config, chosen.select_on))
+        for fold in range(1, chosen.folds + 1):
+            data = dataclasses.replace(config.data, held_out_fold=fold)
+            read_split(dataclasses.replace(config, data=data))
+        results.claim_folder(folder, _make_plan(config, chosen))
         comparison = sweep.Comparison(
             folder=folder,
             trials=trials,
@@ -79,6 +84,7 @@ def main(arguments: list[str]) -> int:
             select_on=chosen.select_on,
             typed=shlex.join(typed),
             parallel=len(slots),
+            folds=chosen.folds,
         )
         finished = len(comparison.outcomes())
         if finished:
@@ -101,7 +107,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m embedding_learning compare",
         usage="%(prog)s [--losses A,B] [--samplings A,B] [--seeds N] [--output DIR] "
-        "[--select-on WORD] [--parallel N] -- FLAGS OF TRAIN.PY",
+        "[--select-on WORD] [--folds N] [--parallel N] -- FLAGS OF TRAIN.PY",
         description="Train with several losses, samplings and seeds, and put them in one table. "
         "The same command resumes what is not finished. Without --losses and --samplings it "
         "compares the ten pairs of the paper's table 1, which has random sampling with margin and "
@@ -113,6 +119,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add_path(parser, "--output", "comparison", "folder of the tables, the plot and the runs")
     text = "what selects the best epoch; held-out: training classes (--held-out, else a fifth)"
     add_choice(parser, "--select-on", SELECTIONS, text)
+    text = "with --select-on held-out: hold out all training classes, in N folds by as many runs"
+    add(parser, "--folds", 1, text)
     text = "runs at a time (default: one on each of --gpus, or one)"
     add_count(parser, "--parallel", text)
     chosen = parser.parse_args(arguments)
@@ -123,6 +131,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if not {"losses", "samplings"} & given(parser, arguments).keys():
         chosen.pairs = [pair for pair in chosen.pairs if pair not in _NOT_IN_TABLE_1]
     check_range("seeds", chosen.seeds, 1, _MOST_SEEDS)
+    check_range("folds", chosen.folds, 1, _MOST_FOLDS)
+    if chosen.folds > 1 and chosen.select_on == TEST:
+        raise UsageError("--folds: is for --select-on held-out")
     if chosen.parallel is not None:
         check_range("parallel", chosen.parallel, 1, _MOST_PARALLEL)
     return chosen
@@ -152,11 +163,14 @@ def _read_train_flags(
             raise UsageError(f"{as_flag(name)}: differs from run to run; leave it out")
     if chosen.select_on == TEST and given.get("held_out"):
         raise UsageError("--held-out: is for --select-on held-out")
+    if chosen.folds > 1 and "held_out" in given:
+        raise UsageError("--held-out: --folds says how many classes are held out; leave it out")
     if chosen.select_on == HELD_OUT and "classes" in given:
         raise UsageError("--classes: differs with and without the held-out ones; leave it out")
     flags = ["--keep=1", *train_flags.spelled_out(typed)]
     if chosen.select_on == HELD_OUT and not given.get("held_out"):
-        flags.append(f"--held-out={_HELD_OUT_SHARE}")
+        share = _HELD_OUT_SHARE if chosen.folds == 1 else 1 / chosen.folds
+        flags.append(f"--held-out={share}")
     gpus = device_numbers("--gpus", given.get("gpus", ""))
     slots = [[f"--gpus={gpu}"] for gpu in gpus] or [[]] * (chosen.parallel or 1)
     if chosen.parallel and chosen.parallel > len(slots):
@@ -178,10 +192,10 @@ def _read_train_flags(
     return flags, slots, config
 
 
-def _make_plan(config: TrainConfig, select_on: str) -> dict[str, object]:
+def _make_plan(config: TrainConfig, chosen: argparse.Namespace) -> dict[str, object]:
     """Returns the flags that every call for the same folder must share."""
     shared = {as_flag(n): value for n, value in config.as_flags().items() if n not in _MAY_CHANGE}
-    return {"--select-on": select_on, **shared}
+    return {"--select-on": chosen.select_on, "--folds": chosen.folds, **shared}
 
 
 @contextmanager

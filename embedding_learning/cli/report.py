@@ -97,6 +97,7 @@ def _test_images(data: DataConfig) -> TestImages:
         dataset=data.dataset,
         train_classes=data.train_classes,
         held_out=data.held_out,
+        held_out_fold=data.held_out_fold,
         bbox=data.bbox,
         skip_bad_images=data.skip_bad_images,
     )

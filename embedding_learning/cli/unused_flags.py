@@ -122,6 +122,11 @@ _CASES = (
         "there are only --epochs {epochs}, counted from 0",
     ),
     _Case("negatives", _has_one_device, "a single device has the whole batch"),
+    _Case(
+        "held_out_fold",
+        lambda config, _: not config.data.held_out,
+        "it is for --held-out",
+    ),
     _Case("kvstore", _has_one_device, "a single device exchanges no gradients"),
     _Case(
         "cpu_contexts",

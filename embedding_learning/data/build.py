@@ -97,7 +97,7 @@ def fit_to_training(split: Split, config: TrainConfig) -> Split:
             "and one to test: list images as train, add classes, or name other data with "
             "--data-path"
         )
-    split = datasets.hold_out_validation_classes(split, data.held_out)
+    split = datasets.hold_out_validation_classes(split, data.held_out, data.held_out_fold)
     train, _ = fit_to_batches(split.train, config)
     classes = len(train.class_names)
     if data.classes not in (None, classes):

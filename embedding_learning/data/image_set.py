@@ -53,6 +53,14 @@ class ImageSet:
         names = self.class_names[first:last]
         return replace(selected, labels=selected.labels - np.int32(first), class_names=names)
 
+    def leave_out_classes(self, first: int, last: int) -> ImageSet:
+        """Returns the images of all classes but first to last - 1, with these numbered from 0."""
+        is_kept = (self.labels < first) | (self.labels >= last)
+        kept = self.take(np.flatnonzero(is_kept))
+        shift = np.where(kept.labels < last, 0, last - first).astype(np.int32)
+        names = self.class_names[:first] + self.class_names[last:]
+        return replace(kept, labels=kept.labels - shift, class_names=names)
+
     def take(self, rows: np.ndarray) -> ImageSet:
         """Returns the images of these rows; the classes keep their numbers."""
         return ImageSet(

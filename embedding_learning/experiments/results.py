@@ -19,8 +19,8 @@ from embedding_learning.training import records
 from embedding_learning.training.run_folder import RECORDS
 
 TEST, HELD_OUT = SELECTIONS = ("test", "held-out")
-# Whether each run of a trial is its final one, by what the epoch is selected on.
-IS_FINAL = {TEST: (False,), HELD_OUT: (False, True)}
+# The names of a trial's only run, and of the run that ends a trial on held-out classes.
+FIRST, FINAL = "", "final"
 # The metric that selects the best epoch, as in train.py.
 CRITERION = "recall@1"
 # The keys of a record that are no metrics.
@@ -81,7 +81,7 @@ class Trial(NamedTuple):
     """A loss, a sampling (or `NO_SAMPLING`) and a seed.
 
     It is trained once. If the epoch is selected on held-out classes, a second and final run trains
-    with all classes.
+    with all classes. With K folds of these, there are K runs before it, each with another fold.
     """
 
     loss: str
@@ -125,7 +125,7 @@ class Outcome(NamedTuple):
         classes: after the last epoch of the final run, which is as long.
     other : dict of str to float
         Metrics of the test classes after the last epoch. If the epoch was selected on held-out
-        classes: metrics of those after the selected epoch.
+        classes: metrics of those after the selected epoch, the mean over the folds.
     seconds : float
         Time of training and evaluation, of all runs of the trial.
     """
@@ -156,9 +156,19 @@ class Row(NamedTuple):
     seconds: Spread
 
 
-def trial_prefix(folder: Path, trial: Trial, is_final: bool = False) -> Path:
-    """Returns the --save-model-prefix of a trial's first run or of its final run."""
-    return folder / "runs" / f"{trial.name}{'_final' if is_final else ''}"
+def name_selecting_runs(folds: int) -> tuple[str, ...]:
+    """Returns the names of the runs that select a trial's epoch: one for each fold."""
+    return (FIRST,) if folds == 1 else tuple(f"fold{fold}" for fold in range(1, folds + 1))
+
+
+def name_runs(select_on: str, folds: int) -> tuple[str, ...]:
+    """Returns the names of a trial's runs, in the order in which they are trained."""
+    return (*name_selecting_runs(folds), *((FINAL,) if select_on == HELD_OUT else ()))
+
+
+def trial_prefix(folder: Path, trial: Trial, run: str = FIRST) -> Path:
+    """Returns the --save-model-prefix of a run of a trial, given by its name."""
+    return folder / "runs" / (f"{trial.name}_{run}" if run else trial.name)
 
 
 def read_evaluations(run_prefix: Path) -> list[Evaluation]:
@@ -196,23 +206,52 @@ def best_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation:
     return max(evaluations, key=lambda e: (e.metrics[CRITERION], -e.epoch))
 
 
+def mean_evaluations(runs: Sequence[Sequence[Evaluation]]) -> list[Evaluation]:
+    """Returns the mean of each metric over runs, for each epoch that all have evaluated.
+
+    The seconds are those of all runs together.
+    """
+    means = []
+    for of_epoch in zip(*runs):
+        metrics = {
+            name: statistics.fmean(evaluation.metrics[name] for evaluation in of_epoch)
+            for name in of_epoch[0].metrics
+            if all(name in evaluation.metrics for evaluation in of_epoch)
+        }
+        seconds = sum(evaluation.seconds for evaluation in of_epoch)
+        means.append(Evaluation(of_epoch[0].epoch, seconds, metrics))
+    return means
+
+
+def read_selection(
+    folder: Path, trial: Trial, epochs: int, folds: int = 1
+) -> list[Evaluation] | None:
+    """Returns the evaluations that select a trial's epoch; None until all its runs are finished."""
+    runs = [
+        read_evaluations(trial_prefix(folder, trial, run)) for run in name_selecting_runs(folds)
+    ]
+    return mean_evaluations(runs) if all(is_finished(run, epochs) for run in runs) else None
+
+
 def is_finished(evaluations: Sequence[Evaluation], epochs: int) -> bool:
     """Returns whether the last of that many epochs was evaluated."""
     return bool(evaluations) and evaluations[-1].epoch >= epochs - 1
 
 
-def read_outcome(folder: Path, trial: Trial, epochs: int, select_on: str) -> Outcome | None:
+def read_outcome(
+    folder: Path, trial: Trial, epochs: int, select_on: str, folds: int = 1
+) -> Outcome | None:
     """Returns the outcome of a trial; None as long as it is not finished.
 
-    `epochs` is the number of epochs of its first run.
+    `epochs` is the number of epochs of the runs that select.
     """
-    first = read_evaluations(trial_prefix(folder, trial))
-    if not is_finished(first, epochs):
+    first = read_selection(folder, trial, epochs, folds)
+    if first is None:
         return None
     chosen = best_evaluation(first)
     if select_on == TEST:
         return Outcome(trial, chosen.epoch, chosen.metrics, first[-1].metrics, first[-1].seconds)
-    final = read_evaluations(trial_prefix(folder, trial, is_final=True))
+    final = read_evaluations(trial_prefix(folder, trial, FINAL))
     if not is_finished(final, chosen.epoch + 1):
         return None
     last, seconds = final[-1], first[-1].seconds + final[-1].seconds
@@ -291,7 +330,7 @@ def claim_folder(folder: Path, plan: Mapping[str, Any]) -> None:
 def _complete_plan(plan: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a plan of any version with the flags and the form of this one."""
     former_values = {flag.name: flag.before for flag in FLAGS.values() if flag.before is not None}
-    plan = {**former_values, **plan}
+    plan = {"--folds": 1, **former_values, **plan}
     # Version 0.1 kept the text that was typed.
     if isinstance(plan.get("--metrics"), str):
         with suppress(ValueError):

@@ -16,8 +16,8 @@ from embedding_learning.experiments import results, tables
 from embedding_learning.experiments.process_pool import TrainFunction
 from embedding_learning.experiments.results import (
     CRITERION,
+    FINAL,
     HELD_OUT,
-    IS_FINAL,
     TEST,
     Outcome,
     Trial,
@@ -31,7 +31,8 @@ _SELECTED = {
     TEST: "The best epoch was selected on the test classes, as the original example does, which "
     "flatters it; the last epoch was not selected.",
     HELD_OUT: "The epoch was selected on held-out training classes; then all training classes were "
-    "trained for as long, and the test classes evaluated at the end.",
+    "trained for as long, and the test classes evaluated at the end. Recall among the held-out "
+    "classes cannot be compared with recall among the test classes: fewer images are searched.",
 }
 
 
@@ -49,6 +50,8 @@ class Comparison:
         The same flags, read.
     select_on : str
         One of `results.SELECTIONS`.
+    folds : int
+        The folds of held-out classes, each held out by a run; 1: one run, as `flags` say.
     typed : str
         The flags as the user typed them, for the caption.
     parallel : int
@@ -69,12 +72,15 @@ class Comparison:
         select_on: str,
         typed: str,
         parallel: int,
+        folds: int = 1,
     ) -> None:
         self._folder = folder
         self._trials = trials
         self._flags = flags
         self._config = config
         self._select_on = select_on
+        self._folds = folds
+        self._runs = results.name_runs(select_on, folds)
         self._typed = typed
         self._parallel = parallel
         self.failed: list[Trial] = []
@@ -89,17 +95,17 @@ class Comparison:
 
         Several threads may call it at the same time, each with another trial.
         """
-        for is_final in IS_FINAL[self._select_on]:
+        for run in self._runs:
             with self._lock:
-                epochs = self._planned_epochs(trial, is_final)
-                if self._epochs_left(trial, is_final) == 0:
+                epochs = self._planned_epochs(trial, run)
+                if self._epochs_left(trial, run) == 0:
                     continue
-                prefix = trial_prefix(self._folder, trial, is_final)
+                prefix = trial_prefix(self._folder, trial, run)
                 done = len(results.read_evaluations(prefix))
                 logging.info("%s %s.", prefix.name, "resumes" if done else "starts")
             started = time.monotonic()
             log = Path(f"{prefix}.log")
-            status = train(self._build_flags(trial, is_final, epochs), log)
+            status = train(self._build_flags(trial, run, epochs), log)
             with self._lock:
                 evaluations = results.read_evaluations(prefix)
                 self._seconds += time.monotonic() - started
@@ -111,7 +117,7 @@ class Comparison:
                         prefix.name, status, log, _last_line(log),
                     )  # fmt: skip
                     return
-                chosen = evaluations[-1] if is_final else results.best_evaluation(evaluations)
+                chosen = evaluations[-1] if run == FINAL else results.best_evaluation(evaluations)
                 logging.info(
                     "%s ends: Recall@1 %.4f of epoch %d; %s.",
                     prefix.name, chosen.metrics[CRITERION], chosen.epoch, self._format_time_left(),
@@ -121,7 +127,9 @@ class Comparison:
     def outcomes(self) -> list[Outcome]:
         """Returns the outcomes of the trials that are finished."""
         outcomes = [
-            results.read_outcome(self._folder, trial, self._config.run.epochs, self._select_on)
+            results.read_outcome(
+                self._folder, trial, self._config.run.epochs, self._select_on, self._folds
+            )
             for trial in self._trials
         ]
         return [outcome for outcome in outcomes if outcome]
@@ -134,7 +142,9 @@ class Comparison:
         rows = results.summarize(pairs, outcomes)
         shown = rows, seeds, self._select_on, self._caption()
         for name, content in {
-            "runs.csv": tables.format_epochs(self._folder, self._trials, self._select_on),
+            "runs.csv": tables.format_epochs(
+                self._folder, self._trials, self._select_on, self._runs
+            ),
             "comparison.csv": tables.format_rows(rows, self._select_on),
             "comparison.md": tables.format_markdown(*shown) + "\n",
         }.items():
@@ -153,37 +163,38 @@ class Comparison:
         plots.plot_comparison(panels, str(self._folder / "comparison.png"), self._caption())
         return tables.format_text(*shown)
 
-    def _planned_epochs(self, trial: Trial, is_final: bool) -> int:
+    def _planned_epochs(self, trial: Trial, run: str) -> int:
         """Returns how many epochs a run has; for a final run at most, until they are selected."""
-        if is_final and self._epochs_left(trial, False) == 0:
-            selected = results.best_evaluation(self._read_evaluations(trial, False))
-            return selected.epoch + 1
-        return self._config.run.epochs
+        epochs = self._config.run.epochs
+        if run == FINAL:
+            selecting = results.read_selection(self._folder, trial, epochs, self._folds)
+            if selecting is not None:
+                return results.best_evaluation(selecting).epoch + 1
+        return epochs
 
-    def _epochs_left(self, trial: Trial, is_final: bool) -> int:
+    def _epochs_left(self, trial: Trial, run: str) -> int:
         """Returns how many epochs of a run are still to be trained."""
-        evaluations = self._read_evaluations(trial, is_final)
+        evaluations = results.read_evaluations(trial_prefix(self._folder, trial, run))
         next_epoch = evaluations[-1].epoch + 1 if evaluations else self._config.run.start_epoch
-        return max(0, self._planned_epochs(trial, is_final) - next_epoch)
+        return max(0, self._planned_epochs(trial, run) - next_epoch)
 
-    def _read_evaluations(self, trial: Trial, is_final: bool) -> list[results.Evaluation]:
-        return results.read_evaluations(trial_prefix(self._folder, trial, is_final))
-
-    def _build_flags(self, trial: Trial, is_final: bool, epochs: int) -> list[str]:
+    def _build_flags(self, trial: Trial, run: str, epochs: int) -> list[str]:
         flags = [
             *results.flags_for(trial.loss, self._flags, trial.sampling),
             f"--seed={trial.seed}",
-            f"--save-model-prefix={trial_prefix(self._folder, trial, is_final)}",
+            f"--save-model-prefix={trial_prefix(self._folder, trial, run)}",
             "--resume=auto",
         ]
-        if is_final:
+        if self._folds > 1 and run != FINAL:
+            flags.append(f"--held-out-fold={self._runs.index(run) + 1}")
+        if run == FINAL:
             flags += ["--held-out=0", "--saved-epoch=last", f"--epochs={epochs}"]
         return flags
 
     def _format_time_left(self) -> str:
         """Estimates the time left from the epochs trained so far and the free slots."""
         epochs_left = [
-            sum(self._epochs_left(trial, is_final) for is_final in IS_FINAL[self._select_on])
+            sum(self._epochs_left(trial, run) for run in self._runs)
             for trial in self._trials
             if trial not in self.failed
         ]
@@ -199,7 +210,7 @@ class Comparison:
         seeds = sorted({trial.seed for trial in self._trials})
         lines = [
             f"{self._title()}; train.py {self._typed}".strip(),
-            _SELECTED[self._select_on],
+            self._format_selection(),
             f"Mean ± sample standard deviation over the seeds {seeds[0]} to {seeds[-1]}; epochs "
             "are counted from 0.",
         ]
@@ -208,10 +219,19 @@ class Comparison:
         # A flag may contain line ends.
         return "\n".join("".join(c if c.isprintable() else " " for c in line) for line in lines)
 
+    def _format_selection(self) -> str:
+        """Returns how the epoch was selected."""
+        if self._folds == 1:
+            return _SELECTED[self._select_on]
+        return (
+            f"{_SELECTED[self._select_on]} All training classes were held out, in {self._folds} "
+            "folds, by as many runs; the table has the mean of these."
+        )
+
     def _title(self) -> str:
         """Returns the data set's title as a run recorded it, or the path if no run did so far."""
         for trial in self._trials:
-            prefix = trial_prefix(self._folder, trial, self._select_on == HELD_OUT)
+            prefix = trial_prefix(self._folder, trial, self._runs[-1])
             with suppress(DataError):
                 return records.RunInfo.read(Path(f"{prefix}.run")).title
         return self._config.data.path

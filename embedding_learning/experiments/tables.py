@@ -9,8 +9,8 @@ from pathlib import Path
 
 from embedding_learning.experiments.results import (
     CRITERION,
+    FINAL,
     HELD_OUT,
-    IS_FINAL,
     TEST,
     Row,
     Spread,
@@ -105,13 +105,18 @@ def format_rows(rows: Sequence[Row], select_on: str) -> str:
     return format_csv(lines)
 
 
-def format_epochs(folder: Path, trials: Sequence[Trial], select_on: str) -> str:
-    """Returns CSV: for each run and each epoch that was evaluated so far, every metric."""
+def format_epochs(
+    folder: Path, trials: Sequence[Trial], select_on: str, runs: Sequence[str]
+) -> str:
+    """Returns CSV: for each run and each epoch that was evaluated so far, every metric.
+
+    `runs` are the names of each trial's runs. The classes of a fold are those of its number.
+    """
     evaluated = [
-        (trial, TEST if is_final else select_on, evaluation)
+        (trial, TEST if run == FINAL else f"{select_on} {run}".strip(), evaluation)
         for trial in trials
-        for is_final in IS_FINAL[select_on]
-        for evaluation in read_evaluations(trial_prefix(folder, trial, is_final))
+        for run in runs
+        for evaluation in read_evaluations(trial_prefix(folder, trial, run))
     ]
     names = metric_names([evaluation.metrics for *_, evaluation in evaluated])
     lines: list[list[object]] = [

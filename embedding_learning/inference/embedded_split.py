@@ -64,7 +64,7 @@ def embed_split(
         images.classes,
         default_train_classes=model.description["train_classes"],
     )
-    split = datasets.hold_out_validation_classes(split, images.held_out)
+    split = datasets.hold_out_validation_classes(split, images.held_out, images.held_out_fold)
     if images.skip_bad_images:
         split = _without_bad_images(split, workers, model.preprocessing)
     log_split(split)

@@ -724,6 +724,15 @@ def test_held_out_classes_are_read_in_place_of_the_test_classes(
     opened.close()
     expected = "tested on held-out training classes: 8 images of 2 classes train, 8 of 2 test."
     assert expected in caplog.text
+    line = (
+        "Recall among these 2 held-out classes cannot be compared with recall among the test clas"
+    )
+    assert line in caplog.text
+    options = flags(data, "--held-out=0.5", "--held-out-fold=2", "--batch-k=2", "--batch-size=4")
+    second = open_data(read_split(options), options)
+    # The classes have changed places.
+    assert second.test.pixels.shape[0] == 8 and second.digest != opened.digest
+    second.close()
     options = flags(data, "--held-out=0.5", "--batch-k=2", "--batch-size=4", "--classes=4")
     with pytest.raises(UsageError, match="--classes 4: the data has 2 classes to train"):
         read_split(options)

@@ -58,7 +58,7 @@ RUN = Trial("margin", "hard", 4)
 def test_a_run_is_named_after_what_it_is() -> None:
     folder = Path("x")
     assert str(results.trial_prefix(folder, RUN)) == "x/runs/margin_hard_4"
-    assert str(results.trial_prefix(folder, RUN, is_final=True)) == "x/runs/margin_hard_4_final"
+    assert str(results.trial_prefix(folder, RUN, results.FINAL)) == "x/runs/margin_hard_4_final"
 
 
 def test_evaluations_are_those_recorded_and_nothing_else(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_with_held_out_classes_the_final_run_s_last_epoch_is_reported(tmp_path: 
     """Though an earlier one was better on the test classes, which must not be looked at."""
     write_run(tmp_path, RUN, [0.2, 0.9, 0.4])
     assert results.read_outcome(tmp_path, RUN, 3, HELD_OUT) is None
-    file = write_run(tmp_path, RUN, [0.8, 0.6], is_final=True)
+    file = write_run(tmp_path, RUN, [0.8, 0.6], results.FINAL)
     found = results.read_outcome(tmp_path, RUN, 3, HELD_OUT)
     assert found
     assert (found.epoch, found.reported["recall@1"], found.other["recall@1"]) == (1, 0.6, 0.9)

@@ -29,7 +29,7 @@ def rows_of(folder: Path, select_on: str = TEST) -> list[Row]:
         write_run(folder, run, recalls)
         if select_on == HELD_OUT and len(recalls) == 2:
             epochs = recalls.index(max(recalls)) + 1
-            write_run(folder, run, [recall / 2 for recall in recalls[:epochs]], is_final=True)
+            write_run(folder, run, [recall / 2 for recall in recalls[:epochs]], "final")
     outcomes = [results.read_outcome(folder, run, 2, select_on) for run in RUNS]
     return results.summarize(PAIRS, [outcome for outcome in outcomes if outcome])
 
@@ -89,7 +89,9 @@ def test_the_csv_holds_every_metric_unrounded(tmp_path: Path) -> None:
 def test_the_csv_of_epochs_holds_all_that_was_evaluated(tmp_path: Path, select_on: str) -> None:
     """Also of unfinished runs; those tested on other images are distinguished."""
     rows_of(tmp_path, select_on)
-    lines = list(csv.DictReader(io.StringIO(tables.format_epochs(tmp_path, RUNS, select_on))))
+    runs = results.name_runs(select_on, folds=1)
+    content = tables.format_epochs(tmp_path, RUNS, select_on, runs)
+    lines = list(csv.DictReader(io.StringIO(content)))
     of_runs = [line for line in lines if line["tested_on"] == select_on]
     assert [(line["loss"], line["seed"], line["epoch"]) for line in of_runs] == [
         *(("margin", "1", "0"), ("margin", "1", "1"), ("triplet", "1", "0"), ("triplet", "1", "1")),

@@ -6,18 +6,18 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from embedding_learning.experiments.results import Trial, trial_prefix
+from embedding_learning.experiments.results import FIRST, Trial, trial_prefix
 
 
 def write_run(
     folder: Path,
     run: Trial,
     recalls: Sequence[float],
-    is_final: bool = False,
+    name: str = FIRST,
     seconds: float = 2.5,
 ) -> Path:
     """A run whose epochs had these Recall@1, each `seconds` long; its records' file."""
-    run_folder = Path(f"{trial_prefix(folder, run, is_final)}.run")
+    run_folder = Path(f"{trial_prefix(folder, run, name)}.run")
     run_folder.mkdir(parents=True)
     lines = []
     for epoch, recall in enumerate(recalls):

@@ -319,7 +319,7 @@ def test_every_flag_has_been_thought_of() -> None:
     """A new one belongs in one of these lists."""
     shown_by_the_images = {
         *("data_path", "dataset", "bbox", "train_classes", "classes", "small_classes"),
-        *("skip_bad_images", "held_out"),
+        *("skip_bad_images", "held_out", "held_out_fold"),
     }
     without_influence = {
         *("epochs", "workers", "log_interval", "cache", "cache_dir", "keep", "evaluate_first"),

@@ -64,18 +64,28 @@ def split_by_class_order(
     return Split(name, train, images.select_classes(train_classes, classes))
 
 
-def hold_out_validation_classes(split: Split, fraction: float) -> Split:
-    """Uses the last `fraction` of the training classes as test classes; the others train.
+def hold_out_validation_classes(split: Split, fraction: float, fold: int = 1) -> Split:
+    """Uses a `fraction` of the training classes as test classes; the others train.
 
-    The number is rounded to whole classes, at least two. The result does not contain the data
-    set's own test images. A fraction of 0 changes nothing. Raises DataError if no class is left to
-    train.
+    The number is rounded to whole classes, at least two. Fold 1 is the last classes, fold 2 those
+    before, and so on: with a fraction of 1/K, K folds contain each class once. The result does not
+    contain the data set's own test images. A fraction of 0 changes nothing.
+
+    Raises DataError if no class is left to train, or there are not so many folds.
     """
     if fraction == 0:
         return split
     classes = len(split.train.class_names)
-    train_classes = classes - max(2, round(fraction * classes))
-    if train_classes < 1:
+    last = classes - round((fold - 1) * fraction * classes)
+    first = classes - round(fold * fraction * classes)
+    if fold == 1:
+        first = min(first, last - 2)
+    elif first < 0 or last - first < 2 or round(fraction * classes) < 2:
+        raise DataError(
+            f"--held-out-fold {fold}: {classes} classes train in {split.name}, which are too few "
+            f"for so many folds of --held-out {fraction} with two classes each; take fewer folds"
+        )
+    if first < 1 and fold == 1:
         way_out = "but at least two are held out and two have to train; leave the flag out"
         if classes >= 4:
             most = math.floor(100 - 200 / classes) / 100
@@ -85,8 +95,8 @@ def hold_out_validation_classes(split: Split, fraction: float) -> Split:
         )
     return Split(
         split.name,
-        split.train.select_classes(0, train_classes),
-        split.train.select_classes(train_classes, classes),
+        split.train.leave_out_classes(first, last),
+        split.train.select_classes(first, last),
         is_tested_on_validation_classes=True,
         recall_at=split.recall_at,
     )
@@ -212,5 +222,11 @@ def log_split(split: Split) -> None:
         len(np.unique(split.test.labels)),
         f" against a gallery of {len(split.gallery)}" if split.gallery else "",
     )
+    if split.is_tested_on_validation_classes:
+        logging.info(
+            "Recall among these %d held-out classes cannot be compared with recall among the test "
+            "classes of the data set: it depends on how many images are searched.",
+            len(split.test.class_names),
+        )
     for warning in list_recall_warnings(split):
         logging.warning(warning)

@@ -356,6 +356,33 @@ def test_the_last_training_classes_are_held_out_in_place_of_the_test(
     assert split.title == "birds, cropped to boxes, tested on held-out training classes"
 
 
+@pytest.mark.parametrize("classes, folds", [(10, 5), (10, 3), (11, 4), (100, 7), (4, 2), (98, 30)])
+def test_the_folds_hold_out_each_class_once(classes: int, folds: int) -> None:
+    train = sets(classes)
+    held_out: list[str] = []
+    for fold in range(1, folds + 1):
+        split = hold_out_validation_classes(Split("birds", train, sets(4)), 1 / folds, fold)
+        assert abs(len(split.test.class_names) - classes / folds) < 1
+        held_out = [*split.test.class_names, *held_out]
+        rest = [name for name in train.class_names if name not in split.test.class_names]
+        assert split.train.class_names == rest
+        for part in split.parts:
+            assert part.labels.dtype == np.int32
+            assert [path.split("/")[0] for path in part.paths] == [
+                part.class_names[label] for label in part.labels
+            ]
+            assert len(part) == 3 * len(part.class_names)
+    assert held_out == train.class_names
+
+
+@pytest.mark.parametrize("classes, share, fold", [(10, 0.2, 6), (5, 0.25, 2), (5, 0.3, 2)])
+def test_there_are_only_so_many_folds(classes: int, share: float, fold: int) -> None:
+    split = Split("birds", sets(classes), sets(4))
+    start = rf"^--held-out-fold {fold}: {classes} classes train in birds, which are too few for so"
+    with pytest.raises(DataError, match=start):
+        hold_out_validation_classes(split, share, fold)
+
+
 def test_nothing_held_out_leaves_all_as_it_is() -> None:
     split = Split("birds", sets(3), sets(4), gallery=sets(4))
     assert hold_out_validation_classes(split, 0.0) is split
