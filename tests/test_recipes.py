@@ -168,6 +168,7 @@ def run_to_first_step(arguments: Sequence[str]) -> None:
         pytest.fail(errors.getvalue())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [w for w in COMMANDS if w[1] == "train.py"], ids=lambda words: " ".join(words[2:6])
 )
@@ -177,6 +178,7 @@ def test_a_training_command_makes_its_first_step(words: list[str], steps: list[f
     assert len(steps) == 1 and steps[0] > 0
 
 
+@pytest.mark.slow
 def test_the_comparison_of_table_1_makes_each_first_step(
     steps: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,6 +208,7 @@ def test_the_comparison_of_table_1_makes_each_first_step(
     assert "0 of 3" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_pairs_of_lfw_are_measured(
     steps: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:

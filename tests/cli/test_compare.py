@@ -352,6 +352,7 @@ def test_with_held_out_classes_all_are_trained_again_for_the_selected_epochs(
     assert flag(calls(here)[4][1], "--held-out") == "0.5"
 
 
+@pytest.mark.slow
 def test_with_folds_each_class_is_held_out_once_and_the_mean_selects(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

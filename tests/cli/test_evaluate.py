@@ -135,6 +135,7 @@ def pair_list(tiny_cub: Path, tmp_path: Path) -> Path:
     return tmp_path / "pairs.csv"
 
 
+@pytest.mark.slow
 def test_pairs_are_verified(
     model: str, pair_list: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
