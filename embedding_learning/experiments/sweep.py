@@ -32,7 +32,7 @@ _SELECTED = {
     "flatters it; the last epoch was not selected.",
     HELD_OUT: "The epoch was selected on held-out training classes; then all training classes were "
     "trained for as long, and the test classes evaluated at the end. Recall among the held-out "
-    "classes cannot be compared with recall among the test classes: fewer images are searched.",
+    "classes cannot be compared with recall among the test classes: other images are searched.",
 }
 
 
