@@ -29,6 +29,7 @@ REFUSED = {
     "--memory-from": ["--memory-from=1", "--memory=9 --memory-from=3 --epochs=3"],
     "--negatives": ["--negatives=batch", "--negatives=batch --gpus=0"],
     "--sampling": ["--loss=proxy-nca --sampling=distance-weighted"],
+    "--held-out-fold": ["--held-out-fold=2"],
     "--wd-exclude-bn-bias": ["--wd=0 --wd-exclude-bn-bias"],
     "--cpu-contexts": ["--gpus=0 --cpu-contexts=1", "--gpus=0,1 --cpu-contexts=2"],
     "--pretrained-params": ["--pretrained-params=a.params --init-from=b.params"],
@@ -58,6 +59,7 @@ EFFECTIVE = [
     "--negatives=batch --cpu-contexts=2", "--memory=9 --memory-from=2 --epochs=3",
     "--loss=proxy-nca --scale=3 --lr-proxies=0.1", "--loss=multi-similarity --margin=0 --scale=40",
     "--factor=0.1", "--steps=100 --epochs=5", "--lr-beta=0 --beta=1.1",
+    "--held-out=0.2 --held-out-fold=2",
     # What comes with a preset is not typed.
     "--preset=paper-cub --loss=triplet", "--preset=paper-sop --total-batch-size=80",
     # The same command goes on with a run.
