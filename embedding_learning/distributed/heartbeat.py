@@ -137,6 +137,7 @@ class HeartbeatServer:
     def _accept(self) -> None:
         while True:
             connection, _ = self._listener.accept()
+            _send_at_once(connection)
             threading.Thread(target=self._serve_client, args=(connection,), daemon=True).start()
             del connection  # otherwise it stays open until the next one arrives
 
@@ -283,7 +284,8 @@ def _connect(environment: dmlc_environment.Environment) -> socket.socket:
     deadline = time.monotonic() + JOIN_TIMEOUT
     while True:
         try:
-            return socket.create_connection(address, HEARTBEAT_TIMEOUT)
+            connection = socket.create_connection(address, HEARTBEAT_TIMEOUT)
+            break
         except OSError as error:
             if time.monotonic() > deadline:
                 raise UsageError(
@@ -291,6 +293,19 @@ def _connect(environment: dmlc_environment.Environment) -> socket.socket:
                     f"{environment.heartbeat_port}: {error.strerror or error}"
                 ) from error
             time.sleep(0.2)
+    _send_at_once(connection)
+    return connection
+
+
+def _send_at_once(connection: socket.socket) -> None:
+    """Lets every message leave when it is sent.
+
+    Otherwise TCP holds a short one back until the one before it is acknowledged. A process that
+    ends meanwhile, with heartbeats that it has not read, would never send it: the others would not
+    learn why it ended.
+    """
+    with suppress(OSError):  # of a connection that is broken already
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _read_messages(connection: socket.socket) -> Iterator[dict[str, Any]]:

@@ -76,6 +76,10 @@ def follow():
             assert joined.stop_signal is None, joined.stop_signal
         elif command == "time_out_scheduler":
             time_out(joined._socket)
+        elif command == "sends_at_once":
+            connections = getattr(joined, "_clients", None) or [joined._socket]
+            options = socket.IPPROTO_TCP, socket.TCP_NODELAY
+            assert all(connection.getsockopt(*options) for connection in connections)
         # Commands for the scheduler.
         elif command == "joined":
             wait_until(lambda: joined._joined == number)
@@ -498,8 +502,9 @@ def test_untrusted_senders_do_no_harm(group: list[Process], environment: Environ
     scheduler, server, *workers = group
     silent = [socket.create_connection(address, HANG_LIMIT) for _ in range(20)]
     for case, text in NONSENSE.items():
-        # The scheduler may close the connection before it has received all.
-        with socket.create_connection(address, HANG_LIMIT) as sender, suppress(ConnectionError):
+        # The scheduler may close the connection before it has received all. To shut down what it
+        # has reset is no ConnectionError.
+        with socket.create_connection(address, HANG_LIMIT) as sender, suppress(OSError):
             sender.sendall(text)
             sender.shutdown(socket.SHUT_WR)
             while sender.recv(4096):
@@ -538,6 +543,12 @@ def test_a_process_whose_error_output_is_closed_ends_all_the_same(group: list[Pr
     for process in (scheduler, worker):
         assert process.process.wait(timeout=HANG_LIMIT) == LOST_STATUS
     assert server.end()[0] == LOST_STATUS
+
+
+def test_no_message_waits_for_the_one_before_it(group: list[Process]) -> None:
+    """The last one of a process that ends at once would be lost."""
+    for process in group:
+        process.follow("sends_at_once", 0)
 
 
 def test_without_a_group_nothing_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
