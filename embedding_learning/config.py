@@ -31,6 +31,8 @@ ON_NONFINITE = ("stop", "skip")
 COMMON_RECALL_RANKS = (1, 2, 4, 8, 16)
 # Of saved models: images embedded at once, and threads that decode.
 BATCH_SIZE, WORKERS = 64, 4
+# What computes the embeddings of a saved model; the first is the default.
+ENGINES = ("auto", "mxnet", "onnxruntime")
 
 # MXNet counts in 32 bits.
 LARGEST_COUNT = 2**31 - 1

@@ -88,7 +88,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     text = f"data set in --data-path: {', '.join(datasets.NAMES)}"
     parser.add_argument("--dataset", choices=datasets.NAMES, metavar="NAME", help=text)
     add_train_flags(parser, ("cache_dir", "skip_bad_images"))
-    text = "discard an unfinished FILE of another model, other images or another batch size"
+    text = (
+        "discard an unfinished FILE of another model, other images, or another batch size or engine"
+    )
     parser.add_argument("--overwrite", action="store_true", help=text)
     options = parser.parse_intermixed_args(arguments)
     model_flags.check(options)

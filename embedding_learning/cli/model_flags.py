@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from embedding_learning.cli.parser import add
 from embedding_learning.cli.train_flags import add_flags as add_train_flags
-from embedding_learning.config import BATCH_SIZE, MOST_WORKERS, WORKERS
+from embedding_learning.config import BATCH_SIZE, ENGINES, MOST_WORKERS, WORKERS
 from embedding_learning.runtime.flag_values import check_range, device_numbers
 
 if TYPE_CHECKING:
@@ -30,7 +30,11 @@ def add_model(parser: argparse.ArgumentParser, more: str = "") -> None:
     parser.add_argument("model_file", metavar="MODEL", help=text)
     text = "the network's backbone, for a file of the original example, which does not name it"
     parser.add_argument("--model", metavar="NAME", help=text)
+<<<<<<< HEAD
     parser.set_defaults(gpus=[], exif_orientation=None, resize=None, resize_to=None)
+=======
+    parser.set_defaults(gpus=[], exif_orientation=None, resize=None, engine="mxnet")
+>>>>>>> 21841ba (Embedding with fused layers or onnxruntime; threads that wait sleep)
 
 
 def add_devices(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +42,16 @@ def add_devices(parser: argparse.ArgumentParser) -> None:
     add(parser, "--gpus", "", "list of gpus to use, e.g. 0 or 0,2,5; empty means using cpu")
     add(parser, "--batch-size", BATCH_SIZE, "images that are computed at once, over all devices")
     add(parser, "--workers", WORKERS, "threads that decode images; 0: none except the main one")
+<<<<<<< HEAD
     add_train_flags(parser, ("exif_orientation", "resize", "resize_to"))
+=======
+    text = (
+        "what computes the embeddings: mxnet, onnxruntime (on a CPU; faster), or auto (onnxruntime "
+        "if it is installed, for 1,000 images or more; the default)"
+    )
+    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0], metavar="WORD", help=text)
+    add_train_flags(parser, ("exif_orientation", "resize"))
+>>>>>>> 21841ba (Embedding with fused layers or onnxruntime; threads that wait sleep)
     # If they are not given, the model's description decides.
     parser.set_defaults(exif_orientation=None, resize=None, resize_to=None)
 
@@ -63,5 +76,9 @@ def load(options: argparse.Namespace) -> EmbeddingModel:
         options.model,
         options.exif_orientation,
         options.resize,
+<<<<<<< HEAD
         options.resize_to,
+=======
+        options.engine,
+>>>>>>> 21841ba (Embedding with fused layers or onnxruntime; threads that wait sleep)
     )

@@ -10,7 +10,6 @@ import numpy as np
 from mxnet import gluon
 
 from embedding_learning.data.batches import SequentialBatches
-from embedding_learning.model.net import MarginNet
 from embedding_learning.runtime.progress import progress_bar
 
 # Batches that are queued in addition to the one that is computed.
@@ -18,18 +17,19 @@ _BATCHES_QUEUED = 2
 
 
 def embed_all(
-    net: MarginNet,
+    embed: Callable[[mx.nd.NDArray], mx.nd.NDArray],
     devices: list[mx.Context],
     batches: SequentialBatches,
     after_batch: Callable[[], None],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns embeddings (n, d) and labels (n,) of all images, in the order of the batches.
 
-    Blocks until all are computed, and calls `after_batch` after each batch.
+    Blocks until all are computed, and calls `after_batch` after each batch. `embed` and the other
+    parameters are those of `embed_each_batch`.
     """
     batches.reset()
     parts = []
-    for part in progress_bar(embed_each_batch(net.embed, devices, batches), "Validation"):
+    for part in progress_bar(embed_each_batch(embed, devices, batches), "Validation"):
         parts.append(part)
         after_batch()
     embeddings, labels = (np.concatenate(arrays) for arrays in zip(*parts))

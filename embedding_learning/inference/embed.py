@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from embedding_learning.inference.embedding_model import EmbeddingModel
 
 # Increase it when the same model and images would give another file.
-_VERSION = 2
+_VERSION = 3
 
 
 def embed(
@@ -167,7 +167,8 @@ def _compute_identity(
 ) -> str:
     """Returns a SHA-256 of all that the bytes of the files depend on, except the pixels."""
     digest = hashlib.sha256()
-    sources = [_VERSION, model.description, batch_size, images.paths, labels]
+    engine = model.choose_engine(len(images))
+    sources = [_VERSION, model.description, engine, batch_size, images.paths, labels]
     digest.update(json.dumps(sources).encode())
     digest.update(b"" if images.boxes is None else images.boxes.astype("<i8").tobytes())
     digest.update(model.digest.encode())

@@ -7,13 +7,16 @@ import json
 import os
 from collections.abc import Generator, Sequence
 from functools import cached_property
-from typing import Any, Union
+from typing import Any, Callable, Union
 
 import mxnet as mx
 import numpy as np
-from mxnet.gluon import HybridBlock
 
+<<<<<<< HEAD
 from embedding_learning.config import BATCH_SIZE, RESIZE_TO, RESIZES, WORKERS
+=======
+from embedding_learning.config import BATCH_SIZE, ENGINES, RESIZES, WORKERS
+>>>>>>> 21841ba (Embedding with fused layers or onnxruntime; threads that wait sleep)
 from embedding_learning.data.batches import SequentialBatches
 from embedding_learning.data.preprocessing import (
     Pixels,
@@ -23,7 +26,10 @@ from embedding_learning.data.preprocessing import (
     shape_of,
 )
 from embedding_learning.errors import DataError, UsageError
+from embedding_learning.inference import onnxruntime_engine
 from embedding_learning.inference.batched import embed_each_batch
+from embedding_learning.inference.embedding_graph import EmbeddingGraph
+from embedding_learning.inference.onnxruntime_engine import OnnxRuntimeEngine
 from embedding_learning.inference.run_files import find_network
 from embedding_learning.model import backbones
 from embedding_learning.model.description import read as read_description
@@ -33,6 +39,8 @@ from embedding_learning.model.weights.params_file import read_parameters, set_pa
 # A file, or RGB pixels, uint8 (height, width, 3).
 Image = Union[str, "os.PathLike[str]", np.ndarray]
 
+# onnxruntime needs a second or two to begin, which it gains back with so many images.
+_MANY = 1000
 # What the vectors depend on in addition to the weights, by its name in the description.
 _DIGEST_KEYS = ("model", "pool", "image_size", "crop_size", "exif_orientation", "resize")
 
@@ -43,7 +51,11 @@ def load_model(
     model: str | None = None,
     exif_orientation: bool | None = None,
     resize: str | None = None,
+<<<<<<< HEAD
     resize_to: str | None = None,
+=======
+    engine: str = ENGINES[0],
+>>>>>>> 21841ba (Embedding with fused layers or onnxruntime; threads that wait sleep)
 ) -> EmbeddingModel:
     """Loads a saved network and makes it ready to embed images.
 
@@ -61,16 +73,30 @@ def load_model(
         Whether to turn images upright as their EXIF data say; by default as in training.
     resize : str, optional
         "linear" or "area", as ``--resize`` of train.py; by default as in training.
+<<<<<<< HEAD
     resize_to : str, optional
         "square" or "shorter-side", as ``--resize-to`` of train.py; by default as in training.
+=======
+    engine : str
+        What computes the embeddings. "mxnet" is the reference. "onnxruntime" is faster on a CPU,
+        and needs the packages onnx and onnxruntime; the embeddings differ in the last bits.
+        "auto" takes onnxruntime if it is installed, for many images on a CPU.
+>>>>>>> 21841ba (Embedding with fused layers or onnxruntime; threads that wait sleep)
 
     Raises
     ------
     ValueError
+<<<<<<< HEAD
         If `resize` or `resize_to` is another word.
+=======
+        If `resize` or `engine` is another word.
+>>>>>>> 21841ba (Embedding with fused layers or onnxruntime; threads that wait sleep)
     UsageError
-        If the file does not exist, holds no such network, or does not name its backbone.
+        If the file does not exist, holds no such network, or does not name its backbone; or if
+        onnxruntime cannot be used.
     """
+    if engine not in ENGINES:
+        raise ValueError(f"engine {engine!r}: choose from {', '.join(ENGINES)}")
     if resize not in (None, *RESIZES):
         raise ValueError(f"resize {resize!r}: choose of {', '.join(RESIZES)}")
     if resize_to not in (None, *RESIZE_TO):
@@ -106,7 +132,9 @@ def load_model(
             f"{source}: {description['model']} with these parameters does not take images of "
             f"{description['crop_size']} pixels; was it trained with other sizes?"
         ) from error
-    return EmbeddingModel(net, description, devices)
+    loaded = EmbeddingModel(net, description, devices, engine)
+    loaded.choose_engine(0)  # or the error would come after the images were listed
+    return loaded
 
 
 class EmbeddingModel:
@@ -115,6 +143,7 @@ class EmbeddingModel:
     Attributes
     ----------
     net : MarginNet
+        Its weights must not be changed once images were embedded.
     description : dict
         The values that `model.description` lists; None if the file does not contain one.
     dimension : int
@@ -125,15 +154,42 @@ class EmbeddingModel:
     """
 
     def __init__(
-        self, net: MarginNet, description: dict[str, Any], devices: list[mx.Context]
+        self,
+        net: MarginNet,
+        description: dict[str, Any],
+        devices: list[mx.Context],
+        engine: str = ENGINES[0],
     ) -> None:
         self.net = net
         self.description = description
         self.dimension: int = description["embed_dim"]
         self.devices = devices
         self.preprocessing = Preprocessing.from_settings(description)
-        self._graph = _EmbeddingGraph(net)
-        self._graph.hybridize(static_alloc=True, static_shape=True)
+        self._engine = engine
+        self._graph = EmbeddingGraph(net)
+
+    def choose_engine(self, count: int) -> str:
+        """Returns what computes the embeddings of that many images: "mxnet" or "onnxruntime".
+
+        Raises UsageError if the model was loaded for onnxruntime and that cannot be used.
+        """
+        if self._engine == "mxnet":
+            return "mxnet"
+        if self._engine == "auto" and (count < _MANY or not onnxruntime_engine.is_installed()):
+            return "mxnet"
+        try:
+            self._onnxruntime  # noqa: B018  made at the first access
+        except UsageError:
+            if self._engine == "auto":
+                return "mxnet"
+            raise
+        return "onnxruntime"
+
+    @cached_property
+    def _onnxruntime(self) -> OnnxRuntimeEngine:
+        if any(device.device_type != "cpu" for device in self.devices):
+            raise UsageError("--engine onnxruntime: computes on the CPU; leave out --gpus")
+        return OnnxRuntimeEngine(self.net, self.description["crop_size"])
 
     @cached_property
     def digest(self) -> str:
@@ -220,10 +276,14 @@ class EmbeddingModel:
         """
         labels = np.zeros(pixels.shape[0], np.float32)
         crop_size = self.description["crop_size"]
+        embed: Callable[[mx.nd.NDArray], mx.nd.NDArray] = self._graph
+        devices = self.devices
+        if self.choose_engine(len(labels)) == "onnxruntime":
+            embed, devices = self._onnxruntime, [mx.cpu()]
         batches = SequentialBatches(pixels, labels, batch_size, crop_size, workers)
         batches.seek(first)
         try:
-            for embeddings, _ in embed_each_batch(self._graph, self.devices, batches):
+            for embeddings, _ in embed_each_batch(embed, devices, batches):
                 if not np.isfinite(embeddings).all():
                     raise UsageError(
                         "MODEL: its embeddings are not finite; its training had diverged"
@@ -233,22 +293,6 @@ class EmbeddingModel:
             # Queued computations still read the batches' memory.
             mx.nd.waitall()
             batches.close()
-
-
-class _EmbeddingGraph(HybridBlock):
-    """A network without its sampling, as one graph.
-
-    `MarginNet.embed` runs one graph for each part of the network, and allocates the arrays between
-    them again for each batch. With SqueezeNet on a CPU that takes a twelfth of the time.
-    """
-
-    def __init__(self, net: MarginNet) -> None:
-        super().__init__()
-        with self.name_scope():
-            self.net = net
-
-    def hybrid_forward(self, F: Any, x: Any) -> Any:
-        return self.net.embed(x)
 
 
 class _Images:

@@ -78,19 +78,30 @@ def export_onnx(net: MarginNet, path: str, crop_size: int, normalize_input: bool
         translated, onnx is not installed, or the file cannot be written.
     """
     try:
-        # Imported here, since few users need onnx.
-        from embedding_learning.inference.onnx_graph import build_model
+        model = serialize_onnx(net, crop_size, normalize_input)
     except ImportError as error:
         raise UsageError(
             f"{path}: writing ONNX needs the package onnx ({error}); "
             "pip install -r requirements-onnx.txt"
         ) from error
+    with _write_atomically(path) as (partial,):
+        Path(partial).write_bytes(model)
+
+
+def serialize_onnx(net: MarginNet, crop_size: int, normalize_input: bool) -> bytes:
+    """Returns the content of the file that `export_onnx` writes.
+
+    Raises ImportError if onnx is not installed, and UsageError if the network does not take images
+    of this size or has an operator that cannot be translated.
+    """
+    # Imported here, since few users need onnx.
+    from embedding_learning.inference.onnx_graph import build_model
+
     symbol = _embedding_symbol(net, crop_size, normalize_input)
     arrays = {name: array.asnumpy() for name, array in _arrays(net, symbol).items()}
     dimension = net.dense.weight.shape[0]
     model = build_model(symbol, arrays, crop_size, dimension, normalize_input)
-    with _write_atomically(path) as (partial,):
-        Path(partial).write_bytes(model.SerializeToString())
+    return bytes(model.SerializeToString())
 
 
 def export_pytorch(net: MarginNet, path: str, description: Mapping[str, Any]) -> str:

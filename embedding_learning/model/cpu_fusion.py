@@ -1,4 +1,4 @@
-"""Fuses layers in the graph for training on a CPU."""
+"""Fuses layers in graphs for a CPU."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import mxnet as mx
 from mxnet.gluon import HybridBlock
 
 _FUSED = "_contrib_BatchNormWithReLU"
+_FUSED_FULLY_CONNECTED = "_sg_mkldnn_fully_connected"
 
 
 def fuse_batch_norm_and_relu(graph: mx.sym.Symbol) -> mx.sym.Symbol:
@@ -74,6 +75,68 @@ def can_train_fused(features: HybridBlock, size: int) -> bool:
     except mx.base.MXNetError:
         return False
     return True
+
+
+def fuse_for_inference(
+    graph: mx.sym.Symbol, arguments: dict[str, mx.nd.NDArray], statistics: dict[str, mx.nd.NDArray]
+) -> mx.sym.Symbol:
+    """Returns the graph in which a convolution and the layers after it are one operator of oneDNN.
+
+    These are batch norm, whose numbers go into the weights, ReLU or ReLU6, and a sum. The operators
+    compute in inference only.
+
+    Parameters
+    ----------
+    graph : Symbol
+    arguments : dict of NDArray
+        All inputs of the graph by name, of the shapes and types that it will run with.
+    statistics : dict of NDArray
+        The auxiliary states, which are the running statistics of batch norm.
+
+    Raises
+    ------
+    MXNetError
+        If this build of MXNet has no oneDNN.
+    """
+    return _expand_fully_connected(graph.optimize_for("MKLDNN", arguments, statistics))
+
+
+def _expand_fully_connected(graph: mx.sym.Symbol) -> mx.sym.Symbol:
+    """Returns the graph with the layers themselves in place of fused fully connected ones.
+
+    MXNet's fused operator fails if its output gets the memory of an array that was in a layout of
+    oneDNN before. That depends on the other layers and on what the process did earlier. It would
+    not be faster either.
+    """
+    description = json.loads(graph.tojson())
+    nodes: list[dict[str, Any]] = []
+    moved: list[int] = []  # from the number of a node to that of the node with its output
+
+    def rewire(entries: list[list[int]], numbers: list[int]) -> list[list[int]]:
+        return [[numbers[node], *rest] for node, *rest in entries]
+
+    for node in description["nodes"]:
+        inputs = rewire(node["inputs"], moved)
+        if node["op"] == _FUSED_FULLY_CONNECTED:
+            (layers,) = node["subgraphs"]
+            sources = iter(inputs)
+            inside: list[int] = []
+            for layer in layers["nodes"]:
+                if layer["op"] == "null":
+                    # No layer of a network has more than one output that others read.
+                    inside.append(next(sources)[0])
+                else:
+                    nodes.append({**layer, "inputs": rewire(layer["inputs"], inside)})
+                    inside.append(len(nodes) - 1)
+            moved.append(inside[layers["heads"][0][0]])
+        else:
+            nodes.append({**node, "inputs": inputs})
+            moved.append(len(nodes) - 1)
+    description["nodes"] = nodes
+    description["arg_nodes"] = [n for n, node in enumerate(nodes) if node["op"] == "null"]
+    description["heads"] = rewire(description["heads"], moved)
+    del description["node_row_ptr"]
+    return mx.sym.load_json(json.dumps(description))
 
 
 def _can_fuse(node: dict[str, Any]) -> bool:

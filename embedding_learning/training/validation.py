@@ -12,6 +12,7 @@ from embedding_learning.data.build import Data
 from embedding_learning.errors import TrainingError
 from embedding_learning.evaluation.metrics import evaluate
 from embedding_learning.inference.batched import embed_all
+from embedding_learning.inference.embedding_graph import EmbeddingGraph
 from embedding_learning.training.learner import Learner
 
 
@@ -29,8 +30,11 @@ def evaluate_test(
     Raises TrainingError if an embedding is not finite.
     """
 
+    # Not kept between epochs, since it keeps what it computes from the weights.
+    graph = EmbeddingGraph(learner.net)
+
     def embed(batches: SequentialBatches) -> tuple[np.ndarray, np.ndarray]:
-        parts = embed_all(learner.net, learner.devices, batches, after_batch)
+        parts = embed_all(graph, learner.devices, batches, after_batch)
         embeddings, labels = (learner.group.gather(part) for part in parts)
         if not np.isfinite(embeddings).all():
             raise TrainingError(

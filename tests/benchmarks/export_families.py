@@ -4,7 +4,8 @@
     python -m tests.benchmarks.export_families resnet18 vgg11_bn
 
 Weights are random; a few passes in training mode set the running statistics of batch norm. Prints a
-line per backbone: the largest difference of a number of an embedding, with SymbolBlock and with
+line per backbone: the largest difference of a number of an embedding, with the fused layers of
+`EmbeddingGraph` (at the second call, when all memory was used before), with SymbolBlock and with
 onnxruntime, and the smallest distance between two of the images. If that distance is small, the
 network hardly tells the images apart, and the differences show little. The input is uint8 RGB.
 """
@@ -17,6 +18,7 @@ import tempfile
 
 from embedding_learning.errors import UsageError
 from embedding_learning.inference import export
+from embedding_learning.inference.embedding_graph import EmbeddingGraph
 from embedding_learning.model import backbones
 from embedding_learning.model.net import ImageNormalization, MarginNet
 from embedding_learning.model.weights.catalog import ARCHITECTURES, GLUON_NAMES, TORCHVISION_NAMES
@@ -26,7 +28,7 @@ from tests.helpers.onnx_files import open_session
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, nd
-from mxnet.gluon import nn
+from mxnet.gluon import HybridBlock, nn
 
 IMAGES = 4
 
@@ -36,25 +38,30 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="backbones (default: all)")
     # Names of torchvision that mean one of Gluon's networks are left out.
     others = [name for name, own in TORCHVISION_NAMES.items() if own not in GLUON_NAMES]
-    print("| backbone | pixels | SymbolBlock | ONNX | nearest images |\n|---|---|---|---|---|")
+    print("| backbone | pixels | fused | SymbolBlock | ONNX | nearest images |")
+    print("|---|---|---|---|---|---|")
     for name in parser.parse_args().models or [*GLUON_NAMES, *others]:
         size = ARCHITECTURES[TORCHVISION_NAMES.get(name, name)].crop_size
         with tempfile.TemporaryDirectory() as folder:
             try:
-                symbol, onnx, nearest = differences(name, size, folder)
+                fused, symbol, onnx, nearest = differences(name, size, folder)
             except UsageError as error:
-                print(f"| {name} | {size} | {error} |||", flush=True)
+                print(f"| {name} | {size} | {error} ||||", flush=True)
             else:
-                figures = f"{symbol:.1e} | {onnx:.1e} | {nearest:.3f}"
+                figures = f"{fused} | {symbol:.1e} | {onnx:.1e} | {nearest:.3f}"
                 print(f"| {name} | {size} | {figures} |", flush=True)
 
 
-def differences(name: str, size: int, folder: str) -> tuple[float, float, float]:
-    """Returns the differences with SymbolBlock and ONNX, and the distance of the nearest images."""
+def differences(name: str, size: int, folder: str) -> tuple[str, float, float, float]:
+    """Returns the differences of the table, and the distance of the nearest images."""
     net = random_net(name, size)
     pixels = random_pixels(IMAGES, size, seed=1)
     expected = net.embed(pixels).asnumpy()
     distances = np.linalg.norm(expected[:, None] - expected, axis=2)
+
+    graph = EmbeddingGraph(net)
+    fused = max(abs(graph(pixels).asnumpy() - expected).max() for _ in range(2))
+    is_fused = not isinstance(graph._run, HybridBlock)
 
     prefix = os.path.join(folder, "net")
     export.export_symbol(net, prefix, size, normalize_input=True)
@@ -64,6 +71,7 @@ def differences(name: str, size: int, folder: str) -> tuple[float, float, float]
     export.export_onnx(net, f"{prefix}.onnx", size, normalize_input=True)
     (by_onnx,) = open_session(f"{prefix}.onnx").run(None, {"data": pixels.asnumpy()})
     return (
+        f"{fused:.1e}" if is_fused else "no",
         float(abs(by_symbol - expected).max()),
         float(abs(by_onnx - expected).max()),
         float(distances[~np.eye(IMAGES, dtype=bool)].min()),

@@ -19,11 +19,12 @@ from embedding_learning.data.batches import SequentialBatches
 from embedding_learning.data.datasets import cub200
 from embedding_learning.data.preprocessing import read_square
 from embedding_learning.errors import DataError, UsageError
-from embedding_learning.inference import batched
+from embedding_learning.inference import batched, onnxruntime_engine
 from embedding_learning.inference.embedding_model import EmbeddingModel, load_model
 from embedding_learning.model.description import describe
 from embedding_learning.model.net import MarginNet
 from embedding_learning.model.weights.params_file import read_description, save_parameters
+from tests.helpers.onnx_files import import_onnxruntime
 from tests.helpers.saved_models import (
     CROP_SIZE,
     DIMENSION,
@@ -260,10 +261,61 @@ def test_embed_all_gives_rows_and_labels_in_order_and_reports_each_batch(
     next(batches)
     seen: list[int] = []
     devices = [mx.cpu()]
-    embeddings, labels = batched.embed_all(model.net, devices, batches, lambda: seen.append(1))
+    embeddings, labels = batched.embed_all(
+        model.net.embed, devices, batches, lambda: seen.append(1)
+    )
     np.testing.assert_array_equal(labels, birds.labels)
     np.testing.assert_allclose(embeddings, model.embed(birds.paths), atol=CLOSE)
     assert len(seen) == 6
+
+
+# Engines
+
+
+def test_both_engines_give_equal_embeddings(file: Path, model: EmbeddingModel, birds: Any) -> None:
+    import_onnxruntime()
+    other = load_model(file, engine="onnxruntime")
+    assert (other.choose_engine(1), load_model(file, engine="mxnet").choose_engine(10**6)) == (
+        "onnxruntime",
+        "mxnet",
+    )
+    expected = model.embed(birds.paths)
+    np.testing.assert_allclose(other.embed(birds.paths, batch_size=5), expected, atol=CLOSE)
+    shared = load_model(file, [mx.cpu(0), mx.cpu(1)], engine="onnxruntime")
+    np.testing.assert_allclose(shared.embed(birds.paths[:3]), expected[:3], atol=CLOSE)
+
+
+def test_many_images_on_a_cpu_are_for_onnxruntime_if_it_is_installed(
+    file: Path, model: EmbeddingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_onnxruntime()
+    assert [model.choose_engine(count) for count in (0, 999, 1000)] == [
+        "mxnet",
+        "mxnet",
+        "onnxruntime",
+    ]
+    on_gpu = load_model(file)
+    on_gpu.devices = [mx.gpu(0)]
+    assert on_gpu.choose_engine(10**6) == "mxnet"
+    monkeypatch.setattr(onnxruntime_engine, "_PACKAGES", ("onnx", "a_missing_package"))
+    assert load_model(file).choose_engine(10**6) == "mxnet"
+
+
+def test_an_engine_that_cannot_be_used_is_refused_when_the_model_is_loaded(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="engine 'cuda': choose from auto, mxnet, onnxruntime"):
+        load_model(file, engine="cuda")
+    monkeypatch.setattr(onnxruntime_engine, "_PACKAGES", ("onnx", "a_missing_package"))
+    with pytest.raises(UsageError, match="--engine onnxruntime: needs the packages onnx and a_"):
+        load_model(file, engine="onnxruntime")
+
+
+def test_onnxruntime_computes_on_no_gpu(model: EmbeddingModel, file: Path) -> None:
+    import_onnxruntime()
+    on_gpu = EmbeddingModel(model.net, model.description, [mx.gpu(0)], "onnxruntime")
+    with pytest.raises(UsageError, match="computes on the CPU; leave out --gpus"):
+        on_gpu.choose_engine(1)
 
 
 # Loading

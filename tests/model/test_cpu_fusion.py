@@ -14,7 +14,11 @@ from mxnet.gluon.model_zoo import vision
 
 from embedding_learning import MarginNet
 from embedding_learning.cli.train_flags import parse
-from embedding_learning.model.cpu_fusion import can_train_fused, fuse_batch_norm_and_relu
+from embedding_learning.model.cpu_fusion import (
+    can_train_fused,
+    fuse_batch_norm_and_relu,
+    fuse_for_inference,
+)
 from embedding_learning.training import build
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_networks import each_class
@@ -178,3 +182,50 @@ def test_without_onednn_nothing_is_fused():
         text=True,
     )
     assert result.returncode == 0, result.stderr[-500:]
+
+
+def fused_for_inference(graph, **arrays):
+    """The fused graph, and the largest difference of its output from that of the graph."""
+    shapes, _, statistics_shapes = graph.infer_shape(**{k: v.shape for k, v in arrays.items()})
+    for name, shape in zip(graph.list_arguments(), shapes):
+        arrays.setdefault(name, nd.random.uniform(-1, 1, shape))
+    statistics = {
+        name: nd.random.uniform(0.5, 2, shape)
+        for name, shape in zip(graph.list_auxiliary_states(), statistics_shapes)
+    }
+    fused = fuse_for_inference(graph, arrays, statistics)
+    expected, found = (
+        nd.CachedOp(symbol)(*((arrays | statistics)[name] for name in symbol.list_inputs()))
+        for symbol in (graph, fused)
+    )
+    return fused, float(abs(found - expected).max().asscalar() / abs(expected).max().asscalar())
+
+
+def test_inference_computes_a_convolution_with_what_follows_it():
+    data = mx.sym.var("data")
+    convolution = mx.sym.Convolution(data, kernel=(3, 3), pad=(1, 1), num_filter=16)
+    graph = relu(mx.sym.BatchNorm(convolution, fix_gamma=False) + data)
+    fused, difference = fused_for_inference(graph, data=nd.random.normal(shape=(2, 16, 8, 8)))
+    assert [op for op in operators(fused) if op != "null"] == ["_sg_mkldnn_conv"]
+    assert difference < 1e-5
+
+
+def test_fully_connected_layers_stay_as_they_are():
+    """MXNet's fused one fails by chance; see `_expand_fully_connected`."""
+    data = mx.sym.var("data")
+    convolution = relu(mx.sym.Convolution(data, kernel=(3, 3), num_filter=4))
+    hidden = relu(mx.sym.FullyConnected(convolution, num_hidden=6, name="hidden"))
+    graph = mx.sym.L2Normalization(
+        mx.sym.FullyConnected(hidden, num_hidden=3, no_bias=True, name="last") + 1
+    )
+    fused, difference = fused_for_inference(graph, data=nd.random.normal(shape=(2, 3, 8, 8)))
+    assert [op for op in operators(fused) if op != "null"] == [
+        "_sg_mkldnn_conv",
+        "FullyConnected",
+        "Activation",
+        "FullyConnected",
+        "_plus_scalar",
+        "L2Normalization",
+    ]
+    assert fused.list_inputs() == graph.list_inputs()
+    assert difference < 1e-6
