@@ -30,11 +30,7 @@ def add_model(parser: argparse.ArgumentParser, more: str = "") -> None:
     parser.add_argument("model_file", metavar="MODEL", help=text)
     text = "the network's backbone, for a file of the original example, which does not name it"
     parser.add_argument("--model", metavar="NAME", help=text)
-<<<<<<< HEAD
-    parser.set_defaults(gpus=[], exif_orientation=None, resize=None, resize_to=None)
-=======
-    parser.set_defaults(gpus=[], exif_orientation=None, resize=None, engine="mxnet")
->>>>>>> 21841ba (Embedding with fused layers or onnxruntime; threads that wait sleep)
+    parser.set_defaults(gpus=[], exif_orientation=None, resize=None, resize_to=None, engine="mxnet")
 
 
 def add_devices(parser: argparse.ArgumentParser) -> None:
@@ -42,16 +38,12 @@ def add_devices(parser: argparse.ArgumentParser) -> None:
     add(parser, "--gpus", "", "list of gpus to use, e.g. 0 or 0,2,5; empty means using cpu")
     add(parser, "--batch-size", BATCH_SIZE, "images that are computed at once, over all devices")
     add(parser, "--workers", WORKERS, "threads that decode images; 0: none except the main one")
-<<<<<<< HEAD
-    add_train_flags(parser, ("exif_orientation", "resize", "resize_to"))
-=======
     text = (
         "what computes the embeddings: mxnet, onnxruntime (on a CPU; faster), or auto (onnxruntime "
         "if it is installed, for 1,000 images or more; the default)"
     )
     parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0], metavar="WORD", help=text)
-    add_train_flags(parser, ("exif_orientation", "resize"))
->>>>>>> 21841ba (Embedding with fused layers or onnxruntime; threads that wait sleep)
+    add_train_flags(parser, ("exif_orientation", "resize", "resize_to"))
     # If they are not given, the model's description decides.
     parser.set_defaults(exif_orientation=None, resize=None, resize_to=None)
 
@@ -76,9 +68,6 @@ def load(options: argparse.Namespace) -> EmbeddingModel:
         options.model,
         options.exif_orientation,
         options.resize,
-<<<<<<< HEAD
         options.resize_to,
-=======
         options.engine,
->>>>>>> 21841ba (Embedding with fused layers or onnxruntime; threads that wait sleep)
     )

@@ -12,11 +12,7 @@ from typing import Any, Callable, Union
 import mxnet as mx
 import numpy as np
 
-<<<<<<< HEAD
-from embedding_learning.config import BATCH_SIZE, RESIZE_TO, RESIZES, WORKERS
-=======
-from embedding_learning.config import BATCH_SIZE, ENGINES, RESIZES, WORKERS
->>>>>>> 21841ba (Embedding with fused layers or onnxruntime; threads that wait sleep)
+from embedding_learning.config import BATCH_SIZE, ENGINES, RESIZE_TO, RESIZES, WORKERS
 from embedding_learning.data.batches import SequentialBatches
 from embedding_learning.data.preprocessing import (
     Pixels,
@@ -51,11 +47,8 @@ def load_model(
     model: str | None = None,
     exif_orientation: bool | None = None,
     resize: str | None = None,
-<<<<<<< HEAD
     resize_to: str | None = None,
-=======
     engine: str = ENGINES[0],
->>>>>>> 21841ba (Embedding with fused layers or onnxruntime; threads that wait sleep)
 ) -> EmbeddingModel:
     """Loads a saved network and makes it ready to embed images.
 
@@ -73,24 +66,17 @@ def load_model(
         Whether to turn images upright as their EXIF data say; by default as in training.
     resize : str, optional
         "linear" or "area", as ``--resize`` of train.py; by default as in training.
-<<<<<<< HEAD
     resize_to : str, optional
         "square" or "shorter-side", as ``--resize-to`` of train.py; by default as in training.
-=======
     engine : str
         What computes the embeddings. "mxnet" is the reference. "onnxruntime" is faster on a CPU,
         and needs the packages onnx and onnxruntime; the embeddings differ in the last bits.
         "auto" takes onnxruntime if it is installed, for many images on a CPU.
->>>>>>> 21841ba (Embedding with fused layers or onnxruntime; threads that wait sleep)
 
     Raises
     ------
     ValueError
-<<<<<<< HEAD
-        If `resize` or `resize_to` is another word.
-=======
-        If `resize` or `engine` is another word.
->>>>>>> 21841ba (Embedding with fused layers or onnxruntime; threads that wait sleep)
+        If `resize`, `resize_to` or `engine` is another word.
     UsageError
         If the file does not exist, holds no such network, or does not name its backbone; or if
         onnxruntime cannot be used.
