@@ -3,7 +3,8 @@
 This is the only module that imports onnx. `mxnet.onnx.export_model` of MXNet 1.9.1 cannot be used:
 it refuses the L2Normalization of the embeddings ("channel mode only"), does not know
 _image_normalize, and needs `onnx.mapping`, which the releases of onnx for Python 3.14 do not have.
-The backbones need fourteen operators, which are translated here.
+The backbones of Gluon need fourteen operators, and MobileNet v3 and squeeze-and-excitation six
+more. These are translated here.
 """
 
 from __future__ import annotations
@@ -137,10 +138,22 @@ def _same_as(operator: str) -> Translation:
     return lambda name, inputs, attributes: [helper.make_node(operator, inputs, [name])]
 
 
+def _with_scalar(operator: str) -> Translation:
+    """Returns a translation to an operator whose second input is the number `scalar`."""
+
+    def translate(name: str, inputs: list[str], attributes: Attributes) -> list[NodeProto]:
+        scalar = f"{name}_scalar"
+        return [
+            _constant(scalar, float(attributes["scalar"])),
+            helper.make_node(operator, [*inputs, scalar], [name]),
+        ]
+
+    return translate
+
+
 def _activation(name: str, inputs: list[str], attributes: Attributes) -> list[NodeProto] | None:
-    if attributes["act_type"] != "relu":
-        return None
-    return [helper.make_node("Relu", inputs, [name])]
+    operator = {"relu": "Relu", "sigmoid": "Sigmoid"}.get(attributes["act_type"])
+    return [helper.make_node(operator, inputs, [name])] if operator else None
 
 
 def _batch_norm(name: str, inputs: list[str], attributes: Attributes) -> list[NodeProto] | None:
@@ -259,6 +272,14 @@ def _pooling(name: str, inputs: list[str], attributes: Attributes) -> list[NodeP
     return [helper.make_node(operator, inputs, [name], **settings)]
 
 
+def _adaptive_pooling(
+    name: str, inputs: list[str], attributes: Attributes
+) -> list[NodeProto] | None:
+    if set(_parse_integers(attributes.get("output_size", ""))) != {1}:
+        return None
+    return [helper.make_node("GlobalAveragePool", inputs, [name])]
+
+
 _TRANSLATIONS: dict[str, Translation] = {
     "Activation": _activation,
     "BatchNorm": _batch_norm,
@@ -271,7 +292,13 @@ _TRANSLATIONS: dict[str, Translation] = {
     "FullyConnected": _fully_connected,
     "L2Normalization": _l2_normalization,
     "Pooling": _pooling,
+    "_contrib_AdaptiveAvgPooling2D": _adaptive_pooling,
+    "_div_scalar": _with_scalar("Div"),
     "_image_normalize": _normalize,
+    "_mul_scalar": _with_scalar("Mul"),
+    "_plus_scalar": _with_scalar("Add"),
+    "broadcast_mul": _same_as("Mul"),
     "clip": _clip,
     "elemwise_add": _same_as("Add"),
+    "elemwise_mul": _same_as("Mul"),
 }

@@ -75,6 +75,8 @@ BOTH = pytest.mark.parametrize("exported", [by_symbol, by_onnx])
         ("mobilenetv2_0.25", 64),
         ("resnet18_v1", 32),
         ("resnet18_v2", 32),
+        ("mobilenetv3_small", 64),
+        ("se_resnet18_v1", 32),
         ("squeezenet1.0", 65),
     ],
 )
@@ -214,7 +216,7 @@ def test_pooling_is_exported_exactly_or_refused(tmp_path):
 @pytest.mark.parametrize(
     ("layer", "operator"),
     [
-        (nn.Activation("sigmoid"), "Activation(act_type=sigmoid)"),
+        (nn.Activation("softrelu"), "Activation(act_type=softrelu)"),
         (nn.BatchNorm(axis=3), "BatchNorm("),
         (nn.AvgPool2D(3, 2, ceil_mode=True), "Pooling("),
         (nn.LeakyReLU(0.1), "LeakyReLU("),

@@ -45,7 +45,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, required=True)
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    net = create(args.model).eval().to(memory_format=torch.channels_last)
+    net = create(args.model).eval()
+    with torch.no_grad():
+        net(torch.zeros(1, 3, 224, 224))  # determines the size of the last layer
+    net = net.to(memory_format=torch.channels_last)
     images = torch.zeros(args.batch_size, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         net(images)
