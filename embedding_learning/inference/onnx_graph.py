@@ -3,7 +3,7 @@
 This is the only module that imports onnx. `mxnet.onnx.export_model` of MXNet 1.9.1 cannot be used:
 it refuses the L2Normalization of the embeddings ("channel mode only"), does not know
 _image_normalize, and needs `onnx.mapping`, which the releases of onnx for Python 3.14 do not have.
-The backbones of Gluon need fourteen operators, and MobileNet v3 and squeeze-and-excitation six
+The backbones of Gluon need fourteen operators, and MobileNet v3 and squeeze-and-excitation seven
 more. These are translated here.
 """
 
@@ -128,8 +128,8 @@ def _parse_integers(text: str) -> list[int]:
     return [int(part) for part in text.strip("()[]").split(",") if part.strip()]
 
 
-def _constant(name: str, values: object) -> NodeProto:
-    tensor = numpy_helper.from_array(np.asarray(values, np.float32), name)
+def _constant(name: str, values: object, dtype: type = np.float32) -> NodeProto:
+    tensor = numpy_helper.from_array(np.asarray(values, dtype), name)
     return helper.make_node("Constant", [], [name], value=tensor)
 
 
@@ -280,6 +280,14 @@ def _adaptive_pooling(
     return [helper.make_node("GlobalAveragePool", inputs, [name])]
 
 
+def _expand_dims(name: str, inputs: list[str], attributes: Attributes) -> list[NodeProto]:
+    axes = f"{name}_axes"
+    return [
+        _constant(axes, [int(attributes["axis"])], np.int64),
+        helper.make_node("Unsqueeze", [*inputs, axes], [name]),
+    ]
+
+
 _TRANSLATIONS: dict[str, Translation] = {
     "Activation": _activation,
     "BatchNorm": _batch_norm,
@@ -301,4 +309,5 @@ _TRANSLATIONS: dict[str, Translation] = {
     "clip": _clip,
     "elemwise_add": _same_as("Add"),
     "elemwise_mul": _same_as("Mul"),
+    "expand_dims": _expand_dims,
 }
