@@ -1,4 +1,4 @@
-# For machines without a GPU. Not tried: no Docker was there. Its commands were run on Debian 12.
+# For machines without a GPU. Not tried: no Docker was there. Its pip commands were run on Debian 12.
 #
 #     docker build -t embedding-learning .
 #     docker run --rm -v "$PWD:/work" embedding-learning train --data-path=photographs

@@ -118,9 +118,11 @@ def check_flags(checkpoint: Checkpoint, config: TrainConfig) -> None:
     if former_devices != devices and _is_showable(former_devices):
         logging.warning(
             "The run continues with %d devices instead of %s: from the same state, but not to the "
-            "same numbers. Negatives are sampled within each device's part of the batch, and the "
-            "running statistics of batch norm, which each device has for itself, are averaged.",
+            "same numbers. %sThe running statistics of batch norm, which each device has for "
+            "itself, are averaged.",
             devices, former_devices,
+            "Negatives are sampled within each device's part of the batch. "
+            if config.method.negatives == "device" else "",
         )  # fmt: skip
     former_made_with = checkpoint.state.get("made_with")
     for name, value in made_with().items():

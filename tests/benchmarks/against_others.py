@@ -6,8 +6,8 @@
 PATH is the folder example/gluon/embedding_learning of apache/mxnet 1.9.1, which needs the package
 bottleneck. VENV is an environment with torch, pytorch-metric-learning, faiss-cpu, tqdm and the
 opencv-python of requirements-common.txt; it is a separate one, since gluoncv refuses PyTorch. Run
-it on an idle machine. With two cores a round takes ten minutes for ResNet-50 and sixteen for the
-three models together.
+it on an idle machine. With two cores a round takes ten minutes for ResNet-50, and sixteen for
+ResNet-50, ResNet-18 and SqueezeNet together.
 
 In every round each contender is a new process, so that none can use what another left. The
 contenders take turns, so that changes of the machine's speed affect all alike, and ratios are
@@ -35,6 +35,7 @@ from tests.benchmarks import table
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "tests.benchmarks.contenders"
+MODELS = "resnet50_v2,resnet18_v1,squeezenet1.1,mobilenet_v2,densenet121"
 # Variables that set the number of threads and how they wait. The user's own must not affect a
 # contender.
 _THREAD_VARIABLES = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "MXNET_")
@@ -140,7 +141,7 @@ def main() -> None:
     parser.add_argument("--original", required=True, help="folder of the original example")
     parser.add_argument("--pytorch-python", required=True, help="a Python that has PyTorch")
     parser.add_argument("--data-path", required=True, help="images in the layout of CUB-200-2011")
-    parser.add_argument("--models", default="resnet50_v2,resnet18_v1,squeezenet1.1")
+    parser.add_argument("--models", default=MODELS)
     parser.add_argument("--batch-size", type=int, default=70)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="timed steps of a round")

@@ -1,10 +1,10 @@
-"""How many images a second are embedded from files, compared with the bare forward pass?
+"""How many images a second are embedded from files, compared with onnxruntime and the same decoder?
 
-    python -m tests.benchmarks.embed ../shared/data/cub_crops [--model resnet50_v2] [--images 3569]
+    python -m tests.benchmarks.embed ../shared/data/cub_crops [--model resnet50_v2] [--images 600]
 
-`EmbeddingModel.embed`, from files to a numpy array, takes turns with the same backbone alone. The
-backbone gets as many batches, in float32 and in memory already. The weights are random unless
---params names a saved model.
+`EmbeddingModel.embed`, from files to a numpy array, with both engines, takes turns with a simple
+program: threads decode images with the same function, and onnxruntime computes one batch after the
+other. The weights are random unless --params names a saved model.
 """
 
 from __future__ import annotations
@@ -12,29 +12,43 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from embedding_learning import load_model
 from embedding_learning.data.datasets import unlabeled
+from embedding_learning.data.preprocessing import read_square
 from embedding_learning.inference.embedding_model import EmbeddingModel
+from tests.benchmarks.inference import open_session
 from tests.benchmarks.timing import interleaved
 from tests.helpers.saved_models import save_model
 
 # isort: split
-import mxnet as mx
 import numpy as np
 
 
-def bare_forward(model: EmbeddingModel, batch_size: int, batches: int) -> None:
-    """Computes the backbone's features of random batches, with as many in the queue as `embed`."""
-    size = model.description["crop_size"]
-    images = mx.nd.random.normal(shape=(batch_size, 3, size, size))
-    queued: list[mx.nd.NDArray] = []
-    for _ in range(batches):
-        queued.append(model.net.base_net(images))
-        if len(queued) > 2:
-            queued.pop(0).wait_to_read()
-    mx.nd.waitall()
+def simple_program(
+    model: EmbeddingModel, batch_size: int, workers: int
+) -> Callable[[list[str]], np.ndarray]:
+    """Returns a function from paths to embeddings, with threads and onnxruntime."""
+    size, crop = model.description["image_size"], model.description["crop_size"]
+    edge = (size - crop) // 2
+    run = open_session(model.net, crop)
+
+    def read(path: str) -> np.ndarray:
+        square = read_square(path, None, size, model.preprocessing)
+        return square[edge : edge + crop, edge : edge + crop].transpose(2, 0, 1)
+
+    def embed(paths: list[str]) -> np.ndarray:
+        with ThreadPoolExecutor(workers) as pool:
+            images = pool.map(read, paths)
+            starts = range(0, len(paths), batch_size)
+            return np.concatenate(
+                [run(np.stack([next(images) for _ in paths[i : i + batch_size]])) for i in starts]
+            )
+
+    return embed
 
 
 def main() -> None:
@@ -45,7 +59,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="embed only the first N", metavar="N")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -53,30 +67,26 @@ def main() -> None:
         if not args.params:
             flags = ["--image-size=256", "--crop-size=224", "--embed-dim=128"]
             save_model(Path(params), f"--model={args.model}", *flags)
-        model = load_model(params)
+        models = {name: load_model(params, engine=name) for name in ("mxnet", "onnxruntime")}
     paths = unlabeled.read([args.folder]).paths[: args.images]
-    size = model.choose_batch_size(len(paths), args.batch_size)
-    batches = -(-len(paths) // size)
-    print(f"{len(paths)} images, {batches} batches of {size}, {model.description['model']}")
-    seconds = interleaved(
-        {
-            "embed": lambda: model.embed(paths, None, args.batch_size, args.workers),
-            "bare": lambda: bare_forward(model, size, batches),
-        },
-        args.rounds,
-        warmup=1,
-    )
-    rates = {
-        "embed": len(paths) / np.array(seconds["embed"]),
-        "bare": batches * size / np.array(seconds["bare"]),
-    }
-    for name, values in rates.items():
-        print(
-            f"{name:6s} {statistics.median(values):8.1f} images/s  "
-            f"({min(values):.1f} to {max(values):.1f})"
+    simple = simple_program(models["mxnet"], args.batch_size, args.workers)
+    contenders = {
+        f"--engine {name}": lambda model=model: model.embed(
+            paths, None, args.batch_size, args.workers
         )
-    ratios = rates["embed"] / rates["bare"]
-    print(f"embed / bare: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+        for name, model in models.items()
+    }
+    contenders["onnxruntime, same decoder"] = lambda: simple(paths)
+    seconds = interleaved(contenders, args.rounds, warmup=1)
+    print(f"{len(paths)} images, {models['mxnet'].description['model']}")
+    base = seconds["onnxruntime, same decoder"]
+    for name, values in seconds.items():
+        rates = [len(paths) / value for value in values]
+        ratio = statistics.median(b / value for value, b in zip(values, base))
+        print(
+            f"{name:28s} {statistics.median(rates):8.1f} images/s  "
+            f"({min(rates):.1f} to {max(rates):.1f})  {ratio:.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -24,10 +24,12 @@ from embedding_learning.errors import UsageError
 from embedding_learning.inference.embedding_graph import EmbeddingGraph, _PlainGraph
 from embedding_learning.inference.export import export_onnx
 from embedding_learning.inference.onnxruntime_engine import OnnxRuntimeEngine
+from embedding_learning.model.net import MarginNet
 from tests.benchmarks.export_families import random_net, random_pixels
 from tests.benchmarks.timing import interleaved
 
 # isort: split
+import numpy as np
 import onnxruntime
 
 SIZE = 224
@@ -66,14 +68,14 @@ class PyTorch:
         self._process.wait()
 
 
-def open_session(net: object) -> Callable[[object], object]:
-    """Returns onnxruntime itself, on the file that `export` writes."""
+def open_session(net: MarginNet, size: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns onnxruntime itself, on the file that `export` writes, as a function of pixels."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"])
     with tempfile.TemporaryDirectory() as folder:
-        export_onnx(net, f"{folder}/net.onnx", SIZE, normalize_input=True)
+        export_onnx(net, f"{folder}/net.onnx", size, normalize_input=True)
         session = onnxruntime.InferenceSession(f"{folder}/net.onnx", options)
-    return lambda pixels: session.run(None, {"data": pixels})
+    return lambda pixels: session.run(None, {"data": pixels})[0]
 
 
 def main() -> None:
@@ -104,7 +106,7 @@ def measure(model: str, args: argparse.Namespace) -> tuple[dict[str, float], flo
     }
     difference = abs(plain(pixels).asnumpy() - fused(pixels).asnumpy()).max()
     try:
-        engine, alone = OnnxRuntimeEngine(net, SIZE), open_session(net)
+        engine, alone = OnnxRuntimeEngine(net, SIZE), open_session(net, SIZE)
         contenders["engine onnxruntime"] = lambda: engine(pixels).asnumpy()
         contenders["onnxruntime alone"] = lambda: alone(array)
     except UsageError as error:

@@ -1,21 +1,24 @@
-"""Gluon's ResNet-50 v2, ResNet-18 v1 and SqueezeNet 1.1 in PyTorch, without their classifiers.
+"""Backbones in PyTorch, without their classifiers.
 
-The layers are those of mxnet.gluon.model_zoo.vision; against_others compares the numbers of
-parameters.
+The layers are those of the networks of the same names here; against_others compares the numbers of
+parameters. MobileNet v2 and DenseNet-121 are torchvision's.
 """
 
 from __future__ import annotations
 
 import torch
+import torchvision
 from torch import nn
 
 
 def create(name: str) -> nn.Module:
-    """Returns the backbone of Gluon's name, from images (n, 3, height, width) to features."""
+    """Returns the backbone of this name, from images (n, 3, height, width) to features."""
     networks = {
         "resnet50_v2": resnet50_v2,
         "resnet18_v1": resnet18_v1,
         "squeezenet1.1": squeezenet,
+        "mobilenet_v2": mobilenet_v2,
+        "densenet121": densenet121,
     }
     if name not in networks:
         raise SystemExit(f"{name}: not available in PyTorch; choose from {', '.join(networks)}")
@@ -145,3 +148,12 @@ def squeezenet() -> nn.Module:
         Fire(512, 64, 256),
         nn.Dropout(0.5),
     )
+
+
+def mobilenet_v2() -> nn.Module:
+    return nn.Sequential(torchvision.models.mobilenet_v2().features, nn.AdaptiveAvgPool2d(1))
+
+
+def densenet121() -> nn.Module:
+    features = torchvision.models.densenet121().features
+    return nn.Sequential(features, nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1))
