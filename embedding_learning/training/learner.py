@@ -277,7 +277,7 @@ class Learner:
             negative.append(rowwise_distance(mx.nd, anchors, negatives).asnumpy())
             active += [term.asnumpy() > 0 for term in self.loss.terms(*triplet)]
         return {
-            name: np.concatenate([np.empty(0), *arrays])
+            name: np.concatenate(arrays) if arrays else np.empty(0)
             for name, arrays in (
                 ("positive_distances", positive),
                 ("negative_distances", negative),

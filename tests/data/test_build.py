@@ -10,12 +10,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import mxnet as mx
 import numpy as np
 import pytest
+from mxnet.gluon import HybridBlock
 
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.config import TrainConfig
@@ -597,10 +598,10 @@ def test_close_ends_all_workers(tmp_path: Path, flags: Callable[..., TrainConfig
 # A gallery
 
 
-class MeanColour:
+class MeanColor(HybridBlock):
     """The parts of a network that an evaluation needs."""
 
-    def embed(self, x: mx.nd.NDArray) -> mx.nd.NDArray:
+    def embed(self, x: Any) -> Any:
         return x.astype("float32").mean(axis=(2, 3))
 
 
@@ -651,7 +652,7 @@ def test_queries_are_searched_in_the_gallery(
     split.gallery.labels[split.gallery.labels == 3] = 2
     data = open_data(split, flags(tmp_path, f"--cache={cache}"))
     try:
-        found = recalls(MeanColour(), [mx.cpu(i) for i in range(devices)], data)
+        found = recalls(MeanColor(), [mx.cpu(i) for i in range(devices)], data)
         assert found == recalls_by_hand(split.test, split.gallery)
         assert 0 < found[1] < found[4] < found[16] < 1
         assert found != recalls_by_hand(split.test, None)
@@ -669,7 +670,7 @@ def test_without_a_gallery_test_images_are_searched_among_each_other(
     data = open_data(split, flags(tmp_path, f"--cache={cache}"))
     try:
         assert data.gallery is None
-        found = recalls(MeanColour(), [mx.cpu()], data)
+        found = recalls(MeanColor(), [mx.cpu()], data)
         assert found == recalls_by_hand(split.test, None)
         assert 0 < found[1] < found[4] < 1
     finally:
