@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from typing import Any
 
 import mxnet as mx
@@ -11,7 +9,7 @@ import numpy as np
 from mxnet import nd
 from mxnet.gluon import HybridBlock
 
-from embedding_learning.model.cpu_fusion import fuse_for_inference
+from embedding_learning.model.cpu_fusion import fuse_for_inference, is_onednn_enabled
 from embedding_learning.model.net import MarginNet
 
 
@@ -20,8 +18,7 @@ class EmbeddingGraph:
 
     On a CPU, oneDNN computes each convolution and the batch norm, activation and sum after it in
     one pass over memory. The batch norm goes into the convolution's weights, so the embeddings
-    differ from those of the single layers in the last bits. SqueezeNet and ResNet-50 then embed
-    1.1 to 1.4 times as many images a second, MobileNet v2 three times as many.
+    differ from those of the single layers in the last bits. docs/measurements.md has the speed.
 
     A graph reads the arrays of the network's parameters. It may keep what it computed from them at
     the first call, so make another graph for other weights; that takes a few hundredths of a
@@ -35,36 +32,33 @@ class EmbeddingGraph:
 
     def __init__(self, net: MarginNet) -> None:
         self._net = net
-        self._run: Callable[[nd.NDArray], nd.NDArray] | None = None
+        self._run: _FusedGraph | _PlainGraph | None = None
 
     def __call__(self, images: nd.NDArray) -> nd.NDArray:
         """Queues the embeddings (n, d) of images (n, 3, height, width), and returns them.
 
         `images` are on one of the network's devices, and are the input of ``net.embed``.
         """
-        if self._run is None:
-            self._run = self._compile(images)
-        return self._run(images)
-
-    def _compile(self, images: nd.NDArray) -> Callable[[nd.NDArray], nd.NDArray]:
+        if self._run:
+            return self._run(images)
         if _can_fuse(self._net, images):
             try:
-                fused = _FusedGraph(self._net, images)
-                fused(images).wait_to_read()
+                self._run = _FusedGraph(self._net, images)
+                embeddings = self._run(images)
+                embeddings.wait_to_read()
+                return embeddings
             except mx.base.MXNetError:
                 pass  # oneDNN does not take every network; the layers one by one do
-            else:
-                return fused
-        block = _PlainGraph(self._net)
-        block.hybridize(static_alloc=True, static_shape=True)
-        return block
+        self._run = _PlainGraph(self._net)
+        self._run.hybridize(static_alloc=True, static_shape=True)
+        return self._run(images)
 
 
 def _can_fuse(net: MarginNet, images: nd.NDArray) -> bool:
     parameters = net.collect_params().values()
     return (
         images.context.device_type == "cpu"
-        and os.environ.get("MXNET_MKLDNN_ENABLED") != "0"
+        and is_onednn_enabled()
         and all(np.dtype(parameter.dtype) == np.float32 for parameter in parameters)
     )
 

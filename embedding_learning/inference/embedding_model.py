@@ -166,9 +166,10 @@ class EmbeddingModel:
         try:
             self._onnxruntime  # noqa: B018  made at the first access
         except UsageError:
-            if self._engine == "auto":
-                return "mxnet"
-            raise
+            if self._engine != "auto":
+                raise
+            self._engine = "mxnet"  # or each call would try the translation again
+            return "mxnet"
         return "onnxruntime"
 
     @cached_property

@@ -56,7 +56,7 @@ def can_train_fused(features: HybridBlock, size: int) -> bool:
     size : int
         Pixels per side of the images.
     """
-    if os.environ.get("MXNET_MKLDNN_ENABLED") == "0":
+    if not is_onednn_enabled():
         return False  # without oneDNN, MXNet has no such operator and crashes
     graph = fuse_batch_norm_and_relu(features(mx.sym.var("data")))
     if _FUSED not in graph.tojson():
@@ -75,6 +75,11 @@ def can_train_fused(features: HybridBlock, size: int) -> bool:
     except mx.base.MXNetError:
         return False
     return True
+
+
+def is_onednn_enabled() -> bool:
+    """Returns whether MXNet may use oneDNN, as far as the user's environment says."""
+    return os.environ.get("MXNET_MKLDNN_ENABLED") != "0"
 
 
 def fuse_for_inference(
