@@ -23,6 +23,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from embedding_learning.runtime import lazy_operators
+
 # The system libraries that the wheels of MXNet and OpenCV need, and the package that contains each
 # of them on Debian and Ubuntu.
 _DEBIAN_PACKAGES = {
@@ -106,10 +108,11 @@ class _MXNetFinder:
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Prepares for MXNet and returns where it is. Of other modules it knows nothing."""
-        if fullname != "mxnet":
+        """Prepares for MXNet and returns where it is. Of other packages it knows nothing."""
+        if fullname == "mxnet":
+            _prepare()
+        elif fullname not in lazy_operators.MODULES:
             return None
-        _prepare()
         spec = PathFinder.find_spec(fullname, path, target)
         if spec and spec.loader:
             loader: Any = _QuickLoader(spec.loader)
@@ -118,7 +121,7 @@ class _MXNetFinder:
 
 
 class _QuickLoader:
-    """Loads MXNet without the modules that it imports but does not need."""
+    """Loads MXNet without modules and functions that it makes but does not need."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
@@ -127,7 +130,11 @@ class _QuickLoader:
         return getattr(self._loader, name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Runs MXNet's code."""
+        """Runs the code of MXNet or of one of its modules."""
+        if module.__name__ in lazy_operators.MODULES:
+            lazy_operators.prepare(module)
+            self._loader.exec_module(module)
+            return
         with _without_unused_modules():
             self._loader.exec_module(module)
 
