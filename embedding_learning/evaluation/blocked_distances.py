@@ -7,8 +7,9 @@ Where rows are long compared to their distances it leaves many, and is repeated 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +52,11 @@ class Product(NamedTuple):
 
     squares: np.ndarray  # (b, c) float32 or float64; infinite where a query is the row itself
     margin: np.ndarray  # (b,) bound on the error of a query's squares compared to a limit
+    column_margin: np.ndarray  # (c,) the same for the columns' squares; empty without mirroring
+
+    def transposed(self) -> Product:
+        """Returns the distances with the columns as queries."""
+        return Product(self.squares.T, self.column_margin, self.margin)
 
     def at_most(self, limit: np.ndarray) -> np.ndarray:
         """Returns which squares are no larger than each query's limit (b,); bool (b, c)."""
@@ -74,10 +80,13 @@ class Block:
     rows: np.ndarray  # (c,) the gallery row of each column
     own: np.ndarray  # (b,) the column that each query is itself; none if outside [0, c)
     reach: np.ndarray  # (b,) (|x| + |y|)^2 for a query x and the longest column y
+    column_reach: np.ndarray  # (c,) that of each column, if the block also stands for its mirror
     query_factor: Callable[[type], np.ndarray]  # from a dtype to (b, d + 2)
     column_factor: Callable[[type], np.ndarray]  # from a dtype to (c, d + 2)
 
-    def select(self, select: Callable[[Product], Selection], wanted: int = 0) -> Selection:
+    def select(
+        self, select: Callable[[Product], Sequence[Selection]], wanted: int = 0
+    ) -> Sequence[Selection]:
         """Returns what `select` selects by a product in float32, or in float64 if that is faster.
 
         It is faster if float32 selects many pairs more than the `wanted` ones, which have to be
@@ -85,9 +94,10 @@ class Block:
         """
         if self.fits_float32():
             product = self.product(np.float32)
-            selection = select(product)
-            if len(selection.pairs) - wanted <= _COSTLY_SHARE * product.squares.size:
-                return selection
+            selections = select(product)
+            selected = sum(len(selection.pairs) for selection in selections)
+            if selected - wanted <= _COSTLY_SHARE * product.squares.size:
+                return selections
         return select(self.product(np.float64))
 
     def fits_float32(self) -> bool:
@@ -108,8 +118,12 @@ class Block:
         query = np.flatnonzero((self.own >= 0) & (self.own < squares.shape[1]))
         squares[query, self.own[query]] = np.inf
         unit, tiny = _ROUNDING[dtype]
-        margin = (factor.shape[1] + 8) * ((unit + _ROUNDING[np.float64][0]) * self.reach + tiny)
-        return Product(squares, margin)
+        relative, units = unit + _ROUNDING[np.float64][0], factor.shape[1] + 8
+        return Product(
+            squares,
+            units * (relative * self.reach + tiny),
+            units * (relative * self.column_reach + tiny),
+        )
 
     def split_pairs(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the query within the block and the gallery row of each pair."""
@@ -131,13 +145,18 @@ def as_embeddings(embeddings: np.ndarray) -> np.ndarray:
 
 
 def count_in_rows(is_counted: np.ndarray) -> np.ndarray:
-    """Counts what is true in each row of a bool array (b, c) in C order, int64 (b,).
+    """Counts what is true in each row of a bool array (b, c), int64 (b,).
 
     numpy adds booleans one at a time. Here eight neighbors are one number, and are added at once;
-    each is a byte of the sum and must not exceed 255.
+    each is a byte of the sum and must not exceed 255. In an array in Fortran's order, whose columns
+    are contiguous, whole columns are added in bytes.
     """
     rows, columns = is_counted.shape
     counts = np.zeros(rows, np.int64)
+    if is_counted.flags.f_contiguous:
+        for piece in slices(columns, 255):
+            counts += is_counted[:, piece].view(np.uint8).sum(axis=1, dtype=np.uint8)
+        return counts
     whole = columns - columns % 8
     if columns == whole:
         eights = is_counted.view(np.uint64)
@@ -150,10 +169,10 @@ def count_in_rows(is_counted: np.ndarray) -> np.ndarray:
     return counts
 
 
-def slices(count: int, at_once: int) -> Iterator[slice]:
-    """Yields slices of at most `at_once` that cover range(count) in order."""
-    for start in range(0, count, at_once):
-        yield slice(start, min(start + at_once, count))
+def slices(count: int, at_once: int, start: int = 0) -> Iterator[slice]:
+    """Yields slices of at most `at_once` that cover range(start, count) in order."""
+    for begin in range(start, count, at_once):
+        yield slice(begin, min(begin + at_once, count))
 
 
 def squared_distances_of_pairs(
@@ -194,9 +213,17 @@ def gallery_of(rows: np.ndarray, kept: np.ndarray, center: np.ndarray) -> Galler
 
 
 def split_into_strips(
-    queries: np.ndarray, gallery: Gallery, own: np.ndarray | None, size: tuple[int, int]
+    queries: np.ndarray,
+    gallery: Gallery,
+    own: np.ndarray | None,
+    size: tuple[int, int],
+    is_mirrored: bool = False,
 ) -> Iterator[Iterator[Block]]:
     """Yields strips of the gallery's columns, each as blocks that cover all queries in order.
+
+    If the queries are the columns, half of the blocks are enough, as each distance is that of two
+    queries. Then a strip begins with a square block, whose queries are its columns. After it come
+    the later queries, in blocks that have `column_reach`.
 
     Parameters
     ----------
@@ -206,6 +233,8 @@ def split_into_strips(
         The row of the gallery that each query is itself.
     size : (int, int)
         The largest number of distances and of columns in a block.
+    is_mirrored : bool
+        Whether to leave out the other half. The queries must be the columns.
     """
     squares = _squares(queries, gallery.center)
     reach = (np.sqrt(squares) + np.sqrt(gallery.squares.max())) ** 2
@@ -220,10 +249,13 @@ def split_into_strips(
         return whole(dtype)[block] if queries.size <= _KEPT else compute(block, dtype)
 
     distances, columns_at_once = size[0], min(size[1], len(gallery.kept))
+    at_once = max(1, distances // columns_at_once)
     for columns in slices(len(gallery.kept), columns_at_once):
-        yield _strip(
-            query_factor, reach, own, gallery, columns, max(1, distances // columns_at_once)
-        )
+        if is_mirrored:
+            blocks = chain([columns], slices(len(queries), at_once, columns.stop))
+        else:
+            blocks = slices(len(queries), at_once)
+        yield _strip(query_factor, reach, own, gallery, columns, blocks, is_mirrored)
 
 
 def _strip(
@@ -232,9 +264,10 @@ def _strip(
     own: np.ndarray,
     gallery: Gallery,
     columns: slice,
-    at_once: int,
+    blocks: Iterable[slice],
+    is_mirrored: bool,
 ) -> Iterator[Block]:
-    """Yields the blocks of a strip, so many queries at once."""
+    """Yields the blocks of a strip."""
     rows, ends = gallery.kept[columns], (gallery.squares[columns], 1.0)
 
     @functools.cache
@@ -243,13 +276,15 @@ def _strip(
         factor[:, :-2] *= -2
         return factor
 
-    for block in slices(len(reach), at_once):
+    for block in blocks:
+        has_mirror = is_mirrored and block != columns
         yield Block(
             queries=block,
             columns=columns,
             rows=rows,
             own=own[block] - columns.start,
             reach=reach[block],
+            column_reach=reach[columns] if has_mirror else np.empty(0),
             query_factor=functools.partial(query_factor, block),
             column_factor=column_factor,
         )

@@ -358,7 +358,8 @@ def _rank_by_counting(images: _Images, chosen: np.ndarray, deepest: int) -> np.n
     Ranks from `deepest` on are only at least `deepest`.
     """
     queries, labels, gallery, gallery_labels, own = images
-    queries, labels = queries[chosen], labels[chosen]
-    own = None if own is None else own[chosen]
+    if len(chosen) < len(queries):
+        queries, labels = queries[chosen], labels[chosen]
+        own = None if own is None else own[chosen]
     match = find_nearest_matches(queries, labels, gallery, gallery_labels, own)
     return find_ranks(queries, match, gallery, own, deepest)

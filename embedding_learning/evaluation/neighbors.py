@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -35,10 +35,11 @@ _LISTING = (2**22, 2**16)
 # For counting, a block need not hold a whole gallery, and is faster if it stays in the cache: 2 MB.
 # Each thread counts other columns; eight are counted at once, see `count_in_rows`.
 _COUNTING = (2**19, 504)
+# For few distances, 1,024 queries among each other, blocks are so small that the C library reuses
+# their memory. To get new memory from the system would take a quarter of the time.
+_FEW, _COUNTING_FEW = 2**20, (2**17, 256)
 # Queries of the same or the next classes that are searched at once for their nearest match.
 _QUERIES_OF_CLASSES = 256
-# As many as this are not split: 1,024 queries among each other.
-_FEW = 2**20
 
 
 def find_nearest(
@@ -141,7 +142,7 @@ def find_ranks(
     ----------
     queries : array (q, d)
     rows : int array (q,)
-        A gallery row for each query.
+        A gallery row for each query; -1: nothing is counted for it.
     gallery : array (n, d)
     own : int array (q,), optional
         The row of the gallery that each query is itself, which is left out for it.
@@ -155,24 +156,41 @@ def find_ranks(
     """
     queries, gallery = _as_searchable(queries, gallery)
     searched = make_gallery(gallery, (len(gallery) if below is None else below) + 1)
-    limits = squared_distances_of_pairs(queries, gallery, np.arange(len(queries)), rows)
+    limits = np.where(
+        rows < 0,
+        -np.inf,
+        squared_distances_of_pairs(queries, gallery, np.arange(len(queries)), rows),
+    )
+    # Then the columns are the queries, and each distance counts for two of them.
+    is_mirrored = queries is gallery and np.array_equal(own, searched.kept)
     rank = np.zeros(len(queries), np.int64)
     adding = threading.Lock()
 
+    def add(block: Block, selection: Selection, of: slice, others: np.ndarray) -> None:
+        """Counts for the queries `of`, which were compared with these gallery rows."""
+        limit, row_of_limit = limits[of], rows[of]
+        query, column = np.divmod(selection.pairs, len(others))
+        row = others[column]
+        squares = squared_distances_of_pairs(queries[of], gallery, query, row)
+        is_tie_before = (squares == limit[query]) & (row < row_of_limit[query])
+        is_nearer = (squares < limit[query]) | is_tie_before
+        nearer = selection.nearer + np.bincount(query[is_nearer], minlength=len(limit))
+        with adding:
+            rank[of] += nearer
+
     def count(strip: Iterator[Block]) -> None:
         for block in strip:
-            limit, row_of_limit = limits[block.queries], rows[block.queries]
-            pairs, nearer = block.select(functools.partial(_select_near_limit, limit=limit))
-            query, row = block.split_pairs(pairs)
-            squares = squared_distances_of_pairs(queries[block.queries], gallery, query, row)
-            is_tie_before = (squares == limit[query]) & (row < row_of_limit[query])
-            is_nearer = (squares < limit[query]) | is_tie_before
-            nearer += np.bincount(query[is_nearer], minlength=len(limit))
-            with adding:
-                rank[block.queries] += nearer
+            sides = [(block.queries, block.rows)]
+            if len(block.column_reach):
+                sides.append((block.columns, np.arange(block.queries.start, block.queries.stop)))
+            select = functools.partial(_select_near_limits, limits=[limits[of] for of, _ in sides])
+            for (of, others), selection in zip(sides, block.select(select)):
+                add(block, selection, of, others)
 
-    with blas_threads(len(queries) * len(searched.kept)) as run:
-        run(count, split_into_strips(queries, searched, own, _COUNTING))
+    distances = len(queries) * len(searched.kept)
+    size = _COUNTING if distances > _FEW else _COUNTING_FEW
+    with blas_threads(distances) as run:
+        run(count, split_into_strips(queries, searched, own, size, is_mirrored))
     return rank
 
 
@@ -224,23 +242,27 @@ def find_nearest_matches(
                 lists.update(queries[chosen], searched, block, is_match)
         nearest[chosen] = lists.rows[:, 0]
 
-    distances = len(queries) * len(gallery)
-    with blas_threads(distances) as run:
-        at_once = len(queries) if distances <= _FEW else _QUERIES_OF_CLASSES
-        run(search, slices(len(queries), at_once))
+    with blas_threads(len(queries) * len(gallery)) as run:
+        run(search, slices(len(queries), _QUERIES_OF_CLASSES))
     return nearest
 
 
+def _select_near_limits(product: Product, limits: Sequence[np.ndarray]) -> list[Selection]:
+    """Selects the pairs that may be on either side of each query's limit (b,).
+
+    If there are limits of the columns, (c,), too, selects those of the columns as well.
+    """
+    sides = (product, product.transposed())
+    return [_select_near_limit(side, limit) for side, limit in zip(sides, limits)]
+
+
 def _select_near_limit(product: Product, limit: np.ndarray) -> Selection:
-    """Selects the pairs that may be on either side of each query's limit (b,)."""
     within = product.at_most(limit + product.margin)
-    count = count_in_rows(within)
-    # Most queries have nothing near in most blocks. The others are looked at again.
-    rows = np.flatnonzero(count)
-    near = Product(product.squares[rows], product.margin[rows])
-    undecided = within[rows]
-    undecided ^= near.at_most(limit[rows] - near.margin)
-    count[rows] -= count_in_rows(undecided)
+    nearer = product.at_most(limit - product.margin)
+    count = count_in_rows(nearer)
+    # Most queries have nothing undecided in most blocks.
+    rows = np.flatnonzero(count_in_rows(within) != count)
+    undecided = within[rows] ^ nearer[rows]
     # numpy finds them faster in one dimension.
     row, column = np.divmod(np.flatnonzero(undecided), within.shape[1])
     return Selection(rows[row] * within.shape[1] + column, count)
@@ -275,7 +297,7 @@ class _Lists(NamedTuple):
         select = functools.partial(
             _select_candidates, k=k, farthest=listed[:, -1], is_match=is_match
         )
-        pairs, _ = block.select(select, wanted=listed.size)
+        [(pairs, _)] = block.select(select, wanted=listed.size)
         query, row = block.split_pairs(pairs)
         counts = np.bincount(query, minlength=len(listed))
         before = k if block.columns.start else 0
@@ -295,12 +317,12 @@ class _Lists(NamedTuple):
 
 def _select_candidates(
     product: Product, k: int, farthest: np.ndarray, is_match: np.ndarray | None
-) -> Selection:
+) -> list[Selection]:
     """Selects all pairs that may be among the k nearest, given the farthest listed so far (b,)."""
     if is_match is not None:
         product.squares[~is_match] = np.inf
     limit = np.minimum(_bound(product.squares, k) + 2 * product.margin, farthest + product.margin)
-    return Selection(np.flatnonzero(product.at_most(limit)), np.zeros(len(limit), np.int64))
+    return [Selection(np.flatnonzero(product.at_most(limit)), np.zeros(len(limit), np.int64))]
 
 
 def _bound(squares: np.ndarray, k: int) -> np.ndarray | float:

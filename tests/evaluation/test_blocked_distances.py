@@ -97,11 +97,11 @@ def test_a_product_in_float64_follows_one_that_leaves_many_pairs() -> None:
     ):
         dtypes = []
 
-        def select(product: Product, count: int = count, dtypes: list = dtypes) -> Selection:
+        def select(product: Product, count: int = count, dtypes: list = dtypes) -> list:
             dtypes.append(product.squares.dtype)
-            return Selection(np.arange(count), np.full(40, len(dtypes)))
+            return [Selection(np.arange(count), np.full(40, len(dtypes)))]
 
-        selection = block.select(select, wanted)
+        [selection] = block.select(select, wanted)
         assert dtypes == expected
         assert selection.nearer[0] == len(dtypes)
 
@@ -139,6 +139,25 @@ def test_all_pairs_are_covered_once_in_pieces_of_the_size_that_is_asked(
         covered[block.queries, block.columns] += 1
         assert len(block.rows) <= size[1]
         assert len(block.reach) * len(block.rows) <= max(size)
+    assert (covered == 1).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (10, 3), (50, 100), (10_000, 10_000)])
+def test_mirrored_blocks_cover_each_pair_of_queries_once(size: tuple[int, int]) -> None:
+    x = normal(23, 4)
+    own = np.arange(23)
+    exact = ((x.astype(np.float64)[:, None] - x) ** 2).sum(axis=2)
+    covered = np.zeros((23, 23))
+    for strip in split_into_strips(x, make_gallery(x, 23), own, size, is_mirrored=True):
+        for block in strip:
+            covered[block.queries, block.columns] += 1
+            if not len(block.column_reach):
+                assert block.queries == block.columns
+                continue
+            covered[block.columns, block.queries] += 1
+            mirror = block.product(np.float32).transposed()
+            error = np.abs(mirror.squares - exact[block.columns, block.queries]).max(axis=1)
+            assert (error <= mirror.margin).all()
     assert (covered == 1).all()
 
 
@@ -192,8 +211,9 @@ def test_what_is_true_is_counted_in_each_row(columns: int) -> None:
     rng = np.random.default_rng(0)
     for share in (0.0, 0.3, 1.0):
         drawn = rng.random((5, columns)) < share
-        counts = blocked_distances.count_in_rows(drawn)
-        assert counts.tolist() == [sum(map(bool, row)) for row in drawn]
+        for is_counted in (drawn, np.asfortranarray(drawn)):
+            counts = blocked_distances.count_in_rows(is_counted)
+            assert counts.tolist() == [sum(map(bool, row)) for row in drawn]
 
 
 def test_rows_of_different_labels_are_not_equal() -> None:

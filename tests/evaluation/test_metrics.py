@@ -202,7 +202,7 @@ def test_metrics_do_not_depend_on_the_pieces_they_are_computed_in(
     whole = evaluate(embeddings, labels, names)
     in_gallery = evaluate(embeddings[:20], labels[:20], names, *gallery)
     monkeypatch.setattr(neighbors, "_LISTING", size)
-    monkeypatch.setattr(neighbors, "_COUNTING", size)
+    monkeypatch.setattr(neighbors, "_COUNTING_FEW", size)
     monkeypatch.setattr(neighbors, "_LISTED", size[0])
     monkeypatch.setattr(neighbors, "_QUERIES_OF_CLASSES", 1 + size[0] // 20)
     assert evaluate(embeddings, labels, names) == whole

@@ -84,7 +84,7 @@ def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(blocked_distances, "_ROWS", 11)
     monkeypatch.setattr(neighbors, "_LISTED", listed)
     monkeypatch.setattr(neighbors, "_LISTING", size)
-    monkeypatch.setattr(neighbors, "_COUNTING", size)
+    monkeypatch.setattr(neighbors, "_COUNTING_FEW", size)
 
 
 @pytest.mark.slow
@@ -212,11 +212,29 @@ def test_what_is_counted_in_threads_is_what_is_counted_in_order(
     matches = find_nearest_matches(x, labels, x, labels, own)
     ranks = find_ranks(x, matches, x, own)
     monkeypatch.setattr(parallel_products, "_MANY", 0)
-    monkeypatch.setattr(neighbors, "_COUNTING", (500, 16))
+    monkeypatch.setattr(neighbors, "_COUNTING_FEW", (500, 16))
     monkeypatch.setattr(neighbors, "_QUERIES_OF_CLASSES", 9)
     for _ in range(5):
         np.testing.assert_array_equal(find_nearest_matches(x, labels, x, labels, own), matches)
         np.testing.assert_array_equal(find_ranks(x, matches, x, own), ranks)
+
+
+def test_nothing_is_counted_for_a_query_without_a_row() -> None:
+    x = duplicated(60, 4)
+    _, rows = naive_nearest(x, 59)
+    given = rows[:, 7].copy()
+    given[[0, 30, 59]] = -1
+    expected = np.where(given < 0, 0, 7)
+    np.testing.assert_array_equal(find_ranks(x, given, x, np.arange(60)), expected)
+
+
+def test_many_rows_are_counted_in_larger_blocks() -> None:
+    x = unit_rows(1200, 4)
+    distances = ((x.astype(np.float64)[:, None] - x) ** 2).sum(axis=2)
+    np.fill_diagonal(distances, np.inf)
+    match = np.roll(np.arange(1200), 5)
+    expected = (distances < distances[np.arange(1200), match][:, None]).sum(axis=1)
+    np.testing.assert_array_equal(find_ranks(x, match, x, np.arange(1200)), expected)
 
 
 def test_some_of_the_rows_are_searched_with_their_own_left_out() -> None:
