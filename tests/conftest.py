@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -14,12 +14,21 @@ import pytest
 
 # Lets the tests import MXNet in any order.
 import embedding_learning  # noqa: F401
+from tests.helpers import tiny_backbone
 from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT, SHARED
 
 # Threads that wait for each other sleep: where other programs keep the cores busy, spinning makes
 # these small networks a hundred times slower. OpenMP reads this when MXNet is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def _leave_in_memory(descriptor: int) -> None:
+    """Replaces `os.fsync`: no test cuts the power, and a disk takes many seconds for all tests."""
+    os.fstat(descriptor)
+
+
+os.fsync = _leave_in_memory
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -81,6 +90,13 @@ def write_cub() -> Callable[..., Path]:
 def tiny_cub(tmp_path_factory: pytest.TempPathFactory, write_cub: Callable[..., Path]) -> Path:
     """Eight classes of four images in the layout of CUB-200-2011; to be read, not changed."""
     return write_cub(tmp_path_factory.mktemp("data") / "tiny_cub", [4] * 8)
+
+
+@pytest.fixture(scope="module")
+def tiny_backbones() -> Iterator[None]:
+    """`--model=tiny` and `--model=tiny-norm` in this process, for the tests of a module."""
+    with tiny_backbone.registered():
+        yield
 
 
 @pytest.fixture(scope="session")
