@@ -7,7 +7,7 @@ from typing import Any
 
 from mxnet.gluon import HybridBlock, nn
 
-from embedding_learning.model.cpu_fusion import fuse_batch_norm_and_relu
+from embedding_learning.model.cpu_fusion import fuse_for_training
 from embedding_learning.model.sampling import DistanceWeightedSampling
 from embedding_learning.model.weights.catalog import DEVIATION, MEAN
 
@@ -79,7 +79,7 @@ class MarginNet(HybridBlock):
     """
 
     # On a CPU; set to False if the backbone cannot be trained with fused layers.
-    should_fuse_batch_norm = True
+    should_fuse = True
 
     def __init__(
         self,
@@ -108,8 +108,8 @@ class MarginNet(HybridBlock):
         """Returns the graph that training compiles after `hybridize`."""
         is_new = not self._cached_graph
         inputs, outputs = super()._get_graph(*arguments)
-        if is_new and self.should_fuse_batch_norm and arguments[0].context.device_type == "cpu":
-            outputs = fuse_batch_norm_and_relu(outputs)
+        if is_new and self.should_fuse and arguments[0].context.device_type == "cpu":
+            outputs = fuse_for_training(outputs)
             self._cached_graph: tuple[Any, Any] = inputs, outputs
         return inputs, outputs
 

@@ -61,7 +61,7 @@ def build(
         parameter = build_proxies(config.method, shape, of_loss)
     size = config.method.memory
     if devices[0].device_type == "cpu":
-        net.should_fuse_batch_norm = can_train_fused(net.base_net, config.data.crop_size)
+        net.should_fuse = can_train_fused(net.base_net, config.data.crop_size)
     for block in (net, loss, sampling):
         if block:
             block.hybridize(static_alloc=True, static_shape=True)

@@ -16,8 +16,8 @@ from embedding_learning import MarginNet
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.model.cpu_fusion import (
     can_train_fused,
-    fuse_batch_norm_and_relu,
     fuse_for_inference,
+    fuse_for_training,
 )
 from embedding_learning.training import build
 from tests.helpers.paths import ROOT
@@ -37,13 +37,13 @@ def relu(data):
 
 
 def test_the_two_become_one_and_their_readers_read_it():
-    graph = fuse_batch_norm_and_relu(relu(norm()) + 1.0)
+    graph = fuse_for_training(relu(norm()) + 1.0)
     assert [op for op in operators(graph) if op != "null"] == [
         "_contrib_BatchNormWithReLU",
         "_plus_scalar",
     ]
     assert graph.list_inputs() == (relu(norm()) + 1.0).list_inputs()
-    (head,) = fuse_batch_norm_and_relu(relu(norm())).list_outputs()
+    (head,) = fuse_for_training(relu(norm())).list_outputs()
     assert head == "norm_output"
 
 
@@ -58,22 +58,69 @@ def test_the_two_become_one_and_their_readers_read_it():
     ],
 )
 def test_what_else_a_graph_holds_is_left_alone(graph):
-    assert operators(fuse_batch_norm_and_relu(graph)) == operators(graph)
+    assert operators(fuse_for_training(graph)) == operators(graph)
 
 
 def test_a_norm_that_someone_else_reads_too_stays():
     shared = norm()
     for graph in (relu(shared) + shared, mx.sym.Group([relu(shared), shared])):
-        assert "_contrib_BatchNormWithReLU" not in operators(fuse_batch_norm_and_relu(graph))
+        assert "_contrib_BatchNormWithReLU" not in operators(fuse_for_training(graph))
+
+
+def convolution_and_norm(data):
+    layer = mx.sym.Convolution(data, kernel=(3, 3), num_filter=16, no_bias=True, name="layer")
+    return mx.sym.BatchNorm(layer, fix_gamma=False, name="norm")
+
+
+def test_relu6_is_computed_without_clip_to_the_same_bits():
+    """Some numbers are below 0, some above 6 and some above 12."""
+    graph = mx.sym.clip(convolution_and_norm(mx.sym.var("data")), 0, 6)
+    fused = fuse_for_training(graph)
+    assert "clip" not in operators(fused)
+    assert fused.list_inputs() == graph.list_inputs()
+    rng = np.random.default_rng(0)
+    values = {
+        "data": rng.normal(size=(8, 3, 14, 14)),
+        "layer_weight": rng.normal(size=(16, 3, 3, 3)),
+    }
+    values |= {"norm_gamma": np.full(16, 5.0), "norm_beta": np.linspace(-8, 14, 16)}
+    values |= {"norm_moving_mean": np.zeros(16), "norm_moving_var": np.ones(16)}
+    head = nd.array(rng.normal(size=(8, 16, 12, 12)))
+    outputs, gradients = [], []
+    for symbol in (graph, fused):
+        arrays = {name: nd.array(value) for name, value in values.items()}
+        for name in graph.list_arguments():
+            arrays[name].attach_grad()
+        with autograd.record():
+            output = nd.CachedOp(symbol)(*(arrays[name] for name in symbol.list_inputs()))
+        output.backward(head)
+        outputs.append(output.asnumpy())
+        gradients.append([arrays[name].grad.asnumpy() for name in graph.list_arguments()])
+    assert (outputs[0] == 0).any() and (outputs[0] == 6).any()
+    np.testing.assert_array_equal(*outputs)
+    # A sum may be taken in another order where the layout is another one.
+    for expected, found in zip(*gradients):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        mx.sym.clip(convolution_and_norm(mx.sym.var("data")), 0, 5),
+        mx.sym.clip(convolution_and_norm(mx.sym.var("data")), -6, 6),
+        mx.sym.clip(norm(), 0, 6),
+        mx.sym.clip(mx.sym.Convolution(norm(), kernel=(1, 1), num_filter=4), 0, 6),
+    ],
+)
+def test_other_clips_stay(graph):
+    assert operators(fuse_for_training(graph)) == operators(graph)
 
 
 def train_two_steps(fused, monkeypatch, name):
     """Embeddings, gradients and statistics after a step that began with changed statistics."""
     with monkeypatch.context() as patched:
         if not fused:
-            patched.setattr(
-                "embedding_learning.model.net.fuse_batch_norm_and_relu", lambda graph: graph
-            )
+            patched.setattr("embedding_learning.model.net.fuse_for_training", lambda graph: graph)
         mx.random.seed(3)
         net = MarginNet(getattr(vision, name)().features, 8, 2)
         net.initialize(mx.init.Xavier())
@@ -92,7 +139,9 @@ def train_two_steps(fused, monkeypatch, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18_v2", "resnet18_v1", "mobilenet0_25"])
+@pytest.mark.parametrize(
+    "name", ["resnet18_v2", "resnet18_v1", "mobilenet0_25", "mobilenet_v2_0_25"]
+)
 def test_training_computes_the_same_bits(monkeypatch, name):
     has_fused, found = train_two_steps(True, monkeypatch, name)
     assert has_fused
@@ -157,6 +206,16 @@ def test_a_backbone_is_fused_where_the_trial_succeeds_only(monkeypatch):
 
 def refuse(*arguments):
     raise mx.base.MXNetError("could not create a primitive descriptor iterator")
+
+
+def test_a_network_with_relu6_alone_is_tried(monkeypatch):
+    backbone = nn.HybridSequential()
+    frozen = nn.BatchNorm(in_channels=16, use_global_stats=True)
+    relu6 = nn.HybridLambda(lambda F, x: F.clip(x, 0, 6))
+    backbone.add(nn.Conv2D(16, 3, in_channels=3), frozen, relu6, nn.GlobalAvgPool2D())
+    assert can_train_fused(backbone, 14)
+    monkeypatch.setattr(mx.nd, "CachedOp", refuse)
+    assert not can_train_fused(backbone, 14)
 
 
 def test_nothing_is_tried_where_nothing_can_be_fused(monkeypatch):

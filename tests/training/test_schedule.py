@@ -91,7 +91,7 @@ def test_frozen_statistics_are_used_where_cpus_fuse_layers(
     found = []
     for is_fusing in (True, False):
         if not is_fusing:
-            graph_as_it_is = "embedding_learning.model.net.fuse_batch_norm_and_relu"
+            graph_as_it_is = "embedding_learning.model.net.fuse_for_training"
             monkeypatch.setattr(graph_as_it_is, lambda graph: graph)
         made = built(*flags)
         for name, parameter in made.net._collect_params_with_prefix().items():
