@@ -82,8 +82,9 @@ lint: $(TOOLS)
 	.venv/bin/python -m mypy embedding_learning
 	.venv/bin/python -m codespell_lib
 
+# Without the theme's notice about mkdocs 2, which is not installed.
 docs: $(SITE)
-	.venv/bin/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet
 	@echo "Open build/site/index.html. The search needs a server: python3 -m http.server -d build/site"
 
 clean:
