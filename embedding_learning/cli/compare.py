@@ -1,4 +1,4 @@
-"""`compare`: trains with several losses, samplings and seeds, and compares them in a table."""
+"""`compare`: trains with several losses, samplings, seeds and flags, and puts them in a table."""
 
 from __future__ import annotations
 
@@ -7,27 +7,29 @@ import dataclasses
 import logging
 import os
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from embedding_learning.cli import train_flags
+from embedding_learning.cli import compare_cells, train_flags
+from embedding_learning.cli.compare_cells import METHOD_FLAGS, Cells
 from embedding_learning.cli.parser import (
     Parser,
     add,
     add_choice,
     add_count,
     add_path,
-    given,
 )
-from embedding_learning.config import TrainConfig, as_flag
+from embedding_learning.config import FLAGS, ModelConfig, as_flag, flags_of
 from embedding_learning.errors import UsageError
 from embedding_learning.experiments import results
 from embedding_learning.experiments.results import (
     HELD_OUT,
     SELECTIONS,
     TEST,
+    VARIED,
     Trial,
 )
 from embedding_learning.model import methods
@@ -35,11 +37,16 @@ from embedding_learning.runtime import mxnet_compat
 from embedding_learning.runtime.file_locks import open_locked
 from embedding_learning.runtime.flag_values import check_range, device_numbers
 from embedding_learning.runtime.progress import log_to_terminal
+from embedding_learning.training.settings import make_config
 
 # The paper's own comparison, its table 1, has all of these pairs but two.
-_LOSSES = "margin,contrastive,triplet,triplet-euclidean"
-_SAMPLINGS = "distance-weighted,semi-hard,random"
-_NOT_IN_TABLE_1 = {("triplet", "random"), ("triplet-euclidean", "random")}
+_LOSSES = ("margin", "contrastive", "triplet", "triplet-euclidean")
+_SAMPLINGS = ("distance-weighted", "semi-hard", "random")
+_TABLE_1 = [
+    pair
+    for pair in results.pair_methods(_LOSSES, _SAMPLINGS)
+    if pair not in {("triplet", "random"), ("triplet-euclidean", "random")}
+]
 # Flags that this command sets for each run, or does not allow.
 _SET_HERE = (
     "loss", "sampling", "seed", "save_model_prefix", "resume", "tensorboard", "held_out_fold",
@@ -49,6 +56,8 @@ _MAY_CHANGE = (
     "gpus", "workers", "log_interval", "cache", "cache_dir", "keep", "checkpoint_interval",
     "evaluate_first", "saved_epoch", *_SET_HERE,
 )  # fmt: skip
+# Flags that decide whether a network can be built.
+_OF_NETWORK = {*(flag.key for flag in flags_of(ModelConfig)), "crop_size"}
 _HELD_OUT_SHARE = 0.2
 # All runs are listed before the first one begins.
 _MOST_SEEDS, _MOST_PARALLEL, _MOST_FOLDS = 1000, 256, 1000
@@ -59,28 +68,34 @@ def main(arguments: list[str]) -> int:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     chosen = _parse(arguments[:end])
     typed = arguments[end + 1 :]
-    flags, slots, config = _read_train_flags(typed, chosen)
+    flags, slots, placeholders = _read_train_flags(typed, chosen)
+    cells, lines = compare_cells.build_cells(
+        chosen.pairs, chosen.varied, flags, placeholders, _MAY_CHANGE
+    )
+    for _, config in cells.values():
+        if config.run.epochs < 1:
+            raise UsageError("--epochs 0: there would be nothing to compare")
+        if chosen.select_on == HELD_OUT and not config.data.held_out:
+            raise UsageError("--held-out 0.0: holds out nothing for --select-on held-out")
+    plan = _make_plan(cells, [*flags, *placeholders], chosen)
     # Imported here, since these import MXNet and matplotlib.
-    from embedding_learning.data.build import read_split
     from embedding_learning.errors import Interrupted
     from embedding_learning.experiments import process_pool, sweep
     from embedding_learning.runtime.signals import stop_on_signals
 
     seeds = range(1, chosen.seeds + 1)
-    # All pairs with one seed come first: the table is complete early, and only its spread grows.
-    trials = [Trial(loss, sampling, seed) for seed in seeds for loss, sampling in chosen.pairs]
+    # All cells with one seed come first: the table is complete early, and only its spread grows.
+    trials = [Trial(cell, seed) for seed in seeds for cell in cells]
     folder = Path(chosen.output)
     with log_to_terminal(), _hold_folder(folder):
-        # A mistake in the data would be one in each run.
-        for fold in range(1, chosen.folds + 1):
-            data = dataclasses.replace(config.data, held_out_fold=fold)
-            read_split(dataclasses.replace(config, data=data))
-        results.claim_folder(folder, _make_plan(config, chosen))
+        for line in lines:
+            logging.info(line)
+        _check_cells(cells, chosen.folds)
+        results.claim_folder(folder, plan)
         comparison = sweep.Comparison(
             folder=folder,
             trials=trials,
-            flags=flags,
-            config=config,
+            flags={cell: sweep.CellFlags(*of_cell) for cell, of_cell in cells.items()},
             select_on=chosen.select_on,
             typed=shlex.join(typed),
             parallel=len(slots),
@@ -89,6 +104,8 @@ def main(arguments: list[str]) -> int:
         finished = len(comparison.outcomes())
         if finished:
             logging.info("%d of %d runs are finished already.", finished, len(trials))
+        if finished < len(trials) and _OF_NETWORK & chosen.varied.keys():
+            _check_networks(cells)
         tasks = [partial(comparison.run_trial, trial) for trial in trials]
         with stop_on_signals() as stop:
             process_pool.run_all(tasks, slots, _threads_per_run(len(slots)), stop)
@@ -103,19 +120,31 @@ def main(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    """Parses the flags before --. `pairs` of the result holds each loss with each sampling."""
+    """Parses the flags before --.
+
+    `varied` of the result holds the values of each varied flag by its key.
+    """
     parser = Parser(
         prog="python -m embedding_learning compare",
-        usage="%(prog)s [--losses A,B] [--samplings A,B] [--seeds N] [--output DIR] "
-        "[--select-on WORD] [--folds N] [--parallel N] -- FLAGS OF TRAIN.PY",
-        description="Train with several losses, samplings and seeds, and put them in one table. "
-        "The same command resumes what is not finished. Without --losses and --samplings it "
-        "compares the ten pairs of the paper's table 1, which has random sampling with margin and "
-        "contrastive alone.",
+        usage="%(prog)s [--losses A,B] [--samplings A,B] [--vary FLAG=V1,V2]... [--seeds N] "
+        "[--output DIR] [--select-on WORD] [--folds N] [--parallel N] -- FLAGS OF TRAIN.PY",
+        description="Train with several losses, samplings, seeds and values of other flags, and "
+        "put them in one table. The same command resumes what is not finished. Without --losses, "
+        "--samplings and --vary it compares the ten pairs of the paper's table 1, which has random "
+        "sampling with margin and contrastive alone.",
     )
-    add(parser, "--losses", _LOSSES, f"of {', '.join(methods.LOSSES)}")
-    add(parser, "--samplings", _SAMPLINGS, f"of {', '.join(methods.SAMPLINGS)}")
-    add(parser, "--seeds", 3, "runs of each loss with each sampling: the seeds 1 to N")
+    for flag, rows, default in (
+        ("--losses", methods.LOSSES, _LOSSES),
+        ("--samplings", methods.SAMPLINGS, _SAMPLINGS),
+    ):
+        text = f"of {', '.join(rows)} (default: {','.join(default)}; with --vary: as train.py)"
+        parser.add_argument(flag, metavar="A,B", help=text)
+    text = (
+        "a flag of train.py and its values (of a switch: yes, no); given several times, all are "
+        "combined; default is a value too"
+    )
+    parser.add_argument("--vary", action="append", default=[], metavar="FLAG=V1,V2", help=text)
+    add(parser, "--seeds", 3, "runs of each row of the table: the seeds 1 to N")
     add_path(parser, "--output", "comparison", "folder of the tables, the plot and the runs")
     text = "what selects the best epoch; held-out: training classes (--held-out, else a fifth)"
     add_choice(parser, "--select-on", SELECTIONS, text)
@@ -124,12 +153,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     text = "runs at a time (default: one on each of --gpus, or one)"
     add_count(parser, "--parallel", text)
     chosen = parser.parse_args(arguments)
-    chosen.pairs = results.pair_methods(
-        _parse_names("--losses", chosen.losses, methods.LOSSES),
-        _parse_names("--samplings", chosen.samplings, methods.SAMPLINGS),
-    )
-    if not {"losses", "samplings"} & given(parser, arguments).keys():
-        chosen.pairs = [pair for pair in chosen.pairs if pair not in _NOT_IN_TABLE_1]
+    chosen.varied = compare_cells.parse_vary(chosen.vary, (*_SET_HERE, "gpus"))
     check_range("seeds", chosen.seeds, 1, _MOST_SEEDS)
     check_range("folds", chosen.folds, 1, _MOST_FOLDS)
     if chosen.folds > 1 and chosen.select_on == TEST:
@@ -139,8 +163,15 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return chosen
 
 
-def _parse_names(flag: str, text: str, known: Collection[str]) -> list[str]:
-    """Returns the names in a list. Raises UsageError for one that is unknown or repeated."""
+def _parse_names(
+    flag: str, text: str | None, default: Sequence[str], known: Collection[str]
+) -> Sequence[str]:
+    """Returns the names in a list, or the default if the flag was not given.
+
+    Raises UsageError for one that is unknown or repeated.
+    """
+    if text is None:
+        return default
     names = text.split(",")
     if not set(names) <= set(known) or len(set(names)) < len(names):
         raise UsageError(
@@ -150,25 +181,57 @@ def _parse_names(flag: str, text: str, known: Collection[str]) -> list[str]:
     return names
 
 
+def _pair_methods(
+    chosen: argparse.Namespace, given: Mapping[str, Any], of_train: Collection[str]
+) -> list[tuple[str, str]]:
+    """Returns each loss with its samplings.
+
+    `given` are the flags of train.py, and `of_train` the keys of those that name loss or sampling.
+    """
+    if not chosen.varied and chosen.losses is None and chosen.samplings is None:
+        return _TABLE_1
+    # Raises UsageError for an unknown name.
+    config = make_config({key: given[key] for key in of_train if key in given}, saves=False)
+    losses: Sequence[str] = [config.method.loss]
+    samplings: Sequence[str] = [config.method.sampling]
+    if "loss" not in of_train:
+        losses = _parse_names("--losses", chosen.losses, _LOSSES, methods.LOSSES)
+    if "sampling" not in of_train:
+        samplings = _parse_names("--samplings", chosen.samplings, _SAMPLINGS, methods.SAMPLINGS)
+    return results.pair_methods(losses, samplings)
+
+
 def _read_train_flags(
     typed: list[str], chosen: argparse.Namespace
-) -> tuple[list[str], list[list[str]], TrainConfig]:
-    """Returns the flags of all runs, the flags of each slot, and the configuration of the former.
+) -> tuple[list[str], list[list[str]], list[str]]:
+    """Returns the flags of all runs, the flags of each slot, and placeholders of a run's own flags.
 
-    Raises UsageError for flags that train.py would refuse.
+    `chosen.pairs` is added. Raises UsageError for flags that do not fit the command's own.
     """
     given = train_flags.given(typed)
+    of_train = set()
+    if chosen.varied:
+        of_train = {key for key, name in METHOD_FLAGS.items() if getattr(chosen, name) is None}
     for name in _SET_HERE:
-        if name in given:
+        if name in given and name not in of_train:
             raise UsageError(f"{as_flag(name)}: differs from run to run; leave it out")
-    if chosen.select_on == TEST and given.get("held_out"):
+    for name in chosen.varied:
+        if name in given:
+            raise UsageError(
+                f"--vary {as_flag(name)[2:]}: {as_flag(name)} is also among the flags behind --; "
+                "leave one out"
+            )
+    named = given.keys() | chosen.varied.keys()
+    if chosen.select_on == TEST and ("held_out" in chosen.varied or given.get("held_out")):
         raise UsageError("--held-out: is for --select-on held-out")
-    if chosen.folds > 1 and "held_out" in given:
+    if chosen.folds > 1 and "held_out" in named:
         raise UsageError("--held-out: --folds says how many classes are held out; leave it out")
-    if chosen.select_on == HELD_OUT and "classes" in given:
+    if chosen.select_on == HELD_OUT and "classes" in named:
         raise UsageError("--classes: differs with and without the held-out ones; leave it out")
+    chosen.pairs = _pair_methods(chosen, given, of_train)
     flags = ["--keep=1", *train_flags.spelled_out(typed)]
-    if chosen.select_on == HELD_OUT and not given.get("held_out"):
+    is_held_out = "held_out" in chosen.varied or given.get("held_out")
+    if chosen.select_on == HELD_OUT and not is_held_out:
         share = _HELD_OUT_SHARE if chosen.folds == 1 else 1 / chosen.folds
         flags.append(f"--held-out={share}")
     gpus = device_numbers("--gpus", given.get("gpus", ""))
@@ -183,19 +246,54 @@ def _read_train_flags(
         raise UsageError(
             f"--output {chosen.output}: the folder {folder} does not exist or cannot be written to"
         )
-    placeholders = [*slots[0], f"--save-model-prefix={folder}/run"]
-    for loss, sampling in chosen.pairs:
-        train_flags.parse([*results.flags_for(loss, flags, sampling), *placeholders])
-    config = train_flags.parse([*flags, *placeholders])
-    if config.run.epochs < 1:
-        raise UsageError("--epochs 0: there would be nothing to compare")
-    return flags, slots, config
+    return flags, slots, [*slots[0], f"--save-model-prefix={folder}/run"]
 
 
-def _make_plan(config: TrainConfig, chosen: argparse.Namespace) -> dict[str, object]:
-    """Returns the flags that every call for the same folder must share."""
-    shared = {as_flag(n): value for n, value in config.as_flags().items() if n not in _MAY_CHANGE}
+def _make_plan(
+    cells: Cells, arguments: Sequence[str], chosen: argparse.Namespace
+) -> dict[str, object]:
+    """Returns the flags that every call for the same folder must share.
+
+    `arguments` are the flags of train.py that all cells have.
+    """
+    if not chosen.varied:
+        settings = train_flags.parse(arguments, is_past=True).as_flags()
+    else:
+        # Without what follows from a varied flag: other values of it may be added later.
+        typed = train_flags.given(arguments)
+        _, config = next(iter(cells.values()))
+        settings = {
+            key: value if key in typed or key not in FLAGS else FLAGS[key].default
+            for key, value in config.as_flags().items()
+        }
+        settings.update(dict.fromkeys(chosen.varied, VARIED))
+    shared = {as_flag(key): value for key, value in settings.items() if key not in _MAY_CHANGE}
     return {"--select-on": chosen.select_on, "--folds": chosen.folds, **shared}
+
+
+def _check_cells(cells: Cells, folds: int) -> None:
+    """Raises UsageError or DataError for what MXNet or the data would refuse in each run."""
+    from embedding_learning.data.build import read_split
+    from embedding_learning.training.build import check
+
+    configs = [config for _, config in cells.values()]
+    for config in configs:
+        check(config)
+    for config in {(config.data, config.batch): config for config in configs}.values():
+        for fold in range(1, folds + 1):
+            data = dataclasses.replace(config.data, held_out_fold=fold)
+            read_split(dataclasses.replace(config, data=data))
+
+
+def _check_networks(cells: Cells) -> None:
+    """Builds each network once. Raises UsageError if that is not possible."""
+    import mxnet as mx
+
+    from embedding_learning.training.build import build_network
+
+    configs = [config for _, config in cells.values()]
+    for config in {(config.model, config.data.crop_size): config for config in configs}.values():
+        build_network(config, [mx.cpu()])
 
 
 @contextmanager

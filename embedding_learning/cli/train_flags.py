@@ -75,6 +75,73 @@ def parse(arguments: Sequence[str], saves: bool = True, is_past: bool = False) -
     return config
 
 
+def leave_out_unused(
+    arguments: Sequence[str], left_out: Collection[str] = ()
+) -> tuple[list[str], TrainConfig, dict[str, str]]:
+    """Leaves out the flags that `parse` refuses because they have no effect.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        Not abbreviated.
+    left_out : collection of str
+        Keys of flags that are left out without effect even if earlier programs had them. They need
+        not be among the arguments.
+
+    Returns
+    -------
+    list of str
+        The arguments that are left.
+    TrainConfig
+        The same arguments, read.
+    dict of str to str
+        The flags that have no effect, by key, each with the reason.
+
+    Raises
+    ------
+    UsageError
+        If a flag is unknown, cannot be read or contradicts another.
+    """
+    kept = list(arguments)
+    reasons: dict[str, str] = {}
+    while True:
+        typed = given(kept).keys() | (set(left_out) - reasons.keys())
+        config = parse(kept, is_past=True)
+        unused = {
+            key: reason
+            for key, reason in unused_flags.find(typed, config).items()
+            if key in left_out or key not in _OF_EARLIER_PROGRAMS
+        }
+        if not unused:
+            return kept, config, reasons
+        reasons.update(unused)
+        kept = _without(kept, unused)
+
+
+def _without(arguments: Sequence[str], keys: Collection[str]) -> list[str]:
+    """Returns the arguments without some flags, in each form that these have."""
+    names = {flag.name: flag for key, flag in FLAGS.items() if key in keys}
+    names |= {alias: FLAGS[key] for alias, key in _PORT_ALIASES.items() if key in keys}
+    kept, rest = [], iter(arguments)
+    for argument in rest:
+        name, equals, _ = argument.partition("=")
+        if name not in names:
+            kept.append(argument)
+        elif not equals and names[name].type is not bool:
+            next(rest, None)
+    return kept
+
+
+def find_key(name: str) -> str | None:
+    """Returns the key of a flag in `config.FLAGS`, given without its dashes; None if unknown.
+
+    The name may be abbreviated, or one of the port.
+    """
+    (full,) = spelled_out([f"--{name}"])
+    keys = {**{flag.name: key for key, flag in FLAGS.items()}, **_PORT_ALIASES}
+    return keys.get(full)
+
+
 def unused_earlier_flags(arguments: Sequence[str], config: TrainConfig) -> list[str]:
     """Returns a line for each flag of the two earlier programs that was typed without effect.
 

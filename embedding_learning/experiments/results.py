@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,7 +15,7 @@ from typing import Any, NamedTuple, Optional
 from embedding_learning.config import FLAGS
 from embedding_learning.errors import DataError, UsageError
 from embedding_learning.evaluation.metrics import parse_metrics
-from embedding_learning.model.methods import LOSSES, SAMPLINGS
+from embedding_learning.model.methods import LOSSES
 from embedding_learning.runtime.atomic_files import write_text
 from embedding_learning.training import records
 from embedding_learning.training.run_folder import RECORDS
@@ -27,13 +29,16 @@ CRITERION = "recall@1"
 _NO_METRICS = {"kind", "epoch", "batch", "seconds"}
 _PLAN = "comparison.json"
 
-
-# Flags that train.py refuses with a loss without beta, proxies, scale or sampling, or with a
-# sampling without cutoffs.
-_BETA_FLAGS = ("--beta-per", "--beta-optimizer")
-_CUTOFF_FLAGS = ("--cutoff", "--nonzero-loss-cutoff")
 # The name of the sampling of a loss that takes the whole batch.
 NO_SAMPLING = "none"
+# The value of a varied flag among the flags that all runs of a folder share.
+VARIED = "varied"
+# What stands for the value of a varied flag in a cell where the flag has no effect.
+NO_EFFECT = "-"
+# Characters that need no quotes in any shell, and mean nothing to a file system.
+_UNSAFE = re.compile(r"[^A-Za-z0-9._,+-]")
+# A file name has at most 255 bytes; the seed, the run's name and suffixes follow.
+_LONGEST_VALUE, _LONGEST_NAME = 40, 160
 
 
 def pair_methods(losses: Sequence[str], samplings: Sequence[str]) -> list[tuple[str, str]]:
@@ -45,53 +50,58 @@ def pair_methods(losses: Sequence[str], samplings: Sequence[str]) -> list[tuple[
     ]
 
 
-def flags_for(loss: str, flags: Sequence[str], sampling: str) -> list[str]:
-    """Returns the flags of train.py for runs with a loss and a sampling.
+class Cell(NamedTuple):
+    """What a row of the table is about: runs that differ in their seed alone.
 
-    `flags` are those that all runs share. Left out are those that have no effect here.
+    Attributes
+    ----------
+    loss, sampling : str
+        The sampling may be `NO_SAMPLING`.
+    varied : tuple of (str, str)
+        Each varied flag without its dashes, and its value; `NO_EFFECT` where it has none. All cells
+        of a comparison have the same flags.
     """
-    row = LOSSES[loss]
-    left_out: tuple[str, ...] = ()
-    if not row.has_beta:
-        left_out += _BETA_FLAGS
-    if not row.has_proxies:
-        left_out += ("--lr-proxies",)
-    if "scale" not in row.takes:
-        left_out += ("--scale",)
-    if not row.samples or "cutoff" not in SAMPLINGS[sampling].takes:
-        left_out += _CUTOFF_FLAGS
-    if not row.samples:
-        left_out += ("--memory", "--memory-from")
-    of_sampling = [f"--sampling={sampling}"] if row.samples else []
-    return [*_without(flags, left_out), f"--loss={loss}", *of_sampling]
+
+    loss: str
+    sampling: str
+    varied: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The beginning of its files' names. The order of the varied flags does not matter."""
+        values = [
+            f"{flag}={_file_name(value)}"
+            for flag, value in sorted(self.varied)
+            if value != NO_EFFECT
+        ]
+        name = "_".join([self.loss, self.sampling, *values])
+        return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}-{_digest(name)}"
 
 
-def _without(flags: Sequence[str], left_out: Sequence[str]) -> list[str]:
-    """Returns the flags without some that take a value, wherever they are among them."""
-    kept, arguments = [], iter(flags)
-    for argument in arguments:
-        if argument in left_out:
-            next(arguments, None)
-        elif argument.partition("=")[0] not in left_out:
-            kept.append(argument)
-    return kept
+def _file_name(value: str) -> str:
+    """Returns a value as a part of a file name; of a long or unsafe one its end and a digest."""
+    safe = _UNSAFE.sub("-", value)[-_LONGEST_VALUE:]
+    return safe if safe == value else f"{safe}-{_digest(value)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 class Trial(NamedTuple):
-    """A loss, a sampling (or `NO_SAMPLING`) and a seed.
+    """A cell with a seed.
 
     It is trained once. If the epoch is selected on held-out classes, a second and final run trains
     with all classes. With K folds of these, there are K runs before it, each with another fold.
     """
 
-    loss: str
-    sampling: str
+    cell: Cell
     seed: int
 
     @property
     def name(self) -> str:
         """The beginning of its files' names."""
-        return f"{self.loss}_{self.sampling}_{self.seed}"
+        return f"{self.cell.name}_{self.seed}"
 
 
 class Evaluation(NamedTuple):
@@ -146,10 +156,9 @@ class Spread(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The results of a loss with a sampling, over the seeds that are finished."""
+    """The results of a cell, over the seeds that are finished."""
 
-    loss: str
-    sampling: str
+    cell: Cell
     reported: dict[str, Spread]
     other: dict[str, Spread]
     epoch: Spread
@@ -264,20 +273,19 @@ def compute_spread(values: Sequence[float]) -> Spread:
     return Spread(len(values), mean, statistics.stdev(values) if len(values) > 1 else None)
 
 
-def summarize(pairs: Sequence[tuple[str, str]], outcomes: Sequence[Outcome]) -> list[Row]:
-    """Returns a row for each pair of loss and sampling, in order, even if no trial is finished."""
+def summarize(cells: Sequence[Cell], outcomes: Sequence[Outcome]) -> list[Row]:
+    """Returns a row for each cell, in order, even if no trial is finished."""
     names = metric_names([metrics for o in outcomes for metrics in (o.reported, o.other)])
     rows = []
-    for pair in pairs:
-        of_pair = [o for o in outcomes if (o.trial.loss, o.trial.sampling) == pair]
+    for cell in cells:
+        of_cell = [o for o in outcomes if o.trial.cell == cell]
         rows.append(
             Row(
-                loss=pair[0],
-                sampling=pair[1],
-                reported=_compute_spreads(names, [o.reported for o in of_pair]),
-                other=_compute_spreads(names, [o.other for o in of_pair]),
-                epoch=compute_spread([o.epoch for o in of_pair]),
-                seconds=compute_spread([o.seconds for o in of_pair]),
+                cell=cell,
+                reported=_compute_spreads(names, [o.reported for o in of_cell]),
+                other=_compute_spreads(names, [o.other for o in of_cell]),
+                epoch=compute_spread([o.epoch for o in of_cell]),
+                seconds=compute_spread([o.seconds for o in of_cell]),
             )
         )
     return rows
@@ -320,6 +328,8 @@ def claim_folder(folder: Path, plan: Mapping[str, Any]) -> None:
         if (former[name] != value if name in former else value)
     ]
     if differing:
+        # If other flags are varied, these say enough.
+        differing = [n for n in differing if VARIED in (plan[n], former.get(n))] or differing
         flags = ", ".join(_format_flag(name, former.get(name)) for name in differing)
         raise UsageError(
             f"--output {folder}: its runs were made with {flags}; give these, or name another "

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 
 from embedding_learning import plots
 from embedding_learning.config import TrainConfig
@@ -19,6 +21,7 @@ from embedding_learning.experiments.results import (
     FINAL,
     HELD_OUT,
     TEST,
+    Cell,
     Outcome,
     Trial,
     trial_prefix,
@@ -36,6 +39,21 @@ _SELECTED = {
 }
 
 
+class CellFlags(NamedTuple):
+    """What all runs of a cell have in common.
+
+    Attributes
+    ----------
+    arguments : tuple of str
+        Flags of train.py.
+    config : TrainConfig
+        The same flags, read.
+    """
+
+    arguments: tuple[str, ...]
+    config: TrainConfig
+
+
 class Comparison:
     """The trials of a comparison in a folder.
 
@@ -44,10 +62,8 @@ class Comparison:
     folder : Path
     trials : sequence of Trial
         In the order in which they are trained.
-    flags : list of str
-        Flags of train.py that all runs have in common.
-    config : TrainConfig
-        The same flags, read.
+    flags : mapping of Cell to CellFlags
+        Of all cells, in the order of the table's rows.
     select_on : str
         One of `results.SELECTIONS`.
     folds : int
@@ -67,8 +83,7 @@ class Comparison:
         self,
         folder: Path,
         trials: Sequence[Trial],
-        flags: list[str],
-        config: TrainConfig,
+        flags: Mapping[Cell, CellFlags],
         select_on: str,
         typed: str,
         parallel: int,
@@ -77,7 +92,6 @@ class Comparison:
         self._folder = folder
         self._trials = trials
         self._flags = flags
-        self._config = config
         self._select_on = select_on
         self._folds = folds
         self._runs = results.name_runs(select_on, folds)
@@ -128,7 +142,7 @@ class Comparison:
         """Returns the outcomes of the trials that are finished."""
         outcomes = [
             results.read_outcome(
-                self._folder, trial, self._config.run.epochs, self._select_on, self._folds
+                self._folder, trial, self._epochs_of(trial), self._select_on, self._folds
             )
             for trial in self._trials
         ]
@@ -137,9 +151,9 @@ class Comparison:
     def write_tables(self) -> str:
         """Writes tables and plot of all results so far; returns the table for a terminal."""
         outcomes = self.outcomes()
-        pairs = list(dict.fromkeys((trial.loss, trial.sampling) for trial in self._trials))
+        cells = list(self._flags)
         seeds = len({trial.seed for trial in self._trials})
-        rows = results.summarize(pairs, outcomes)
+        rows = results.summarize(cells, outcomes)
         shown = rows, seeds, self._select_on, self._caption()
         for name, content in {
             "runs.csv": tables.format_epochs(
@@ -149,23 +163,29 @@ class Comparison:
             "comparison.md": tables.format_markdown(*shown) + "\n",
         }.items():
             write_text(self._folder / name, content)
+        subject, labels = _label_cells(cells)
         panels = {
             title: {
-                pair: [
+                labels[cell]: [
                     getattr(outcome, metrics)[CRITERION]
                     for outcome in outcomes
-                    if (outcome.trial.loss, outcome.trial.sampling) == pair
+                    if outcome.trial.cell == cell
                 ]
-                for pair in pairs
+                for cell in cells
             }
             for title, metrics in zip(tables.TITLES[self._select_on], ("reported", "other"))
         }
-        plots.plot_comparison(panels, str(self._folder / "comparison.png"), self._caption())
+        file = str(self._folder / "comparison.png")
+        plots.plot_comparison(panels, file, self._caption(), subject)
         return tables.format_text(*shown)
+
+    def _epochs_of(self, trial: Trial) -> int:
+        """Returns the epochs of a trial's runs, of the final run at most."""
+        return self._flags[trial.cell].config.run.epochs
 
     def _planned_epochs(self, trial: Trial, run: str) -> int:
         """Returns how many epochs a run has; for a final run at most, until they are selected."""
-        epochs = self._config.run.epochs
+        epochs = self._epochs_of(trial)
         if run == FINAL:
             selecting = results.read_selection(self._folder, trial, epochs, self._folds)
             if selecting is not None:
@@ -175,12 +195,13 @@ class Comparison:
     def _epochs_left(self, trial: Trial, run: str) -> int:
         """Returns how many epochs of a run are still to be trained."""
         evaluations = results.read_evaluations(trial_prefix(self._folder, trial, run))
-        next_epoch = evaluations[-1].epoch + 1 if evaluations else self._config.run.start_epoch
+        start = self._flags[trial.cell].config.run.start_epoch
+        next_epoch = evaluations[-1].epoch + 1 if evaluations else start
         return max(0, self._planned_epochs(trial, run) - next_epoch)
 
     def _build_flags(self, trial: Trial, run: str, epochs: int) -> list[str]:
         flags = [
-            *results.flags_for(trial.loss, self._flags, trial.sampling),
+            *self._flags[trial.cell].arguments,
             f"--seed={trial.seed}",
             f"--save-model-prefix={trial_prefix(self._folder, trial, run)}",
             "--resume=auto",
@@ -229,12 +250,39 @@ class Comparison:
         )
 
     def _title(self) -> str:
-        """Returns the data set's title as a run recorded it, or the path if no run did so far."""
+        """Returns the titles of the data that runs recorded, or the paths if none did so far."""
+        titles: dict[str, None] = {}
         for trial in self._trials:
             prefix = trial_prefix(self._folder, trial, self._runs[-1])
             with suppress(DataError):
-                return records.RunInfo.read(Path(f"{prefix}.run")).title
-        return self._config.data.path
+                titles[records.RunInfo.read(Path(f"{prefix}.run")).title] = None
+        paths = dict.fromkeys(flags.config.data.path for flags in self._flags.values())
+        return ", ".join(titles or paths)
+
+
+def _label_cells(cells: Sequence[Cell]) -> tuple[str, dict[Cell, tuple[str, str]]]:
+    """Returns what the cells differ in, and for each the labels of its column and its color.
+
+    These are loss and sampling; or the first varied flag, and all else that differs.
+    """
+    if not cells[0].varied:
+        return "loss and sampling", {cell: (cell.loss, cell.sampling) for cell in cells}
+    settings = [
+        dict([*cell.varied, ("loss", cell.loss), ("sampling", cell.sampling)]) for cell in cells
+    ]
+    values = {name: [of_cell[name] for of_cell in settings] for name in settings[0]}
+    first, *rest = values
+    several = [name for name in rest if len(set(values[name])) > 1]
+    # Of paths in one folder the names are enough.
+    folders = {name: os.path.dirname(os.path.commonprefix(values[name])) for name in values}
+    labels = {}
+    for cell, of_cell in zip(cells, settings):
+        shown = {name: value[len(folders[name]) :].lstrip("/") for name, value in of_cell.items()}
+        color = ", ".join(shown[name] for name in several or ("loss", "sampling"))
+        if len(several) == 1 and several[0] not in ("loss", "sampling"):
+            color = f"{several[0]}={color}"
+        labels[cell] = shown[first], color
+    return ", ".join([first, *several]), labels
 
 
 def _duration(seconds: float) -> str:

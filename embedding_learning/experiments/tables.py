@@ -1,4 +1,7 @@
-"""Formats a comparison as tables: text for a terminal, Markdown, and CSV for other programs."""
+"""Formats a comparison as tables: text for a terminal, Markdown, and CSV for other programs.
+
+There is at least one row or trial, and all have the same varied flags.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from embedding_learning.experiments.results import (
     FINAL,
     HELD_OUT,
     TEST,
+    Cell,
     Row,
     Spread,
     Trial,
@@ -34,7 +38,7 @@ _NONE = "-"
 
 def format_text(rows: Sequence[Row], seeds: int, select_on: str, caption: str) -> str:
     """Returns the table for a terminal: the caption, then lines with aligned columns."""
-    lines = [_titles(select_on), *_cells(rows, seeds)]
+    lines = [_titles(rows, select_on), *_cells(rows, seeds)]
     widths = [max(map(len, column)) for column in zip(*lines)]
     table = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines
@@ -46,12 +50,16 @@ def format_markdown(rows: Sequence[Row], seeds: int, select_on: str, caption: st
     """Returns the table in Markdown; the best mean of the reported Recall@1 is bold."""
     means = [row.reported[CRITERION].mean for row in rows]
     highest = max((mean for mean in means if mean is not None), default=None)
+    titles = _titles(rows, select_on)
+    at = titles.index(TITLES[select_on][0])
     lines = []
     for mean, cells in zip(means, _cells(rows, seeds)):
+        # A varied value may be a path.
+        cells = [_escape_markdown(cell) for cell in cells]
         if mean is not None and mean == highest:
-            cells[3] = f"**{cells[3]}**"
+            cells[at] = f"**{cells[at]}**"
         lines.append(cells)
-    parts = [_titles(select_on), ["---"] * len(_titles(select_on)), *lines]
+    parts = [titles, ["---"] * len(titles), *lines]
     table = [f"| {' | '.join(cells)} |" for cells in parts]
     caption_lines = [f"{line}  " for line in _escape_markdown(caption).splitlines()]
     return "\n".join([*caption_lines, "", *table])
@@ -62,15 +70,25 @@ def _escape_markdown(text: str) -> str:
     return "".join(f"\\{sign}" if sign in "\\`*_<>[]#|~&" else sign for sign in text)
 
 
-def _titles(select_on: str) -> list[str]:
-    return ["loss", "sampling", "runs", *TITLES[select_on], LABELS[select_on][2], "seconds"]
+def _titles(rows: Sequence[Row], select_on: str) -> list[str]:
+    epoch = LABELS[select_on][2]
+    return [*_cell_titles(rows[0].cell), "runs", *TITLES[select_on], epoch, "seconds"]
+
+
+def _cell_titles(cell: Cell) -> list[str]:
+    """Returns the titles of the columns that say which runs a line is about."""
+    return ["loss", "sampling", *(flag for flag, _ in cell.varied)]
+
+
+def _cell_values(cell: Cell) -> list[str]:
+    """Returns the values in the columns of `_cell_titles`."""
+    return [cell.loss, cell.sampling, *(value for _, value in cell.varied)]
 
 
 def _cells(rows: Sequence[Row], seeds: int) -> list[list[str]]:
     return [
         [
-            row.loss,
-            row.sampling,
+            *_cell_values(row.cell),
             str(seeds) if row.epoch.size == seeds else f"{row.epoch.size} of {seeds}",
             _format_spread(row.reported[CRITERION], 4),
             _format_spread(row.other[CRITERION], 4),
@@ -90,18 +108,22 @@ def _format_spread(values: Spread, digits: int) -> str:
 
 
 def format_rows(rows: Sequence[Row], select_on: str) -> str:
-    """Returns CSV: for each loss with a sampling, mean and deviation of all numbers."""
+    """Returns CSV: for each cell, mean and deviation of all numbers."""
     reported, other, epoch = LABELS[select_on]
-    names = list(rows[0].reported) if rows else []
+    names = list(rows[0].reported)
     columns = [f"{label}_{name}" for label in (reported, other) for name in names]
     columns += [epoch.replace(" ", "_"), "seconds"]
     lines: list[list[object]] = [
-        ["loss", "sampling", "runs", *(f"{c}_{s}" for c in columns for s in ("mean", "sd"))]
+        [
+            *_cell_titles(rows[0].cell),
+            "runs",
+            *(f"{column}_{name}" for column in columns for name in ("mean", "sd")),
+        ]
     ]
     for row in rows:
         spreads = [*row.reported.values(), *row.other.values(), row.epoch, row.seconds]
         numbers = [value for spread in spreads for value in (spread.mean, spread.deviation)]
-        lines.append([row.loss, row.sampling, row.epoch.size, *numbers])
+        lines.append([*_cell_values(row.cell), row.epoch.size, *numbers])
     return format_csv(lines)
 
 
@@ -120,11 +142,12 @@ def format_epochs(
     ]
     names = metric_names([evaluation.metrics for *_, evaluation in evaluated])
     lines: list[list[object]] = [
-        ["loss", "sampling", "seed", "tested_on", "epoch", "seconds", *names]
+        [*_cell_titles(trials[0].cell), "seed", "tested_on", "epoch", "seconds", *names]
     ]
     for trial, tested_on, evaluation in evaluated:
         metrics = [evaluation.metrics.get(name) for name in names]
-        lines.append([*trial, tested_on, evaluation.epoch, evaluation.seconds, *metrics])
+        of_trial = [*_cell_values(trial.cell), trial.seed, tested_on]
+        lines.append([*of_trial, evaluation.epoch, evaluation.seconds, *metrics])
     return format_csv(lines)
 
 

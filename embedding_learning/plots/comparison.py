@@ -9,19 +9,27 @@ from matplotlib.axes import Axes
 
 from embedding_learning.plots import canvas, panels
 
-# Recall@1 of each finished seed, by loss and sampling.
+# Recall@1 of each finished seed, by column and color: the loss and the sampling, or other labels.
 Values = Mapping[tuple[str, str], Sequence[float]]
 
 _MARKS = "osD^vPX"
 _SIZE, _LEGEND = (800, 560), 280  # pixels of a panel, and of the legend next to the last
+_MARK = 60  # pixels of the legend that are not text
 _CAPTION, _LINE = 17, 26  # pixels of the caption's text, and of its lines
 _MOST_LINES = 4  # that one line of the caption is wrapped to
-_SPREAD = 0.7  # share of the room between two losses that their samplings take
+_SPREAD = 0.7  # share of the room between two columns that their colors take
 
 
 @canvas.plain_style
-def plot_comparison(values_by_title: Mapping[str, Values], path: str, caption: str = "") -> None:
+def plot_comparison(
+    values_by_title: Mapping[str, Values],
+    path: str,
+    caption: str = "",
+    subject: str = "loss and sampling",
+) -> None:
     """Draws a panel for each title, with the losses side by side and a color for each sampling.
+
+    Any other pair of labels can replace a loss and a sampling.
 
     A mark is the mean over the seeds. Its bar is the sample standard deviation to both sides, if
     there are at least two seeds. The faint marks next to it are the seeds.
@@ -35,6 +43,8 @@ def plot_comparison(values_by_title: Mapping[str, Values], path: str, caption: s
         The file, PNG or SVG by its suffix.
     caption : str
         Lines below the panels; long ones are wrapped.
+    subject : str
+        What is compared, for the heading.
 
     Raises
     ------
@@ -49,7 +59,7 @@ def plot_comparison(values_by_title: Mapping[str, Values], path: str, caption: s
         for part in canvas.wrapped(line, _CAPTION, wide, _MOST_LINES)
     ]
     figure, page, all_axes = panels.panel_page(
-        "Recall@1 by loss and sampling",
+        f"Recall@1 by {subject}",
         len(values_by_title),
         columns=len(values_by_title),
         size=_SIZE,
@@ -87,13 +97,13 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def _draw(axes: Axes, title: str, values: Values, limits: tuple[float, float]) -> None:
-    losses, samplings = (list(dict.fromkeys(names)) for names in zip(*values))
-    step = _SPREAD / len(samplings)
-    for column, sampling in enumerate(samplings):
-        color, mark = panels.COLORS[column % len(panels.COLORS)], _MARKS[column % len(_MARKS)]
-        at = [(column - (len(samplings) - 1) / 2) * step + row for row in range(len(losses))]
-        for x, loss in zip(at, losses):
-            seeds = values.get((loss, sampling))
+    columns, colors = (list(dict.fromkeys(labels)) for labels in zip(*values))
+    step = _SPREAD / len(colors)
+    for number, label in enumerate(colors):
+        color, mark = panels.COLORS[number % len(panels.COLORS)], _MARKS[number % len(_MARKS)]
+        at = [(number - (len(colors) - 1) / 2) * step + place for place in range(len(columns))]
+        for x, column in zip(at, columns):
+            seeds = values.get((column, label))
             if not seeds:
                 continue
             axes.plot(
@@ -117,9 +127,12 @@ def _draw(axes: Axes, title: str, values: Values, limits: tuple[float, float]) -
                 capthick=canvas.points(3),
             )
         # For the legend, even if no seed is finished yet.
-        axes.plot([], [], mark, color=color, label=sampling, markersize=canvas.points(12))
-    axes.set_xticks(range(len(losses)), losses)
-    axes.set(xlim=(-0.5, len(losses) - 0.5), ylim=limits)
+        lines = canvas.wrapped(label, panels.TEXT, _LEGEND - _MARK, 2)
+        axes.plot([], [], mark, color=color, label="\n".join(lines), markersize=canvas.points(12))
+    width = _SIZE[0] / len(columns)
+    names = [canvas.fitted(column, panels.TEXT, width) for column in columns]
+    axes.set_xticks(range(len(columns)), names, parse_math=False)
+    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=limits)
     panels.set_ticks(axes.yaxis)
     panels.finish_panel(axes, title, grid="y")
     axes.set_axisbelow(True)

@@ -21,7 +21,7 @@ from embedding_learning.cli import compare
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.errors import DataError, Interrupted, UsageError
 from embedding_learning.experiments import process_pool, results, sweep
-from embedding_learning.experiments.results import Trial
+from embedding_learning.experiments.results import Cell, Trial
 from embedding_learning.model.weights.params_file import read_description
 from tests.helpers.fake_trials import write_run
 from tests.helpers.limits import HANG_LIMIT
@@ -157,6 +157,14 @@ def read_csv(file: Path) -> list[dict[str, str]]:
         (["--select-on=held-out", "--", "--classes=9"], "--classes: differs with and without"),
         (["--select-on=held-out", "--", "--held-out=1"], "--held-out 1.0: must be at least 0"),
         (["--samplings=distance-weighted,hard", "--", "--normalize-weights"], "--normalize-weig"),
+        (["--losses=triplet", "--", "--beta-per=image"], "--beta-per: has no effect: --loss tri"),
+        (["--vary=lr=1,2", "--", "--lr=3"], "--vary lr: --lr is also among the flags behind --"),
+        (["--vary=lr=1,2", "--losses=margin", "--", "--loss=triplet"], "--loss: differs from run"),
+        (["--vary=lr=1,2", "--", "--loss=hinge"], "--loss hinge: unknown; choose one of"),
+        (["--vary=lr=1,x", "--", *FLAGS], "argument --lr: invalid float value: 'x'"),
+        (["--vary=epochs=1,0"], "--epochs 0: there would be nothing"),
+        (["--vary=held-out=0.1,0.2"], "--held-out: is for --select-on held-out"),
+        (["--vary=held-out=0,0.2", "--select-on=held-out"], "--held-out 0.0: holds out nothing"),
     ],
 )
 def test_a_mistake_is_reported_before_anything_runs(
@@ -297,6 +305,66 @@ def test_the_margin_that_a_loss_brings_binds_no_folder(here: Path) -> None:
     both = ["--losses=margin,contrastive", "--samplings=hard", "--seeds=1"]
     assert compare.main([*both, "--", *FLAGS]) == 0
     assert started(here) == ["margin_hard_1", "contrastive_hard_1"]
+
+
+def test_each_combination_of_varied_flags_is_a_row_and_more_can_be_asked_for(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--", *FLAGS, "--loss=triplet"]
+    assert compare.main(["--vary=lr=1e-2,0.5", "--vary=batch-k=5", "--seeds=1", *flags]) == 0
+    names = [f"triplet_distance-weighted_batch-k=5_lr={lr}_1" for lr in (0.01, 0.5)]
+    assert started(here) == names
+    assert [flag(flags, "--lr") for what, flags, _ in calls(here) if what == "start"] == [
+        *("1e-2", "0.5")
+    ]
+    rows = read_csv(here / "comparison" / "comparison.csv")
+    assert [(row["lr"], row["batch-k"], row["runs"]) for row in rows] == [
+        *(("0.01", "5", "1"), ("0.5", "5", "1"))
+    ]
+    assert re.search(
+        r"^triplet  distance-weighted  0\.01  5 +1 +0\.7600 ± - ", capsys.readouterr().out, re.M
+    )
+    # The order and the spelling of values do not matter.
+    wider = ["--vary=batch-k=5,7", "--vary=lr=0.010,0.5", "--seeds=1"]
+    assert compare.main([*wider, *flags]) == 0
+    assert started(here)[2:] == [name.replace("k=5", "k=7") for name in names]
+    for others, message in (
+        (["--vary=lr=1", *flags], "its runs were made with --batch-k varied; give these"),
+        ([*wider, *flags, "--wd=1"], "its runs were made with --wd 0.0001; give these"),
+        (["--losses=triplet", *flags[:-1]], "were made with --lr varied, --batch-k varied; give"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            compare.main(others)
+    assert len(started(here)) == 4
+
+
+def test_a_varied_number_of_epochs_is_that_of_each_run_with_folds_and_side_by_side(
+    here: Path,
+) -> None:
+    arguments = ["--vary=epochs=1,3", "--seeds=1", "--select-on=held-out", "--folds=2"]
+    assert compare.main([*arguments, "--parallel=2", "--", "--data-path=birds"]) == 0
+    runs = [flags for what, flags, _ in calls(here) if what == "start"]
+    epochs = {
+        os.path.basename(flag(flags, "--save-model-prefix")): flag(flags, "--epochs")
+        for flags in runs
+    }
+    name = "margin_distance-weighted_epochs="
+    # After the second fold's epochs 0.25, 0.6 and 0.9, the mean is highest after the last.
+    assert epochs == {
+        **{f"{name}1_1_{run}": "1" for run in ("fold1", "fold2", "final")},
+        **{f"{name}3_1_{run}": "3" for run in ("fold1", "fold2", "final")},
+    }
+    assert [row["runs"] for row in read_csv(here / "comparison" / "comparison.csv")] == ["1", "1"]
+
+
+def test_a_network_that_cannot_be_built_is_reported_before_anything_runs(here: Path) -> None:
+    flags = ["--model=squeezenet1.1", "--image-size=32", "--crop-size=32"]
+    arguments = ["--vary=freeze-bn=no,yes", "--seeds=1", "--", *FLAGS, *flags]
+    with pytest.raises(UsageError, match="--freeze-bn: has no effect: --model squeezenet"):
+        compare.main(arguments)
+    with pytest.raises(UsageError, match="--model nothing: unknown"):
+        compare.main(["--vary=model=nothing,squeezenet1.1", "--", *FLAGS])
+    assert not (here / "calls").exists()
 
 
 @pytest.mark.slow
@@ -484,7 +552,7 @@ def test_two_comparisons_cannot_write_to_one_folder(here: Path) -> None:
 def test_damaged_records_are_reported_with_their_file(here: Path) -> None:
     arguments = ["--losses=margin", "--samplings=hard", "--seeds=1", "--", *FLAGS]
     assert compare.main(arguments) == 0
-    place = results.trial_prefix(Path("comparison"), Trial("margin", "hard", 1))
+    place = results.trial_prefix(Path("comparison"), Trial(Cell("margin", "hard"), 1))
     Path(f"{place}.run/metrics.jsonl").write_text('"?"\n{}\n')
     with pytest.raises(DataError, match=r"margin_hard_1\.run/metrics\.jsonl:1"):
         compare.main(arguments)
@@ -513,11 +581,12 @@ def test_the_time_left_is_reported_after_each_run(
 def test_the_time_left_is_of_the_epochs_left_at_the_pace_so_far(
     tmp_path: Path, parallel: int, expected: str
 ) -> None:
-    runs = [Trial("margin", "hard", seed) for seed in range(1, 8)]
+    cell = Cell("margin", "hard")
+    runs = [Trial(cell, seed) for seed in range(1, 8)]
     write_run(tmp_path, runs[0], [0.5, 0.5, 0.5])
     write_run(tmp_path, runs[1], [0.5, 0.5])
-    options = parse(["--epochs=3"])
-    work = sweep.Comparison(tmp_path, runs, [], options, results.TEST, "", parallel)
+    flags = {cell: sweep.CellFlags((), parse(["--epochs=3"]))}
+    work = sweep.Comparison(tmp_path, runs, flags, results.TEST, "", parallel)
     work.failed.append(runs[2])
     assert work._format_time_left() == "5 runs are left"
     work._epochs, work._seconds = 3, 692.3

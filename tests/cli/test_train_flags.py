@@ -13,10 +13,17 @@ from typing import Any
 
 import pytest
 
-from embedding_learning.cli.train_flags import add_flags, build_parser, given, parse, spelled_out
+from embedding_learning.cli.train_flags import (
+    add_flags,
+    build_parser,
+    find_key,
+    given,
+    leave_out_unused,
+    parse,
+    spelled_out,
+)
 from embedding_learning.data.datasets import NAMES
 from embedding_learning.errors import UsageError
-from embedding_learning.experiments import results
 from tests.helpers.paths import ROOT
 
 # What the original example defines, in its order: flag, the text it takes, the value read from
@@ -308,15 +315,43 @@ def test_a_kvstore_has_one_spelling_however_it_is_typed() -> None:
     assert parse(["--kvstore=Local"]).devices.kvstore == "local"
 
 
-def test_a_flag_is_taken_out_however_it_is_typed() -> None:
+def test_a_flag_without_effect_is_left_out_however_it_is_typed() -> None:
     for typed in (["--beta-per", "image"], ["--beta-per=image"], ["--beta-p", "image"]):
         flags = spelled_out(["--lr=1", *typed, "--beta", "1"])
-        assert results.flags_for("triplet", flags, "hard")[:4] == [
-            *["--lr=1", "--beta", "1"],
-            "--loss=triplet",
-        ]
-        assert results.flags_for("margin", flags, "hard")[:-1] == [*flags, "--loss=margin"]
-    assert results.flags_for("triplet", ["--lr=1"], "hard")[:2] == ["--lr=1", "--loss=triplet"]
+        assert leave_out_unused(flags)[0] == flags
+        kept, config, reasons = leave_out_unused([*flags, "--loss=triplet"])
+        # The original has --beta too, and accepts it always.
+        assert kept == ["--lr=1", "--beta", "1", "--loss=triplet"]
+        assert (config.method.beta_per, config.method.loss) == ("class", "triplet")
+        assert reasons == {"beta_per": "--loss triplet has no beta"}
+    flags = ["--wd=0", "--wd-exclude-bn-bias", "--epochs", "3"]
+    assert leave_out_unused(flags)[0] == ["--wd=0", "--epochs", "3"]
+
+
+def test_flags_that_need_one_that_has_no_effect_are_left_out_with_it() -> None:
+    flags = ["--loss=arcface", "--memory=9", "--memory-from", "2", "--scale=3"]
+    kept, _, reasons = leave_out_unused(flags)
+    assert kept == ["--loss=arcface", "--scale=3"]
+    assert list(reasons) == ["memory", "memory_from"]
+    parse(kept)
+
+
+def test_flags_of_the_original_are_left_out_if_that_is_asked_for() -> None:
+    flags = ["--loss=triplet", "--nu=0.1"]
+    assert leave_out_unused(flags)[::2] == (flags, {})
+    kept, _, reasons = leave_out_unused(flags, ["nu", "lr_beta", "lr"])
+    assert (kept, {*reasons}) == (flags[:1], {"lr_beta", "nu"})
+
+
+@pytest.mark.parametrize(
+    "name, key",
+    [
+        ("lr", "lr"), ("embed-dim", "embed_dim"), ("embed", "embed_dim"), ("s", None),
+        ("print-freq", "log_interval"), ("no-bbox", None), ("nothing", None), ("", None),
+    ],
+)  # fmt: skip
+def test_the_key_of_a_flag(name: str, key: str | None) -> None:
+    assert find_key(name) == key
 
 
 # Sizes that MXNet cannot read

@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from embedding_learning.cli.train_flags import parse
 from embedding_learning.errors import DataError, UsageError
 from embedding_learning.experiments import results
 from embedding_learning.experiments.results import (
     HELD_OUT,
     TEST,
+    Cell,
     Outcome,
     Trial,
 )
 from tests.helpers.fake_trials import write_run
-
-
-def test_a_loss_without_beta_is_trained_without_the_flag_that_only_beta_has() -> None:
-    typed = ["--lr=1", "--beta-per", "image", "--nu=0.1"]
-    methods = ["--loss=margin", "--sampling=hard"]
-    assert results.flags_for("margin", typed, "hard") == [*typed, *methods]
-    methods = ["--loss=triplet", "--sampling=hard"]
-    assert results.flags_for("triplet", typed, "hard") == ["--lr=1", "--nu=0.1", *methods]
-
-
-def test_a_trial_goes_without_the_flags_that_its_loss_or_sampling_does_not_have() -> None:
-    typed = ["--beta-optimizer=adam", "--cutoff", "0.3", "--nonzero-loss-cutoff=none"]
-    assert results.flags_for("margin", typed, "distance-weighted")[:-2] == typed
-    assert results.flags_for("margin", typed, "random")[:-2] == [typed[0]]
-    assert results.flags_for("triplet", typed, "distance-weighted")[:-2] == typed[1:]
-    assert results.flags_for("triplet", typed, "random") == ["--loss=triplet", "--sampling=random"]
 
 
 def test_a_loss_that_takes_the_whole_batch_is_compared_once_without_a_sampling() -> None:
@@ -44,21 +29,34 @@ def test_a_loss_that_takes_the_whole_batch_is_compared_once_without_a_sampling()
         ("proxy-nca", "none"),
         ("multi-similarity", "none"),
     ]
-    typed = ["--cutoff=0.3", "--scale", "3", "--lr-proxies=0.1", "--beta-optimizer=adam"]
-    assert results.flags_for("margin", typed, "hard")[:-2] == typed[-1:]
-    assert results.flags_for("proxy-nca", typed, "none") == [*typed[1:4], "--loss=proxy-nca"]
-    assert results.flags_for("multi-similarity", typed, "none")[:-1] == typed[1:3]
-    for loss, sampling in pairs:
-        parse(results.flags_for(loss, typed, sampling))
 
 
-RUN = Trial("margin", "hard", 4)
+RUN = Trial(Cell("margin", "hard"), 4)
 
 
 def test_a_run_is_named_after_what_it_is() -> None:
     folder = Path("x")
     assert str(results.trial_prefix(folder, RUN)) == "x/runs/margin_hard_4"
     assert str(results.trial_prefix(folder, RUN, results.FINAL)) == "x/runs/margin_hard_4_final"
+
+
+def test_varied_flags_are_in_the_name_in_any_order_unless_they_have_no_effect() -> None:
+    values = ("lr", "0.1"), ("cutoff", results.NO_EFFECT), ("embed-dim", "64")
+    for varied in (values, values[::-1]):
+        assert Trial(Cell("margin", "hard", varied), 2).name == "margin_hard_embed-dim=64_lr=0.1_2"
+
+
+def test_a_name_is_safe_and_short_and_still_of_one_cell_only() -> None:
+    values = ["a/b.pth", "a-b.pth", "../b", "~x y", "$(x)", "é" * 90, "x" * 90, "y" + "x" * 89]
+    names = [Cell("margin", "hard", (("init-from", value),)).name for value in values]
+    assert len(set(names)) == len(values)
+    assert names[1] == "margin_hard_init-from=a-b.pth"
+    assert names[0].startswith("margin_hard_init-from=a-b.pth-")
+    for name in names:
+        assert re.fullmatch("[A-Za-z0-9._,=+-]{1,80}", name)
+    long = [(f"flag-{number}", "x" * 30) for number in range(20)]
+    first, second = (Cell("a", "b", tuple(varied)).name for varied in (long, long[:-1]))
+    assert first != second and len(first) < 200
 
 
 def test_evaluations_are_those_recorded_and_nothing_else(tmp_path: Path) -> None:
@@ -137,19 +135,23 @@ def test_with_held_out_classes_the_final_run_s_last_epoch_is_reported(tmp_path: 
 
 def test_rows_hold_mean_and_sample_deviation_over_the_seeds() -> None:
     rng = np.random.default_rng(0)
-    pairs = [("margin", "random"), ("triplet", "random"), ("triplet", "hard")]
+    cells = [
+        Cell("margin", "random"),
+        Cell("triplet", "random", (("lr", "1"),)),
+        Cell("triplet", "random", (("lr", "2"),)),
+    ]
     outcomes, values = [], {}
-    for pair, seeds in zip(pairs, (4, 1, 0)):
-        values[pair] = rng.random((seeds, 4))
+    for cell, seeds in zip(cells, (4, 1, 0)):
+        values[cell] = rng.random((seeds, 4))
         outcomes += [
-            Outcome(Trial(*pair, seed), int(9 * a), {"recall@1": b, "nmi": c}, {"recall@1": c}, d)
-            for seed, (a, b, c, d) in enumerate(values[pair], 1)
+            Outcome(Trial(cell, seed), int(9 * a), {"recall@1": b, "nmi": c}, {"recall@1": c}, d)
+            for seed, (a, b, c, d) in enumerate(values[cell], 1)
         ]
     rng.shuffle(outcomes)  # type: ignore[arg-type]
-    rows = results.summarize(pairs, outcomes)
-    assert [(row.loss, row.sampling) for row in rows] == pairs
-    for row, pair in zip(rows, pairs):
-        epoch, reported, other, seconds = values[pair].T
+    rows = results.summarize(cells, outcomes)
+    assert [row.cell for row in rows] == cells
+    for row, cell in zip(rows, cells):
+        epoch, reported, other, seconds = values[cell].T
         for spread, expected in (
             (row.epoch, (9 * epoch).astype(int)),
             (row.reported["recall@1"], reported),

@@ -14,27 +14,28 @@ from embedding_learning.experiments.results import (
     HELD_OUT,
     SELECTIONS,
     TEST,
+    Cell,
     Row,
     Trial,
 )
 from tests.helpers.fake_trials import write_run
 
-PAIRS = [("margin", "hard"), ("triplet", "hard"), ("triplet", "random")]
-RUNS = [Trial(*pair, seed) for seed in (1, 2) for pair in PAIRS]
+CELLS = [Cell("margin", "hard"), Cell("triplet", "hard"), Cell("triplet", "random")]
+RUNS = [Trial(cell, seed) for seed in (1, 2) for cell in CELLS]
 
 
 def rows_of(folder: Path, select_on: str = TEST) -> list[Row]:
-    """The first pair with two seeds finished, the second with one, the third with none."""
+    """The first cell with two seeds finished, the second with one, the third with none."""
     for run, recalls in zip(RUNS, ([0.5, 0.25], [0.5, 0.75], [0.9], [0.25, 0.75])):
         write_run(folder, run, recalls)
         if select_on == HELD_OUT and len(recalls) == 2:
             epochs = recalls.index(max(recalls)) + 1
             write_run(folder, run, [recall / 2 for recall in recalls[:epochs]], "final")
     outcomes = [results.read_outcome(folder, run, 2, select_on) for run in RUNS]
-    return results.summarize(PAIRS, [outcome for outcome in outcomes if outcome])
+    return results.summarize(CELLS, [outcome for outcome in outcomes if outcome])
 
 
-def test_the_text_has_a_line_for_each_pair_and_dashes_for_gaps(tmp_path: Path) -> None:
+def test_the_text_has_a_line_for_each_cell_and_dashes_for_gaps(tmp_path: Path) -> None:
     shown = tables.format_text(rows_of(tmp_path), 2, TEST, "A caption.")
     assert [re.split("  +", line) for line in shown.splitlines()] == [
         ["A caption."],
@@ -103,3 +104,30 @@ def test_the_csv_of_epochs_holds_all_that_was_evaluated(tmp_path: Path, select_o
     expected = [] if select_on == TEST else ["0.25", "0.25", "0.375", "0.125", "0.375"]
     assert [line["recall@1"] for line in final] == expected
     assert {line["tested_on"] for line in final} <= {"test"}
+
+
+def test_varied_flags_have_columns_in_every_table(tmp_path: Path) -> None:
+    values = ["64", "a_|.pth"]
+    cells = [Cell("margin", "hard", (("embed-dim", value), ("lr", "-"))) for value in values]
+    trials = [Trial(cell, 1) for cell in cells]
+    for trial, recall in zip(trials, (0.25, 0.5)):
+        write_run(tmp_path, trial, [recall])
+    outcomes = [results.read_outcome(tmp_path, trial, 1, TEST) for trial in trials]
+    rows = results.summarize(cells, [outcome for outcome in outcomes if outcome])
+    titles, *lines = tables.format_text(rows, 1, TEST, "").splitlines()[2:]
+    assert titles.split()[:5] == ["loss", "sampling", "embed-dim", "lr", "runs"]
+    assert [line.split()[2:6] for line in lines] == [
+        ["64", "-", "1", "0.2500"],
+        ["a_|.pth", "-", "1", "0.5000"],
+    ]
+    *_, last = tables.format_markdown(rows, 1, TEST, "").splitlines()
+    assert last.startswith(r"| margin | hard | a\_\|.pth | - | 1 | **0.5000 ± -** | 0.5000 ± - |")
+    for content, name in (
+        (tables.format_rows(rows, TEST), "best_recall@1_mean"),
+        (tables.format_epochs(tmp_path, trials, TEST, [results.FIRST]), "recall@1"),
+    ):
+        records = list(csv.DictReader(io.StringIO(content)))
+        assert [(r["embed-dim"], r["lr"], r[name]) for r in records] == [
+            ("64", "-", "0.25"),
+            ("a_|.pth", "-", "0.5"),
+        ]
