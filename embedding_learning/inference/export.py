@@ -21,6 +21,7 @@ from embedding_learning.model.weights import catalog
 from embedding_learning.model.weights.pretrained import expect_pixels_around_zero
 from embedding_learning.model.weights.torchvision_names import NameMap, find_name_map, map_names
 from embedding_learning.runtime.atomic_files import atomic_write
+from embedding_learning.runtime.install_commands import format_install_command
 
 # What a file for PyTorch says of its network, of what `model.description` lists.
 _FOR_PYTORCH = (
@@ -82,7 +83,7 @@ def export_onnx(net: MarginNet, path: str, crop_size: int, normalize_input: bool
     except ImportError as error:
         raise UsageError(
             f"{path}: writing ONNX needs the package onnx ({error}); "
-            "pip install -r requirements-onnx.txt"
+            f"{format_install_command('onnx')}"
         ) from error
     with _write_atomically(path) as (partial,):
         Path(partial).write_bytes(model)

@@ -11,6 +11,7 @@ from mxnet import nd
 from embedding_learning.errors import UsageError
 from embedding_learning.inference.export import serialize_onnx
 from embedding_learning.model.net import MarginNet
+from embedding_learning.runtime.install_commands import format_install_command
 
 _PACKAGES = ("onnx", "onnxruntime")
 
@@ -42,7 +43,7 @@ class OnnxRuntimeEngine:
         if not is_installed():
             raise UsageError(
                 f"--engine onnxruntime: needs the packages {' and '.join(_PACKAGES)}; "
-                "pip install -r requirements-onnx.txt"
+                f"{format_install_command('onnx')}"
             )
         # Imported here, since not everyone has it.
         import onnxruntime

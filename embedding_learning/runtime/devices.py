@@ -8,7 +8,7 @@ import mxnet as mx
 
 from embedding_learning.errors import UsageError
 from embedding_learning.runtime import gpus
-from embedding_learning.runtime.mxnet_compat import format_install_command
+from embedding_learning.runtime.install_commands import format_install_command
 
 
 def find_devices(numbers: Sequence[int] = (), cpu_contexts: int = 1) -> list[mx.Context]:
@@ -21,7 +21,7 @@ def find_devices(numbers: Sequence[int] = (), cpu_contexts: int = 1) -> list[mx.
     if not mx.runtime.Features().is_enabled("CUDA"):
         raise UsageError(
             f"--gpus {','.join(map(str, numbers))}: this machine has MXNet's CPU build; install "
-            f"the GPU build, {format_install_command('requirements-gpu.txt')}, or leave --gpus out "
+            f"the GPU build, {format_install_command('gpu')}, or leave --gpus out "
             "to use the CPU"
         )
     gpus.check(list(numbers))

@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from embedding_learning.runtime import lazy_operators
+from embedding_learning.runtime.install_commands import format_install_command
 
 # The system libraries that the wheels of MXNet and OpenCV need, and the package that contains each
 # of them on Debian and Ubuntu.
@@ -284,17 +285,7 @@ def _explain_missing_module(name: str) -> str | None:
     package = _PYTHON_PACKAGES.get(name.split(".")[0])
     if package is None:
         return None
-    return (
-        f"The Python package {package} is missing: run {format_install_command('requirements.txt')}"
-    )
-
-
-def format_install_command(file: str) -> str:
-    """Returns the command that installs a list of requirements on this Python."""
-    if sys.version_info < (3, 13):
-        return f"pip install -r {file}"
-    # MXNet declares that it does not work with the numpy of these Pythons, so pip must ignore that.
-    return f"pip install -r requirements-common.txt && pip install --no-deps -r {file}"
+    return f"The Python package {package} is missing: run {format_install_command()}"
 
 
 def _explain_missing_library(name: str, file: str) -> str | None:
@@ -305,11 +296,10 @@ def _explain_missing_library(name: str, file: str) -> str | None:
     if name == "libcuda.so":
         return (
             f"The NVIDIA driver ({file}) is missing: install it, or use the CPU build: "
-            f"pip uninstall mxnet-cu112 && {format_install_command('requirements.txt')}"
+            f"pip uninstall mxnet-cu112 && {format_install_command()}"
         )
     if name.startswith(_CUDA_LIBRARIES):
-        command = format_install_command("requirements-gpu.txt")
-        return f"The CUDA library {file} is missing: run {command}"
+        return f"The CUDA library {file} is missing: run {format_install_command('gpu')}"
     return None
 
 

@@ -20,10 +20,16 @@ def train_command() -> list[str]:
     In a checkout it is train.py, which finds this package from every folder. An installed package
     comes without train.py.
     """
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    if os.path.isfile(os.path.join(root, "pyproject.toml")):
-        return [sys.executable, os.path.join(root, "train.py")]
+    checkout = find_checkout()
+    if checkout:
+        return [sys.executable, os.path.join(checkout, "train.py")]
     return [sys.executable, "-m", "embedding_learning", "train"]
+
+
+def find_checkout() -> str | None:
+    """Returns the folder of the checkout that this package is in; None if it is installed."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return root if os.path.isfile(os.path.join(root, "pyproject.toml")) else None
 
 
 def prepare_process(program: str) -> None:

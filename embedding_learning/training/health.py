@@ -16,6 +16,15 @@ _SKIPPED_IN_A_ROW = 20
 _COLLAPSED = 0.5
 
 
+def advise_lower_rate(learned_name: str | None) -> str:
+    """Returns the end of a message about values that are not finite.
+
+    `learned_name`: what the loss learns, beta or proxies, which has a learning rate of its own.
+    """
+    rates = f"--lr or --lr-{learned_name}" if learned_name else "--lr"
+    return f"most often {rates} is too high: try a tenth, from the last checkpoint with --resume"
+
+
 class HealthMonitor:
     """Examines what training computes, and warns once of each thing that is wrong.
 
@@ -23,10 +32,13 @@ class HealthMonitor:
     ----------
     stop_on_nonfinite : bool
         Whether a batch that is not finite ends the run; otherwise it was skipped.
+    learned_name : str, optional
+        What the loss learns: beta or proxies.
     """
 
-    def __init__(self, stop_on_nonfinite: bool) -> None:
+    def __init__(self, stop_on_nonfinite: bool, learned_name: str | None = None) -> None:
         self._stop_on_nonfinite = stop_on_nonfinite
+        self._learned_name = learned_name
         self._batches_without_pairs = 0
         self._skipped_in_a_row = 0
         self._warned: set[str] = set()
@@ -53,10 +65,7 @@ class HealthMonitor:
     def _handle_nonfinite(self, epoch: int, batch: int) -> None:
         fault = f"epoch {epoch}, batch {batch}: the loss or a gradient is not finite"
         if self._stop_on_nonfinite:
-            raise TrainingError(
-                f"{fault}; most often --lr or --lr-beta is too high: try a tenth, from the last "
-                "checkpoint with --resume"
-            )
+            raise TrainingError(f"{fault}; {advise_lower_rate(self._learned_name)}")
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row == _SKIPPED_IN_A_ROW:
             raise TrainingError(

@@ -12,6 +12,7 @@ from mxnet import gluon
 
 from embedding_learning.errors import TrainingError, UsageError
 from embedding_learning.model.weights.params_file import set_parameters
+from embedding_learning.training.health import advise_lower_rate
 from embedding_learning.training.learner import Learner, initialize_kvstore
 
 # Attributes that some optimizers have in addition to their arrays: Nadam's schedule, LARS's last
@@ -67,8 +68,7 @@ def gather(learner: Learner) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise TrainingError(
-                f"{name} is not finite any more; most often --lr or --lr-beta is too high: try a "
-                "tenth, from the last checkpoint with --resume"
+                f"{name} is not finite any more; {advise_lower_rate(learner.learned_name)}"
             )
     state = {"devices": learner.device_count, "optimizers": optimizers}
     if learner.loss_scale:

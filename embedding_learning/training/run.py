@@ -153,7 +153,7 @@ def train_prepared(
             info.write(folder.path)
             recorder = Recorder(folder.path, progress.records_bytes, progress.run_seconds, board)
         with recorder, stop_on_signals() as request:
-            health = HealthMonitor(stop_on_nonfinite=config.run.on_nonfinite == "stop")
+            health = HealthMonitor(config.run.on_nonfinite == "stop", learner.learned_name)
             reader = StepReader(progress, health)
             log = RunLog(config, data, learner, progress, health, recorder, board)
             saver = Saver(config, data, learner, progress, reader, folder, recorder, info)

@@ -10,7 +10,7 @@ import pytest
 
 from embedding_learning.cli.exit_codes import run_command
 from embedding_learning.errors import DataError, Interrupted, TrainingError, UsageError
-from embedding_learning.runtime import mxnet_compat
+from embedding_learning.runtime.install_commands import format_install_command
 
 
 def status_of(error: BaseException | None) -> int:
@@ -35,8 +35,7 @@ def test_what_ends_well_has_its_own_status(capsys: pytest.CaptureFixture[str]) -
         (
             ModuleNotFoundError("No module named 'mxnet'", name="mxnet"),
             2,
-            "prog: error: The Python package mxnet is missing: run "
-            + mxnet_compat.format_install_command("requirements.txt"),
+            "prog: error: The Python package mxnet is missing: run " + format_install_command(),
         ),
         (TrainingError("the disk is full"), 3, "prog: stopped: the disk is full"),
         (Interrupted(signal.SIGINT), 130, "prog: interrupted"),

@@ -15,6 +15,7 @@ import pytest
 
 import embedding_learning
 from embedding_learning.runtime import mxnet_compat
+from embedding_learning.runtime.install_commands import format_install_command
 from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT
 
@@ -240,25 +241,7 @@ def test_a_missing_package_is_explained(module: str, package: str) -> None:
     explanation = mxnet_compat.explain_import_error(error)
     assert explanation is not None
     assert f"package {package} is missing" in explanation
-    assert explanation.endswith(mxnet_compat.format_install_command("requirements.txt"))
-
-
-@pytest.mark.parametrize(
-    ("python", "commands"),
-    [
-        ((3, 9, 18), "pip install -r requirements.txt"),
-        ((3, 12, 1), "pip install -r requirements.txt"),
-        (
-            (3, 13, 0),
-            "pip install -r requirements-common.txt && pip install --no-deps -r requirements.txt",
-        ),
-    ],
-)
-def test_from_python_3_13_on_installing_takes_two_steps(
-    monkeypatch: pytest.MonkeyPatch, python: tuple[int, int, int], commands: str
-) -> None:
-    monkeypatch.setattr(sys, "version_info", python)
-    assert mxnet_compat.format_install_command("requirements.txt") == commands
+    assert explanation.endswith(format_install_command())
 
 
 @pytest.mark.parametrize("program", [["train.py"], ["-m", "embedding_learning", "check"]])
@@ -267,7 +250,7 @@ def test_one_line_says_that_nothing_is_installed(program: list[str], tmp_path: P
     (tmp_path / "numpy.py").write_text("raise ModuleNotFoundError('none', name='numpy')\n")
     done = python(*program, PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
-    command = mxnet_compat.format_install_command("requirements.txt")
+    command = format_install_command()
     assert done.stderr == f"{name}: error: The Python package numpy is missing: run {command}\n"
 
 

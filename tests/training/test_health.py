@@ -27,15 +27,20 @@ def spread(distance: float, n: int = 8, d: int = 4) -> np.ndarray:
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), 1.0])
+@pytest.mark.parametrize(
+    "learned, rates",
+    [("beta", "--lr or --lr-beta"), ("proxies", "--lr or --lr-proxies"), (None, "--lr")],
+)
 def test_a_batch_that_is_not_finite_ends_the_run_with_its_number(
-    monitor: HealthMonitor, loss: float
+    loss: float, learned: str | None, rates: str
 ) -> None:
+    monitor = HealthMonitor(True, learned)
     monitor.check_batch(3, 1, True, 0.5)
     with pytest.raises(TrainingError) as fault:
         monitor.check_batch(3, 57, False, loss)
     assert str(fault.value) == (
-        "epoch 3, batch 57: the loss or a gradient is not finite; most often --lr or --lr-beta is "
-        "too high: try a tenth, from the last checkpoint with --resume"
+        f"epoch 3, batch 57: the loss or a gradient is not finite; most often {rates} is too high: "
+        "try a tenth, from the last checkpoint with --resume"
     )
 
 

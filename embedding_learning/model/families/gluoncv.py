@@ -25,7 +25,7 @@ def build(name: str) -> HybridBlock:
         reason = str(error).splitlines()[0]
         raise UsageError(
             f"--model: {name} comes from gluoncv, which refuses this environment ({reason}); "
-            "install the requirements into an environment of their own"
+            "install this program into an environment of its own"
         ) from error
     # NASNet's second output is for training classifiers.
     settings = {"use_aux": False} if name.startswith("nasnet") else {}
