@@ -92,7 +92,7 @@ def run(
     check(config)
     devices = find_devices(config.devices.gpus, config.devices.cpu_contexts)
     group = _worker_group(config, client)
-    with _run_folder(config, group) as folder, memory_faults(config):
+    with _run_folder(config, group) as folder:
         settings = ", ".join(f"{key}={value!r}" for key, value in config.as_flags().items())
         logging.info("Namespace(%s)", settings)
         checkpoint, progress = _find_start(config, group, folder.path)
@@ -114,23 +114,24 @@ def run(
         board = None
         if config.run.tensorboard and group.rank == 0:
             board = TensorBoard(config.run.tensorboard, progress.step(config.batch.batch_num))
-        mx.random.seed(config.run.seed)
-        net = build_network(config, devices, is_resumed=checkpoint is not None)
-        data = open_data(split, config, group.rank, group.size)
-        try:
-            group.check_equal("the data", [data.digest.encode()])
-            classes = data.train.class_count
-            learner = build(config, data.beta_terms, net, devices, group, classes)
-            if checkpoint:
-                resume.check_data(checkpoint, data.digest, config.data.path)
-                _restore(learner, checkpoint)
-            learner.start()
-            info = RunInfo(list(arguments), split.title, resume.made_with())
-            train_prepared(config, data, learner, progress, folder, checkpoint, info, board)
-        finally:
-            # Queued computations still read the batches' memory.
-            mx.nd.waitall()
-            data.close()
+        with memory_faults(config, len(split.train.class_names)):
+            mx.random.seed(config.run.seed)
+            net = build_network(config, devices, is_resumed=checkpoint is not None)
+            data = open_data(split, config, group.rank, group.size)
+            try:
+                group.check_equal("the data", [data.digest.encode()])
+                classes = data.train.class_count
+                learner = build(config, data.beta_terms, net, devices, group, classes)
+                if checkpoint:
+                    resume.check_data(checkpoint, data.digest, config.data.path)
+                    _restore(learner, checkpoint)
+                learner.start()
+                info = RunInfo(list(arguments), split.title, resume.made_with())
+                train_prepared(config, data, learner, progress, folder, checkpoint, info, board)
+            finally:
+                # Queued computations still read the batches' memory.
+                mx.nd.waitall()
+                data.close()
 
 
 def train_prepared(

@@ -8,11 +8,14 @@ import subprocess
 import sys
 
 import mxnet as mx
+import numpy as np
 import pytest
 from mxnet.gluon import nn
 
 from embedding_learning.errors import TrainingError
-from embedding_learning.training import memory_estimate
+from embedding_learning.model.methods import LOSSES
+from embedding_learning.training import build, learner_state, memory_estimate
+from embedding_learning.training.settings import make_config
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_networks import config_of
 
@@ -65,9 +68,62 @@ def test_each_copy_of_the_weights_is_counted() -> None:
     assert bytes_with("--optimizer=adam", "--gpus=0,1") == least + 3 * sum(weights)
 
 
+def counted_bytes(*flags: str, classes: int) -> int:
+    """Returns the bytes of the arrays that a learner keeps between two steps, but the network's."""
+    config = config_of(*SMALL, *flags)
+    net = build.build_network(config, [mx.cpu()])
+    learner = build.build(config, np.arange(classes)[:, None], net, [mx.cpu()])
+    images = mx.nd.zeros((10, 3, 64, 64), dtype=np.uint8)
+    learner.step(mx.io.DataBatch([images], [mx.nd.array(np.arange(10) // 5)]))
+    arrays = list(learner.memory.arrays().values()) if learner.memory else []
+    if LOSSES[config.method.loss].has_proxies:
+        arrays += learner.parameter.list_data() + learner.parameter.list_grad()
+        states = learner_state._updaters(learner.trainers[1])[0].states.values()
+        arrays += [array for state in states for _, array in learner_state._leaves(state)]
+    return sum(array.size * np.dtype(array.dtype).itemsize for array in arrays)
+
+
+@pytest.mark.parametrize(
+    "optimizer", ["--optimizer=adam", "--optimizer=sgd", "--optimizer=sgd --momentum=0"]
+)
+def test_proxies_their_gradient_and_the_optimizers_arrays_are_counted(optimizer: str) -> None:
+    flags = ["--loss=proxy-nca", *optimizer.split()]
+    config, classes, images = config_of(*SMALL, *flags), 12, 10
+    counted = counted_bytes(*flags, classes=classes)
+    estimated = memory_estimate._bytes_of_proxies(config, images, classes)
+    # What a step computes from them.
+    copies, matrices = memory_estimate._COPIES_OF_PROXIES, memory_estimate._COSINE_MATRICES
+    computed = 4 * classes * (copies * 128 + matrices * images)
+    assert estimated == counted + computed
+    of_step = memory_estimate.bytes_of_step
+    assert of_step(config, images, classes=classes) == of_step(config, images) + estimated
+
+
+def test_the_memory_is_counted() -> None:
+    flags = ["--memory=30"]
+    counted = counted_bytes(*flags, classes=4)
+    # Embeddings and labels.
+    assert counted == 4 * 30 * (128 + 1)
+    with_memory, without = (
+        memory_estimate.bytes_of_step(config_of(*SMALL, *more), 10) for more in (flags, [])
+    )
+    assert with_memory - without == 4 * 30 * (6 * 128 + 7 * 10)
+    # A loss without a sampling has none.
+    config = make_config({"loss": "multi-similarity", "memory": 30}, saves=False)
+    assert memory_estimate._bytes_of_memory(config, 10) == 0
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["squeezenet1.1", "resnet18_v1"])
-def test_the_estimate_is_near_what_a_step_takes(model: str) -> None:
+@pytest.mark.parametrize(
+    ("flags", "classes"),
+    [
+        ("--model=squeezenet1.1", 4),
+        ("--model=resnet18_v1", 4),
+        ("--model=squeezenet1.1 --memory=60000", 4),
+        ("--model=squeezenet1.1 --loss=proxy-nca", 60000),
+    ],
+)
+def test_the_estimate_is_near_what_a_step_takes(flags: str, classes: int) -> None:
     code = f"""
 import embedding_learning, mxnet as mx, numpy as np, re
 from embedding_learning.training import build, memory_estimate
@@ -76,21 +132,21 @@ from embedding_learning.cli.train_flags import parse
 def megabytes(name):
     return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 
-options = parse(["--model={model}", "--crop-size=112", "--batch-size=20"])
+options = parse([*"{flags}".split(), "--crop-size=112", "--batch-size=20"])
 net = build.build_network(options, [mx.cpu()])
-learner = build.build(options, np.arange(4)[:, None], net, [mx.cpu()])
-batch = mx.io.DataBatch([mx.nd.zeros((20, 3, 112, 112), dtype=np.uint8)], [mx.nd.arange(20)])
 mx.nd.waitall()
 # Resets the peak.
 open("/proc/self/clear_refs", "w").write("5")
 before = megabytes("VmRSS")
+learner = build.build(options, np.arange({classes})[:, None], net, [mx.cpu()])
+batch = mx.io.DataBatch([mx.nd.zeros((20, 3, 112, 112), dtype=np.uint8)], [mx.nd.arange(20)])
 for _ in range(2):
     learner.step(batch)
     mx.nd.waitall()
 # Weights and their gradients existed before.
 weights, _ = memory_estimate._sizes(net, (20, 3, 112, 112))
 print(megabytes("VmHWM") - before + 2 * sum(weights) / 2**20)
-print(memory_estimate.bytes_of_step(options, 20) / 2**20)
+print(memory_estimate.bytes_of_step(options, 20, classes={classes}) / 2**20)
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code]
@@ -123,7 +179,7 @@ def fault(monkeypatch: pytest.MonkeyPatch, memory: int, *flags: str) -> str:
     }
     monkeypatch.setattr(memory_estimate.gpus, "read_total_memory", sizes.__getitem__)
     error = mx.base.MXNetError("line 161\nMXNetError: cudaMalloc retry failed: out of memory")
-    with pytest.raises(TrainingError) as raised, memory_estimate.memory_faults(config):
+    with pytest.raises(TrainingError) as raised, memory_estimate.memory_faults(config, 4):
         raise error
     assert raised.value.__cause__ is error
     return str(raised.value)
@@ -148,6 +204,8 @@ def test_where_no_batch_fits_other_flags_are_named(monkeypatch: pytest.MonkeyPat
     memory = memory_estimate.bytes_of_step(config, 10) + memory_estimate._RESERVED - 1
     message = fault(monkeypatch, memory, "--gpus=0")
     assert "not even 10 would fit: a smaller --crop-size or another --model takes less" in message
+    message = fault(monkeypatch, memory, "--gpus=0", "--memory=1000")
+    assert message.endswith("fit: a smaller --memory or --crop-size or another --model takes less")
     message = fault(monkeypatch, 2**40, "--gpus=0", "--batch-size=10")
     assert "no smaller batch of --batch-k 5; a smaller --crop-size" in message
 
@@ -166,7 +224,10 @@ def test_where_the_batch_should_fit_other_programs_are_suspected(
     "error", [mx.base.MXNetError("cuDNN: CUDNN_STATUS_EXECUTION_FAILED"), ValueError("memory")]
 )
 def test_other_errors_pass(error: Exception) -> None:
-    with pytest.raises(type(error)) as raised, memory_estimate.memory_faults(config_of("--gpus=0")):
+    with (
+        pytest.raises(type(error)) as raised,
+        memory_estimate.memory_faults(config_of("--gpus=0"), 4),
+    ):
         raise error
     assert raised.value is error
 
