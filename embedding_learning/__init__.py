@@ -51,6 +51,7 @@ _MODULE_OF = {
     "map_at_r": "evaluation.metrics",
     "r_precision": "evaluation.metrics",
     "find_nearest": "evaluation.neighbors",
+    "number_groups": "evaluation.groups",
     # Data
     "load_dataset": "data.datasets",
     "ImageSet": "data.image_set",

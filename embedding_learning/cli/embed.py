@@ -69,8 +69,8 @@ def _load_data_set(options: argparse.Namespace, use_boxes: bool) -> ImageSet:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m embedding_learning embed",
-        description="Write the embeddings of images to FILE.npy, path and label of each row to "
-        "FILE.csv, and the digest of the model to FILE.npy.json. Former files are replaced once "
+        description="Write the embeddings of images to FILE.npy, path, label and group of each row "
+        "to FILE.csv, and the digest of the model to FILE.npy.json. Former files are replaced once "
         "the new ones are complete. After a kill the same command resumes where it stopped.",
     )
     model_flags.add_flags(parser)
@@ -83,7 +83,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help=text)
     text = "the .npy file to write"
     parser.add_argument("--output", type=expand_path, required=True, metavar="FILE", help=text)
-    text = "embed all images of a data set, as train.py takes it, with their labels and boxes"
+    text = "embed all images of a data set, as train.py takes it, with labels, boxes and groups"
     parser.add_argument("--data-path", type=expand_path, metavar="PATH", help=text)
     text = f"data set in --data-path: {', '.join(datasets.NAMES)}"
     parser.add_argument("--dataset", choices=datasets.NAMES, metavar="NAME", help=text)

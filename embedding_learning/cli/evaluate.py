@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> int:
         options.metrics or common_metrics(split.recall_at),
         found.gallery,
         None if gallery is None else gallery.labels,
+        split.groups,
     )
     if options.json:
         # JSON has no numbers that are not finite.

@@ -13,6 +13,7 @@ import numpy as np
 from embedding_learning.cli import model_flags, split_flags
 from embedding_learning.cli.parser import Parser, expand_path
 from embedding_learning.config import as_flag
+from embedding_learning.data.datasets.splits import count_partners
 from embedding_learning.data.datasets.unlabeled import UNLABELED
 from embedding_learning.data.image_set import number_classes
 from embedding_learning.data.preprocessing import read_square
@@ -204,17 +205,18 @@ def draw_gallery(found: EmbeddedSplit, path: str) -> None:
     from embedding_learning import plots
     from embedding_learning.evaluation.neighbors import find_nearest
 
-    test, searched = found.split.test, found.split.gallery or found.split.test
-    relevant = np.bincount(searched.labels, minlength=len(test.class_names))[test.labels]
-    relevant = relevant - (found.gallery is None)
+    test, searched = found.split.test, found.split.searched
+    relevant = count_partners(found.split)
     if not relevant.any():
         raise DataError(
             f"{found.split.title}: no test image has another image of its class, so a gallery of "
             "good and bad queries cannot be drawn"
         )
     most = len(searched) - (found.gallery is None)
-    distances, neighbors = find_nearest(found.queries, min(_NEIGHBORS, most), found.gallery)
-    right = searched.labels[neighbors] == test.labels[:, None]
+    distances, neighbors = find_nearest(
+        found.queries, min(_NEIGHBORS, most), found.gallery, found.split.groups
+    )
+    right = (searched.labels[neighbors] == test.labels[:, None]) & (neighbors >= 0)
     scores = plots.average_precision(right, relevant)
     plots.plot_gallery(
         plots.choose_queries(scores, test.labels, _QUERIES, _SEED),

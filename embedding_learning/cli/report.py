@@ -112,6 +112,7 @@ def _measure(embedded: EmbeddedSplit, metrics: Sequence[str]) -> Measurement:
         list(dict.fromkeys([*common_metrics(split.recall_at), *metrics])),
         embedded.gallery,
         None if gallery is None else gallery.labels,
+        split.groups,
     )
 
 

@@ -33,6 +33,7 @@ from embedding_learning.data.preprocessing import (
     find_decodable,
 )
 from embedding_learning.errors import DataError, UsageError
+from embedding_learning.evaluation.groups import Groups
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,11 @@ class Data:
     title : str
         The data set, and which part of each image is used.
     digest : str
-        Equal for equal classes, labels, boxes and file names, whatever the folders' names.
+        Equal for equal classes, labels, boxes, groups and file names, whatever the folders' names.
     test_classes : list of str
         The name of each class of the test images.
+    groups : Groups, optional
+        The groups of the test images and of those that are searched.
     """
 
     train: BalancedBatches
@@ -63,6 +66,7 @@ class Data:
     title: str
     digest: str
     test_classes: list[str] = field(default_factory=list)
+    groups: Groups | None = None
 
     def close(self) -> None:
         """Stops the threads that make batches."""
@@ -134,6 +138,7 @@ def open_data(split: Split, config: TrainConfig, rank: int = 0, group_size: int 
                     "unpack the images again, or name another folder with --data-path"
                 )
         parts = [images.take(kept) for images, kept in zip(parts, rows)]
+        split = replace(split, test=parts[1], gallery=parts[2] if split.gallery else None)
         parts[0], kept = fit_to_batches(parts[0], config)
         rows[0] = rows[0][kept]
     fewest = min(len(searched) for searched in parts[1:])
@@ -177,6 +182,7 @@ def open_data(split: Split, config: TrainConfig, rank: int = 0, group_size: int 
         title=split.title,
         digest=digest(parts),
         test_classes=parts[1].class_names,
+        groups=split.groups,
     )
 
 
@@ -333,6 +339,9 @@ def digest(parts: list[ImageSet]) -> str:
         sha256.update(json.dumps([names, part.class_names]).encode())
         sha256.update(part.labels.astype("<i8").tobytes())
         sha256.update(b"" if part.boxes is None else part.boxes.astype("<i8").tobytes())
+        # Only where there are groups: checkpoints of earlier versions have digests without them.
+        if part.groups is not None:
+            sha256.update(b"groups" + part.groups.astype("<i8").tobytes())
     return sha256.hexdigest()
 
 

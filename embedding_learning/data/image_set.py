@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from embedding_learning.config import COMMON_RECALL_RANKS
 from embedding_learning.errors import DataError
+from embedding_learning.evaluation.groups import Groups, number_groups
 
 _MISSING = (-1, -1)
 # The box of an image that is not cropped, in a set where others are. What lies outside is cut off.
@@ -19,7 +20,7 @@ WHOLE_IMAGE = [0, 0, 2**31 - 1, 2**31 - 1]
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Image files with their classes and, if known, their boxes.
+    """Image files with their classes and, if known, their boxes and groups.
 
     Attributes
     ----------
@@ -31,12 +32,18 @@ class ImageSet:
     boxes : ndarray of int32, (n, 4), optional
         x, y, width and height in pixels of the part that shows the object; `WHOLE_IMAGE` for an
         image without a box, if others have one.
+    groups : ndarray of int32, (n,), optional
+        Index in the group names, or -1 for an image without a group: images of a query's group are
+        not searched for it. The parts of a split have the same numbers.
+    group_names : list of str
     """
 
     paths: list[str]
     labels: np.ndarray
     class_names: list[str]
     boxes: np.ndarray | None = None
+    groups: np.ndarray | None = None
+    group_names: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -68,6 +75,8 @@ class ImageSet:
             labels=self.labels[rows],
             class_names=self.class_names,
             boxes=None if self.boxes is None else self.boxes[rows],
+            groups=None if self.groups is None else self.groups[rows],
+            group_names=self.group_names,
         )
 
     def read_file_stats(self, missing_ok: bool = False) -> np.ndarray:
@@ -139,9 +148,23 @@ class Split:
         return [self.train, self.test, *([self.gallery] if self.gallery else [])]
 
     @property
+    def searched(self) -> ImageSet:
+        """The images that are searched: the gallery, or the test images themselves."""
+        return self.test if self.gallery is None else self.gallery
+
+    @property
+    def groups(self) -> Groups | None:
+        """The groups of the test images and of those that are searched, if both have some."""
+        if self.test.groups is None or self.searched.groups is None:
+            return None
+        return number_groups(self.test.groups, self.searched.groups)
+
+    @property
     def title(self) -> str:
         """The data set and the crop of its images. Only equal titles can be compared."""
         title = f"{self.name}, {'whole images' if self.test.boxes is None else 'cropped to boxes'}"
+        if self.groups is not None:
+            title += ", groups left out"
         if self.is_tested_on_all_classes:
             return f"{title}, tested on all classes"
         return (

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from embedding_learning.evaluation.groups import Groups
 from embedding_learning.evaluation.parallel_products import multiply
 
 # Pairs of rows compared at once: 2 MB of 128 dimensions.
@@ -83,6 +84,7 @@ class Block:
     column_reach: np.ndarray  # (c,) that of each column, if the block also stands for its mirror
     query_factor: Callable[[type], np.ndarray]  # from a dtype to (b, d + 2)
     column_factor: Callable[[type], np.ndarray]  # from a dtype to (c, d + 2)
+    groups: Groups | None  # of the queries and the columns
 
     def select(
         self, select: Callable[[Product], Sequence[Selection]], wanted: int = 0
@@ -117,6 +119,8 @@ class Block:
         squares = multiply(factor, self.column_factor(dtype))
         query = np.flatnonzero((self.own >= 0) & (self.own < squares.shape[1]))
         squares[query, self.own[query]] = np.inf
+        if self.groups is not None:
+            squares[self.groups.queries[:, None] == self.groups.gallery] = np.inf
         unit, tiny = _ROUNDING[dtype]
         relative, units = unit + _ROUNDING[np.float64][0], factor.shape[1] + 8
         return Product(
@@ -190,13 +194,14 @@ def squared_distances_of_pairs(
     return squares
 
 
-def make_gallery(rows: np.ndarray, copies: int) -> Gallery:
+def make_gallery(rows: np.ndarray, copies: int, groups: Groups | None = None) -> Gallery:
     """Prepares rows (n, d) for `split_into_strips`. Of equal rows only the first `copies` are kept.
 
     The others are never among the `copies` nearest neighbors. Without this, the embeddings of a
-    collapsed network, which are all equal, would leave all pairs undecided.
+    collapsed network, which are all equal, would leave all pairs undecided. Where queries leave out
+    groups, more are kept.
     """
-    return gallery_of(rows, without_surplus(rows, copies), make_center(rows))
+    return gallery_of(rows, without_surplus(rows, copies, groups=groups), make_center(rows))
 
 
 def make_center(rows: np.ndarray) -> np.ndarray:
@@ -218,6 +223,7 @@ def split_into_strips(
     own: np.ndarray | None,
     size: tuple[int, int],
     is_mirrored: bool = False,
+    groups: Groups | None = None,
 ) -> Iterator[Iterator[Block]]:
     """Yields strips of the gallery's columns, each as blocks that cover all queries in order.
 
@@ -235,6 +241,8 @@ def split_into_strips(
         The largest number of distances and of columns in a block.
     is_mirrored : bool
         Whether to leave out the other half. The queries must be the columns.
+    groups : Groups, optional
+        Of the queries and of the gallery's rows.
     """
     squares = _squares(queries, gallery.center)
     reach = (np.sqrt(squares) + np.sqrt(gallery.squares.max())) ** 2
@@ -255,7 +263,7 @@ def split_into_strips(
             blocks = chain([columns], slices(len(queries), at_once, columns.stop))
         else:
             blocks = slices(len(queries), at_once)
-        yield _strip(query_factor, reach, own, gallery, columns, blocks, is_mirrored)
+        yield _strip(query_factor, reach, own, gallery, columns, blocks, is_mirrored, groups)
 
 
 def _strip(
@@ -266,6 +274,7 @@ def _strip(
     columns: slice,
     blocks: Iterable[slice],
     is_mirrored: bool,
+    groups: Groups | None,
 ) -> Iterator[Block]:
     """Yields the blocks of a strip."""
     rows, ends = gallery.kept[columns], (gallery.squares[columns], 1.0)
@@ -287,6 +296,7 @@ def _strip(
             column_reach=reach[columns] if has_mirror else np.empty(0),
             query_factor=functools.partial(query_factor, block),
             column_factor=column_factor,
+            groups=Groups(groups.queries[block], groups.gallery[rows]) if groups else None,
         )
 
 
@@ -314,11 +324,24 @@ def _squares(rows: np.ndarray, center: np.ndarray) -> np.ndarray:
     return squares
 
 
-def without_surplus(rows: np.ndarray, copies: int, labels: np.ndarray | None = None) -> np.ndarray:
+def without_surplus(
+    rows: np.ndarray,
+    copies: int,
+    labels: np.ndarray | None = None,
+    groups: Groups | None = None,
+) -> np.ndarray:
     """Returns the ascending indices of the rows that have fewer than `copies` equal rows before.
 
-    With labels, rows of different labels are not equal.
+    With labels, rows of different labels are not equal. With groups, `copies` are left whichever
+    group a query leaves out; a row that is not needed for one of two reasons is not returned.
     """
+    if groups is not None:
+        # Nobody leaves out more than the largest group.
+        few = without_surplus(rows, copies + groups.largest, labels)
+        # Of a group, a query needs as many as of all groups.
+        pairs = [groups.gallery, groups.gallery if labels is None else labels]
+        _, codes = np.unique(np.stack(pairs), axis=1, return_inverse=True)
+        return np.intersect1d(few, without_surplus(rows, copies, codes.ravel()), assume_unique=True)
     labels = np.zeros(len(rows), np.int8) if labels is None else labels
     # Equal rows have equal keys, and hardly any other rows do. This sum cannot overflow.
     weights = np.random.default_rng(0).uniform(-1, 1, rows.shape[1]) / rows.shape[1]

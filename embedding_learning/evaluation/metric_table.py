@@ -39,13 +39,14 @@ class ListMetric(NamedTuple):
     ----------
     value : callable
         From `is_match`, (n, k) bool, whether each of the k nearest images is a match, nearest
-        first; the number of all matches of each query, (n,); and K: the values of the queries,
-        (n,). For a metric without K, k is the largest number of matches, and K is None.
+        first; the number of all matches of each query, (n,); the number of images that are searched
+        for it, (n,), which may be below k; and K: the values of the queries, (n,). For a metric
+        without K, k is the largest number of matches, and K is None.
     has_k, needs_match : bool
         As in `RankMetric`.
     """
 
-    value: Callable[[np.ndarray, np.ndarray, int | None], np.ndarray]
+    value: Callable[[np.ndarray, np.ndarray, np.ndarray, int | None], np.ndarray]
     has_k: bool = False
     needs_match: bool = False
 
@@ -81,17 +82,23 @@ def _recall(rank: np.ndarray, k: int) -> np.ndarray:
     return rank < k
 
 
-def _precision(is_match: np.ndarray, matches: np.ndarray, k: int | None) -> np.ndarray:
-    return is_match.sum(axis=1) / max(1, is_match.shape[1])
+def _precision(
+    is_match: np.ndarray, matches: np.ndarray, searched: np.ndarray, k: int | None
+) -> np.ndarray:
+    return is_match.sum(axis=1) / np.clip(searched, 1, max(1, is_match.shape[1]))
 
 
-def _r_precision(is_match: np.ndarray, matches: np.ndarray, k: int | None) -> np.ndarray:
+def _r_precision(
+    is_match: np.ndarray, matches: np.ndarray, searched: np.ndarray, k: int | None
+) -> np.ndarray:
     position = np.arange(1, is_match.shape[1] + 1)
     is_match = is_match & (position <= matches[:, None])
     return is_match.sum(axis=1) / np.maximum(matches, 1)
 
 
-def _average_precision(is_match: np.ndarray, matches: np.ndarray, k: int | None) -> np.ndarray:
+def _average_precision(
+    is_match: np.ndarray, matches: np.ndarray, searched: np.ndarray, k: int | None
+) -> np.ndarray:
     """1 / min(K, R) times the sum over i = 1 to K, or to R, of the precision at each match."""
     position = np.arange(1, is_match.shape[1] + 1)
     if k is None:

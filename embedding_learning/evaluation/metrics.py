@@ -10,6 +10,7 @@ import numpy as np
 from embedding_learning.config import COMMON_RECALL_RANKS
 from embedding_learning.evaluation.blocked_distances import as_embeddings
 from embedding_learning.evaluation.clustering import k_means
+from embedding_learning.evaluation.groups import Groups
 from embedding_learning.evaluation.metric_table import (
     ClusterMetric,
     ListMetric,
@@ -45,9 +46,11 @@ class Measurement(NamedTuple):
         The number of queries.
     without_match : int
         The number of queries without a match: they are alone in their class, or the gallery lacks
-        their class.
+        their class, or has it in their group alone.
     others : int
-        The number of images that are searched for each query.
+        The number of images that are searched for each query; with groups the least.
+    has_groups : bool
+        Whether the images of a query's group are left out.
     """
 
     values: dict[str, float]
@@ -55,15 +58,17 @@ class Measurement(NamedTuple):
     queries: int
     without_match: int
     others: int
+    has_groups: bool = False
 
     def notes(self) -> list[str]:
         """Returns sentences that a reader of the values needs; none for most data."""
         notes = []
         if self.without_match:
+            outside = " outside their group" if self.has_groups else ""
             notes.append(
                 f"{self.without_match} of {self.queries} images have no match, as they are alone "
-                "in their class or the gallery lacks it: recall@K and cmc@K count them as misses, "
-                "precision@K as 0, and map@K, map@r and r-precision leave them out."
+                f"in their class or the gallery lacks it{outside}: recall@K and cmc@K count them "
+                "as misses, precision@K as 0, and map@K, map@r and r-precision leave them out."
             )
         deeper = [
             name
@@ -71,9 +76,12 @@ class Measurement(NamedTuple):
             if parse_metric(name).base == "precision" and (parse_metric(name).k or 0) > self.others
         ]
         if deeper:
+            which, how_many = "each query", str(self.others)
+            if self.has_groups:
+                which, how_many = "some queries", f"of them, {self.others} or more"
             notes.append(
-                f"{', '.join(deeper)}: fewer images are searched for each query; it is the share "
-                f"among all {self.others}."
+                f"{', '.join(deeper)}: fewer images are searched for {which}; it is the share "
+                f"among all {how_many}."
             )
         return notes
 
@@ -84,6 +92,7 @@ def compute_metrics(
     metrics: Sequence[str] = _COMMON_RECALLS,
     gallery: np.ndarray | None = None,
     gallery_labels: np.ndarray | None = None,
+    groups: Groups | None = None,
 ) -> Measurement:
     """Computes several metrics with one search and one clustering.
 
@@ -110,6 +119,9 @@ def compute_metrics(
     gallery : array (m, d), optional
         Without it, the images are searched among each other.
     gallery_labels : array (m,), optional
+    groups : Groups, optional
+        From `number_groups`: images of a query's group are left out exactly as the query itself is,
+        so they are neither found nor matches. Clusters are of all images.
 
     Returns
     -------
@@ -123,7 +135,7 @@ def compute_metrics(
         is not finite.
     """
     parsed = {name: parse_metric(name) for name in metrics}
-    images = _prepare_images(embeddings, labels, gallery, gallery_labels)
+    images = _prepare_images(embeddings, labels, gallery, gallery_labels, groups)
     is_matched = images.matches > 0
     searched = [metric for metric in parsed.values() if not isinstance(metric.row, ClusterMetric)]
     of_queries = _search(images, searched) if searched else {}
@@ -142,7 +154,14 @@ def compute_metrics(
         values[name] = float(np.mean(counted)) if len(counted) else np.nan
         bases[name] = len(counted)
     without_match = len(is_matched) - np.count_nonzero(is_matched)
-    return Measurement(values, bases, len(is_matched), int(without_match), images.others)
+    return Measurement(
+        values,
+        bases,
+        len(is_matched),
+        int(without_match),
+        int(images.others.min()),
+        images.groups is not None,
+    )
 
 
 def evaluate(
@@ -151,9 +170,10 @@ def evaluate(
     metrics: Sequence[str] = _COMMON_RECALLS,
     gallery: np.ndarray | None = None,
     gallery_labels: np.ndarray | None = None,
+    groups: Groups | None = None,
 ) -> dict[str, float]:
     """Computes metrics like `compute_metrics`, and returns only their values, by name."""
-    return compute_metrics(embeddings, labels, metrics, gallery, gallery_labels).values
+    return compute_metrics(embeddings, labels, metrics, gallery, gallery_labels, groups).values
 
 
 def recall_at_k(
@@ -266,17 +286,27 @@ class _Images(NamedTuple):
     gallery: np.ndarray  # (m, d)
     gallery_labels: np.ndarray  # (m,)
     own: np.ndarray | None  # (n,) the row of the gallery that each query is itself
+    groups: Groups | None
 
     @property
-    def others(self) -> int:
-        """The number of images that are searched for each query."""
-        return len(self.gallery) - (self.own is not None)
+    def others(self) -> np.ndarray:
+        """The number of images that are searched for each query, (n,)."""
+        alike = np.zeros(len(self.gallery), int)
+        return len(self.gallery) - self._left_out(0 * self.labels, alike)
 
     @property
     def matches(self) -> np.ndarray:
         """The number of these that are of the query's class, (n,)."""
         sizes = np.bincount(self.gallery_labels, minlength=self.labels.max() + 1)
-        return sizes[self.labels] - (self.own is not None)
+        return sizes[self.labels] - self._left_out(self.labels, self.gallery_labels)
+
+    def _left_out(self, labels: np.ndarray, gallery_labels: np.ndarray) -> np.ndarray:
+        """The number of images with the query's label that are left out for it, (n,)."""
+        itself = np.full(len(labels), int(self.own is not None))
+        if self.groups is None:
+            return itself
+        # Which contain the query itself, if it has a group.
+        return np.maximum(itself, self.groups.count_left_out(labels, gallery_labels))
 
 
 def _prepare_images(
@@ -284,16 +314,25 @@ def _prepare_images(
     labels: np.ndarray,
     gallery: np.ndarray | None,
     gallery_labels: np.ndarray | None,
+    groups: Groups | None,
 ) -> _Images:
     queries, labels = _check_labels(embeddings, labels)
     if (gallery is None) != (gallery_labels is None):
         raise ValueError("a gallery needs labels, and gallery labels need a gallery")
     if gallery is None or gallery_labels is None:
         _, codes = np.unique(labels, return_inverse=True)
-        return _Images(queries, codes, queries, codes, np.arange(len(queries)))
-    gallery, gallery_labels = _check_labels(gallery, gallery_labels)
-    _, codes = np.unique(np.concatenate([labels, gallery_labels]), return_inverse=True)
-    return _Images(queries, codes[: len(labels)], gallery, codes[len(labels) :], None)
+        images = _Images(queries, codes, queries, codes, np.arange(len(queries)), groups)
+    else:
+        gallery, gallery_labels = _check_labels(gallery, gallery_labels)
+        _, codes = np.unique(np.concatenate([labels, gallery_labels]), return_inverse=True)
+        codes, gallery_codes = np.split(codes, [len(labels)])
+        images = _Images(queries, codes, gallery, gallery_codes, None, groups)
+    if groups and tuple(map(len, groups)) != (len(images.queries), len(images.gallery)):
+        raise ValueError(
+            f"groups of {len(images.queries)} queries and {len(images.gallery)} searched images "
+            f"expected, not of {len(groups.queries)} and {len(groups.gallery)}"
+        )
+    return images
 
 
 def _check_labels(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -307,7 +346,7 @@ def _check_labels(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarra
 
 def _search(images: _Images, metrics: Sequence[Metric]) -> dict[Metric, np.ndarray]:
     """Computes all these metrics with one search: the value of each query, (n,), by metric."""
-    matches, others = images.matches, images.others
+    matches, others = images.matches, int(images.others.max())
     of_rank = {
         metric: (metric.row, metric.k)
         for metric in metrics
@@ -339,16 +378,20 @@ def _search_by_listing(
     Returns the metrics that are computed from lists of these lengths, (n,) each, and the rank of
     the nearest match, (n,) from 0, or `_NEVER` where no listed image is a match.
     """
-    queries, labels, gallery, gallery_labels, own = images
-    matches = images.matches
+    queries, labels, gallery, gallery_labels, own, groups = images
+    matches, others = images.matches, images.others
     rank = np.full(len(queries), _NEVER)
     values = {metric: np.zeros(len(queries)) for metric in of_list}
     if listed:
-        for block, _, rows in find_nearest_in_blocks(queries, listed, gallery, own):
+        for block, _, rows in find_nearest_in_blocks(queries, listed, gallery, own, groups):
             match = gallery_labels[rows] == labels[block, None]
+            if groups is not None:
+                match &= rows >= 0
             rank[block] = np.where(match.any(axis=1), match.argmax(axis=1), _NEVER)
             for metric, (row, length) in of_list.items():
-                values[metric][block] = row.value(match[:, :length], matches[block], metric.k)
+                values[metric][block] = row.value(
+                    match[:, :length], matches[block], others[block], metric.k
+                )
     return values, rank
 
 
@@ -357,9 +400,10 @@ def _rank_by_counting(images: _Images, chosen: np.ndarray, deepest: int) -> np.n
 
     Ranks from `deepest` on are only at least `deepest`.
     """
-    queries, labels, gallery, gallery_labels, own = images
+    queries, labels, gallery, gallery_labels, own, groups = images
     if len(chosen) < len(queries):
         queries, labels = queries[chosen], labels[chosen]
         own = None if own is None else own[chosen]
-    match = find_nearest_matches(queries, labels, gallery, gallery_labels, own)
-    return find_ranks(queries, match, gallery, own, deepest)
+        groups = groups.of_queries(chosen) if groups else None
+    match = find_nearest_matches(queries, labels, gallery, gallery_labels, own, groups)
+    return find_ranks(queries, match, gallery, own, deepest, groups)

@@ -25,6 +25,7 @@ from embedding_learning.evaluation.blocked_distances import (
     squared_distances_of_pairs,
     without_surplus,
 )
+from embedding_learning.evaluation.groups import Groups
 from embedding_learning.evaluation.parallel_products import blas_threads
 
 # Entries of the lists of neighbors that are filled at once: 32 MB.
@@ -43,7 +44,10 @@ _QUERIES_OF_CLASSES = 256
 
 
 def find_nearest(
-    queries: np.ndarray, k: int, gallery: np.ndarray | None = None
+    queries: np.ndarray,
+    k: int,
+    gallery: np.ndarray | None = None,
+    groups: Groups | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Finds the k nearest gallery rows of each query, nearest first.
 
@@ -62,12 +66,16 @@ def find_nearest(
         At least 1. If there are fewer rows, all of them are found.
     gallery : array (n, d), optional
         If it is float32, it may be a memory map; it is read in pieces.
+    groups : Groups, optional
+        From `number_groups`: the rows of a query's group are left out of its list.
 
     Returns
     -------
     distances : float32 array (q, k)
+        Infinite at the end of a list for which fewer rows are left.
     rows : int64 array (q, k)
-        Indices into the gallery, or into the queries if there is no gallery.
+        Indices into the gallery, or into the queries if there is no gallery; -1 where the distance
+        is infinite.
 
     Raises
     ------
@@ -82,14 +90,18 @@ def find_nearest(
     k = min(k, len(gallery) - (own is not None))
     distances = np.empty((len(queries), k), np.float32)
     rows = np.empty((len(queries), k), np.int64)
-    for block, squares, block_rows in find_nearest_in_blocks(queries, k, gallery, own):
+    for block, squares, block_rows in find_nearest_in_blocks(queries, k, gallery, own, groups):
         distances[block] = np.sqrt(squares)
         rows[block] = block_rows
     return distances, rows
 
 
 def find_nearest_in_blocks(
-    queries: np.ndarray, k: int, gallery: np.ndarray, own: np.ndarray | None = None
+    queries: np.ndarray,
+    k: int,
+    gallery: np.ndarray,
+    own: np.ndarray | None = None,
+    groups: Groups | None = None,
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Yields the results of `find_nearest` in pieces, so memory is bounded for any q and k.
 
@@ -101,22 +113,28 @@ def find_nearest_in_blocks(
     gallery : array (n, d)
     own : int array (q,), optional
         The row of the gallery that each query is itself, which is left out for it.
+    groups : Groups, optional
+        The rows of a query's group are left out for it.
 
     Yields
     ------
     block : slice
         The queries of this piece.
     squares : float64 array (piece, k)
-        Squared distances.
+        Squared distances; infinite at the end of a list for which fewer rows are left.
     rows : int64 array (piece, k)
+        -1 where the distance is infinite.
     """
     queries, gallery = _as_searchable(queries, gallery)
-    searched = make_gallery(gallery, k + 1)
+    searched = make_gallery(gallery, k + 1, groups)
     for block in slices(len(queries), max(1, _LISTED // max(1, k))):
         lists = _Lists.empty(block.stop - block.start, k)
         own_of_block = None if own is None else own[block]
+        left_out = groups.of_queries(block) if groups else None
         with blas_threads(len(lists.rows) * len(searched.kept)) as run:
-            for strip in split_into_strips(queries[block], searched, own_of_block, _LISTING):
+            for strip in split_into_strips(
+                queries[block], searched, own_of_block, _LISTING, groups=left_out
+            ):
                 # Its columns are prepared with the first block, before threads share them.
                 first = next(strip)
                 if first.fits_float32():
@@ -133,6 +151,7 @@ def find_ranks(
     gallery: np.ndarray,
     own: np.ndarray | None = None,
     below: int | None = None,
+    groups: Groups | None = None,
 ) -> np.ndarray:
     """Counts the gallery rows that are nearer to each query than the row given for it.
 
@@ -148,6 +167,8 @@ def find_ranks(
         The row of the gallery that each query is itself, which is left out for it.
     below : int, optional
         Higher ranks need not be exact, only at least this. Default: n.
+    groups : Groups, optional
+        The rows of a query's group are left out for it.
 
     Returns
     -------
@@ -155,7 +176,7 @@ def find_ranks(
         The ranks: 0 where the row is the nearest.
     """
     queries, gallery = _as_searchable(queries, gallery)
-    searched = make_gallery(gallery, (len(gallery) if below is None else below) + 1)
+    searched = make_gallery(gallery, (len(gallery) if below is None else below) + 1, groups)
     limits = np.where(
         rows < 0,
         -np.inf,
@@ -190,7 +211,7 @@ def find_ranks(
     distances = len(queries) * len(searched.kept)
     size = _COUNTING if distances > _FEW else _COUNTING_FEW
     with blas_threads(distances) as run:
-        run(count, split_into_strips(queries, searched, own, size, is_mirrored))
+        run(count, split_into_strips(queries, searched, own, size, is_mirrored, groups))
     return rank
 
 
@@ -200,6 +221,7 @@ def find_nearest_matches(
     gallery: np.ndarray,
     gallery_labels: np.ndarray,
     own: np.ndarray | None = None,
+    groups: Groups | None = None,
 ) -> np.ndarray:
     """Finds the nearest gallery row of each query's class, nearest as in `find_nearest`.
 
@@ -211,6 +233,8 @@ def find_nearest_matches(
     gallery_labels : int array (n,)
     own : int array (q,), optional
         The row of the gallery that each query is itself, which is left out for it.
+    groups : Groups, optional
+        The rows of a query's group are left out for it.
 
     Returns
     -------
@@ -218,7 +242,7 @@ def find_nearest_matches(
         The rows; -1 where the gallery has no other row of the query's class.
     """
     queries, gallery = _as_searchable(queries, gallery)
-    kept = without_surplus(gallery, 2, gallery_labels)
+    kept = without_surplus(gallery, 2, gallery_labels, groups)
     kept = kept[np.argsort(gallery_labels[kept], kind="stable")]
     label_of_kept = gallery_labels[kept]
     center = make_center(gallery)
@@ -236,7 +260,10 @@ def find_nearest_matches(
         searched = gallery_of(gallery, np.sort(columns), center)
         lists = _Lists.empty(len(chosen), 1)
         own_of_chosen = None if own is None else own[chosen]
-        for strip in split_into_strips(queries[chosen], searched, own_of_chosen, _LISTING):
+        left_out = groups.of_queries(chosen) if groups else None
+        for strip in split_into_strips(
+            queries[chosen], searched, own_of_chosen, _LISTING, groups=left_out
+        ):
             for block in strip:
                 is_match = labels[chosen][block.queries, None] == gallery_labels[block.rows]
                 lists.update(queries[chosen], searched, block, is_match)

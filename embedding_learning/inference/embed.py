@@ -36,7 +36,7 @@ def embed(
     skip_bad: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Writes the embeddings of images to FILE.npy, and path and label of each row to FILE.csv.
+    """Writes the embeddings of images to FILE.npy; path, label and group of each row to FILE.csv.
 
     `inference.embedding_file` describes the files. Memory is bounded, except for the images' paths.
     An interrupted call can be repeated: with the same arguments it resumes, and the finished file
@@ -47,7 +47,7 @@ def embed(
     model : EmbeddingModel
     images : ImageSet or sequence of str
         Images, folders and .txt lists of images, as `datasets.unlabeled` reads them; or a data set,
-        with labels and boxes.
+        with labels, boxes and groups.
     output : str
         FILE.npy.
     batch_size : int
@@ -79,11 +79,14 @@ def embed(
         _check_files_exist(images.paths)
     size = model.choose_batch_size(len(images), batch_size)
     labels = [images.class_names[label] for label in images.labels]
-    identity = _compute_identity(model, images, labels, size)
+    groups = None
+    if images.groups is not None:
+        groups = [images.group_names[group] if group >= 0 else "" for group in images.groups]
+    identity = _compute_identity(model, images, labels, groups, size)
     try:
         with ResumableOutput(output, identity, model.dimension, overwrite) as file:
             _embed_rest(model, images, size, workers, skip_bad, file)
-            return file.finish(images.paths, labels, model.digest)
+            return file.finish(images.paths, labels, model.digest, groups)
     except OSError as error:
         raise UsageError(
             f"--output {output}: cannot be written: {error.strerror or error}; remove the cause, "
@@ -163,12 +166,18 @@ def _check_files_exist(paths: list[str]) -> None:
 
 
 def _compute_identity(
-    model: EmbeddingModel, images: ImageSet, labels: list[str], batch_size: int
+    model: EmbeddingModel,
+    images: ImageSet,
+    labels: list[str],
+    groups: list[str] | None,
+    batch_size: int,
 ) -> str:
     """Returns a SHA-256 of all that the bytes of the files depend on, except the pixels."""
     digest = hashlib.sha256()
     engine = model.choose_engine(len(images))
     sources = [_VERSION, model.description, engine, batch_size, images.paths, labels]
+    if groups is not None:
+        sources.append(groups)
     digest.update(json.dumps(sources).encode())
     digest.update(b"" if images.boxes is None else images.boxes.astype("<i8").tobytes())
     digest.update(model.digest.encode())

@@ -1,8 +1,9 @@
 """Reads and writes files of embeddings: vectors in FILE.npy, their images in FILE.csv.
 
 FILE.npy is float32 (n, d) and can be mapped into memory. FILE.csv has a header and one line for
-each row, in order: row, path, label. A relative path is relative to the folder of the file; a label
-is the name of a class, or empty if it is not known. FILE.npy.json contains the digest of the model;
+each row, in order: row, path, label, and group if the data set has groups. A relative path is
+relative to the folder of the file; a label is the name of a class, or empty if it is not known; a
+group is empty for an image without one. FILE.npy.json contains the digest of the model;
 files of other programs, and of earlier versions of this one, do not have it.
 """
 
@@ -12,7 +13,7 @@ import csv
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, Optional
 
@@ -23,6 +24,7 @@ from embedding_learning.errors import UsageError
 from embedding_learning.runtime.atomic_files import atomic_write
 
 COLUMNS = ["row", "path", "label"]
+GROUP_COLUMN = "group"
 # Format 1.0 of numpy: 10 bytes, then text up to a multiple of 64. The length is fixed, so that
 # vectors can be written before their number is known.
 HEADER_BYTES = 128
@@ -48,6 +50,8 @@ class Embeddings(NamedTuple):
         Absolute and not a link, so that .. leads out of the folder itself.
     model : str, optional
         Digest of the model that computed the vectors, if it is known.
+    groups : list of str (n,), optional
+        Names of the groups, of which no two images are matches; empty for an image without one.
     """
 
     vectors: np.ndarray
@@ -55,6 +59,7 @@ class Embeddings(NamedTuple):
     labels: list[str]
     folder: str
     model: Optional[str] = None
+    groups: Optional[list[str]] = None
 
     def path(self, row: int) -> str | None:
         """Returns the file of an image, relative to the current folder, if it is known."""
@@ -142,15 +147,16 @@ def read_embeddings(path: str, dimension: int | None) -> Embeddings:
     if os.path.lexists(csv_path(path)):
         rows = list(_read_csv(csv_path(path)))
     else:
-        rows = [("", "")] * len(vectors)
+        rows = [("", "", "")] * len(vectors)
     if len(rows) != len(vectors):
         raise UsageError(
             f"{csv_path(path)}: names {len(rows)} images, but {path} holds {len(vectors)} vectors; "
             "embed them again, or remove the .csv file"
         )
-    paths, labels = map(list, zip(*rows))
+    paths, labels, groups = map(list, zip(*rows))
     folder = os.path.realpath(os.path.dirname(path))
-    return Embeddings(vectors, paths, labels, folder, _read_digest(digest_path(path)))
+    digest = _read_digest(digest_path(path))
+    return Embeddings(vectors, paths, labels, folder, digest, groups if any(groups) else None)
 
 
 def find_non_unit_row(vectors: np.ndarray) -> int | None:
@@ -168,21 +174,22 @@ def write_digest(path: str, digest: str) -> None:
         Path(partial).write_text(json.dumps({"model": digest}) + "\n", encoding="utf-8")
 
 
-def write_csv(path: str, images: Iterable[tuple[str, str]]) -> None:
+def write_csv(path: str, images: Iterable[Sequence[str]], has_groups: bool = False) -> None:
     """Writes FILE.csv atomically from the path and label of each row. Raises OSError.
 
-    The paths are absolute or relative to the current folder.
+    The paths are absolute or relative to the current folder. If `has_groups`, each row has its
+    group too.
     """
     folder = os.path.realpath(os.path.dirname(path))
     with atomic_write(path) as partial, _open(partial, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         # Before Python 3.13 the first writer leaves a carriage return without quotes.
         quoting_writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        writer.writerow(COLUMNS)
-        for row, (name, label) in enumerate(images):
+        writer.writerow([*COLUMNS, GROUP_COLUMN] if has_groups else COLUMNS)
+        for row, (name, *rest) in enumerate(images):
             stored_path = name if os.path.isabs(name) else os.path.relpath(name, folder)
-            has_return = "\r" in stored_path or "\r" in label
-            (quoting_writer if has_return else writer).writerow([row, stored_path, label])
+            has_return = any("\r" in text for text in (stored_path, *rest))
+            (quoting_writer if has_return else writer).writerow([row, stored_path, *rest])
 
 
 def check_csv(path: str) -> None:
@@ -227,20 +234,25 @@ def _read_digest(path: str) -> str | None:
     return digest
 
 
-def _read_csv(path: str) -> Iterator[tuple[str, str]]:
-    """Yields path and label of each row. Raises UsageError if the file is no list of embeddings."""
+def _read_csv(path: str) -> Iterator[tuple[str, str, str]]:
+    """Yields path, label and group of each row; the group is empty if the file has no groups.
+
+    Raises UsageError if the file is no list of embeddings.
+    """
     number = 0
-    labels: dict[str, str] = {}  # one string for each label, not for each image
+    texts: dict[str, str] = {}  # one string for each label and group, not for each image
     try:
         check_regular_file(path)
         with _open(path, "r") as file:
             lines = csv.reader(file, strict=True)
-            if next(lines, None) != COLUMNS:
+            header = next(lines, None)
+            if header not in (COLUMNS, [*COLUMNS, GROUP_COLUMN]):
                 raise ValueError(f"a header {','.join(COLUMNS)} is expected")
             for number, line in enumerate(lines):
-                if len(line) != len(COLUMNS) or line[0] != str(number):
+                if len(line) != len(header) or line[0] != str(number):
                     raise ValueError(f"row {number} is not as it was written")
-                yield line[1], labels.setdefault(line[2], line[2])
+                label, group, *_ = (texts.setdefault(text, text) for text in (*line[2:], ""))
+                yield line[1], label, group
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(

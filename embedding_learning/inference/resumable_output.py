@@ -141,10 +141,13 @@ class ResumableOutput:
         """Discards all that was appended."""
         self.done, self.left_out = 0, []
 
-    def finish(self, paths: list[str], labels: list[str], model: str) -> int:
+    def finish(
+        self, paths: list[str], labels: list[str], model: str, groups: list[str] | None = None
+    ) -> int:
         """Writes FILE.csv and FILE.npy.json, and gives FILE.npy its final name.
 
-        Takes path and label of all images, and the digest of the model. Returns the number of rows.
+        Takes path, label and, if there are any, group of all images, and the digest of the model.
+        Returns the number of rows.
         """
         # The saved state does not count the header, so a kill from here on loses nothing.
         self._save()
@@ -157,7 +160,9 @@ class ResumableOutput:
         # So that a new file never stands next to an older one that it does not fit.
         with suppress(FileNotFoundError):
             os.remove(self._output)
-        write_csv(csv_path(self._output), ((paths[row], labels[row]) for row in rows))
+        columns = [paths, labels] if groups is None else [paths, labels, groups]
+        images = ([column[row] for column in columns] for row in rows)
+        write_csv(csv_path(self._output), images, has_groups=groups is not None)
         write_digest(self._output, model)
         os.replace(self._path, self._output)
         self._is_finished = True

@@ -13,9 +13,11 @@ import numpy as np
 
 from embedding_learning.config import BATCH_SIZE, WORKERS
 from embedding_learning.data.datasets import unlabeled
+from embedding_learning.data.image_set import number_classes
 from embedding_learning.data.preprocessing import PixelsFromFiles, read_full_image
 from embedding_learning.errors import UsageError
 from embedding_learning.evaluation import neighbors
+from embedding_learning.evaluation.groups import Groups, number_groups
 from embedding_learning.inference import embedding_file
 from embedding_learning.inference.embedding_file import Embeddings
 from embedding_learning.runtime.progress import progress_bar
@@ -34,7 +36,8 @@ class SearchResult(NamedTuple):
     distances : float32 array (q, k)
         Euclidean, nearest first.
     rows : int64 array (q, k)
-        Rows of the gallery, in the same order.
+        Rows of the gallery, in the same order; -1, with an infinite distance, at the end where
+        groups leave fewer images to be found.
     exif_orientation : bool
         Whether the model sees images turned upright as their EXIF data say, so that plots show them
         in the same way.
@@ -64,8 +67,9 @@ def search(
     """Finds the k nearest images of the gallery for each query, exactly.
 
     If a query's own file is in the gallery, it is left out of the result, and the query takes its
-    vector and its class from there. A copy of it in another file is found. Of equally distant
-    images the one with the lower row comes first.
+    vector, its class and its group from there. A copy of it in another file is found. The other
+    images of its group are left out too. Of equally distant images the one with the lower row comes
+    first.
 
     Parameters
     ----------
@@ -97,10 +101,15 @@ def search(
     k = min(k, len(searched.vectors) - surplus)
     if k < 1:
         raise UsageError(f"{gallery}: holds no image but the query's own; name another gallery")
-    distances, rows = neighbors.find_nearest(asked.vectors, k + surplus, searched.vectors)
+    groups = _number_groups(asked, searched)
+    distances, rows = neighbors.find_nearest(asked.vectors, k + surplus, searched.vectors, groups)
     for query in np.flatnonzero([len(own_rows) for own_rows in own]):
         others = np.flatnonzero(np.isin(rows[query], own[query], invert=True))[:k]
         distances[query, :k], rows[query, :k] = distances[query, others], rows[query, others]
+    if (rows[:, :k] < 0).all():
+        raise UsageError(
+            f"{gallery}: holds no image but those of the queries' own groups; name another gallery"
+        )
     upright = model.preprocessing.exif_orientation
     return SearchResult(asked, searched, distances[:, :k], rows[:, :k], upright)
 
@@ -122,6 +131,7 @@ def describe_result(result: SearchResult) -> Iterator[dict[str, Any]]:
                     "right": result.is_right(query, rank),
                 }
                 for rank, (distance, row) in enumerate(zip(distances, rows))
+                if row >= 0
             ],
         }
 
@@ -135,6 +145,7 @@ def draw_result(result: SearchResult, path: str) -> None:
     from embedding_learning import plots
 
     drawn_rows, place = np.unique(result.rows, return_inverse=True)
+    place = np.where(result.rows < 0, -1, place.reshape(result.rows.shape))
     queries, k = result.rows.shape
     right = np.array(
         [[result.is_right(query, rank) for rank in range(k)] for query in range(queries)]
@@ -142,7 +153,7 @@ def draw_result(result: SearchResult, path: str) -> None:
     plots.plot_search_results(
         [_title(result.queries, query) for query in range(queries)],
         lambda query: _read_photograph(result.queries, query, result.exif_orientation),
-        place.reshape(result.rows.shape),
+        place,
         result.distances,
         [_title(result.gallery, row) for row in drawn_rows],
         lambda image: _read_photograph(result.gallery, drawn_rows[image], result.exif_orientation),
@@ -175,6 +186,7 @@ def _load_embeddings(
         [part.path(row) or "" for part in parts for row in range(len(part.vectors))],
         [label for part in parts for label in part.labels],
         os.getcwd(),
+        groups=[group for part in parts for group in part.groups or [""] * len(part.vectors)],
     )
 
 
@@ -206,6 +218,7 @@ def _embed_images(
     images = unlabeled.read(names)
     vectors = np.empty((len(images), model.dimension), np.float32)
     labels = [images.class_names[label] for label in images.labels]
+    groups = [""] * len(images)
     new = []
     for row, known_rows in enumerate(
         known.find_rows(images.paths) if known else [[]] * len(images)
@@ -214,6 +227,7 @@ def _embed_images(
             # If boxes were cut, the whole image would have another vector.
             vectors[row] = known.vectors[known_rows[0]]
             labels[row] = known.labels[known_rows[0]] or labels[row]
+            groups[row] = known.groups[known_rows[0]] if known.groups else ""
         else:
             new.append(row)
     rest = images.take(np.array(new, int))
@@ -223,7 +237,17 @@ def _embed_images(
     for part in model.embed_batches(pixels, size, workers):
         vectors[list(islice(remaining, len(part)))] = part
     paths = [os.path.normpath(path) for path in images.paths]
-    return Embeddings(vectors, paths, labels, os.getcwd())
+    return Embeddings(vectors, paths, labels, os.getcwd(), groups=groups)
+
+
+def _number_groups(queries: Embeddings, gallery: Embeddings) -> Groups | None:
+    """Returns the groups of both; None if there are none."""
+    if not queries.groups or not gallery.groups or not any(gallery.groups):
+        return None
+    numbers, names = number_classes([*queries.groups, *gallery.groups])
+    # The empty text, which means no group, is the first of all.
+    numbers -= names[0] == ""
+    return number_groups(*np.split(numbers, [len(queries.groups)]))
 
 
 def _title(images: Embeddings, row: int) -> str:

@@ -70,6 +70,12 @@ def train(
                 f"--data-path {config.data.path}: its queries are searched in a gallery, which "
                 "the original does not support; --epochs 0 leaves the free runs out"
             )
+        if split.groups:
+            raise UsageError(
+                f"--data-path {config.data.path}: images of a query's group are left out, which "
+                "the original does not support; remove the column group, or leave the free runs "
+                "out with --epochs 0"
+            )
         if len(split.test) <= max(RECALL_AT):
             raise UsageError(
                 f"--data-path {config.data.path}: {len(split.test)} test images are too few for "

@@ -63,7 +63,8 @@ def plot_gallery(
     groups : mapping of str to array
         The queries (rows) below each heading, such as `choose_queries` returns.
     neighbors, distances : arrays (n, k)
-        The nearest images of each query, nearest first; only the rows of queries are used.
+        The nearest images of each query, nearest first; only the rows of queries are used. -1
+        where there is no image.
     labels : array (n,)
         The index of each image's class in the class names.
     class_names : sequence of str
@@ -96,6 +97,7 @@ def plot_gallery(
                         bool(gallery_labels[image] == labels[query]),
                     )
                     for image, distance in zip(neighbors[query], distances[query])
+                    if image >= 0
                 ),
             ]
             for query in queries
@@ -126,7 +128,7 @@ def plot_search_results(
     query_thumbnail : function
         From a query's number to RGB pixels (height, width, 3).
     neighbors, distances : arrays (q, k)
-        The images found, nearest first.
+        The images found, nearest first; -1 where there is no image.
     names : sequence of str
         The text below an image found, by its row.
     thumbnail : function
@@ -146,7 +148,9 @@ def plot_search_results(
     for query, name in enumerate(query_names):
         judged = [None] * len(neighbors[query]) if right is None else right[query].tolist()
         images = zip(neighbors[query], distances[query], judged)
-        tiles = [_Tile(thumbnail, image, names[image], *how) for image, *how in images]
+        tiles = [
+            _Tile(thumbnail, image, names[image], *how) for image, *how in images if image >= 0
+        ]
         rows.append([_Tile(query_thumbnail, query, name), *tiles])
     _draw({"": rows}, path, title)
 

@@ -138,8 +138,8 @@ def check_data(checkpoint: Checkpoint, data_digest: str, data_path: str) -> None
     """Raises UsageError if the run was trained on other images."""
     if checkpoint.state.get("data") != data_digest:
         raise UsageError(
-            f"--resume {checkpoint.path}: was trained on other images, classes or boxes than "
-            f"--data-path {data_path} holds with these flags; give those of its run"
+            f"--resume {checkpoint.path}: was trained on other images, classes, boxes or groups "
+            f"than --data-path {data_path} holds with these flags; give those of its run"
         )
 
 

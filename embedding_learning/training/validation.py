@@ -47,10 +47,12 @@ def evaluate_test(
     if learner.group.rank > 0 and learner.group.size == 1:
         return {}, np.empty((0, 0))
     queries, labels = embed(data.test)
-    gallery = embed(data.gallery) if data.gallery else ()
+    gallery, gallery_labels = embed(data.gallery) if data.gallery else (None, None)
     if learner.group.rank > 0:
         return {}, queries
-    return evaluate(queries, labels, metrics, *gallery), queries
+    # The workers' parts are in the order of the images.
+    values = evaluate(queries, labels, metrics, gallery, gallery_labels, data.groups)
+    return values, queries
 
 
 def criterion(metrics: dict[str, float]) -> float:

@@ -111,6 +111,39 @@ def test_a_list_without_training_images_is_measured(
     assert "a.csv, whole images: 9 test images, 1 without a match." in capsys.readouterr().out
 
 
+def test_images_of_a_querys_group_are_left_out(
+    model: str, tiny_cub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = cub200.read(tiny_cub).take(np.arange(12))
+    # The third class is one group.
+    groups = [["a", "b", "", "a"][row % 4] if row < 8 else "c" for row in range(12)]
+    rows = zip(groups, images.paths, images.labels)
+    lines = ["group,split,path,label", *(f"{g},test,{path},{label}" for g, path, label in rows)]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    embeddings = load_model(model).embed(images.paths).astype(np.float64)
+    found = []
+    for query, group in enumerate(groups[:8]):
+        distances = np.linalg.norm(embeddings - embeddings[query], axis=1)
+        others = [
+            row
+            for row in np.argsort(distances, kind="stable")
+            if row != query and not (group and groups[row] == group)
+        ]
+        found.append([images.labels[row] == images.labels[query] for row in others])
+    matches = [sum(right) for right in found]
+    assert matches == [2, 3, 3, 2] * 2
+    expected = {
+        "recall@1": sum(right[0] for right in found) / 12,
+        "r-precision": np.mean([sum(right[:r]) / r for right, r in zip(found, matches)]),
+    }
+    flags = [model, f"--data-path={tmp_path / 'a.csv'}", "--metrics=recall@1,r-precision"]
+    assert evaluate.main([*flags, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["data"] == "a.csv, whole images, groups left out"
+    assert (printed["without_match"], printed["bases"]["r-precision"]) == (4, 8)
+    assert {name: printed[name] for name in expected} == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("command", [[evaluate], [plot, "points"]])
 def test_no_number_of_training_classes_is_passed_over(model: str, command: list[Any]) -> None:
     module, *kind = command

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -17,9 +18,11 @@ import pytest
 
 from embedding_learning import load_model, plots
 from embedding_learning.cli import export, plot, report
+from embedding_learning.data.datasets import ImageSet, Split
 from embedding_learning.data.preprocessing import read_square
 from embedding_learning.errors import DataError, UsageError
 from embedding_learning.inference import embedding_file
+from embedding_learning.inference.embedded_split import EmbeddedSplit
 from embedding_learning.training.run_folder import RunFolder
 from tests.end_to_end.test_train_command import QUICK
 from tests.helpers.onnx_files import open_session
@@ -171,6 +174,32 @@ def test_a_gallery_without_a_query_that_can_be_found_is_refused(
         with pytest.raises(DataError, match="no test image has another image of its class"):
             plot.main(["gallery", f"{run}/birds.params", picture, f"--data-path={folder}"])
         assert not Path(picture).exists()
+
+
+def test_a_gallery_shows_no_image_of_the_querys_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # In the second class only one image is of another group.
+    groups = np.int32([0, 0, 1, -1, 2, 2, 2, 3])
+    test = ImageSet([str(row) for row in range(8)], np.int32([0] * 4 + [1] * 4), ["x", "y"])
+    test = dataclasses.replace(test, groups=groups)
+    queries = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    drawn: dict[str, Any] = {}
+
+    def plot_gallery(chosen: Any, neighbors: np.ndarray, *_: Any) -> None:
+        drawn.update(chosen=chosen, neighbors=neighbors)
+
+    monkeypatch.setattr(plots, "plot_gallery", plot_gallery)
+    plot.draw_gallery(
+        EmbeddedSplit(Split("s", test.take(np.array([], int)), test), queries, None), ""
+    )
+    assert sorted(np.concatenate([*drawn["chosen"].values()])) == [*range(8)]
+    for query, rows in enumerate(drawn["neighbors"]):
+        assert {*rows[rows >= 0]} == {
+            row
+            for row in range(8)
+            if row != query and (groups[query] < 0 or groups[row] != groups[query])
+        }
 
 
 def test_the_curves_of_a_run_are_drawn(run: Path) -> None:

@@ -19,8 +19,9 @@ from embedding_learning.__main__ import main as program
 from embedding_learning.cli.exit_codes import run_command
 from embedding_learning.data.datasets import ImageSet, cub200
 from embedding_learning.errors import UsageError
+from embedding_learning.inference import embedding_file
 from embedding_learning.inference.embedding_model import EmbeddingModel, load_model
-from embedding_learning.inference.search import draw_result
+from embedding_learning.inference.search import describe_result, draw_result
 from tests.helpers.saved_models import DIMENSION, save_model
 
 CLOSE = 1e-5
@@ -171,6 +172,44 @@ def test_an_image_that_stands_twice_in_the_gallery_is_left_out_twice(
     copied = embedding_learning.search(model, "twice.txt", ["copy.jpg"], 3)
     assert sorted(copied.rows[0]) == [0, 2, 5]
     np.testing.assert_allclose(copied.distances, 0, atol=CLOSE)
+
+
+def test_images_of_the_querys_group_are_left_out(
+    here: Path, file: Path, model: EmbeddingModel, birds: ImageSet, capsys: Any
+) -> None:
+    names = ["left", "", "right", "left"]
+    lines = [f"{path},x,test,{names[row % 4]}" for row, path in enumerate(birds.paths[:12])]
+    Path("rooms.csv").write_text("\n".join(["path,label,split,group", *lines]))
+    embed = ["embed", str(file), "--data-path=rooms.csv", "--output=groups.npy"]
+    assert program(embed) == 0
+    vectors = np.load("groups.npy")
+    left = {row for row in range(12) if row % 4 in (0, 3)}
+    own = {0: left, 1: {1}, 2: {2, 6, 10}}
+    # By the file of the query, which is in the gallery, and by vectors with groups of their own.
+    found = embedding_learning.search(model, "groups.npy", birds.paths[:3], 8)
+    assert [[row for row in rows if row >= 0] for rows in found.rows.tolist()] == by_hand(
+        vectors[:3], vectors, 8, own
+    )
+    assert (found.rows[0] < 0).sum() == 2
+    draw_result(found, "found.png")
+    assert cv2.imread("found.png").size
+    of_all = embedding_learning.search(model, "groups.npy", ["groups.npy"], 8)
+    np.testing.assert_array_equal(of_all.rows[:3], found.rows)
+    assert [len(query["neighbours"]) for query in describe_result(found)] == [6, 8, 8]
+    # Another group is another output.
+    Path("rooms.csv").write_text(
+        "\n".join(["path,label,split,group", *lines]).replace("right", "up")
+    )
+    assert program(embed) == 0
+    assert (
+        embedding_file.read_embeddings("groups.npy", None).groups == ["left", "", "up", "left"] * 3
+    )
+    Path("one.csv").write_text("path,label,split,group\n" + "\n".join(lines[:4:3]))
+    assert program([*embed[:2], "--data-path=one.csv", "--output=pair.npy"]) == 0
+    with pytest.raises(
+        UsageError, match=r"pair\.npy: holds no image but those of the queries' own"
+    ):
+        embedding_learning.search(model, "pair.npy", ["pair.npy"])
 
 
 def test_a_gallery_of_the_query_alone_has_nothing_to_find(

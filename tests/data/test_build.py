@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import logging
 import os
@@ -22,7 +23,7 @@ from embedding_learning.cli.train_flags import parse
 from embedding_learning.config import TrainConfig
 from embedding_learning.data import preprocessing
 from embedding_learning.data.batches import SequentialBatches
-from embedding_learning.data.build import Data, open_data, read_split
+from embedding_learning.data.build import Data, digest, open_data, read_split
 from embedding_learning.data.datasets import ImageSet, Split, cub200
 from embedding_learning.data.preprocessing import read_square
 from embedding_learning.errors import DataError, UsageError
@@ -634,6 +635,8 @@ def recalls_by_hand(queries: ImageSet, gallery: ImageSet | None) -> dict[int, fl
         order = np.argsort(((colors - color) ** 2).sum(axis=1), kind="stable")
         if gallery is None:
             order = order[order != row]
+        if queries.groups is not None and where.groups is not None:
+            order = order[(where.groups[order] != queries.groups[row]) | (where.groups[order] < 0)]
         hits = np.flatnonzero(where.labels[order] == label)
         ranks.append(hits[0] if len(hits) else len(order))
     return {k: float(np.mean(np.array(ranks) < k)) for k in (1, 2, 4, 8, 16)}
@@ -675,6 +678,37 @@ def test_without_a_gallery_test_images_are_searched_among_each_other(
         assert 0 < found[1] < found[4] < 1
     finally:
         data.close()
+
+
+@pytest.mark.parametrize("has_gallery", [False, True])
+def test_validation_leaves_out_groups_and_bad_images(
+    tmp_path: Path, flags: Callable[..., TrainConfig], has_gallery: bool
+) -> None:
+    everything = noisy_photos(tmp_path / "data", [12, 21, 33], 4)
+    groups = np.random.default_rng(6).integers(-1, 3, len(everything)).astype(np.int32)
+    everything = dataclasses.replace(everything, groups=groups)
+    train, test, gallery = (
+        everything.take(rows) for rows in np.split(np.arange(len(everything)), [12, 33])
+    )
+    split = Split("Clothes", train, test, gallery if has_gallery else None)
+    Path(test.paths[4]).write_text("no image")
+    data = open_data(split, flags(tmp_path, "--skip-bad-images"))
+    try:
+        found = recalls(MeanColor(), [mx.cpu()], data)
+        good = test.take(np.delete(np.arange(len(test)), 4))
+        assert found == recalls_by_hand(good, split.gallery)
+        ungrouped = dataclasses.replace(good, groups=None)
+        assert found != recalls_by_hand(ungrouped, split.gallery)
+    finally:
+        data.close()
+
+
+def test_a_run_is_continued_with_its_groups_alone() -> None:
+    """Without groups the digest is that of earlier versions."""
+    images = ImageSet(["a", "b"], np.int32([0, 1]), ["x", "y"])
+    grouped = dataclasses.replace(images, groups=np.int32([0, 0]), group_names=["g"])
+    others = dataclasses.replace(images, groups=np.int32([0, -1]), group_names=["g"])
+    assert len({digest([part]) for part in (images, grouped, others)}) == 3
 
 
 def test_a_gallery_of_a_list_is_read_and_logged(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import random
@@ -29,6 +30,7 @@ from embedding_learning.distributed import heartbeat
 from embedding_learning.distributed.synchronous import SynchronousGroup
 from embedding_learning.distributed.worker_group import WorkerGroup
 from embedding_learning.errors import TrainingError
+from embedding_learning.evaluation.groups import number_groups
 from embedding_learning.evaluation.metrics import recall_metrics
 from embedding_learning.model.net import ImageNormalization
 from embedding_learning.training import build, learner_state, loop
@@ -373,7 +375,7 @@ def searched_data(part: tuple[int, int]) -> Data:
             rng.integers(0, 3, count),
         )
         parts.append(SequentialBatches(pixels, labels, 8, 8, 0, part))
-    return Data(None, *parts, 3, "", "")
+    return Data(None, *parts, 3, "", "", groups=number_groups(np.arange(13) % 5 - 1, np.arange(5)))
 
 
 def image_net() -> MarginNet:
@@ -386,11 +388,17 @@ def image_net() -> MarginNet:
     return net
 
 
+def searched_parts(data: Data, gallery: SequentialBatches | None) -> Data:
+    """The images searched among each other, or in the gallery with some groups left out."""
+    groups = data.groups if gallery else None
+    return Data(None, data.test, gallery, 3, "", "", groups=groups)
+
+
 def evaluate_together(group: WorkerGroup, found: dict[str, np.ndarray]) -> None:
     data = searched_data((group.rank, group.size))
     learning = Learner(image_net(), 1.2, None, [], [mx.cpu()], group=group)
     for name, gallery in (("among", None), ("gallery", data.gallery)):
-        parts = Data(None, data.test, gallery, 3, "", "")
+        parts = searched_parts(data, gallery)
         metrics, embeddings = loop.evaluate_test(learning, parts, recall_metrics())
         assert bool(metrics) == (group.rank == 0)
         found[f"{name}/embeddings"] = embeddings
@@ -573,11 +581,18 @@ def test_two_workers_evaluate_to_the_numbers_of_one(
     exchanged: list[dict[str, np.ndarray]], name: str
 ) -> None:
     data = searched_data((0, 1))
-    parts = Data(None, data.test, data.gallery if name == "gallery" else None, 3, "", "")
+    parts = searched_parts(data, data.gallery if name == "gallery" else None)
     metrics, embeddings = loop.evaluate_test(
         Learner(image_net(), 1.2, None, [], [mx.cpu()]), parts, recall_metrics()
     )
     assert list(exchanged[0][f"{name}/metrics"]) == list(metrics.values())
+    if parts.groups:
+        ungrouped, _ = loop.evaluate_test(
+            Learner(image_net(), 1.2, None, [], [mx.cpu()]),
+            dataclasses.replace(parts, groups=None),
+            recall_metrics(),
+        )
+        assert metrics != ungrouped
     np.testing.assert_allclose(exchanged[0][f"{name}/embeddings"], embeddings, atol=1e-6)
 
 

@@ -560,8 +560,8 @@ def test_a_run_that_began_with_a_former_network_goes_on_as_that_run(
     [
         (["--embed-dim=8", "--seed=1"], "was made with --embed-dim 16, --seed 123; give these"),
         (["--lr-beta=0"], "was made with --lr-beta 0.1;"),
-        (["--train-classes=5"], "was trained on other images, classes or boxes"),
-        (["--no-bbox"], "was trained on other images, classes or boxes"),
+        (["--train-classes=5"], "was trained on other images, classes, boxes"),
+        (["--no-bbox"], "was trained on other images, classes, boxes"),
         (["--batch-num=4"], "was made with --batch-num 3;"),
     ],
 )

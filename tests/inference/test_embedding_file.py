@@ -117,6 +117,19 @@ def test_lines_end_in_line_feeds_and_are_read_with_either_end(tmp_path: Path) ->
     assert read_embeddings(path, 3).paths == ["/a.jpg", "/b.jpg"]
 
 
+def test_groups_are_a_fourth_column(tmp_path: Path) -> None:
+    images = [("/a.jpg", "wren", "room 1"), ("/b.jpg", "wren", "re\rturn"), ("/c.jpg", "", "")]
+    path = write(tmp_path, VECTORS[:3])
+    write_csv(csv_path(path), images, has_groups=True)
+    content = (tmp_path / "e.csv").read_bytes()
+    assert content.startswith(b"row,path,label,group\n0,/a.jpg,wren,room 1\n")
+    found = read_embeddings(path, 3)
+    assert found.groups == ["room 1", "re\rturn", ""]
+    assert (found.paths, found.labels) == (["/a.jpg", "/b.jpg", "/c.jpg"], ["wren", "wren", ""])
+    write_csv(csv_path(path), [(*image[:2], "") for image in images], has_groups=True)
+    assert read_embeddings(path, 3).groups is None
+
+
 def test_any_dimension_can_be_read(tmp_path: Path) -> None:
     assert read_embeddings(write(tmp_path), None).vectors.shape == (5, 3)
     with pytest.raises(UsageError, match=r"holds an array \(5, 0\); vectors \(n, d\) are expected"):

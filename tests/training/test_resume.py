@@ -479,7 +479,8 @@ def test_other_images_are_refused() -> None:
         with pytest.raises(UsageError) as error:
             resume.check_data(checkpoint_of(**changes), "digest", "birds")
         assert str(error.value).startswith(
-            f"{START}was trained on other images, classes or boxes than --data-path birds holds"
+            f"{START}was trained on other images, classes, boxes or groups than --data-path birds "
+            "holds"
         )
 
 

@@ -1,10 +1,11 @@
 """A CSV file that lists the images: for a user's own data, with any split.
 
 The header has ``path,label,split``, in any order, and may have ``x,y,width,height``, a box in
-pixels; an image for which all four are empty is used whole. Other columns are ignored. A path is
-relative to the folder of the file, and a label is any text. A split is train or test; or train,
-query or gallery. Commas separate the columns, and a value with a comma stands in double quotes. The
-encoding is UTF-8.
+pixels; an image for which all four are empty is used whole. It may also have ``group``, any text,
+or empty for an image without a group: see ImageSet. Other columns are ignored. A path is relative
+to the folder of the file, and a label is any text. A split is train or test; or train, query or
+gallery. Commas separate the columns, and a value with a comma stands in double quotes. The encoding
+is UTF-8.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from embedding_learning.errors import DataError
 
 COLUMNS = ("path", "label", "split")
 BOX_COLUMNS = ("x", "y", "width", "height")
+GROUP_COLUMN = "group"
 
 
 def read(file: Path, use_boxes: bool = True) -> Split:
@@ -32,6 +34,7 @@ def read(file: Path, use_boxes: bool = True) -> Split:
     number, header = next(rows, (1, []))
     columns = _find_columns(file, number, header)
     box_columns = _find_box_columns(file, number, header) if use_boxes else []
+    group_column = _find_group_column(file, number, header)
     folder = os.path.dirname(file)
 
     images = []
@@ -50,7 +53,10 @@ def read(file: Path, use_boxes: bool = True) -> Split:
             )
         values = [row[column] for column in box_columns]
         box = parse_box(values, line) if any(values) else None
-        images.append(ListedImage(os.path.join(folder, path), label, part, box, file, number))
+        group = "" if group_column is None else row[group_column]
+        images.append(
+            ListedImage(os.path.join(folder, path), label, part, box, file, number, group)
+        )
     if any(image.box for image in images):
         images = [image._replace(box=image.box or WHOLE_IMAGE) for image in images]
     return split_by_lists(file.name, file, images)
@@ -84,6 +90,16 @@ def _find_columns(file: Path, line: int, header: list[str]) -> list[int]:
             f"between them, but found {','.join(header)!r}; correct the line"
         )
     return [header.index(name) for name in COLUMNS]
+
+
+def _find_group_column(file: Path, line: int, header: list[str]) -> int | None:
+    """Returns the index of the group in the header; None if it has none."""
+    if header.count(GROUP_COLUMN) > 1:
+        raise DataError(
+            f"{file}:{line}: expected the column {GROUP_COLUMN} once at most, but found "
+            f"{','.join(header)!r}; correct the line"
+        )
+    return header.index(GROUP_COLUMN) if GROUP_COLUMN in header else None
 
 
 def _find_box_columns(file: Path, line: int, header: list[str]) -> list[int]:

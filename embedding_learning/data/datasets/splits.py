@@ -26,6 +26,7 @@ class ListedImage(NamedTuple):
     box: list[int] | None
     file: Path
     line: int
+    group: str = ""  # empty: none
 
 
 def split_by_class_order(
@@ -120,32 +121,35 @@ def _merge(parts: Sequence[ImageSet]) -> ImageSet:
         for part in parts
     ]
     boxes = [part.boxes for part in parts if part.boxes is not None]
+    groups = [np.full(len(p), -1, np.int32) if p.groups is None else p.groups for p in parts]
     return ImageSet(
         [path for part in parts for path in part.paths],
         np.concatenate(labels),
         names,
         np.concatenate(boxes) if boxes else None,
+        np.concatenate(groups) if any(part.groups is not None for part in parts) else None,
+        parts[0].group_names,
     )
 
 
 def list_recall_warnings(split: Split) -> list[str]:
     """Returns warnings about test images whose Recall@K does not depend on the model.
 
-    An image without a partner (another image of its class among the searched images) always counts
-    as a miss. If only one class is searched, all other images always count as hits.
+    An image without a partner (another image of its class, and not of its group, among the searched
+    images) always counts as a miss. If only one class is searched, all other images always count as
+    hits.
     """
-    searched = split.test if split.gallery is None else split.gallery
-    classes = max(part.labels.max(initial=-1) for part in (split.test, searched)) + 1
-    class_sizes = np.bincount(searched.labels, minlength=classes)
-    partners = class_sizes[split.test.labels] - (split.gallery is None)
-    without_partner = int(np.sum(partners == 0))
+    searched = split.searched
+    without_partner = int(np.sum(count_partners(split) == 0))
+    class_sizes = np.bincount(searched.labels)
     warnings = []
     if without_partner:
         partner = "other test image" if split.gallery is None else "gallery image"
+        outside = " outside their group" if split.groups else ""
         warnings.append(
             f"{split.name}: {without_partner} of {len(split.test)} test images have no partner, "
-            f"that is no {partner} of their class; Recall@K counts them as misses, whatever is "
-            "learned, and MAP@R and R-precision leave them out"
+            f"that is no {partner} of their class{outside}; Recall@K counts them as misses, "
+            "whatever is learned, and MAP@R and R-precision leave them out"
         )
     if without_partner < len(split.test) and np.count_nonzero(class_sizes) == 1:
         warnings.append(
@@ -153,6 +157,20 @@ def list_recall_warnings(split: Split) -> list[str]:
             "a partner, whatever is learned; test at least two classes"
         )
     return warnings
+
+
+def count_partners(split: Split) -> np.ndarray:
+    """Counts the images that are a match of each test image, int (n,)."""
+    test, searched = split.test, split.searched
+    classes = max(part.labels.max(initial=-1) for part in (test, searched)) + 1
+    partners: np.ndarray = np.bincount(searched.labels, minlength=classes)[test.labels]
+    left_out = np.full(len(test), int(split.gallery is None))
+    if split.groups:
+        in_group = split.groups.count_left_out(test.labels, searched.labels)
+        # Which contain the image itself, if it has a group.
+        left_out = np.maximum(left_out, in_group)
+    partners -= left_out
+    return partners
 
 
 def split_by_lists(name: str, source: Path, images: list[ListedImage]) -> Split:
@@ -185,15 +203,18 @@ def split_by_lists(name: str, source: Path, images: list[ListedImage]) -> Split:
             )
     train_labels = sorted({image.label for image in train})
     test_labels = sorted({image.label for image in test + queries + gallery})
+    groups = sorted({image.group for image in images if image.group})
     return Split(
         name,
-        train=_make_image_set(train, train_labels),
-        test=_make_image_set(queries if has_gallery else test, test_labels),
-        gallery=_make_image_set(gallery, test_labels) if has_gallery else None,
+        train=_make_image_set(train, train_labels, groups),
+        test=_make_image_set(queries if has_gallery else test, test_labels, groups),
+        gallery=_make_image_set(gallery, test_labels, groups) if has_gallery else None,
     )
 
 
-def _make_image_set(images: list[ListedImage], labels: Sequence[int | str]) -> ImageSet:
+def _make_image_set(
+    images: list[ListedImage], labels: Sequence[int | str], group_names: list[str]
+) -> ImageSet:
     """Returns the images; the number of a class is the index of its label in `labels`."""
     numbers = {label: number for number, label in enumerate(labels)}
     boxes = [image.box for image in images]
@@ -208,7 +229,17 @@ def _make_image_set(images: list[ListedImage], labels: Sequence[int | str]) -> I
         labels=np.array([numbers[image.label] for image in images], np.int32),
         class_names=[str(label) for label in labels],
         boxes=None if not boxes or None in boxes else np.array(boxes, np.int32),
+        groups=_number_groups(images, group_names),
+        group_names=group_names,
     )
+
+
+def _number_groups(images: list[ListedImage], group_names: list[str]) -> np.ndarray | None:
+    """Returns the index of each image's group, -1 without one; None if no image has one."""
+    if not any(image.group for image in images):
+        return None
+    numbers = {"": -1, **{name: number for number, name in enumerate(group_names)}}
+    return np.array([numbers[image.group] for image in images], np.int32)
 
 
 def log_split(split: Split) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from embedding_learning.data.datasets import Split, csv_file, load_dataset
+from embedding_learning.data.datasets.splits import count_partners, list_recall_warnings
 from embedding_learning.data.preprocessing import PixelsFromFiles
 from embedding_learning.errors import DataError
 
@@ -157,3 +158,53 @@ def test_a_file_that_is_empty_or_no_text_or_missing_is_named(tmp_path: Path) -> 
 def test_a_path_with_a_line_end_is_named_in_one_line(tmp_path: Path) -> None:
     rows = ROWS + '"two\nlines.jpg",9,test\n"two\nlines.jpg",9,test\n'
     assert f"{tmp_path}/two\\nlines.jpg is listed a second time" in fault(tmp_path, rows)
+
+
+# Groups
+
+
+GROUPED = (
+    "group,split,label,path\nroom 2,train,x,a\n,query,y,b\nroom 2,query,y,c\nroom 10,gallery,y,d\n"
+    "room 2,gallery,z,e\n"
+)
+
+
+def test_groups_have_the_same_numbers_in_all_parts(tmp_path: Path) -> None:
+    split = read(tmp_path, GROUPED)
+    assert split.gallery is not None
+    names = split.test.group_names
+    assert names == split.gallery.group_names == ["room 10", "room 2"]
+    parts = (split.train, split.test, split.gallery)
+    assert [part.groups.tolist() for part in parts] == [[1], [-1, 1], [0, 1]]
+    assert split.title == "photos.csv, whole images, groups left out"
+    # Of one class and not of its group there is an image to find for both queries.
+    assert count_partners(split).tolist() == [1, 1]
+    everything = load_dataset(str(tmp_path / "photos.csv"), "nowhere", test="all").test
+    assert everything.groups.tolist() == [1, -1, 1, 0, 1]
+    assert everything.take(np.array([3, 1])).groups.tolist() == [0, -1]
+
+
+def test_a_part_without_a_group_has_none(tmp_path: Path) -> None:
+    split = read(tmp_path, GROUPED.replace("room 2,gallery", ",gallery").replace("room 10,", ","))
+    assert split.gallery is not None
+    assert split.gallery.groups is None and split.test.groups is not None
+    assert split.groups is None and split.title == "photos.csv, whole images"
+    everything = load_dataset(str(tmp_path / "photos.csv"), "nowhere", test="all").test
+    assert everything.groups.tolist() == [0, -1, 0, -1, -1]
+    assert read(tmp_path, ROWS).train.groups is None
+
+
+def test_images_whose_partners_are_all_of_their_group_are_counted(tmp_path: Path) -> None:
+    split = read(
+        tmp_path,
+        "path,label,split,group\na,x,test,1\nb,x,test,1\nc,y,test,1\nd,y,test,\ne,y,test,2\n",
+    )
+    assert count_partners(split).tolist() == [0, 0, 2, 2, 2]
+    (warning,) = list_recall_warnings(split)
+    assert "2 of 5 test images have no partner" in warning
+    assert "of their class outside their group;" in warning
+
+
+def test_two_columns_of_groups_are_refused(tmp_path: Path) -> None:
+    message = fault(tmp_path, "path,label,split,group,group\na,x,test,1,2\n")
+    assert message.startswith("1: expected the column group once at most, but found 'path,")

@@ -1,0 +1,55 @@
+"""Groups of images, such as those of one sequence or camera, that are no matches of each other."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Groups(NamedTuple):
+    """The group of each query and of each gallery row, made by `number_groups`.
+
+    A query's search leaves out the rows of its own group, as it leaves out the query itself.
+
+    Attributes
+    ----------
+    queries : int32 array (q,)
+        Numbers from 0; -1 for a query without a group.
+    gallery : int32 array (n,)
+        The same numbers; -2 for a row without a group, so that no query has it.
+    """
+
+    queries: np.ndarray
+    gallery: np.ndarray
+
+    def of_queries(self, chosen: np.ndarray | slice) -> Groups:
+        """Returns the groups for these queries alone."""
+        return Groups(self.queries[chosen], self.gallery)
+
+    def count_left_out(self, labels: np.ndarray, gallery_labels: np.ndarray) -> np.ndarray:
+        """Counts the gallery rows of each query's group and label, int64 (q,)."""
+        pairs = [np.stack([labels, self.queries]), np.stack([gallery_labels, self.gallery])]
+        _, codes = np.unique(np.concatenate(pairs, axis=1), axis=1, return_inverse=True)
+        codes = codes.ravel()
+        sizes = np.bincount(codes[len(labels) :], minlength=codes.max() + 1)
+        return sizes[codes[: len(labels)]]
+
+    @property
+    def largest(self) -> int:
+        """The number of gallery rows in the largest group."""
+        return int(np.bincount(self.gallery[self.gallery >= 0]).max(initial=0))
+
+
+def number_groups(queries: np.ndarray, gallery: np.ndarray | None = None) -> Groups:
+    """Numbers the groups of queries (q,) and gallery rows (n,): ints, below 0 for no group.
+
+    Without a gallery the queries are searched among each other.
+    """
+    gallery = queries if gallery is None else gallery
+    values, codes = np.unique(np.concatenate([queries, gallery]), return_inverse=True)
+    codes = (codes - np.count_nonzero(values < 0)).astype(np.int32)
+    return Groups(
+        np.maximum(codes[: len(queries)], -1),
+        np.where(codes[len(queries) :] < 0, np.int32(-2), codes[len(queries) :]),
+    )
