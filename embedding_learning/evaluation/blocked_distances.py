@@ -259,6 +259,7 @@ def split_into_strips(
     distances, columns_at_once = size[0], min(size[1], len(gallery.kept))
     at_once = max(1, distances // columns_at_once)
     for columns in slices(len(gallery.kept), columns_at_once):
+        blocks: Iterable[slice]
         if is_mirrored:
             blocks = chain([columns], slices(len(queries), at_once, columns.stop))
         else:

@@ -183,7 +183,7 @@ def find_ranks(
         squared_distances_of_pairs(queries, gallery, np.arange(len(queries)), rows),
     )
     # Then the columns are the queries, and each distance counts for two of them.
-    is_mirrored = queries is gallery and np.array_equal(own, searched.kept)
+    is_mirrored = queries is gallery and own is not None and np.array_equal(own, searched.kept)
     rank = np.zeros(len(queries), np.int64)
     adding = threading.Lock()
 
