@@ -399,7 +399,10 @@ class RunConfig:
         ON_NONFINITE, "if a loss or a gradient is not finite: stop the run, or skip the batch",
         on_resume=MAY_CHANGE,
     )  # fmt: skip
-    evaluate_first: bool = _switch("print the recalls before training too")
+    evaluate_first: bool = _flag(
+        None, "print the recalls before training too (default: if the backbone is pretrained)",
+        bool, can_be_negated=True,
+    )  # fmt: skip
     metrics: tuple[str, ...] = _flag(
         tuple(f"recall@{rank}" for rank in COMMON_RECALL_RANKS),
         "what to log of each epoch",

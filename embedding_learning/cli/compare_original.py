@@ -108,8 +108,11 @@ def _make_folder(folder: Path) -> None:
 
 def _train_config(flags: Sequence[str]) -> TrainConfig:
     """Reads the flags of train.py. Raises UsageError if the original cannot follow them."""
-    # A valid prefix; nothing is saved there.
-    prefix = [f"--save-model-prefix={tempfile.gettempdir()}/compare-original"]
+    # A valid prefix; nothing is saved there. The original does not evaluate first.
+    prefix = [
+        f"--save-model-prefix={tempfile.gettempdir()}/compare-original",
+        "--no-evaluate-first",
+    ]
     config = parse([*prefix, *flags])
     settings, defaults = config.as_flags(), parse(prefix).as_flags()
     for key, value in settings.items():

@@ -94,7 +94,7 @@ def train(
                 if program == "here":
                     # If a flag is given twice, the last one counts.
                     flags = [*arguments, f"--epochs={epochs}", f"--seed={seed}"]
-                    flags.append(f"--save-model-prefix={run_folder / 'model'}")
+                    flags += [f"--save-model-prefix={run_folder / 'model'}", "--no-evaluate-first"]
                 settings = processes.write_settings(
                     run_folder / "settings.json",
                     original=str(path) if program != "here" else None,

@@ -56,6 +56,7 @@ def train(run: Run) -> None:
         if metrics:  # Only the first worker measures.
             run.log.evaluation(epoch, metrics, embeddings)
             run.saver.keep_if_best(epoch, metrics)
+            run.log.compare_with_start(is_over=epoch + 1 == config.run.epochs)
         progress.start_epoch(epoch + 1)
         run.saver.save()
         if progress.epoch < config.run.epochs:

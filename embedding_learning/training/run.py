@@ -144,7 +144,7 @@ def train_prepared(
     info: RunInfo,
     board: TensorBoard | None,
 ) -> None:
-    """Evaluates before training if asked to, trains what is left, and prints the closing line."""
+    """Evaluates before training if that is wanted, trains the rest, prints the closing line."""
     before = None
     if progress.is_at_start(config.run):
         before = _evaluate_before_training(config, data, learner, progress)
@@ -170,7 +170,7 @@ def train_prepared(
 def _evaluate_before_training(
     config: TrainConfig, data: Data, learner: Learner, progress: Progress
 ) -> tuple[dict[str, float], np.ndarray] | None:
-    """Returns metrics and embeddings, which it logs; None if nobody asked, or another measures."""
+    """Returns metrics and embeddings, which it logs; None if there are none to log here."""
     run = config.run
     if not run.evaluate_first and not run.resumes_network:
         return None

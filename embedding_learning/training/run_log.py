@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -101,6 +102,38 @@ class RunLog:
         if self.board:
             test, names = self.data.test, self.data.test_classes
             self.board.project(self._step, embeddings, test.labels, names, test.pixels)
+
+    def compare_with_start(self, is_over: bool) -> None:
+        """Says so if no epoch so far has reached the Recall@1 before training.
+
+        `is_over`: no epoch follows.
+        """
+        before, best = self.progress.before, self.progress.best
+        if before is None or best >= before:
+            return
+        advice = self._advice()
+        if is_over:
+            logging.warning(
+                "Recall@1 has stayed below its value before training: %.4f at best, %.4f before. "
+                "The saved network is worse than the one it started from. %s",
+                best, before, advice,
+            )  # fmt: skip
+        else:
+            logging.info(
+                "Recall@1 is below its value before training: %.4f at best so far, %.4f before. %s",
+                best, before, advice,
+            )  # fmt: skip
+
+    def _advice(self) -> str:
+        """Returns what often helps if training makes a network worse."""
+        config = self.config
+        flags = []
+        parameters = self.learner.net.base_net.collect_params()
+        if not config.model.freeze_bn and any("running_mean" in name for name in parameters):
+            flags.append("--freeze-bn")
+        if config.optimizer.lr_mult_backbone is None:
+            flags.append("--lr-mult-backbone 0.1")
+        return f"Try {' or '.join(flags or ['a lower --lr'])}; see docs/training.md."
 
     @property
     def _interval(self) -> int:

@@ -166,6 +166,10 @@ def _complete(settings: dict[str, Any]) -> None:
     settings["image_size"], settings["crop_size"] = _complete_sizes(
         settings["model"], settings["image_size"], settings["crop_size"]
     )
+    if settings["evaluate_first"] is None:
+        # Such a network is worth something already, and training may make it worse.
+        is_pretrained = settings["use_pretrained"] or settings["pretrained_params"]
+        settings["evaluate_first"] = bool(is_pretrained)
     if settings["cache_dir"] is None:
         settings["cache_dir"] = user_folders.find_cache_folder()
     # To the original a rate below 0 too says that beta is constant.

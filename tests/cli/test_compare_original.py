@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from embedding_learning.__main__ import main
+from embedding_learning.cli import compare_original
 from embedding_learning.data.preprocessing import read_square, write_crop
 from embedding_learning.errors import DataError, TrainingError, UsageError
 from embedding_learning.model.net import ImageNormalization
@@ -145,6 +146,13 @@ def test_mistakes_in_flags(original: Path, flags: list[str], line: str) -> None:
     with pytest.raises(UsageError) as error:
         main(["compare-original", str(original), *flags])
     assert str(error.value).startswith(line)
+
+
+def test_pretrained_weights_are_no_evaluation_before_training() -> None:
+    """The original has none, and refuses no weights."""
+    assert not compare_original._train_config(["--use-pretrained"]).run.evaluate_first
+    with pytest.raises(UsageError, match=r"^--evaluate-first: the original does not know it"):
+        compare_original._train_config(["--evaluate-first"])
 
 
 def test_the_path_comes_first() -> None:

@@ -290,6 +290,29 @@ def test_evaluating_first_does_not_change_the_run(
     assert file.read_bytes() == (folder / file.name).read_bytes()
 
 
+def test_a_pretrained_network_is_evaluated_before_training(
+    start: Callable[..., int],
+    here: Path,
+    tiny_cub: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Unless that is refused, and the network is the same."""
+    caplog.set_level("INFO")
+    classifier = mx.gluon.model_zoo.vision.squeezenet1_1()
+    classifier.initialize()
+    classifier(mx.nd.zeros((1, 3, 224, 224)))
+    classifier.save_parameters("zoo.params")
+    flags = [f"--data-path={tiny_cub}", *QUICK, "--pretrained-params=zoo.params", "--epochs=1"]
+    assert start(*flags, "--save-prefix=a") == 0
+    (before,) = re.findall(r"\[Before training\] validation: Recall@1=(\S+)", caplog.text)
+    assert f"Recall@1 before training: {float(before):.4f}, best" in capsys.readouterr().out
+    caplog.clear()
+    assert start(*flags, "--save-prefix=b", "--no-evaluate-first") == 0
+    assert "before training" not in caplog.text.lower() + capsys.readouterr().out.lower()
+    assert (here / "a.params").read_bytes() == (here / "b.params").read_bytes()
+
+
 def test_two_devices_share_a_batch(
     start: Callable[..., int],
     here: Path,

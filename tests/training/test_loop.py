@@ -1,6 +1,8 @@
 """The loop: the original's schedule and log, evaluation without side effects, and saving."""
 
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import mxnet as mx
 import numpy as np
@@ -22,6 +24,7 @@ from embedding_learning.training.learner import Step
 from embedding_learning.training.progress import Progress
 from embedding_learning.training.records import RunInfo
 from embedding_learning.training.run_folder import RunFolder
+from embedding_learning.training.run_log import RunLog
 from tests.helpers.tiny_networks import (
     Recorded,
     batch_of,
@@ -277,6 +280,66 @@ def test_the_evaluation_before_training_is_recorded(monkeypatch, tmp_path):
     assert (first["kind"], first["epoch"], first["batch"]) == ("evaluation", None, 0)
     assert 0 <= first["recall@1"] <= 1
     assert [r["epoch"] for r in others if r["kind"] == "evaluation"] == [0]
+
+
+def test_evaluating_first_changes_no_byte_of_the_network(monkeypatch, tmp_path):
+    """Not with dropout and running statistics either, which training changes."""
+    saved = []
+    for flag in ("--evaluate-first", "--no-evaluate-first"):
+        folder = tmp_path / flag
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        config = config_of("--epochs=2", "--batch-num=2", "--batch-size=8", "--batch-k=2", flag)
+        train(config, net_with_statistics(), [mx.cpu()], Recorded([batch_of(8)], 8))
+        saved.append((folder / "margin_loss_model.params").read_bytes())
+    assert saved[0] == saved[1]
+
+
+def test_a_run_says_as_long_as_it_is_below_its_start(monkeypatch, tmp_path, caplog):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+
+    def lines(recalls, *flags, before=0.5):
+        caplog.clear()
+        saved_epochs(monkeypatch, recalls, *flags, before=before)
+        return [(r.levelname, r.getMessage()) for r in caplog.records if "below" in r.getMessage()]
+
+    first = "--evaluate-first"
+    assert lines([0.25, 0.5, 0.25], first) == [
+        (
+            "INFO",
+            "Recall@1 is below its value before training: 0.2500 at best so far, 0.5000 before. "
+            "Try --lr-mult-backbone 0.1; see docs/training.md.",
+        )
+    ]
+    *during, last = lines([0.25, 0.3125, 0.125], first, "--lr-mult-backbone=1")
+    assert [(level, re.findall(r"0\.\d+", line)) for level, line in during] == [
+        *(("INFO", ["0.2500", "0.5000"]), ("INFO", ["0.3125", "0.5000"]))
+    ]
+    assert last == (
+        "WARNING",
+        "Recall@1 has stayed below its value before training: 0.3125 at best, 0.5000 before. The "
+        "saved network is worse than the one it started from. Try a lower --lr; see "
+        "docs/training.md.",
+    )
+    assert lines([0.75, 0.25], first) == lines([0.25], before=None) == []
+
+
+@pytest.mark.parametrize(
+    "norm, flags, advice",
+    [
+        (True, [], "--freeze-bn or --lr-mult-backbone 0.1"),
+        (True, ["--lr-mult-backbone=0.5"], "--freeze-bn"),
+        (True, ["--freeze-bn"], "--lr-mult-backbone 0.1"),
+        (False, [], "--lr-mult-backbone 0.1"),
+    ],
+)
+def test_a_run_below_its_start_advises_what_it_does_not_do_yet(norm, flags, advice, caplog):
+    learning = SimpleNamespace(net=small_net([mx.cpu()], norm=norm))
+    progress = Progress(best=0.25, before=0.5)
+    log = RunLog(config_of(*flags), None, learning, progress, None, None, None)
+    log.compare_with_start(is_over=True)
+    assert caplog.messages[0].endswith(f" Try {advice}; see docs/training.md.")
 
 
 class Board:

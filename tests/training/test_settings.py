@@ -33,6 +33,21 @@ def test_a_configuration_survives_as_flags(flags: list[str]) -> None:
     assert TrainConfig.from_flags(config.as_flags()).as_flags() == config.as_flags()
 
 
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ([], False),
+        (["--evaluate-first"], True),
+        (["--use-pretrained"], True),
+        (["--pretrained-params=x.pth"], True),
+        (["--use-pretrained", "--no-evaluate-first"], False),
+        (["--init-from=x.params"], False),
+    ],
+)
+def test_a_pretrained_backbone_is_evaluated_first(flags: list[str], expected: bool) -> None:
+    assert parse(flags).run.evaluate_first is expected
+
+
 def test_python_gives_the_same_as_the_command_line() -> None:
     settings = {"epochs": 3, "steps": [1, 2], "lr": 1, "gpus": (0, 1), "metrics": ["nmi"]}
     flags = ["--epochs=3", "--steps=1,2", "--lr=1", "--gpus=0,1", "--metrics=nmi"]
