@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -18,6 +19,7 @@ from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
+MYPY_CACHE = ROOT / ".mypy_cache" / "of_test_extending"
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", PAGE, re.M | re.S)
 # Flags that make a run short. Of a flag that is typed twice the last one counts.
@@ -82,7 +84,8 @@ def test_the_examples_pass_lint(copy: Path) -> None:
         ["ruff", "check", "--fix", "--select=I", "--quiet"],
         ["ruff", "check", "--quiet", "embedding_learning"],
         ["ruff", "format", "--check", "--quiet", "embedding_learning"],
-        ["mypy", "--no-error-summary", "embedding_learning"],
+        # Checks again only what has changed since this test ran last.
+        ["mypy", "--no-error-summary", f"--cache-dir={MYPY_CACHE}", "embedding_learning"],
     ):
         done = subprocess.run(
             [sys.executable, "-m", *arguments], cwd=copy, capture_output=True, text=True
@@ -90,30 +93,63 @@ def test_the_examples_pass_lint(copy: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def run(copy: Path, command: str, *flags: str) -> str:
-    """Types a command in the copy; returns what it printed."""
-    program, *arguments = shlex.split(command)
-    assert program == "python3"
+# Runs several programs in one process, which imports MXNet once; prints their outputs.
+PROGRAMS = """
+import contextlib, io, json, runpy, sys
+outputs = []
+for words in json.loads(sys.argv[1]):
+    sys.argv = words
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        try:
+            runpy.run_path(words[0], run_name="__main__")
+        except SystemExit as end:
+            assert end.code == 0, (words, out.buffer.getvalue())
+    outputs.append(out.buffer.getvalue().decode())
+print(json.dumps(outputs))
+"""
+
+
+def run(copy: Path, *programs: list[str]) -> list[str]:
+    """Runs programs of the copy, in a process of its own; returns what each printed."""
     done = subprocess.run(
-        [sys.executable, *arguments, *flags],
+        [sys.executable, "-c", PROGRAMS, json.dumps(programs)],
         cwd=copy,
         capture_output=True,
         text=True,
         timeout=HANG_LIMIT,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
+    outputs: list[str] = json.loads(done.stdout)
+    return outputs
+
+
+def words_of(command: str, *flags: str) -> list[str]:
+    """Returns the file and the arguments of a command that is typed in the copy."""
+    program, *words = shlex.split(command)
+    assert program == "python3"
+    if words[0] == "-m":
+        assert words[1] == "embedding_learning"
+        words[:2] = ["embedding_learning/__main__.py"]
+    return [*words, *flags]
 
 
 def test_every_command_of_the_page_runs(copy: Path, tiny_cub: Path) -> None:
-    printed = {}
-    for language, block in BLOCKS:
-        for command in block.splitlines() if language == "bash" else []:
-            flags = [
-                *([*QUICK, f"--data-path={tiny_cub}"] if "train.py" in command else []),
-                *(["--cache-dir=cache"] if "photos" in command else []),
-            ]
-            printed[command] = run(copy, command, *flags)
+    commands = [
+        command
+        for language, block in BLOCKS
+        if language == "bash"
+        for command in block.splitlines()
+    ]
+    typed = [
+        words_of(
+            command,
+            *([*QUICK, f"--data-path={tiny_cub}"] if "train.py" in command else []),
+            *(["--cache-dir=cache"] if "photos" in command else []),
+        )
+        for command in commands
+    ]
+    printed = dict(zip(commands, run(copy, *typed)))
     assert len(printed) >= 7
     (counted,) = [text for command, text in printed.items() if " count " in command]
     assert counted == "photos: 12 train, 2 test\n"
@@ -126,18 +162,27 @@ def test_every_command_of_the_page_runs(copy: Path, tiny_cub: Path) -> None:
 
 
 def test_the_tour_adds_the_same_loss(copy: Path, tiny_cub: Path) -> None:
+    """Its command is typed as a user does."""
     tour = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
     marked = r"^<!-- run by tests/test_extending.py -->\n```(python|bash)\n(.*?)^```"
     *code, command = re.findall(marked, tour, re.M | re.S)
     assert len(code) == 2
     assert {*code} <= {*BLOCKS}
-    printed = run(copy, command[1].replace("\\\n", " "), *QUICK, f"--data-path={tiny_cub}")
-    assert "Best validation Recall@1" in printed
+    program, *words = shlex.split(command[1].replace("\\\n", " "))
+    assert program == "python3"
+    done = subprocess.run(
+        [sys.executable, *words, *QUICK, f"--data-path={tiny_cub}"],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        timeout=HANG_LIMIT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Best validation Recall@1" in done.stdout
 
 
-def test_the_examples_compute_what_they_say(copy: Path) -> None:
-    """In a process of its own, since it imports the copy."""
-    code = """
+# The loss and the sampling compute what the page says.
+METHODS = """
 import embedding_learning
 import numpy as np
 from mxnet import nd
@@ -157,12 +202,8 @@ distance[np.arange(12)[:, None] // 3 == np.arange(12) // 3] = 0
 found = ((anchors - negatives) ** 2).sum(axis=1).asnumpy()
 np.testing.assert_allclose(found, distance.max(axis=1)[rows.asnumpy().astype(int)], rtol=1e-4)
 """
-    subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, timeout=HANG_LIMIT)
-
-
-def test_the_rows_of_the_page_fit_what_they_describe(copy: Path) -> None:
-    """The numbers of the backbone, as tests/model/test_backbones.py compares them."""
-    code = """
+# The numbers of the backbone, as tests/model/test_backbones.py compares them.
+ROW = """
 import embedding_learning
 import mxnet as mx
 from embedding_learning.model import backbones
@@ -175,7 +216,12 @@ assert features.size == row.features, features.shape
 learned = [p for p in net.collect_params().values() if p.grad_req != "null"]
 assert sum(p.data().size for p in learned) == row.parameters, sum(p.data().size for p in learned)
 """
-    subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, timeout=HANG_LIMIT)
+
+
+def test_the_examples_and_their_rows_do_what_they_say(copy: Path) -> None:
+    """In a process of its own, since it imports the copy."""
+    command = [sys.executable, "-c", METHODS + ROW]
+    subprocess.run(command, cwd=copy, check=True, timeout=HANG_LIMIT)
 
 
 def test_the_tests_to_copy_exist() -> None:

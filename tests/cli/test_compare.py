@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from embedding_learning.cli import compare
+from embedding_learning.cli import compare, train
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.errors import DataError, Interrupted, UsageError
 from embedding_learning.experiments import process_pool, results, sweep
@@ -605,7 +605,8 @@ def test_durations_are_reported_in_the_unit_that_fits(seconds: float, expected: 
 def test_held_out_classes_select_and_the_reported_run_is_train_py_s_own(
     tmp_path: Path,
     write_cub: Callable[..., Path],
-    train_command: Callable[..., subprocess.CompletedProcess[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Runs MXNet from the command line; is stopped once and resumed."""
     data = write_cub(tmp_path / "cub", [4] * 12)
@@ -648,11 +649,11 @@ def test_held_out_classes_select_and_the_reported_run_is_train_py_s_own(
     ]
     assert len(held_out) == 3 and held_out.index(max(held_out)) == epoch
 
-    alone = train_command(
-        *(tmp_path, *flags, "--loss=contrastive", "--sampling=semi-hard", "--seed=1"),
-        f"--epochs={epoch + 1}",
-    )
-    (recall,) = re.findall(rf"\[Epoch {epoch}\] validation: Recall@1=(\S+)", alone.stderr)
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    own = ["--loss=contrastive", "--sampling=semi-hard", "--seed=1", f"--epochs={epoch + 1}"]
+    assert train.main([*flags, *own]) == 0
+    (recall,) = re.findall(rf"\[Epoch {epoch}\] validation: Recall@1=(\S+)", caplog.text)
     assert float(row["test_recall@1_mean"]) == pytest.approx(float(recall), abs=1e-6)
     assert re.search(rf"^contrastive  semi-hard  1     {float(recall):.4f} ± - ", done.stdout, re.M)
     # So is the network, though an epoch before might have been better.

@@ -270,7 +270,8 @@ def job(tmp_path_factory, tiny_cub):
     folder = tmp_path_factory.mktemp("job")
     flags = [*flags_of(tiny_cub), "--epochs=300", "--resume=auto"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "embedding_learning", "launch", "--workers=2", "--", *flags]
+    workers = ["--workers=2", "--servers=1"]
+    command = [sys.executable, "-m", "embedding_learning", "launch", *workers, "--", *flags]
     with open(folder / "log", "w+") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
         deadline = time.monotonic() + HANG_LIMIT
@@ -280,7 +281,7 @@ def job(tmp_path_factory, tiny_cub):
         process.send_signal(signal.SIGTERM)
         status = process.wait(HANG_LIMIT)
     last = max(int(file.name[11:15]) for file in folder.rglob("checkpoint-*"))
-    resumed = launch(folder, "--workers=2", "--", *flags, f"--epochs={last + 1}")
+    resumed = launch(folder, *workers, "--", *flags, f"--epochs={last + 1}")
     return Job(folder, status, (folder / "log").read_text(), last, resumed)
 
 

@@ -42,8 +42,16 @@ def run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["tsne", "points", "gallery"])
-@pytest.mark.parametrize("name", ["birds", "birds.run", "birds.params"])
+@pytest.mark.parametrize(
+    "kind, name",
+    [
+        ("tsne", "birds"),
+        ("points", "birds.params"),
+        ("gallery", "birds"),
+        ("gallery", "birds.run"),
+        ("gallery", "birds.params"),
+    ],
+)
 def test_a_picture_of_the_test_images_is_drawn(
     run: Path, tiny_cub: Path, kind: str, name: str
 ) -> None:

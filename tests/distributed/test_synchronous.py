@@ -52,7 +52,7 @@ from tests.training.test_learner import draw_from_the_next_class
 
 PREFIX = "margin_loss_model"
 FLAGS = [
-    *("--model=mobilenet0.25", "--image-size=40", "--crop-size=32", "--embed-dim=16", "--lr=0.001"),
+    *("--model=tiny-norm", "--image-size=40", "--crop-size=32", "--embed-dim=16", "--lr=0.001"),
     *("--batch-size=6", "--batch-k=3", "--epochs=2", "--batch-num=4", "--log-interval=2"),
     *("--workers=1", "--steps=1", "--kvstore=dist_sync"),
 ]
@@ -60,6 +60,9 @@ FLAGS = [
 MAIN = f"""
 import os, sys, embedding_learning
 from embedding_learning.distributed import heartbeat
+from tests.helpers import tiny_backbone
+backbones = tiny_backbone.registered()
+backbones.__enter__()
 heartbeat.HEARTBEAT_TIMEOUT = heartbeat.JOIN_TIMEOUT = {NEVER}
 heartbeat.ABORT_DELAY = float(os.environ.get("TEST_ABORT_DELAY", heartbeat.ABORT_DELAY))
 """

@@ -23,6 +23,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from embedding_learning import load_model
+from embedding_learning.__main__ import main
+from embedding_learning.cli import train
 from embedding_learning.model.weights.params_file import read_description, read_parameters
 from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.paths import ROOT
@@ -50,12 +52,29 @@ class Former(NamedTuple):
     data: Path
 
 
-def run(root: Path, folder: Path, *arguments: str) -> str:
-    """Runs a command of the checkout at `root`; its output."""
-    is_verb = not arguments[0].startswith("-")
-    command = ["-m", "embedding_learning"] if is_verb else [str(root / "train.py")]
+# Runs several commands in one process, which imports MXNet once; prints their outputs.
+COMMANDS = """
+import contextlib, io, json, runpy, sys
+outputs = []
+for words in json.loads(sys.argv[1]):
+    sys.argv = words
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)
+    with contextlib.redirect_stdout(out):
+        try:
+            runpy.run_path(words[0], run_name="__main__")
+        except SystemExit as end:
+            assert end.code == 0, words
+    outputs.append(out.buffer.getvalue().decode())
+print(json.dumps(outputs))
+"""
+
+
+def run(root: Path, folder: Path, *commands: list[str]) -> list[str]:
+    """Runs commands of the checkout at `root`, in a process of its own; their outputs."""
+    programs = {True: root / "train.py", False: root / "embedding_learning" / "__main__.py"}
+    typed = [[str(programs[words[0].startswith("-")]), *words] for words in commands]
     done = subprocess.run(
-        [sys.executable, *command, *arguments],
+        [sys.executable, "-c", COMMANDS, json.dumps(typed)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -63,21 +82,22 @@ def run(root: Path, folder: Path, *arguments: str) -> str:
         timeout=HANG_LIMIT,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    outputs: list[str] = json.loads(done.stdout)
+    return outputs
 
 
-def train(root: Path, folder: Path, data: Path, *flags: str) -> None:
-    run(root, folder, *FLAGS, f"--data-path={data}", f"--cache-dir={folder / 'cache'}", *flags)
+def training(folder: Path, data: Path, *flags: str) -> list[str]:
+    return [*FLAGS, f"--data-path={data}", f"--cache-dir={folder / 'cache'}", *flags]
 
 
-def evaluate(root: Path, folder: Path, data: Path) -> str:
+def evaluation(folder: Path, data: Path) -> list[str]:
     flags = [f"--data-path={data}", f"--cache-dir={folder / 'cache'}", f"--metrics={METRICS}"]
-    return run(root, folder, "evaluate", "birds.params", "--json", *flags)
+    return ["evaluate", "birds.params", "--json", *flags]
 
 
-def search(root: Path, folder: Path) -> str:
-    query = "images/001.Bird_1/2.jpg"
-    return run(root, folder, "search", "birds.params", "photographs.npy", query, "-k=2", "--json")
+EMBEDDING = ["embed", "birds.params", "images", "--output=photographs.npy"]
+QUERY = "images/001.Bird_1/2.jpg"
+SEARCH = ["search", "birds.params", "photographs.npy", QUERY, "-k=2", "--json"]
 
 
 @pytest.fixture(scope="module")
@@ -92,20 +112,22 @@ def former(tmp_path_factory: pytest.TempPathFactory, write_cub: Callable[..., Pa
     data = write_cub(folder / "birds", [4] * 8)
     stopped, finished = folder / "stopped", folder / "finished"
     stopped.mkdir()
-    train(program, stopped, data, "--epochs=1")
     (stopped / "images").symlink_to(data / "images")
-    run(program, stopped, "embed", "birds.params", "images", "--output=photographs.npy")
-    found = search(program, stopped)
-    evaluated = evaluate(program, stopped, data)
+    begin = training(stopped, data, "--epochs=1")
+    *_, found, evaluated = run(
+        program, stopped, begin, EMBEDDING, SEARCH, evaluation(stopped, data)
+    )
     shutil.copytree(stopped, finished, symlinks=True)
-    train(program, finished, data, "--epochs=2", "--resume=auto")
+    run(program, finished, training(finished, data, "--epochs=2", "--resume=auto"))
     return Former(stopped, finished, json.loads(evaluated), found, data)
 
 
 @pytest.fixture
-def copy(former: Former, tmp_path: Path) -> Path:
-    """A copy of the stopped run, to be changed."""
-    return Path(shutil.copytree(former.stopped, tmp_path / "copy", symlinks=True))
+def copy(former: Former, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the stopped run, to be changed; the working folder."""
+    folder = Path(shutil.copytree(former.stopped, tmp_path / "copy", symlinks=True))
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def state(folder: Path) -> dict[str, bytes]:
@@ -140,7 +162,7 @@ def pixel_cache(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def test_a_run_resumes_to_the_same_bytes(former: Former, copy: Path) -> None:
-    train(ROOT, copy, former.data, "--epochs=2", "--resume=auto")
+    run(ROOT, copy, training(copy, former.data, "--epochs=2", "--resume=auto"))
     assert state(copy) == state(former.finished)
     assert records(copy) == records(former.finished)
     now, then = (network(folder / "birds.params") for folder in (copy, former.finished))
@@ -150,31 +172,35 @@ def test_a_run_resumes_to_the_same_bytes(former: Former, copy: Path) -> None:
 
 
 def test_a_network_starts_another_run(former: Former, copy: Path) -> None:
-    train(ROOT, copy, former.data, "--epochs=1", "--init-from=birds.params")
+    assert train.main(training(copy, former.data, "--epochs=1", "--init-from=birds.params")) == 0
 
 
-def test_a_network_measures_the_same(former: Former) -> None:
-    evaluated = json.loads(evaluate(ROOT, former.stopped, former.data))
+def test_a_network_measures_the_same(
+    former: Former, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(evaluation(copy, former.data)) == 0
+    evaluated = json.loads(capsys.readouterr().out)
     assert {name: evaluated[name] for name in former.metrics} == former.metrics
 
 
 def test_embeddings_are_read_and_are_the_same(
-    former: Former, copy: Path, monkeypatch: pytest.MonkeyPatch
+    former: Former, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(copy)
     model = load_model(str(copy / "birds.params"))
     with open(copy / "photographs.csv", newline="") as file:
         paths = [row["path"] for row in csv.DictReader(file)]
     np.testing.assert_array_equal(model.embed(paths), np.load(copy / "photographs.npy"))
-    assert search(ROOT, copy) == former.found
+    capsys.readouterr()
+    assert main(SEARCH) == 0
+    assert capsys.readouterr().out == former.found
 
 
 def test_decoded_images_are_kept_apart(former: Former, copy: Path) -> None:
     """Version 0.1 took damaged files for whole ones, so its pixels are not used."""
     before = pixel_cache(copy)
     assert before
-    train(ROOT, copy, former.data, "--epochs=1", "--save-model-prefix=other")
+    assert train.main(training(copy, former.data, "--epochs=1", "--save-model-prefix=other")) == 0
     after = pixel_cache(copy)
     assert before.items() < after.items()
-    train(ROOT, copy, former.data, "--epochs=1", "--save-model-prefix=another")
+    assert train.main(training(copy, former.data, "--epochs=1", "--save-model-prefix=next")) == 0
     assert pixel_cache(copy) == after

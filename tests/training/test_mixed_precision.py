@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,11 +38,11 @@ from embedding_learning.training.learner import Learner
 from embedding_learning.training.mixed_precision import LossScale
 from tests.end_to_end.test_interrupted_runs import (
     PREFIX,
+    TINY,
     last_state,
     logged_values,
     signal_at_call,
 )
-from tests.end_to_end.test_train_command import QUICK
 from tests.helpers.float16 import let_cpus_compute_in_float16
 from tests.helpers.tiny_networks import config_of, devices_of, each_class
 from tests.training.test_learner import draw_from_the_next_class
@@ -629,7 +628,11 @@ def test_the_saved_network_is_float32(float16_works: None, tmp_path: Path) -> No
 
 @pytest.fixture
 def start(
-    float16_works: None, monkeypatch: pytest.MonkeyPatch, tiny_cub: Path, tmp_path: Path
+    float16_works: None,
+    tiny_backbones: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_cub: Path,
+    tmp_path: Path,
 ) -> Callable[..., int]:
     """A function that runs train.py in float16 in this process, from the folder given."""
 
@@ -637,8 +640,7 @@ def start(
         folder.mkdir(exist_ok=True)
         monkeypatch.chdir(folder)
         own = [f"--data-path={tiny_cub}", f"--cache-dir={tmp_path / 'cache'}", "--dtype=float16"]
-        monkeypatch.setattr(sys, "argv", ["train.py", *QUICK, *own, *flags])
-        return train.main()
+        return train.main([*TINY, *own, *flags])
 
     return start
 
@@ -646,8 +648,8 @@ def start(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
-    [["--cpu-contexts=1"], ["--cpu-contexts=2", "--total-batch-size=12", "--model=mobilenet0.25"]],
-    ids=["squeezenet", "mobilenet, two devices"],
+    [["--cpu-contexts=1"], ["--cpu-contexts=2", "--total-batch-size=12", "--model=tiny-norm"]],
+    ids=["one device", "batch norm, two devices"],
 )
 def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(
     start: Callable[..., int],
