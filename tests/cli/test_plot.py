@@ -46,10 +46,10 @@ def run(
     "kind, name",
     [
         ("tsne", "birds"),
-        ("points", "birds.params"),
-        ("gallery", "birds"),
         ("gallery", "birds.run"),
-        ("gallery", "birds.params"),
+        ("points", "birds"),
+        ("points", "birds.run"),
+        ("points", "birds.params"),
     ],
 )
 def test_a_picture_of_the_test_images_is_drawn(
