@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
 from embedding_learning.data.datasets import cars196, load_dataset
 from embedding_learning.errors import DataError
@@ -160,3 +160,23 @@ def test_a_damaged_file_is_read_or_refused(tmp_path: Path, compressed: bool) -> 
         except DataError:
             refused += 1
     assert refused > 200
+
+
+@pytest.mark.shared
+def test_the_whole_of_cars196_is_read(shared: Path) -> None:
+    """The true file, read without its images and compared line by line with scipy's reader."""
+    folder = shared / "data" / "cars_annotations"
+    images = cars196.read(folder)
+
+    variables = loadmat(folder / "cars_annos.mat", squeeze_me=True)
+    lines = variables["annotations"]
+    assert len(images) == len(lines) == 16185
+    assert images.paths == [f"{folder}/{path}" for path in lines["relative_im_path"]]
+    assert images.labels.tolist() == [number - 1 for number in lines["class"]]
+    assert images.class_names == variables["class_names"].tolist()
+    x1, y1, x2, y2 = (lines[f"bbox_{end}"].astype(int) for end in ("x1", "y1", "x2", "y2"))
+    assert images.boxes is not None
+    expected = np.stack([x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1], axis=1)
+    np.testing.assert_array_equal(images.boxes, expected)
+    assert len(images.select_classes(0, 98)) == 8054
+    assert len(images.select_classes(98, 196)) == 8131
