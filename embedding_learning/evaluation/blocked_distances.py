@@ -71,6 +71,11 @@ class Selection(NamedTuple):
     pairs: np.ndarray  # (p,) ascending indices into the flattened (b, c)
     nearer: np.ndarray  # (b,) how many other columns are certainly nearer than each query's limit
 
+    def split_pairs(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the query within the block and the gallery row of each pair, given rows (c,)."""
+        query, column = np.divmod(self.pairs, len(rows))
+        return query, rows[column]
+
 
 @dataclass(frozen=True)
 class Block:
@@ -128,11 +133,6 @@ class Block:
             units * (relative * self.reach + tiny),
             units * (relative * self.column_reach + tiny),
         )
-
-    def split_pairs(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the query within the block and the gallery row of each pair."""
-        query, column = np.divmod(pairs, len(self.rows))
-        return query, self.rows[column]
 
 
 def as_embeddings(embeddings: np.ndarray) -> np.ndarray:

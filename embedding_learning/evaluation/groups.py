@@ -53,3 +53,31 @@ def number_groups(queries: np.ndarray, gallery: np.ndarray | None = None) -> Gro
         np.maximum(codes[: len(queries)], -1),
         np.where(codes[len(queries) :] < 0, np.int32(-2), codes[len(queries) :]),
     )
+
+
+def count_matches(
+    labels: np.ndarray, searched_labels: np.ndarray, finds_itself: bool, groups: Groups | None
+) -> np.ndarray:
+    """Counts the searched images of each query's label, without those that are left out for it.
+
+    Parameters
+    ----------
+    labels : int array (q,)
+        At least 0.
+    searched_labels : int array (n,)
+    finds_itself : bool
+        Whether each query is one of the searched images, which is left out for it.
+    groups : Groups, optional
+        The images of a query's group are left out for it.
+
+    Returns
+    -------
+    int64 array (q,)
+    """
+    sizes: np.ndarray = np.bincount(searched_labels, minlength=labels.max(initial=-1) + 1)
+    left_out = np.full(len(labels), int(finds_itself))
+    if groups is not None:
+        # Which contain the query itself, if it has a group.
+        left_out = np.maximum(left_out, groups.count_left_out(labels, searched_labels))
+    counts: np.ndarray = sizes[labels] - left_out
+    return counts

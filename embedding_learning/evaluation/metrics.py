@@ -10,7 +10,7 @@ import numpy as np
 from embedding_learning.config import COMMON_RECALL_RANKS
 from embedding_learning.evaluation.blocked_distances import as_embeddings
 from embedding_learning.evaluation.clustering import k_means
-from embedding_learning.evaluation.groups import Groups
+from embedding_learning.evaluation.groups import Groups, count_matches
 from embedding_learning.evaluation.metric_table import (
     ClusterMetric,
     ListMetric,
@@ -292,21 +292,12 @@ class _Images(NamedTuple):
     def others(self) -> np.ndarray:
         """The number of images that are searched for each query, (n,)."""
         alike = np.zeros(len(self.gallery), int)
-        return len(self.gallery) - self._left_out(0 * self.labels, alike)
+        return count_matches(0 * self.labels, alike, self.own is not None, self.groups)
 
     @property
     def matches(self) -> np.ndarray:
         """The number of these that are of the query's class, (n,)."""
-        sizes = np.bincount(self.gallery_labels, minlength=self.labels.max() + 1)
-        return sizes[self.labels] - self._left_out(self.labels, self.gallery_labels)
-
-    def _left_out(self, labels: np.ndarray, gallery_labels: np.ndarray) -> np.ndarray:
-        """The number of images with the query's label that are left out for it, (n,)."""
-        itself = np.full(len(labels), int(self.own is not None))
-        if self.groups is None:
-            return itself
-        # Which contain the query itself, if it has a group.
-        return np.maximum(itself, self.groups.count_left_out(labels, gallery_labels))
+        return count_matches(self.labels, self.gallery_labels, self.own is not None, self.groups)
 
 
 def _prepare_images(

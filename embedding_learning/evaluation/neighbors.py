@@ -187,11 +187,10 @@ def find_ranks(
     rank = np.zeros(len(queries), np.int64)
     adding = threading.Lock()
 
-    def add(block: Block, selection: Selection, of: slice, others: np.ndarray) -> None:
+    def add(selection: Selection, of: slice, others: np.ndarray) -> None:
         """Counts for the queries `of`, which were compared with these gallery rows."""
         limit, row_of_limit = limits[of], rows[of]
-        query, column = np.divmod(selection.pairs, len(others))
-        row = others[column]
+        query, row = selection.split_pairs(others)
         squares = squared_distances_of_pairs(queries[of], gallery, query, row)
         is_tie_before = (squares == limit[query]) & (row < row_of_limit[query])
         is_nearer = (squares < limit[query]) | is_tie_before
@@ -206,7 +205,7 @@ def find_ranks(
                 sides.append((block.columns, np.arange(block.queries.start, block.queries.stop)))
             select = functools.partial(_select_near_limits, limits=[limits[of] for of, _ in sides])
             for (of, others), selection in zip(sides, block.select(select)):
-                add(block, selection, of, others)
+                add(selection, of, others)
 
     distances = len(queries) * len(searched.kept)
     size = _COUNTING if distances > _FEW else _COUNTING_FEW
@@ -324,11 +323,11 @@ class _Lists(NamedTuple):
         select = functools.partial(
             _select_candidates, k=k, farthest=listed[:, -1], is_match=is_match
         )
-        [(pairs, _)] = block.select(select, wanted=listed.size)
-        query, row = block.split_pairs(pairs)
+        [selection] = block.select(select, wanted=listed.size)
+        query, row = selection.split_pairs(block.rows)
         counts = np.bincount(query, minlength=len(listed))
         before = k if block.columns.start else 0
-        position = before + np.arange(len(pairs)) - np.repeat(np.cumsum(counts) - counts, counts)
+        position = before + np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
         # What was listed before has lower indices. It goes first, and the sort leaves ties alone.
         longer = np.full((len(listed), max(k, before + counts.max())), np.inf)
         longer_rows = np.full(longer.shape, -1)

@@ -109,7 +109,8 @@ def test_a_product_in_float64_follows_one_that_leaves_many_pairs() -> None:
 def test_pairs_are_split_into_queries_and_gallery_rows() -> None:
     x = normal(9, 3)[[0, 1, 1, 2, 3, 4, 5, 6, 7, 8]]
     first, *_ = blocks_of(x, make_gallery(x, 1), None, (12, 4))
-    query, row = first.split_pairs(np.array([0, 3, 4, 11]))
+    selection = Selection(np.array([0, 3, 4, 11]), np.zeros(3, np.int64))
+    query, row = selection.split_pairs(first.rows)
     assert query.tolist() == [0, 0, 1, 2]
     assert row.tolist() == [0, 4, 0, 4]  # row 2 is equal to row 1 and not searched
 

@@ -13,6 +13,7 @@ import numpy as np
 from embedding_learning.data.datasets.text_files import check_no_duplicates
 from embedding_learning.data.image_set import ImageSet, Split
 from embedding_learning.errors import DataError
+from embedding_learning.evaluation.groups import count_matches
 
 PARTS = ("train", "test", "query", "gallery")
 
@@ -161,16 +162,9 @@ def list_recall_warnings(split: Split) -> list[str]:
 
 def count_partners(split: Split) -> np.ndarray:
     """Counts the images that are a match of each test image, int (n,)."""
-    test, searched = split.test, split.searched
-    classes = max(part.labels.max(initial=-1) for part in (test, searched)) + 1
-    partners: np.ndarray = np.bincount(searched.labels, minlength=classes)[test.labels]
-    left_out = np.full(len(test), int(split.gallery is None))
-    if split.groups:
-        in_group = split.groups.count_left_out(test.labels, searched.labels)
-        # Which contain the image itself, if it has a group.
-        left_out = np.maximum(left_out, in_group)
-    partners -= left_out
-    return partners
+    return count_matches(
+        split.test.labels, split.searched.labels, split.gallery is None, split.groups
+    )
 
 
 def split_by_lists(name: str, source: Path, images: list[ListedImage]) -> Split:
