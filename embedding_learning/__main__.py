@@ -15,7 +15,7 @@ VERBS = {
     "evaluate": "measure a saved model on a data set's test images",
     "embed": "write the embeddings of images to a file",
     "search": "print or draw the images that are nearest to others",
-    "plot": "draw t-SNE, a gallery of queries, or the curves of a run",
+    "plot": "draw t-SNE, queries with their neighbors, confused classes, or the curves of a run",
     "report": "write the report of a run as one HTML page",
     "convert": "write ImageNet weights, also PyTorch's, as a Gluon parameter file",
     "export": "write a saved model as ONNX, for PyTorch or for SymbolBlock",

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
 import math
 
 from embedding_learning.cli import evaluate_pairs, model_flags, split_flags
-from embedding_learning.cli.parser import Parser, given
+from embedding_learning.cli.parser import Parser, expand_path, given
 from embedding_learning.errors import UsageError
 from embedding_learning.evaluation.metric_table import describe_metrics
 from embedding_learning.evaluation.metrics import common_metrics, compute_metrics, parse_metrics
 from embedding_learning.inference import embedded_split
+from embedding_learning.inference.embedded_split import EmbeddedSplit
+from embedding_learning.runtime.atomic_files import check_output_path, write_text
 from embedding_learning.runtime.progress import log_to_terminal
+
+# Of `images`, the class's test images, how many have a nearest image of the class `taken for`.
+CONFUSION_COLUMNS = ("class", "taken for", "confused", "images")
 
 
 def main(arguments: list[str]) -> int:
@@ -20,11 +27,15 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     if options.pairs is not None:
         return evaluate_pairs.run(options)
+    if options.confusions is not None:
+        check_output_path(options.confusions, (".csv",), "--confusions")
     with log_to_terminal():
         model = model_flags.load(options)
         found = embedded_split.embed_split(
             model, split_flags.test_images(options), options.batch_size, options.workers
         )
+    if options.confusions is not None:
+        _write_confusions(options.confusions, found)
     split, gallery = found.split, found.split.gallery
     measured = compute_metrics(
         found.queries,
@@ -55,6 +66,17 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _write_confusions(path: str, found: EmbeddedSplit) -> None:
+    """Writes a line for each pair of classes whose first is taken for the second."""
+    names = found.split.test.class_names
+    content = io.StringIO()
+    lines = csv.writer(content, lineterminator="\n")
+    lines.writerow(CONFUSION_COLUMNS)
+    for label, taken_for, queries, images in found.find_confusions():
+        lines.writerow([names[label], names[taken_for], len(queries), images])
+    write_text(path, content.getvalue())
+
+
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m embedding_learning evaluate",
@@ -68,6 +90,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--metrics", metavar="LIST", help=text)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    text = "list which classes are taken for which others, most often first: a .csv file"
+    parser.add_argument("--confusions", type=expand_path, metavar="FILE", help=text)
     evaluate_pairs.add_flags(parser)
     options = parser.parse_args(arguments)
     evaluate_pairs.check(options, given(parser, arguments))

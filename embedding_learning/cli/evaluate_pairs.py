@@ -33,6 +33,7 @@ _FEW = 10
 # What the other flags of `evaluate` choose, pairs have already.
 _WITHOUT_EFFECT = (
     "dataset", "bbox", "train_classes", "test", "cache_dir", "skip_bad_images", "metrics",
+    "confusions",
 )  # fmt: skip
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Queries of each group in a gallery, and neighbors of each.
 _QUERIES, _NEIGHBORS = 5, 8
+# Pairs of classes in a plot of confusions.
+_CONFUSIONS = 10
 # Fixes which images are chosen where there are too many.
 _SEED = 0
 # More images could hardly be distinguished in a map, and take minutes.
@@ -203,7 +205,6 @@ def draw_gallery(found: EmbeddedSplit, path: str) -> None:
     Raises DataError if no query has an image of its class to find.
     """
     from embedding_learning import plots
-    from embedding_learning.evaluation.neighbors import find_nearest
 
     test, searched = found.split.test, found.split.searched
     relevant = count_partners(found.split)
@@ -212,21 +213,58 @@ def draw_gallery(found: EmbeddedSplit, path: str) -> None:
             f"{found.split.title}: no test image has another image of its class, so a gallery of "
             "good and bad queries cannot be drawn"
         )
-    most = len(searched) - (found.gallery is None)
-    distances, neighbors = find_nearest(
-        found.queries, min(_NEIGHBORS, most), found.gallery, found.split.groups
-    )
+    distances, neighbors = found.find_nearest(_NEIGHBORS)
     right = (searched.labels[neighbors] == test.labels[:, None]) & (neighbors >= 0)
     scores = plots.average_precision(right, relevant)
+    chosen = plots.choose_queries(scores, test.labels, _QUERIES, _SEED)
+    _gallery(found, chosen, (distances, neighbors), path, found.split.title)
+
+
+def draw_confusions(found: EmbeddedSplit, path: str) -> None:
+    """Draws the classes that are most often taken for another one, with a query of each.
+
+    It is the query whose nearest image, of the wrong class, is nearest. Raises DataError if no
+    nearest image is of another class.
+    """
+    from embedding_learning import plots
+
+    confusions = found.find_confusions()[:_CONFUSIONS]
+    if not confusions:
+        raise DataError(
+            f"{found.split.title}: no test image has a nearest image of another class, so no "
+            "classes are confused"
+        )
+    distances, neighbors = found.find_nearest(_NEIGHBORS)
+    names = [plots.class_title(name) for name in found.split.test.class_names]
+    queries = {}
+    for label, taken_for, rows, images in confusions:
+        heading = f"{names[label]} taken for {names[taken_for]}: {len(rows)} of {images} images"
+        queries[heading] = rows[[np.argmin(distances[rows, 0])]]
+    title = f"{found.split.title}: classes that are most often taken for another one"
+    _gallery(found, queries, (distances, neighbors), path, title)
+
+
+def _gallery(
+    found: EmbeddedSplit,
+    queries: Mapping[str, np.ndarray],
+    nearest: tuple[np.ndarray, np.ndarray],
+    path: str,
+    title: str,
+) -> None:
+    """Draws queries, by heading, and their nearest images, given as distances and rows."""
+    from embedding_learning import plots
+
+    test, searched = found.split.test, found.split.searched
+    distances, neighbors = nearest
     plots.plot_gallery(
-        plots.choose_queries(scores, test.labels, _QUERIES, _SEED),
+        queries,
         neighbors,
         distances,
         test.labels,
         test.class_names,
         thumbnail_reader(test, found.preprocessing),
         path,
-        found.split.title,
+        title,
         None
         if found.gallery is None
         else (searched.labels, thumbnail_reader(searched, found.preprocessing)),
@@ -311,6 +349,10 @@ PLOTS = {
     "gallery": PlotRow(
         "the best, worst and random test images, and the images nearest to each",
         of_images=draw_gallery,
+    ),
+    "confusions": PlotRow(
+        "the classes that are most often taken for another one, with a test image of each",
+        of_images=draw_confusions,
     ),
     "curves": PlotRow("the curves of a run", of_run=draw_run_curves),
     "distances": PlotRow(

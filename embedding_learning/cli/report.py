@@ -14,8 +14,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from embedding_learning.cli import model_flags
+from embedding_learning.cli.evaluate import CONFUSION_COLUMNS
 from embedding_learning.cli.parser import Parser, expand_path
 from embedding_learning.cli.plot import (
+    draw_confusions,
     draw_distances,
     draw_gallery,
     draw_run_curves,
@@ -39,6 +41,9 @@ from embedding_learning.training import records, run_folder
 
 if TYPE_CHECKING:
     from embedding_learning.plots.html_report import ReportFigure
+
+_CONFUSIONS = "Classes that are taken for others"
+_CONFUSION_ROWS = 20
 
 
 def main(arguments: list[str]) -> int:
@@ -153,17 +158,29 @@ def _network_figures(embedded: EmbeddedSplit, folder: str) -> Iterator[ReportFig
     plane = place_test_images(embedded)
     drawn: dict[str, Callable[[EmbeddedSplit, str], None]] = {
         "Queries and their nearest neighbors": draw_gallery,
+        _CONFUSIONS: draw_confusions,
         "t-SNE: photographs": partial(draw_tsne_photographs, plane=plane),
         "t-SNE: classes": partial(draw_tsne_points, plane=plane),
     }
     for number, (heading, draw) in enumerate(drawn.items()):
-        figure = ReportFigure(heading, f"{folder}/{number}.png")
+        table = _confusion_table(embedded) if heading == _CONFUSIONS else ()
+        figure = ReportFigure(heading, f"{folder}/{number}.png", table=table)
         try:
             draw(embedded, figure.path)
         except DataError as error:
             logging.warning("The page has no %s: %s.", heading, error)
         else:
             yield figure
+
+
+def _confusion_table(embedded: EmbeddedSplit) -> list[Sequence[str]]:
+    """Returns the head and the rows of a table of the classes that are taken for another one."""
+    names = embedded.split.test.class_names
+    rows = [
+        (names[label], names[taken_for], str(len(queries)), str(images))
+        for label, taken_for, queries, images in embedded.find_confusions()[:_CONFUSION_ROWS]
+    ]
+    return [CONFUSION_COLUMNS, *rows]
 
 
 def _when(epoch: int | None) -> str:

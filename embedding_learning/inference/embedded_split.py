@@ -19,6 +19,8 @@ from embedding_learning.data.preprocessing import (
     find_decodable,
     read_square,
 )
+from embedding_learning.evaluation.confusions import Confusion, find_confusions
+from embedding_learning.evaluation.neighbors import find_nearest
 from embedding_learning.runtime.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -46,6 +48,28 @@ class EmbeddedSplit(NamedTuple):
     queries: np.ndarray
     gallery: np.ndarray | None
     preprocessing: Preprocessing = ORIGINAL_PREPROCESSING
+
+    def find_nearest(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Finds the k images nearest to each test image, or all if there are fewer.
+
+        Returns distances, float32, and rows of ``split.searched``, int64, both (n, at most k).
+        Images of the query's group are left out, and the end of a list may be empty: distance
+        infinite, row -1.
+        """
+        k = min(k, len(self.split.searched) - (self.gallery is None))
+        if k == 0:
+            return np.empty((len(self.queries), 0), np.float32), np.empty(
+                (len(self.queries), 0), int
+            )
+        return find_nearest(self.queries, k, self.gallery, self.split.groups)
+
+    def find_confusions(self) -> list[Confusion]:
+        """Finds the classes whose test images have a nearest image of another class."""
+        _, rows = self.find_nearest(1)
+        nearest = np.full(len(self.queries), -1)
+        if rows.size:
+            nearest = np.where(rows[:, 0] >= 0, self.split.searched.labels[rows[:, 0]], -1)
+        return find_confusions(self.split.test.labels, nearest)
 
 
 def embed_split(

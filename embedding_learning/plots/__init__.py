@@ -7,7 +7,7 @@ verification. No MXNet. A thumbnail is read when it is drawn, one at a time.
 
 from __future__ import annotations
 
-from embedding_learning.plots.canvas import Thumbnail, check_plot_path
+from embedding_learning.plots.canvas import Thumbnail, check_plot_path, class_title
 from embedding_learning.plots.comparison import plot_comparison
 from embedding_learning.plots.distance_histograms import plot_distances
 from embedding_learning.plots.query_gallery import (
@@ -25,6 +25,7 @@ __all__ = [
     "average_precision",
     "check_plot_path",
     "choose_queries",
+    "class_title",
     "plot_comparison",
     "plot_distances",
     "plot_gallery",

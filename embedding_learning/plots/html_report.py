@@ -22,11 +22,15 @@ _MAX_BYTES = 3_000_000
 
 
 class ReportFigure(NamedTuple):
-    """A PNG or SVG file, the heading above it and the sentence below it."""
+    """A PNG or SVG file, the heading above it, and the sentence and the table below it.
+
+    The first row of the table is its head.
+    """
 
     heading: str
     path: str
     caption: str = ""
+    table: Sequence[Sequence[str]] = ()
 
 
 def write_report(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,40 @@ def test_the_table_and_the_json_hold_the_metrics_of_the_test_images(
     first, *lines = capsys.readouterr().out.splitlines()
     assert first == f"{model} on CUB-200-2011, cropped to boxes: 16 test images, 0 without a match."
     assert lines == [f"{name:12s} {value:.4f}  of 16 images" for name, value in expected.items()]
+
+
+def test_the_classes_that_are_taken_for_others_are_listed(
+    model: str, tiny_cub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = cub200.read(tiny_cub).take(np.arange(16, 32))  # classes 5 to 8
+    embeddings = load_model(model).embed(images.paths, images.boxes)
+    distances = np.linalg.norm(embeddings[:, None] - embeddings, axis=2)
+    np.fill_diagonal(distances, np.inf)
+    taken_for = images.labels[distances.argmin(axis=1)]
+    names = images.class_names
+    path, flags = tmp_path / "confusions.csv", [f"--data-path={tiny_cub}", "--metrics=recall@1"]
+    assert evaluate.main([model, *flags, f"--confusions={path}"]) == 0
+    capsys.readouterr()
+    head, *lines = csv.reader(path.read_text(encoding="utf-8").splitlines())
+    assert head == ["class", "taken for", "confused", "images"]
+    confused = [int(line[2]) for line in lines]
+    assert confused == sorted(confused, reverse=True)
+    assert {(a, b): int(count) for a, b, count, _ in lines} == Counter(
+        (names[label], names[other])
+        for label, other in zip(images.labels, taken_for)
+        if label != other
+    )
+    assert {images for *_, images in lines} == {"4"}
+
+
+def test_a_list_of_confusions_is_refused_before_anything_is_embedded(
+    model: str, tiny_cub: Path, tmp_path: Path
+) -> None:
+    for name in ("confusions.txt", "no/confusions.csv"):
+        with pytest.raises(UsageError, match=f"--confusions .*{name}"):
+            evaluate.main([model, f"--data-path={tiny_cub}", f"--confusions={tmp_path / name}"])
+    with pytest.raises(UsageError, match="--confusions: has no effect next to --pairs"):
+        evaluate.main([model, "--pairs=pairs.csv", "--confusions=a.csv"])
 
 
 def test_boxes_are_those_of_training_unless_asked_otherwise(

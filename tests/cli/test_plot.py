@@ -47,6 +47,7 @@ def run(
     [
         ("tsne", "birds"),
         ("gallery", "birds.run"),
+        ("confusions", "birds"),
         ("points", "birds"),
         ("points", "birds.run"),
         ("points", "birds.params"),
@@ -210,6 +211,32 @@ def test_a_gallery_shows_no_image_of_the_querys_group(
         }
 
 
+def test_the_queries_of_confused_classes_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a line: two images of a are next to b, one of b is next to a, one to c; c is alone."""
+    test = ImageSet([str(row) for row in range(6)], np.int32([0, 0, 1, 1, 1, 2]), ["a", "b", "c"])
+    queries = np.float32([[0.0], [9.0], [1.0], [8.5], [5.0], [6.0]])
+    drawn: list[dict[str, np.ndarray]] = []
+    monkeypatch.setattr(plots, "plot_gallery", lambda groups, *_: drawn.append(groups))
+    found = EmbeddedSplit(Split("s", test.take(np.array([], int)), test), queries, None)
+    plot.draw_confusions(found, "")
+    assert {heading: [*rows] for heading, rows in drawn[0].items()} == {
+        "a taken for b: 2 of 2 images": [1],
+        "b taken for a: 2 of 3 images": [3],
+        "c taken for b: 1 of 1 images": [5],
+        "b taken for c: 1 of 3 images": [4],
+    }
+
+
+def test_right_neighbors_alone_are_no_confusion(tmp_path: Path) -> None:
+    for count in (1, 4):
+        test = ImageSet([str(row) for row in range(count)], np.zeros(count, np.int32), ["a"])
+        queries = np.eye(count, dtype=np.float32)
+        found = EmbeddedSplit(Split("s", test.take(np.array([], int)), test), queries, None)
+        assert found.find_confusions() == []
+        with pytest.raises(DataError, match="no test image has a nearest image of another class"):
+            plot.draw_confusions(found, str(tmp_path / "confusions.png"))
+
+
 def test_the_curves_of_a_run_are_drawn(run: Path) -> None:
     assert plot.main(["curves", str(run / "birds.run"), str(run / "curves.svg")]) == 0
     drawn = (run / "curves.svg").read_text(encoding="utf-8")
@@ -228,7 +255,7 @@ def test_a_run_is_reported_on_one_page(run: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(run)
     assert report.main(["birds"]) == 0
     page = (run / "birds.run" / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/") == 5
+    assert page.count("data:image/") == 6
     for text in (
         "before training",
         "epoch 0",
@@ -237,6 +264,7 @@ def test_a_run_is_reported_on_one_page(run: Path, monkeypatch: pytest.MonkeyPatc
         "when the run was finished, after 2 of 2 epochs.",
         "saved: epoch",
         "Distances of pairs",
+        "<th>taken for</th>",
         "map@r",
         "precision@2",
         "computed over",
@@ -286,7 +314,7 @@ def test_what_is_not_recorded_is_not_drawn(
     monkeypatch.chdir(tmp_path)
     assert report.main(["birds"]) == 0
     page = (tmp_path / "birds.run" / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/") == 4
+    assert page.count("data:image/") == 5
     assert "<h2>Curves</h2>" in page
     assert "<h2>Distances of pairs</h2>" not in page
     with pytest.raises(DataError, match=r"birds\.run: no distances are recorded"):

@@ -70,14 +70,18 @@ def test_everything_given_stands_on_the_page(tmp_path: Path) -> None:
             flags={"--lr": 0.0001, "--gpus": ""},
             versions={"mxnet": "1.9.1"},
             metrics=[{"epoch": 3, "recall@1": 0.5}],
-            figures=[ReportFigure("Curves", str(tmp_path / "a.svg"), "Over the epochs.")],
+            figures=[
+                ReportFigure(
+                    "Curves", str(tmp_path / "a.svg"), "Over the epochs.", [["class"], ["a wren"]]
+                )
+            ],
             notes=["Written today."],
             notes_on_metrics=["2 of 9 images have no match."],
         )
     )
     for text in ("Birds", "python3 train.py --lr 1", "--lr", "0.0001", "--gpus", "mxnet", "1.9.1",
                  "epoch", "3", "recall@1", "0.5000", "Curves", "Over the epochs.",
-                 "Written today.", "2 of 9 images have no match."):  # fmt: skip
+                 "class", "a wren", "Written today.", "2 of 9 images have no match."):  # fmt: skip
         assert text in page.text
     assert page.open == []
     assert page.images() == ["data:image/svg+xml;base64," + base64.b64encode(SVG.encode()).decode()]
@@ -94,12 +98,12 @@ def test_no_text_becomes_markup(tmp_path: Path) -> None:
             flags={NASTY: NASTY},
             versions={NASTY: NASTY},
             metrics=[{NASTY: NASTY}],
-            figures=[ReportFigure(NASTY, str(tmp_path / "a.svg"), NASTY)],
+            figures=[ReportFigure(NASTY, str(tmp_path / "a.svg"), NASTY, [[NASTY], [NASTY]])],
             notes=[NASTY],
         )
     )
     assert page.open == []
-    assert page.text.count(NASTY.replace("\ud800", "?")) == 12
+    assert page.text.count(NASTY.replace("\ud800", "?")) == 14
     tags = {tag for tag, _ in page.elements}
     assert tags <= {tag for tag, _ in plain.elements} | {"figure", "figcaption", "img", "p"}
     images = [attrs for tag, attrs in page.elements if tag == "img"]
