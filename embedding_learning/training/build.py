@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
 from io import StringIO
 
@@ -89,52 +90,13 @@ def build_network(
     `is_resumed`: its weights will be those of a checkpoint. Raises UsageError if images or layers
     of these sizes do not run.
     """
-    model, data, run = config.model, config.data, config.run
-    if is_resumed or run.resumes_network or model.init_from:
-        # Other weights replace the pretrained ones, but not the rate at which these learn.
-        backbone = backbones.create(model.backbone, devices, pool=model.pool)
-        if model.has_pretrained_backbone:
-            backbones.slow_down_convolutions(backbone)
-            if not is_resumed and config.optimizer.lr_mult_backbone is None:
-                logging.info(
-                    "The weights are those of %s; --use-pretrained and --pretrained-params only "
-                    "let convolutions learn at a hundredth of the rate.",
-                    model.init_from or run.resume,
-                )
-    else:
-        backbone = backbones.create(
-            model.backbone,
-            devices,
-            model.use_pretrained,
-            model.pretrained_params,
-            model.pool,
-        )
-    net = join(config, backbone)
+    model, run = config.model, config.run
+    net = join(config, _build_backbone(config, devices, is_resumed))
     # The parameters of the backbone are initialized already and stay as they are.
     fresh = [p for p in net.collect_params().values() if p._data is None]
     for parameter in fresh:
         parameter.initialize(ctx=devices, default_init=mx.init.Xavier(magnitude=2))
-    # The first image determines the sizes that depend on the crop.
-    image = mx.nd.zeros((1, 3, data.crop_size, data.crop_size), devices[0], np.uint8)
-    # Gluon raises ValueError where it cannot infer the shapes of weights.
-    try:
-        with redirect_stdout(StringIO()):  # MXNet prints shapes before it raises.
-            backbone(ImageNormalization()(image)).wait_to_read()
-    except (mx.base.MXNetError, ValueError) as error:
-        if gpus.is_out_of_memory(error):
-            raise
-        raise UsageError(
-            f"--crop-size {data.crop_size}: {model.backbone} does not run with images of this "
-            f"size; try another ({_first_line(error)})"
-        ) from error
-    try:
-        net.embed(image).wait_to_read()
-    except (mx.base.MXNetError, ValueError) as error:
-        if gpus.is_out_of_memory(error):
-            raise
-        raise UsageError(
-            f"--embed-dim, --feat-dim: layers of this size do not run ({_first_line(error)})"
-        ) from error
+    _infer_sizes(config, net, devices[0])
     if run.resume and run.resumes_network:
         arrays = read_parameters(run.resume, "--resume")
         source = f"--resume {run.resume}"
@@ -145,6 +107,55 @@ def build_network(
     if model.dtype != "float32":
         net.cast(model.dtype)
     return net
+
+
+def _build_backbone(
+    config: TrainConfig, devices: list[mx.Context], is_resumed: bool
+) -> HybridBlock:
+    """Builds the backbone, with its pretrained weights unless others will replace them."""
+    model, run = config.model, config.run
+    if not (is_resumed or run.resumes_network or model.init_from):
+        return backbones.create(
+            model.backbone, devices, model.use_pretrained, model.pretrained_params, model.pool
+        )
+    backbone = backbones.create(model.backbone, devices, pool=model.pool)
+    # Other weights replace the pretrained ones, but not the rate at which these learn.
+    if model.has_pretrained_backbone:
+        backbones.slow_down_convolutions(backbone)
+        if not is_resumed and config.optimizer.lr_mult_backbone is None:
+            logging.info(
+                "The weights are those of %s; --use-pretrained and --pretrained-params only "
+                "let convolutions learn at a hundredth of the rate.",
+                model.init_from or run.resume,
+            )
+    return backbone
+
+
+def _infer_sizes(config: TrainConfig, net: MarginNet, device: mx.Context) -> None:
+    """Embeds an image, from which Gluon infers the sizes of weights that depend on the crop.
+
+    Raises UsageError if images or layers of these sizes do not run.
+    """
+    size = config.data.crop_size
+    image = mx.nd.zeros((1, 3, size, size), device, np.uint8)
+    does_not_run = f"{config.model.backbone} does not run with images of this size; try another"
+    with _size_faults(f"--crop-size {size}: {does_not_run}"):
+        net.base_net(ImageNormalization()(image)).wait_to_read()
+    with _size_faults("--embed-dim, --feat-dim: layers of this size do not run"):
+        net.embed(image).wait_to_read()
+
+
+@contextmanager
+def _size_faults(fault: str) -> Iterator[None]:
+    """Raises a UsageError that begins with `fault` if a network does not run within."""
+    try:
+        with redirect_stdout(StringIO()):  # MXNet prints shapes before it raises.
+            yield
+    # Gluon raises ValueError where it cannot infer the shapes of weights.
+    except (mx.base.MXNetError, ValueError) as error:
+        if gpus.is_out_of_memory(error):
+            raise
+        raise UsageError(f"{fault} ({_first_line(error)})") from error
 
 
 def join(config: TrainConfig, backbone: HybridBlock) -> MarginNet:

@@ -147,23 +147,9 @@ class Learner:
         that belong to them. All workers learn `is_stop_requested`. With `skip_nonfinite` or
         `loss_scale` the step blocks until it is done: only then can an update be left out.
         """
-        images = gluon.utils.split_and_load(batch.data[0], self.devices)
-        classes, beta_rows = (
-            gluon.utils.split_and_load(labels, self.devices)
-            for labels in (batch.label[0], batch.label[-1])
-        )
         scale = self.loss_scale.value if self.loss_scale else 1.0
         former = self._copy_statistics() if self.skip_nonfinite or self.loss_scale else []
-        losses, labeled, triplets = [], [], []
-        with autograd.record():
-            # One device after the other, as random numbers are drawn in this order.
-            parts = ((self.net(x), *labels) for x, *labels in zip(images, classes, beta_rows))
-            for part in [self._join(list(parts))] if self.shares_batch else parts:
-                arguments = self._loss_arguments(*part)
-                losses.append(self.loss(*arguments))
-                labeled.append(part)
-                if self.sampling:
-                    triplets.append(self._with_beta_copied(arguments))
+        losses, labeled, triplets = self._forward(batch)
         embeddings = [part[0] for part in labeled]
         # Only after the forward pass has been queued on every device, so that all compute at once.
         autograd.backward(
@@ -191,12 +177,40 @@ class Learner:
             # With `shares_batch` it has all rows already.
             joined = labeled[0] if self.shares_batch else self._join(labeled)
             self.memory.push(*joined[:2])
-        size = batch.data[0].shape[0] * self.group.size * scale
+        self._update(batch.data[0].shape[0] * self.group.size * scale)
+        return step
+
+    def _forward(
+        self, batch: mx.io.DataBatch
+    ) -> tuple[list[mx.nd.NDArray], list[tuple[mx.nd.NDArray, ...]], list[tuple[Any, ...]]]:
+        """Computes the losses of this worker's part of a batch, recorded for the backward pass.
+
+        Returns, for each loss: the loss (1,); what it was computed from, embeddings (n, d), classes
+        (n,) and rows of beta; and the triplets as in `Step`. Does not block.
+        """
+        images = gluon.utils.split_and_load(batch.data[0], self.devices)
+        classes, beta_rows = (
+            gluon.utils.split_and_load(labels, self.devices)
+            for labels in (batch.label[0], batch.label[-1])
+        )
+        losses, labeled, triplets = [], [], []
+        with autograd.record():
+            # One device after the other, as random numbers are drawn in this order.
+            parts = ((self.net(x), *labels) for x, *labels in zip(images, classes, beta_rows))
+            for part in [self._join(list(parts))] if self.shares_batch else parts:
+                arguments = self._loss_arguments(*part)
+                losses.append(self.loss(*arguments))
+                labeled.append(part)
+                if self.sampling:
+                    triplets.append(self._with_beta_copied(arguments))
+        return losses, labeled, triplets
+
+    def _update(self, divisor: float) -> None:
+        """Updates what is learned with its gradients, divided by images and loss scale."""
         for trainer, copies in zip(self.trainers, (1, self._copies_of_loss)):
             update = trainer.update if self.loss_scale else trainer.step
             # What the loss learns has its whole gradient in each worker that computes this loss.
-            update(size * copies)
-        return step
+            update(divisor * copies)
 
     def _join(self, parts: list[tuple[mx.nd.NDArray, ...]]) -> tuple[mx.nd.NDArray, ...]:
         """Returns the rows of all devices and workers, in order, on the first device.

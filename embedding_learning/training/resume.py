@@ -92,41 +92,59 @@ def check_flags(checkpoint: Checkpoint, config: TrainConfig) -> None:
     # Earlier programs kept the spelling that was typed.
     former.update({n: former[n].lower() for n in LOWER_CASE if isinstance(former.get(n), str)})
     now = config.as_flags()
-    differing = [_flag(name, former) for name in _MUST_AGREE if former.get(name) != now[name]]
+    differing = [
+        _format_flag(name, former) for name in _MUST_AGREE if former.get(name) != now[name]
+    ]
     if _is_pretrained(former) != _is_pretrained(now):
         differing.append("pretrained weights" if _is_pretrained(former) else "random weights")
     if LOSSES[now["loss"]].has_beta and bool(former.get("lr_beta")) != bool(now["lr_beta"]):
-        differing.append(_flag("lr_beta", former))
+        differing.append(_format_flag("lr_beta", former))
     if differing:
         raise UsageError(
             f"--resume {checkpoint.path}: was made with {', '.join(differing)}; give these, or "
             "start from scratch without --resume"
         )
+    _log_changed_flags(former, now)
+    _log_changed_devices(checkpoint, config)
+    _log_changed_packages(checkpoint)
+
+
+def _log_changed_flags(former: dict[str, Any], now: dict[str, Any]) -> None:
+    """Logs the flags that may change and do."""
     # Where beta is learned, its first value does not matter any more.
     for name in _MAY_CHANGE if now["lr_beta"] else (*_MAY_CHANGE, "beta"):
         if former.get(name) != now[name]:
             logging.info(
-                "The run continues with %s instead of %s.", _flag(name, now), former.get(name)
-            )
+                "The run continues with %s instead of %s.",
+                _format_flag(name, now), former.get(name),
+            )  # fmt: skip
     if now["start_epoch"] and now["start_epoch"] != former.get("start_epoch"):
         logging.warning(
             "--start-epoch: has no effect: the run continues where its checkpoint was written."
         )
+
+
+def _log_changed_devices(checkpoint: Checkpoint, config: TrainConfig) -> None:
+    """Warns if the run continues with another number of devices."""
     learner = checkpoint.state.get("learner")
-    former_devices = learner.get("devices") if isinstance(learner, dict) else None
+    former = learner.get("devices") if isinstance(learner, dict) else None
     devices = config.devices.count
-    if former_devices != devices and _is_showable(former_devices):
+    if former != devices and _is_showable(former):
         logging.warning(
             "The run continues with %d devices instead of %s: from the same state, but not to the "
             "same numbers. %sThe running statistics of batch norm, which each device has for "
             "itself, are averaged.",
-            devices, former_devices,
+            devices, former,
             "Negatives are sampled within each device's part of the batch. "
             if config.method.negatives == "device" else "",
         )  # fmt: skip
-    former_made_with = checkpoint.state.get("made_with")
+
+
+def _log_changed_packages(checkpoint: Checkpoint) -> None:
+    """Logs packages of another version, and another number of threads."""
+    former = checkpoint.state.get("made_with")
     for name, value in made_with().items():
-        former_value = former_made_with.get(name) if isinstance(former_made_with, dict) else None
+        former_value = former.get(name) if isinstance(former, dict) else None
         if former_value != value and _is_showable(former_value):
             logging.info(
                 "Made with %s %s, continues with %s: the last digits may differ.",
@@ -156,7 +174,8 @@ def _is_showable(value: Any) -> bool:
     return text.isprintable() and len(text) <= _LONGEST_SHOWN
 
 
-def _flag(name: str, flags: dict[str, Any]) -> str:
+def _format_flag(name: str, flags: dict[str, Any]) -> str:
+    """Returns a flag and its value as they are typed; ``no --flag`` for a switch that is off."""
     flag, value = as_flag(name), flags.get(name)
     if isinstance(value, bool) or value is None:
         return flag if value else f"no {flag}"
