@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from embedding_learning.cli import compare_cells, train_flags
 from embedding_learning.cli.compare_cells import METHOD_FLAGS, Cells
@@ -23,7 +23,7 @@ from embedding_learning.cli.parser import (
     add_path,
 )
 from embedding_learning.config import FLAGS, ModelConfig, as_flag, flags_of
-from embedding_learning.errors import UsageError
+from embedding_learning.errors import Interrupted, UsageError
 from embedding_learning.experiments import results
 from embedding_learning.experiments.results import (
     HELD_OUT,
@@ -38,6 +38,9 @@ from embedding_learning.runtime.file_locks import open_locked
 from embedding_learning.runtime.flag_values import check_range, device_numbers
 from embedding_learning.runtime.progress import log_to_terminal
 from embedding_learning.training.settings import make_config
+
+if TYPE_CHECKING:
+    from embedding_learning.experiments.sweep import Comparison
 
 # The paper's own comparison, its table 1, has all of these pairs but two.
 _LOSSES = ("margin", "contrastive", "triplet", "triplet-euclidean")
@@ -66,22 +69,23 @@ _MOST_SEEDS, _MOST_PARALLEL, _MOST_FOLDS = 1000, 256, 1000
 def main(arguments: list[str]) -> int:
     """Trains what is not finished and writes the tables; returns 1 if a run failed, else 0."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    chosen = _parse(arguments[:end])
-    typed = arguments[end + 1 :]
-    flags, slots, placeholders = _read_train_flags(typed, chosen)
-    cells, lines = compare_cells.build_cells(
-        chosen.pairs, chosen.varied, flags, placeholders, _MAY_CHANGE
-    )
-    for _, config in cells.values():
-        if config.run.epochs < 1:
+    chosen, typed = _parse(arguments[:end]), arguments[end + 1 :]
+    given = train_flags.given(typed)
+    _check_train_flags(given, chosen)
+    pairs = _pair_methods(given, chosen)
+    flags = _shared_flags(typed, given, chosen)
+    slots = _find_slots(given, chosen)
+    # They stand for the flags that each run has of its own.
+    placeholders = [*slots[0], f"--save-model-prefix={_find_parent(chosen.output)}/run"]
+    cells, lines = compare_cells.build_cells(pairs, chosen.varied, flags, placeholders, _MAY_CHANGE)
+    for of_cell in cells.values():
+        if of_cell.config.run.epochs < 1:
             raise UsageError("--epochs 0: there would be nothing to compare")
-        if chosen.select_on == HELD_OUT and not config.data.held_out:
+        if chosen.select_on == HELD_OUT and not of_cell.config.data.held_out:
             raise UsageError("--held-out 0.0: holds out nothing for --select-on held-out")
     plan = _make_plan(cells, [*flags, *placeholders], chosen)
-    # Imported here, since these import MXNet and matplotlib.
-    from embedding_learning.errors import Interrupted
-    from embedding_learning.experiments import process_pool, sweep
-    from embedding_learning.runtime.signals import stop_on_signals
+    # Imported here, since it imports MXNet and matplotlib.
+    from embedding_learning.experiments import sweep
 
     seeds = range(1, chosen.seeds + 1)
     # All cells with one seed come first: the table is complete early, and only its spread grows.
@@ -95,7 +99,7 @@ def main(arguments: list[str]) -> int:
         comparison = sweep.Comparison(
             folder=folder,
             trials=trials,
-            flags={cell: sweep.CellFlags(*of_cell) for cell, of_cell in cells.items()},
+            flags=cells,
             select_on=chosen.select_on,
             typed=shlex.join(typed),
             parallel=len(slots),
@@ -106,17 +110,28 @@ def main(arguments: list[str]) -> int:
             logging.info("%d of %d runs are finished already.", finished, len(trials))
         if finished < len(trials) and _OF_NETWORK & chosen.varied.keys():
             _check_networks(cells)
-        tasks = [partial(comparison.run_trial, trial) for trial in trials]
-        with stop_on_signals() as stop:
-            process_pool.run_all(tasks, slots, _threads_per_run(len(slots)), stop)
-        print(comparison.write_tables())
+        _run_trials(comparison, trials, slots)
+    return 1 if comparison.failed else 0
+
+
+def _run_trials(comparison: Comparison, trials: Sequence[Trial], slots: list[list[str]]) -> None:
+    """Trains what is left of the trials, one in each slot at a time, and prints the table.
+
+    Raises Interrupted if a signal stopped them.
+    """
+    from embedding_learning.experiments import process_pool
+    from embedding_learning.runtime.signals import stop_on_signals
+
+    tasks = [partial(comparison.run_trial, trial) for trial in trials]
+    with stop_on_signals() as stop:
+        process_pool.run_all(tasks, slots, _threads_per_run(len(slots)), stop)
+    print(comparison.write_tables())
     if stop.number is not None:
         raise Interrupted(
             stop.number,
             f"{len(comparison.outcomes())} of {len(trials)} runs are finished; the same command "
             "resumes",
         )
-    return 1 if comparison.failed else 0
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -181,15 +196,46 @@ def _parse_names(
     return names
 
 
-def _pair_methods(
-    chosen: argparse.Namespace, given: Mapping[str, Any], of_train: Collection[str]
-) -> list[tuple[str, str]]:
-    """Returns each loss with its samplings.
+def _methods_of_train(chosen: argparse.Namespace) -> set[str]:
+    """Returns which of the keys loss and sampling are left to the flags of train.py.
 
-    `given` are the flags of train.py, and `of_train` the keys of those that name loss or sampling.
+    With --vary these are the ones that the command's own flags do not name, otherwise none.
     """
+    if not chosen.varied:
+        return set()
+    return {key for key, name in METHOD_FLAGS.items() if getattr(chosen, name) is None}
+
+
+def _check_train_flags(given: Mapping[str, Any], chosen: argparse.Namespace) -> None:
+    """Raises UsageError if flags of train.py, by key, do not fit the command's own."""
+    for name in _SET_HERE:
+        if name in given and name not in _methods_of_train(chosen):
+            raise UsageError(f"{as_flag(name)}: differs from run to run; leave it out")
+    for name in chosen.varied:
+        if name in given:
+            raise UsageError(
+                f"--vary {as_flag(name)[2:]}: {as_flag(name)} is also among the flags behind --; "
+                "leave one out"
+            )
+    named = given.keys() | chosen.varied.keys()
+    if chosen.select_on == TEST and _holds_out(given, chosen):
+        raise UsageError("--held-out: is for --select-on held-out")
+    if chosen.folds > 1 and "held_out" in named:
+        raise UsageError("--held-out: --folds says how many classes are held out; leave it out")
+    if chosen.select_on == HELD_OUT and "classes" in named:
+        raise UsageError("--classes: differs with and without the held-out ones; leave it out")
+
+
+def _holds_out(given: Mapping[str, Any], chosen: argparse.Namespace) -> bool:
+    """Whether flags of train.py hold out classes."""
+    return "held_out" in chosen.varied or bool(given.get("held_out"))
+
+
+def _pair_methods(given: Mapping[str, Any], chosen: argparse.Namespace) -> list[tuple[str, str]]:
+    """Returns each loss with its samplings. `given` are the flags of train.py by key."""
     if not chosen.varied and chosen.losses is None and chosen.samplings is None:
         return _TABLE_1
+    of_train = _methods_of_train(chosen)
     # Raises UsageError for an unknown name.
     config = make_config({key: given[key] for key in of_train if key in given}, saves=False)
     losses: Sequence[str] = [config.method.loss]
@@ -201,52 +247,39 @@ def _pair_methods(
     return results.pair_methods(losses, samplings)
 
 
-def _read_train_flags(
-    typed: list[str], chosen: argparse.Namespace
-) -> tuple[list[str], list[list[str]], list[str]]:
-    """Returns the flags of all runs, the flags of each slot, and placeholders of a run's own flags.
-
-    `chosen.pairs` is added. Raises UsageError for flags that do not fit the command's own.
-    """
-    given = train_flags.given(typed)
-    of_train = set()
-    if chosen.varied:
-        of_train = {key for key, name in METHOD_FLAGS.items() if getattr(chosen, name) is None}
-    for name in _SET_HERE:
-        if name in given and name not in of_train:
-            raise UsageError(f"{as_flag(name)}: differs from run to run; leave it out")
-    for name in chosen.varied:
-        if name in given:
-            raise UsageError(
-                f"--vary {as_flag(name)[2:]}: {as_flag(name)} is also among the flags behind --; "
-                "leave one out"
-            )
-    named = given.keys() | chosen.varied.keys()
-    if chosen.select_on == TEST and ("held_out" in chosen.varied or given.get("held_out")):
-        raise UsageError("--held-out: is for --select-on held-out")
-    if chosen.folds > 1 and "held_out" in named:
-        raise UsageError("--held-out: --folds says how many classes are held out; leave it out")
-    if chosen.select_on == HELD_OUT and "classes" in named:
-        raise UsageError("--classes: differs with and without the held-out ones; leave it out")
-    chosen.pairs = _pair_methods(chosen, given, of_train)
+def _shared_flags(
+    typed: Sequence[str], given: Mapping[str, Any], chosen: argparse.Namespace
+) -> list[str]:
+    """Returns the flags of train.py for all runs: those that were typed, and what follows."""
     flags = ["--keep=1", *train_flags.spelled_out(typed)]
-    is_held_out = "held_out" in chosen.varied or given.get("held_out")
-    if chosen.select_on == HELD_OUT and not is_held_out:
+    if chosen.select_on == HELD_OUT and not _holds_out(given, chosen):
         share = _HELD_OUT_SHARE if chosen.folds == 1 else 1 / chosen.folds
         flags.append(f"--held-out={share}")
+    return flags
+
+
+def _find_slots(given: Mapping[str, Any], chosen: argparse.Namespace) -> list[list[str]]:
+    """Returns the flags of each slot: its GPU, or none.
+
+    Raises UsageError for more parallel runs than GPUs.
+    """
     gpus = device_numbers("--gpus", given.get("gpus", ""))
     slots = [[f"--gpus={gpu}"] for gpu in gpus] or [[]] * (chosen.parallel or 1)
     if chosen.parallel and chosen.parallel > len(slots):
         raise UsageError(
             f"--parallel {chosen.parallel}: a run takes one GPU, and --gpus names {len(gpus)}"
         )
-    slots = slots[: chosen.parallel]
-    folder = os.path.dirname(os.path.abspath(chosen.output))
+    return slots[: chosen.parallel]
+
+
+def _find_parent(output: str) -> str:
+    """Returns the folder of --output. Raises UsageError if it cannot be written to."""
+    folder = os.path.dirname(os.path.abspath(output))
     if not os.access(folder, os.W_OK):
         raise UsageError(
-            f"--output {chosen.output}: the folder {folder} does not exist or cannot be written to"
+            f"--output {output}: the folder {folder} does not exist or cannot be written to"
         )
-    return flags, slots, [*slots[0], f"--save-model-prefix={folder}/run"]
+    return folder
 
 
 def _make_plan(
@@ -261,7 +294,7 @@ def _make_plan(
     else:
         # Without what follows from a varied flag: other values of it may be added later.
         typed = train_flags.given(arguments)
-        _, config = next(iter(cells.values()))
+        config = next(iter(cells.values())).config
         settings = {
             key: value if key in typed or key not in FLAGS else FLAGS[key].default
             for key, value in config.as_flags().items()
@@ -276,7 +309,7 @@ def _check_cells(cells: Cells, folds: int) -> None:
     from embedding_learning.data.build import read_split
     from embedding_learning.training.build import check
 
-    configs = [config for _, config in cells.values()]
+    configs = [of_cell.config for of_cell in cells.values()]
     for config in configs:
         check(config)
     for config in {(config.data, config.batch): config for config in configs}.values():
@@ -291,7 +324,7 @@ def _check_networks(cells: Cells) -> None:
 
     from embedding_learning.training.build import build_network
 
-    configs = [config for _, config in cells.values()]
+    configs = [of_cell.config for of_cell in cells.values()]
     for config in {(config.model, config.data.crop_size): config for config in configs}.values():
         build_network(config, [mx.cpu()])
 

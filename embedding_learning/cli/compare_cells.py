@@ -8,9 +8,9 @@ from itertools import product
 from typing import Any
 
 from embedding_learning.cli import train_flags
-from embedding_learning.config import FLAGS, TrainConfig, as_flag
+from embedding_learning.config import FLAGS, as_flag
 from embedding_learning.errors import UsageError
-from embedding_learning.experiments.results import NO_EFFECT, Cell
+from embedding_learning.experiments.results import NO_EFFECT, Cell, CellFlags
 from embedding_learning.model.methods import LOSSES
 
 # The flags of train.py that flags of `compare` replace.
@@ -18,8 +18,8 @@ METHOD_FLAGS = {"loss": "losses", "sampling": "samplings"}
 # A value of every varied flag: the flag is left out. Some defaults have no other name.
 _DEFAULT = "default"
 _MOST_CELLS = 1000
-# The cells in their order, each with the flags of train.py, and the same flags read.
-Cells = dict[Cell, tuple[tuple[str, ...], TrainConfig]]
+# The cells in their order.
+Cells = dict[Cell, CellFlags]
 
 
 def parse_vary(texts: Sequence[str], set_here: Collection[str]) -> dict[str, list[str]]:
@@ -111,7 +111,7 @@ def build_cells(
             for key, text in typed.items()
         }
         cell = Cell(loss, sampling, tuple((_name(key), value) for key, value in shown.items()))
-        cells[cell] = tuple(kept[: -len(placeholders)]), config
+        cells[cell] = CellFlags(tuple(kept[: -len(placeholders)]), config)
     for key, reason in unused.items():
         if key not in used:
             flag = f"--vary {_name(key)}" if key in varied else as_flag(key)

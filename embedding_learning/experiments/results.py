@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from embedding_learning.config import FLAGS
+from embedding_learning.config import FLAGS, TrainConfig
 from embedding_learning.errors import DataError, UsageError
 from embedding_learning.evaluation.metrics import parse_metrics
 from embedding_learning.model.methods import LOSSES
@@ -76,6 +76,21 @@ class Cell(NamedTuple):
         ]
         name = "_".join([self.loss, self.sampling, *values])
         return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}-{_digest(name)}"
+
+
+class CellFlags(NamedTuple):
+    """What all runs of a cell have in common.
+
+    Attributes
+    ----------
+    arguments : tuple of str
+        Flags of train.py, without those that each run has of its own, such as its seed.
+    config : TrainConfig
+        The same flags, read.
+    """
+
+    arguments: tuple[str, ...]
+    config: TrainConfig
 
 
 def _file_name(value: str) -> str:

@@ -9,10 +9,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
 
 from embedding_learning import plots
-from embedding_learning.config import TrainConfig
 from embedding_learning.errors import DataError
 from embedding_learning.experiments import results, tables
 from embedding_learning.experiments.process_pool import TrainFunction
@@ -22,6 +20,7 @@ from embedding_learning.experiments.results import (
     HELD_OUT,
     TEST,
     Cell,
+    CellFlags,
     Outcome,
     Trial,
     trial_prefix,
@@ -37,21 +36,6 @@ _SELECTED = {
     "trained for as long, and the test classes evaluated at the end. Recall among the held-out "
     "classes cannot be compared with recall among the test classes: other images are searched.",
 }
-
-
-class CellFlags(NamedTuple):
-    """What all runs of a cell have in common.
-
-    Attributes
-    ----------
-    arguments : tuple of str
-        Flags of train.py.
-    config : TrainConfig
-        The same flags, read.
-    """
-
-    arguments: tuple[str, ...]
-    config: TrainConfig
 
 
 class Comparison:

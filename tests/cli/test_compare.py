@@ -590,7 +590,7 @@ def test_the_time_left_is_of_the_epochs_left_at_the_pace_so_far(
     runs = [Trial(cell, seed) for seed in range(1, 8)]
     write_run(tmp_path, runs[0], [0.5, 0.5, 0.5])
     write_run(tmp_path, runs[1], [0.5, 0.5])
-    flags = {cell: sweep.CellFlags((), parse(["--epochs=3"]))}
+    flags = {cell: results.CellFlags((), parse(["--epochs=3"]))}
     work = sweep.Comparison(tmp_path, runs, flags, results.TEST, "", parallel)
     work.failed.append(runs[2])
     assert work._format_time_left() == "5 runs are left"
