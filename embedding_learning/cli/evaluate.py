@@ -12,7 +12,7 @@ from embedding_learning.cli import evaluate_pairs, model_flags, split_flags
 from embedding_learning.cli.parser import Parser, expand_path, given
 from embedding_learning.errors import UsageError
 from embedding_learning.evaluation.metric_table import describe_metrics
-from embedding_learning.evaluation.metrics import common_metrics, compute_metrics, parse_metrics
+from embedding_learning.evaluation.metrics import common_metrics, parse_metrics
 from embedding_learning.inference import embedded_split
 from embedding_learning.inference.embedded_split import EmbeddedSplit
 from embedding_learning.runtime.atomic_files import check_output_path, write_text
@@ -37,14 +37,7 @@ def main(arguments: list[str]) -> int:
     if options.confusions is not None:
         _write_confusions(options.confusions, found)
     split, gallery = found.split, found.split.gallery
-    measured = compute_metrics(
-        found.queries,
-        split.test.labels,
-        options.metrics or common_metrics(split.recall_at),
-        found.gallery,
-        None if gallery is None else gallery.labels,
-        split.groups,
-    )
+    measured = found.measure(options.metrics or common_metrics(split.recall_at))
     if options.json:
         # JSON has no numbers that are not finite.
         finite = {

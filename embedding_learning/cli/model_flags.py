@@ -61,13 +61,12 @@ def load(options: argparse.Namespace) -> EmbeddingModel:
     from embedding_learning.inference.embedding_model import load_model
     from embedding_learning.runtime.devices import find_devices
 
-    devices = find_devices(options.gpus)
     return load_model(
         options.model_file,
-        devices,
-        options.model,
-        options.exif_orientation,
-        options.resize,
-        options.resize_to,
-        options.engine,
+        find_devices(options.gpus),
+        model=options.model,
+        exif_orientation=options.exif_orientation,
+        resize=options.resize,
+        resize_to=options.resize_to,
+        engine=options.engine,
     )

@@ -257,15 +257,15 @@ def _gallery(
     test, searched = found.split.test, found.split.searched
     distances, neighbors = nearest
     plots.plot_gallery(
-        queries,
-        neighbors,
-        distances,
-        test.labels,
-        test.class_names,
-        thumbnail_reader(test, found.preprocessing),
-        path,
-        title,
-        None
+        groups=queries,
+        neighbors=neighbors,
+        distances=distances,
+        labels=test.labels,
+        class_names=test.class_names,
+        thumbnail=thumbnail_reader(test, found.preprocessing),
+        path=path,
+        title=title,
+        searched=None
         if found.gallery is None
         else (searched.labels, thumbnail_reader(searched, found.preprocessing)),
     )
@@ -295,18 +295,18 @@ def _place(vectors: np.ndarray, labels: np.ndarray, title: tuple[str, str], most
     return Plane(rows, projection.tsne(vectors[rows], _SEED), heading)
 
 
-def draw_run_curves(measured: Sequence[Mapping[str, Any]], path: str, title: str) -> None:
+def draw_run_curves(recorded: Sequence[Mapping[str, Any]], path: str, title: str) -> None:
     """Draws the curves of a run from its records."""
     from embedding_learning import plots
 
-    plots.plot_run_curves(measured, path, title)
+    plots.plot_run_curves(recorded, path, title)
 
 
-def draw_distances(measured: Sequence[Mapping[str, Any]], path: str, title: str) -> None:
+def draw_distances(recorded: Sequence[Mapping[str, Any]], path: str, title: str) -> None:
     """Draws the distances of a run's pairs from its records."""
     from embedding_learning import plots
 
-    plots.plot_distances(measured, path, title)
+    plots.plot_distances(recorded, path, title)
 
 
 class PlotRow(NamedTuple):

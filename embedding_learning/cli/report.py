@@ -6,7 +6,7 @@ import argparse
 import logging
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -28,11 +28,7 @@ from embedding_learning.cli.plot import (
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.config import DataConfig, TestImages
 from embedding_learning.errors import DataError, UsageError
-from embedding_learning.evaluation.metrics import (
-    Measurement,
-    common_metrics,
-    compute_metrics,
-)
+from embedding_learning.evaluation.metrics import Measurement, common_metrics
 from embedding_learning.inference import embedded_split
 from embedding_learning.inference.embedded_split import EmbeddedSplit
 from embedding_learning.inference.run_files import find_run, prefix_of
@@ -65,7 +61,7 @@ def main(arguments: list[str]) -> int:
         )
     # The prefix is the given one: the run may have been started in another folder.
     config = parse([*info.arguments, f"--save-model-prefix={options.prefix}"], is_past=True)
-    measured, state = records.read(folder), _state(options.prefix, config.run.epochs)
+    recorded, state = records.read(folder), _state(options.prefix, config.run.epochs)
     with log_to_terminal():
         model = load_model(
             network,
@@ -77,18 +73,23 @@ def main(arguments: list[str]) -> int:
         embedded = embedded_split.embed_split(
             model, _test_images(config.data), options.batch_size, options.workers
         )
-    measurement = _measure(embedded, config.run.metrics)
+    # Those that papers report for the data set, and those of the run.
+    metrics = [*common_metrics(embedded.split.recall_at), *config.run.metrics]
+    measurement = embedded.measure(list(dict.fromkeys(metrics)))
     with TemporaryDirectory() as scratch:
         html_report.write_report(
             output,
-            f"{Path(options.prefix).name}: {info.title}",
-            shlex.join(["python3", "train.py", *info.arguments]),
-            config.as_flags(),
-            info.made_with,
-            _table(measured, measurement, model.description["epoch"]),
-            [*_run_figures(measured, info.title, scratch), *_network_figures(embedded, scratch)],
-            [state, "Epochs are counted from 0, as in the log."],
-            measurement.notes(),
+            title=f"{Path(options.prefix).name}: {info.title}",
+            command=shlex.join(["python3", "train.py", *info.arguments]),
+            flags=config.as_flags(),
+            versions=info.made_with,
+            metrics=_table(recorded, measurement, model.description["epoch"]),
+            figures=[
+                *_run_figures(recorded, info.title, scratch),
+                *_network_figures(embedded, scratch),
+            ],
+            notes=[state, "Epochs are counted from 0, as in the log."],
+            notes_on_metrics=measurement.notes(),
         )
     print(output)
     return 0
@@ -108,27 +109,14 @@ def _test_images(data: DataConfig) -> TestImages:
     )
 
 
-def _measure(embedded: EmbeddedSplit, metrics: Sequence[str]) -> Measurement:
-    """Computes the metrics of the run, and those that papers report for the data set."""
-    split, gallery = embedded.split, embedded.split.gallery
-    return compute_metrics(
-        embedded.queries,
-        split.test.labels,
-        list(dict.fromkeys([*common_metrics(split.recall_at), *metrics])),
-        embedded.gallery,
-        None if gallery is None else gallery.labels,
-        split.groups,
-    )
-
-
 def _table(
-    measured: list[dict[str, Any]], measurement: Measurement, saved_epoch: int
+    recorded: list[dict[str, Any]], measurement: Measurement, saved_epoch: int
 ) -> list[dict[str, Any]]:
     """Returns the rows of the table: each evaluation, the saved network, the metrics' bases."""
     metrics = measurement.values
     epochs = [
         {"": _when(record.get("epoch")), **{k: v for k, v in record.items() if k in metrics}}
-        for record in measured
+        for record in recorded
         if record.get("kind") == "evaluation"
     ]
     best = {"": f"saved: epoch {saved_epoch}", **metrics}
@@ -140,14 +128,14 @@ def _table(
     return [*epochs, best, bases]
 
 
-def _run_figures(measured: list[dict[str, Any]], title: str, folder: str) -> Iterator[ReportFigure]:
+def _run_figures(recorded: list[dict[str, Any]], title: str, folder: str) -> Iterator[ReportFigure]:
     """Draws the curves and the distances of a run, as far as they are recorded."""
     from embedding_learning.plots.html_report import ReportFigure
 
     for heading, draw in {"Curves": draw_run_curves, "Distances of pairs": draw_distances}.items():
         figure = ReportFigure(heading, f"{folder}/{heading}.png")
         with suppress(DataError):  # No such record exists yet.
-            draw(measured, figure.path, title)
+            draw(recorded, figure.path, title)
             yield figure
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +20,7 @@ from embedding_learning.data.preprocessing import (
     read_square,
 )
 from embedding_learning.evaluation.confusions import Confusion, find_confusions
+from embedding_learning.evaluation.metrics import Measurement, compute_metrics
 from embedding_learning.evaluation.neighbors import find_nearest
 from embedding_learning.runtime.progress import progress_bar
 
@@ -48,6 +49,18 @@ class EmbeddedSplit(NamedTuple):
     queries: np.ndarray
     gallery: np.ndarray | None
     preprocessing: Preprocessing = ORIGINAL_PREPROCESSING
+
+    def measure(self, metrics: Sequence[str]) -> Measurement:
+        """Computes metrics of the test images, searched in the gallery or among each other."""
+        split = self.split
+        return compute_metrics(
+            self.queries,
+            split.test.labels,
+            metrics,
+            self.gallery,
+            None if split.gallery is None else split.gallery.labels,
+            split.groups,
+        )
 
     def find_nearest(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Finds the k images nearest to each test image, or all if there are fewer.
