@@ -15,8 +15,6 @@ from embedding_learning.runtime.progress import log_to_terminal
 
 # Whether a file can be decoded does not depend on this size.
 _SIZE = 64
-
-
 # The flags of train.py that decide which images are read and whether they can be trained on.
 _FLAGS = (
     "data_path", "dataset", "bbox", "train_classes", "cache_dir", "workers", "held_out",

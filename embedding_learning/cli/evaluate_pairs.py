@@ -30,7 +30,7 @@ from embedding_learning.runtime.progress import log_to_terminal
 _FOLDS = 10
 # With fewer false accepts than this a rate is mostly chance.
 _FEW = 10
-# What the other flags of `evaluate` choose, pairs have already.
+# Other flags of `evaluate`: the list of pairs decides the images, and what is measured.
 _WITHOUT_EFFECT = (
     "dataset", "bbox", "train_classes", "test", "cache_dir", "skip_bad_images", "metrics",
     "confusions",
@@ -51,7 +51,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace, typed: Collection[str]) -> None:
-    """Raises UsageError if a flag that was typed, given by its key, has no effect."""
+    """Raises UsageError if a flag that was typed, given by its key, has no effect.
+
+    Sets `options.image_folder`: the folder of the images, or None for that of the list.
+    """
     if options.pairs is None:
         if options.roc is not None:
             raise UsageError("--roc: is for --pairs; leave it out")
@@ -90,7 +93,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _find_folds(file: str, listed: PairList) -> np.ndarray:
-    """Returns the folds of the file, or at most ten of its pairs in turn. The others choose."""
+    """Returns the fold of each pair, (p,): that in the file, or one of at most ten in turn.
+
+    Raises DataError if there are too few pairs to make folds.
+    """
     if listed.folds is not None:
         return listed.folds
     same = int(listed.is_same.sum())
@@ -167,5 +173,5 @@ def _format_json(
 
 
 def _finite(threshold: float) -> float | None:
-    """JSON has no infinity: None is a threshold that accepts no pair."""
+    """Returns the threshold for JSON, which has no infinity: None accepts no pair."""
     return float(threshold) if math.isfinite(threshold) else None

@@ -1,4 +1,4 @@
-"""`export`: writes a saved model in a form that needs this program no more."""
+"""`export`: writes a saved model in a form that can be used without this program."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def add(group: argparse._ActionsContainer, name: str, default: Any, text: str) -
 
 
 def add_path(group: argparse._ActionsContainer, name: str, default: str, text: str) -> None:
-    """A file or folder, in whose name ``~`` is expanded."""
+    """Adds the path of a file or folder, in which ``~`` is expanded."""
     help_text = f"{text} (default: %(default)s)"
     group.add_argument(name, default=default, type=expand_path, help=help_text)
 

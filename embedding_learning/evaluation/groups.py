@@ -77,7 +77,7 @@ def count_matches(
     sizes: np.ndarray = np.bincount(searched_labels, minlength=labels.max(initial=-1) + 1)
     left_out = np.full(len(labels), int(finds_itself))
     if groups is not None:
-        # Which contain the query itself, if it has a group.
+        # The images of its group include the query itself.
         left_out = np.maximum(left_out, groups.count_left_out(labels, searched_labels))
     counts: np.ndarray = sizes[labels] - left_out
     return counts

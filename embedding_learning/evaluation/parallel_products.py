@@ -1,6 +1,6 @@
 """Matrix products in several Python threads, each product in one thread of BLAS.
 
-What numpy does with a product, such as comparing and counting, then uses all cores too, while the
+So the steps after a product, such as comparing and counting in numpy, use all cores too, while the
 product is still in the cache of its core.
 """
 
@@ -26,13 +26,13 @@ _ONE_AT_A_TIME = threading.Lock()
 
 @contextmanager
 def blas_threads(distances: int) -> Iterator[Run]:
-    """Gives a function that calls `work` with each task, in as many threads as BLAS would use.
+    """Yields a function that calls `work` with each task, in as many threads as BLAS would use.
 
-    If few distances are computed in all, the tasks are done one after the other. The tasks are
-    taken when a thread is free, so an iterator may be long. If a call fails, no more tasks are
-    begun, and its exception is raised.
+    If few `distances` are computed in total, the tasks are done one after the other. A task is
+    taken from the iterator only when a thread is free. If a call fails, no more tasks are started,
+    and its exception is raised.
 
-    The number of BLAS's threads belongs to the process. So a second thread that enters waits.
+    BLAS has one number of threads for the whole process, so a second thread that enters waits.
     """
     if distances < _MANY:
         yield _run_in_order
@@ -60,7 +60,7 @@ def _run_in_order(work: Callable[[Task], None], tasks: Iterable[Task]) -> None:
 
 
 class _Waiting:
-    """Tasks that are not begun."""
+    """The tasks that have not been started, shared by the threads that take them."""
 
     def __init__(self, tasks: Iterable[Any]) -> None:
         self._tasks = iter(tasks)
@@ -68,6 +68,7 @@ class _Waiting:
         self.has_ended = False
 
     def do_all(self, work: Callable[[Any], None]) -> None:
+        """Calls `work` with one task after another, until none is left or a call has failed."""
         try:
             while True:
                 with self._lock:

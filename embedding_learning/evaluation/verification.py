@@ -33,12 +33,12 @@ class Roc(NamedTuple):
 
     @property
     def true_accept_rates(self) -> np.ndarray:
-        """The accepted part of the pairs of one class, (m,)."""
+        """The accepted share of the pairs of one class, (m,) float64."""
         return self.same / self.same[-1]
 
     @property
     def false_accept_rates(self) -> np.ndarray:
-        """The accepted part of the pairs of different classes, (m,)."""
+        """The accepted share of the pairs of different classes, (m,) float64."""
         return self.different / self.different[-1]
 
 
@@ -98,7 +98,7 @@ def pair_distances(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray
 
 
 def compute_roc(distances: np.ndarray, is_same: np.ndarray) -> Roc:
-    """Counts what each threshold accepts. There has to be a pair of either type.
+    """Counts the pairs that each threshold accepts. There has to be a pair of either type.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def compute_fold_accuracies(
 
 
 def find_best_threshold(distances: np.ndarray, is_same: np.ndarray) -> float:
-    """Returns the threshold that decides the most pairs rightly; of equally good ones the lowest.
+    """Returns the threshold that decides the most pairs correctly; of equal ones the lowest.
 
     It is in the middle between two neighboring distances, where other pairs have the most room.
     """

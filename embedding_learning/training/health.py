@@ -12,7 +12,7 @@ from embedding_learning.evaluation import pair_distances
 # In a row; fewer happen by chance late in a successful training.
 _BATCHES_WITHOUT_PAIRS = 20
 _SKIPPED_IN_A_ROW = 20
-# The cutoff of distance weighted sampling, which treats all nearer pairs alike.
+# A distance: the default cutoff of distance weighted sampling, which treats nearer pairs alike.
 _COLLAPSED = 0.5
 
 

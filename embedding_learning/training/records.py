@@ -66,7 +66,7 @@ class Recorder:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Within, time counts as time that the trainer waits for a batch."""
+        """Counts the time within as time that the trainer waits for a batch."""
         self._batches += 1
         started = time.perf_counter()
         yield

@@ -185,13 +185,13 @@ def _evaluate_before_training(
     log_lines.log_metrics(None, metrics)
     progress.before = validation.criterion(metrics)
     if run.resumes_network:
-        # It is replaced by a better one only.
+        # Only a better network replaces the resumed one.
         progress.best = progress.to_beat = progress.before
     return metrics, embeddings
 
 
 def _worker_group(config: TrainConfig, client: HeartbeatClient | None) -> WorkerGroup:
-    """Returns the workers that train together. Blocks until all have come."""
+    """Returns the workers that train together. Blocks until all are connected."""
     if client is None:
         return WorkerGroup()
     is_asynchronous = config.devices.kvstore == "dist_async"

@@ -34,14 +34,17 @@ class RunLog:
     board: TensorBoard | None
 
     def start_epoch(self, epoch: int, learning_rates: list[float]) -> None:
-        """At the start of an epoch, or where a resumed run continues within one."""
+        """Logs the learning rates at the start of an epoch, and begins a logging interval.
+
+        A resumed run calls it where it continues, which may be within an epoch.
+        """
         if self.progress.batch == 0:
             name = self.learner.learned_name or ""
             log_lines.log_learning_rates(epoch, learning_rates, name)
         self.recorder.begin_interval()
 
     def waiting_for_data(self) -> AbstractContextManager[None]:
-        """Within, time counts as waiting for the next batch."""
+        """Counts the time within as waiting for the next batch."""
         return self.recorder.waiting()
 
     def is_interval_over(self) -> bool:
@@ -62,10 +65,10 @@ class RunLog:
         beta = learner.beta_values()
         if beta is not None:
             self.health.check_beta(beta)
-        pairs = _pairs(learner, step, embeddings, config.batch.batch_k)
+        pairs = _measure_pairs(learner, step, embeddings, config.batch.batch_k)
         values = {
             "loss": loss / self._interval / learner.loss_count,
-            **_values(learner, pairs, beta),
+            **_summarize_step(learner, pairs, beta),
         }
         with disk_faults(self.recorder.folder):
             self.recorder.interval(
@@ -80,7 +83,7 @@ class RunLog:
             )
 
     def epoch(self, epoch: int, loss: float, seconds: float) -> None:
-        """At the end of an epoch's training: the sum of its losses."""
+        """Logs the sum of an epoch's losses, and the seconds of its training."""
         log_lines.log_epoch_loss(epoch, loss, seconds)
 
     def evaluation(
@@ -145,10 +148,10 @@ class RunLog:
         return self.progress.step(self.config.batch.batch_num)
 
 
-def _pairs(
+def _measure_pairs(
     learner: Learner, step: Step, embeddings: Sequence[np.ndarray], batch_k: int
 ) -> dict[str, np.ndarray]:
-    """Returns what `Learner.measure` returns, and `all_negative_distances`.
+    """Returns what `Learner.measure` returns, and `all_negative_distances` (pairs,).
 
     `embeddings` are those of the step, of each device (n, d). Without a sampling, the positive
     distances are those of all pairs of an image and another one of its class.
@@ -162,7 +165,7 @@ def _pairs(
     return {**pairs, "all_negative_distances": np.concatenate(negatives)}
 
 
-def _values(
+def _summarize_step(
     learner: Learner, pairs: dict[str, np.ndarray], beta: np.ndarray | float | None
 ) -> dict[str, float]:
     """Returns what is recorded of a step in addition to its loss, by name.

@@ -217,7 +217,7 @@ def _check_methods(config: TrainConfig) -> None:
 
 
 def _check_rates(config: TrainConfig) -> None:
-    """Checks that MXNet can read the rates of the last epoch too, after all factors."""
+    """Raises UsageError if MXNet cannot read the rates of the last epoch, after all factors."""
     optimizer = config.optimizer
     epoch = max(0, config.run.epochs - 1)
     try:
@@ -248,7 +248,7 @@ def _check_start(config: TrainConfig) -> None:
 
 
 def _check_devices(config: TrainConfig) -> None:
-    """Whether the key-value store fits the worker processes."""
+    """Raises UsageError if the key-value store does not fit the worker processes."""
     devices = config.devices
     has_workers = dmlc_environment.read_environment() is not None
     if devices.is_distributed and not has_workers:
@@ -266,7 +266,7 @@ def _check_devices(config: TrainConfig) -> None:
 
 
 def _check_batch(config: TrainConfig, is_total: bool) -> None:
-    """Each device's part of the batch must hold whole classes, two at least.
+    """Raises UsageError unless each device's part of the batch is whole classes, at least two.
 
     `is_total`: the size was given for all devices together.
     """

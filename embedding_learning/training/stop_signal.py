@@ -13,7 +13,7 @@ from embedding_learning.training.saver import Saver
 
 
 class StopSignal:
-    """Whether this process was asked to stop, and where the run may follow.
+    """Stops a run that was asked to stop, at the places where its state can be saved.
 
     Several workers stop after the same batch: each would wait for the others in the next one.
 

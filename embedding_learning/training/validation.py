@@ -29,8 +29,7 @@ def evaluate_test(
 
     Raises TrainingError if an embedding is not finite.
     """
-
-    # Not kept between epochs, since it keeps what it computes from the weights.
+    # A new one for each evaluation, since it keeps what it computes from the weights.
     graph = EmbeddingGraph(learner.net)
 
     def embed(batches: SequentialBatches) -> tuple[np.ndarray, np.ndarray]:
