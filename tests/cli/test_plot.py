@@ -195,14 +195,11 @@ def test_a_gallery_shows_no_image_of_the_querys_group(
     queries = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
     drawn: dict[str, Any] = {}
 
-    def plot_gallery(chosen: Any, neighbors: np.ndarray, *_: Any) -> None:
-        drawn.update(chosen=chosen, neighbors=neighbors)
-
-    monkeypatch.setattr(plots, "plot_gallery", plot_gallery)
+    monkeypatch.setattr(plots, "plot_gallery", lambda **arguments: drawn.update(arguments))
     plot.draw_gallery(
         EmbeddedSplit(Split("s", test.take(np.array([], int)), test), queries, None), ""
     )
-    assert sorted(np.concatenate([*drawn["chosen"].values()])) == [*range(8)]
+    assert sorted(np.concatenate([*drawn["groups"].values()])) == [*range(8)]
     for query, rows in enumerate(drawn["neighbors"]):
         assert {*rows[rows >= 0]} == {
             row
@@ -216,7 +213,7 @@ def test_the_queries_of_confused_classes_are_drawn(monkeypatch: pytest.MonkeyPat
     test = ImageSet([str(row) for row in range(6)], np.int32([0, 0, 1, 1, 1, 2]), ["a", "b", "c"])
     queries = np.float32([[0.0], [9.0], [1.0], [8.5], [5.0], [6.0]])
     drawn: list[dict[str, np.ndarray]] = []
-    monkeypatch.setattr(plots, "plot_gallery", lambda groups, *_: drawn.append(groups))
+    monkeypatch.setattr(plots, "plot_gallery", lambda groups, **_: drawn.append(groups))
     found = EmbeddedSplit(Split("s", test.take(np.array([], int)), test), queries, None)
     plot.draw_confusions(found, "")
     assert {heading: [*rows] for heading, rows in drawn[0].items()} == {
