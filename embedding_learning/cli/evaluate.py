@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import math
 
@@ -13,6 +11,7 @@ from embedding_learning.cli.parser import Parser, expand_path, given
 from embedding_learning.errors import UsageError
 from embedding_learning.evaluation.metric_table import describe_metrics
 from embedding_learning.evaluation.metrics import common_metrics, parse_metrics
+from embedding_learning.experiments.tables import format_csv
 from embedding_learning.inference import embedded_split
 from embedding_learning.inference.embedded_split import EmbeddedSplit
 from embedding_learning.runtime.atomic_files import check_output_path, write_text
@@ -62,12 +61,11 @@ def main(arguments: list[str]) -> int:
 def _write_confusions(path: str, found: EmbeddedSplit) -> None:
     """Writes a line for each pair of classes whose first is taken for the second."""
     names = found.split.test.class_names
-    content = io.StringIO()
-    lines = csv.writer(content, lineterminator="\n")
-    lines.writerow(CONFUSION_COLUMNS)
-    for label, taken_for, queries, images in found.find_confusions():
-        lines.writerow([names[label], names[taken_for], len(queries), images])
-    write_text(path, content.getvalue())
+    rows = [
+        (names[label], names[taken_for], len(queries), images)
+        for label, taken_for, queries, images in found.find_confusions()
+    ]
+    write_text(path, format_csv([CONFUSION_COLUMNS, *rows]))
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
