@@ -240,7 +240,7 @@ def draw_confusions(found: EmbeddedSplit, path: str) -> None:
     for label, taken_for, rows, images in confusions:
         heading = f"{names[label]} taken for {names[taken_for]}: {len(rows)} of {images} images"
         queries[heading] = rows[[np.argmin(distances[rows, 0])]]
-    title = f"{found.split.title}: classes that are most often taken for another one"
+    title = f"{found.split.title}: classes taken for others"
     _gallery(found, queries, (distances, neighbors), path, title)
 
 
