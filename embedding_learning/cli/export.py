@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from embedding_learning.cli import model_flags
 from embedding_learning.cli.parser import Parser, expand_path
@@ -12,6 +13,10 @@ from embedding_learning.errors import UsageError
 def main(arguments: list[str]) -> int:
     """Writes the files; returns 0."""
     options = _parse(arguments)
+    if not os.path.basename(options.output):
+        raise UsageError(
+            f"OUTPUT {options.output!r}: is no file name; give one, such as models/birds.onnx"
+        )
     for_pytorch = options.output.lower().endswith(".safetensors")
     if for_pytorch and options.normalize_input:
         raise UsageError(

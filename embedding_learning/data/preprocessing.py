@@ -181,7 +181,7 @@ def read_image(
         if image.size == 0:
             raise DataError(
                 f"{path}: the box {x, y, width, height} lies outside of the image, "
-                f"{full_width}x{full_height} pixels"
+                f"{full_width}x{full_height} pixels; correct it, or ignore the boxes with --no-bbox"
             )
     return cv2.cvtColor(resize_image(image, size, preprocessing), cv2.COLOR_BGR2RGB)
 

@@ -34,6 +34,8 @@ _ALWAYS_UPDATES = {"adadelta", *_NEEDS_RATE}
 _NOT_FOR_TRAINING = {"test", "groupadagrad"}
 # It divides by the largest gradient so far, and adds nothing to it.
 _DIVIDES_BY_ZERO = {"adamax"}
+# In an array of MXNet.
+_MOST_VALUES = 2**31 - 2
 
 
 def build(
@@ -299,6 +301,14 @@ def check(config: TrainConfig) -> None:
     if config.devices.kvstore == "nccl" and not mx.runtime.Features().is_enabled("NCCL"):
         raise UsageError("--kvstore nccl: this build of MXNet has no NCCL; use device or local")
     mixed_precision.check(config)
+    rows, dimension = config.method.memory + config.batch.total, config.model.embed_dim
+    if config.method.memory and rows * dimension > _MOST_VALUES:
+        most = _MOST_VALUES // dimension - config.batch.total
+        way_out = f"{most} images are the most" if most > 0 else "lower --embed-dim"
+        raise UsageError(
+            f"--memory {config.method.memory}: MXNet has no array of {rows} embeddings of "
+            f"{dimension} numbers; {way_out}"
+        )
 
 
 def _first_line(error: Exception) -> str:

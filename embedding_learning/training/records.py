@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
@@ -48,10 +49,22 @@ class Recorder:
         self.folder = folder
         self._path = folder / RECORDS
         self._file = open(self._path, "a+b")  # noqa: SIM115
-        self._file.truncate(min(size, self._file.tell()))
-        self._file.seek(0, os.SEEK_END)
+        self._cut_to(size)
         self._started = time.perf_counter() - seconds
         self.begin_interval()
+
+    def _cut_to(self, size: int) -> None:
+        """Cuts the file to so many bytes; logs if it has fewer, and then keeps its whole lines."""
+        found = self._file.tell()
+        if found < size:
+            logging.warning(
+                "%s: records are missing: it has %d bytes of the run, not %d.",
+                self._path, found, size,
+            )  # fmt: skip
+            self._file.seek(0)
+            size = self._file.read().rfind(b"\n") + 1
+        self._file.truncate(size)
+        self._file.seek(0, os.SEEK_END)
 
     @property
     def seconds(self) -> float:

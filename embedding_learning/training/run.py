@@ -109,6 +109,8 @@ def run(
             )  # fmt: skip
             if not progress.lacks_network(config.run):
                 if group.rank == 0:
+                    with disk_faults(folder.path):
+                        folder.publish_if_missing(checkpoint, progress.best_epoch)
                     log_lines.print_best(split.title, progress.best, progress.before)
                 return
         board = None

@@ -121,20 +121,32 @@ class RunFolder:
     def _copy_run(self, source: Path, best_epoch: int | None) -> None:
         """Copies the records and the best network of the resumed run from its folder."""
         self._copy(source / RECORDS)
-        if best_epoch is None:
-            return
-        best = source / self.best(best_epoch).name
-        if self._copy(best):
-            self.publish(best_epoch)
-        else:
-            logging.warning("%s does not exist; %s.params is left as it is.", best, self._prefix)
+        if best_epoch is not None:
+            self._publish_from(source, best_epoch)
 
-    def _copy(self, file: Path) -> bool:
-        """Copies a file into the folder, unless it lies there; returns whether it exists."""
+    def publish_if_missing(self, checkpoint: Checkpoint, best_epoch: int | None) -> None:
+        """Makes the best network of a finished run the result, ``PREFIX.params``, if there is none.
+
+        `best_epoch` is the epoch of the best network up to the last checkpoint.
+        """
+        if best_epoch is not None and not self._result.exists():
+            self._publish_from(checkpoint.path.parent, best_epoch)
+
+    def _publish_from(self, source: Path, best_epoch: int) -> None:
+        """Publishes the best network in a run's folder; logs if it is missing or damaged."""
+        best = source / self.best(best_epoch).name
+        fault = _find_fault(best)
+        if fault:
+            logging.warning("%s %s; %s.params is left as it is.", best, fault, self._prefix)
+            return
+        self._copy(best)
+        self.publish(best_epoch)
+
+    def _copy(self, file: Path) -> None:
+        """Copies a file, if it exists, into the folder, unless it lies there."""
         if file.exists() and not file.parent.samefile(self.path):
             with atomic_write(self.path / file.name) as partial:
                 shutil.copyfile(file, partial)
-        return file.exists()
 
     def best(self, epoch: int) -> Path:
         """Returns the path of the network that was the best after an epoch."""
@@ -283,6 +295,20 @@ def find(resume: str, prefix: str) -> Checkpoint | None:
         return None
     fault = "all its checkpoints are damaged" if files else "holds no checkpoint"
     raise UsageError(f"--resume {resume}: {fault}; leave --resume out to start from scratch")
+
+
+def _find_fault(network: Path) -> str | None:
+    """Returns what is wrong with the file of a network, if anything."""
+    # Imported here, since it imports MXNet, which commands that only read records do without.
+    from embedding_learning.model.weights.params_file import read_description
+
+    if not network.exists():
+        return "does not exist"
+    try:
+        read_description(str(network), "--resume")  # Its checksum is that of the whole file.
+    except UsageError:
+        return "is damaged or cannot be read"
+    return None
 
 
 def _reason(error: Exception) -> str:

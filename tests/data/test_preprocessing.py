@@ -162,9 +162,10 @@ def test_what_leaves_the_image_is_cut_off_the_box(
 def test_a_box_outside_of_the_image_is_refused(tmp_path: Path, box: tuple[int, ...]) -> None:
     path = tmp_path / "image.png"
     save_plain(path)
-    with pytest.raises(DataError, match="lies outside of the image, 24x24 pixels") as caught:
+    with pytest.raises(DataError, match="lies outside of the image, 24x24 pixels; corr") as caught:
         read_square(str(path), np.array(box), 32)
     assert str(caught.value).startswith(f"{path}: the box {box} ")
+    assert "--no-bbox" in str(caught.value)
 
 
 def thumbnail_segment() -> bytes:

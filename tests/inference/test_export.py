@@ -16,6 +16,7 @@ import pytest
 from mxnet import gluon, nd
 from mxnet.gluon import nn
 
+from embedding_learning.cli.export import main as export_command
 from embedding_learning.data.preprocessing import read_square
 from embedding_learning.errors import UsageError
 from embedding_learning.inference.export import export_onnx, export_symbol
@@ -249,6 +250,12 @@ def test_a_size_that_the_network_does_not_take(export, tmp_path):
     message = exported_with_feedback(export, small_net(size=20), tmp_path / "net")
     assert message.startswith("--crop-size 16: ")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("output", ["", "folder/"])
+def test_an_output_without_a_name_is_refused_before_the_model_is_read(output):
+    with pytest.raises(UsageError, match=f"^OUTPUT '{output}': is no file name; give one, such as"):
+        export_command(["none.params", output])
 
 
 @EXPORTS

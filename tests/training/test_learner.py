@@ -216,6 +216,15 @@ def test_every_optimizer_stays_finite_where_gradients_are_0(optimizer):
         assert np.isfinite(array).all()
 
 
+def test_a_memory_that_mxnet_has_no_array_for_is_refused():
+    build.check(config_of("--memory=1000000", "--embed-dim=2047"))
+    with pytest.raises(UsageError, match=r"^--memory 1048576: .* 2048 numbers; 1048505 images are"):
+        build.check(config_of("--memory=1048576", "--embed-dim=2048"))
+    most = config_of("--memory=1048505", "--embed-dim=2048")
+    build.check(most)
+    assert (most.method.memory + most.batch.total) * 2048 < 2**31
+
+
 def test_an_optimizer_that_divides_zeros_is_refused():
     with pytest.raises(UsageError, match=r"^--optimizer adamax: MXNet's divides 0 by 0 .* adam"):
         build.check(config_of("--optimizer=AdaMax"))

@@ -67,6 +67,22 @@ def test_going_on_cuts_off_what_came_after_the_checkpoint(tmp_path: Path) -> Non
     assert [record["loss"] for record in records.read(tmp_path)] == [0.5, 0.5, 0.25, 0.25]
 
 
+@pytest.mark.parametrize("is_missing", [False, True])
+def test_going_on_after_records_that_are_cut_off_keeps_the_whole_lines(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, is_missing: bool
+) -> None:
+    size = write(tmp_path, 0, range(1, 4))
+    file = tmp_path / RECORDS
+    os.truncate(file, size - 9)
+    if is_missing:
+        file.unlink()
+    write(tmp_path, size, range(4, 6))
+    assert [r["batch"] for r in records.read(tmp_path)] == ([] if is_missing else [1, 2]) + [4, 5]
+    found = 0 if is_missing else size - 9
+    (line,) = caplog.messages
+    assert line == f"{file}: records are missing: it has {found} bytes of the run, not {size}."
+
+
 def test_records_that_were_removed_are_written_again(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, 0, 0.0, None)
     recorder.evaluation(0, 1, 1, {"nmi": 0.5})

@@ -16,8 +16,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
+from mxnet.gluon import nn
 
 from embedding_learning.errors import UsageError
+from embedding_learning.model.weights.params_file import read_description, save_parameters
 from embedding_learning.training import checkpoint_file, run_folder
 from embedding_learning.training.checkpoint_file import FORMAT
 from embedding_learning.training.run_folder import RunFolder
@@ -325,7 +327,7 @@ def test_the_best_network_of_every_checkpoint_is_there_and_few_others(seed: int)
                 best_at[save(folder, epoch, batch).name] = best
             if rng.random() < 0.5:
                 best = epoch
-                folder.best(epoch).write_text(f"network {epoch}")
+                write_network(folder.best(epoch), f"network {epoch}")
             best_at[save(folder, epoch + 1).name] = best
             present = names_in("p.run")
             kept = [name for name in present if name.startswith("checkpoint")]
@@ -337,6 +339,20 @@ def test_the_best_network_of_every_checkpoint_is_there_and_few_others(seed: int)
 
 
 # How a run begins
+
+
+def write_network(path: Path, name: str) -> None:
+    """Writes the file of a small network, which says its name."""
+    net = nn.Dense(1, in_units=1)
+    net.initialize()
+    save_parameters(net, str(path), {"name": name})
+
+
+def network_in(path: str) -> str:
+    """Returns the name of the network in a file."""
+    description = read_description(path, "")
+    assert description
+    return str(description["name"])
 
 
 def begin(prefix: str, resume: str | None = None, best_epoch: int | None = None) -> RunFolder:
@@ -357,7 +373,7 @@ def run_of(prefix: str, epochs: int = 3, keep: int = 2) -> None:
         folder.begin(None, None)
         save(folder, 0)
         for epoch in range(epochs):
-            folder.best(epoch).write_text(f"{prefix} {epoch}")
+            write_network(folder.best(epoch), f"{prefix} {epoch}")
             folder.publish(epoch)
             save(folder, epoch + 1)
 
@@ -370,7 +386,7 @@ def contents(folder: str) -> dict[str, Any]:
             saved = checkpoint_file.read(path)
             files[path.name] = saved.state, {n: a.tobytes() for n, a in saved.arrays.items()}
         else:
-            files[path.name] = path.read_text()
+            files[path.name] = path.read_bytes()
     return files
 
 
@@ -394,7 +410,7 @@ def test_the_result_becomes_the_best_network_again() -> None:
         if lost:
             Path("p.params").unlink()
         begin("p", "auto", best_epoch=1)
-        assert Path("p.params").read_text() == "p 1"
+        assert network_in("p.params") == "p 1"
     Path("p.params").write_text("another's")
     begin("p", "auto", best_epoch=None)
     assert Path("p.params").read_text() == "another's"
@@ -445,7 +461,7 @@ def test_resuming_from_an_older_one_moves_all_aside_and_takes_the_best_along() -
     begin("p", "p.run/checkpoint-0002-000000.safetensors", best_epoch=1)
     assert contents("p.run.1") == former
     assert names_in("p.run") == ["best-0001.params", "checkpoint-0002-000000.safetensors"]
-    assert Path("p.params").read_text() == Path("p.run/best-0001.params").read_text() == "p 1"
+    assert network_in("p.params") == network_in("p.run/best-0001.params") == "p 1"
 
 
 @pytest.mark.usefixtures("here")
@@ -454,7 +470,7 @@ def test_resuming_from_another_run_leaves_that_as_it_is() -> None:
     before = contents("other.run")
     begin("p", "other.run", best_epoch=2)
     assert contents("other.run") == before
-    assert Path("other.params").read_text() == Path("p.params").read_text() == "other 2"
+    assert network_in("other.params") == network_in("p.params") == "other 2"
     assert names_in("p.run") == ["best-0002.params", "checkpoint-0003-000000.safetensors"]
     run_of("p", epochs=5)  # moves it aside: it is another run
     begin("p", "other.run", best_epoch=2)
@@ -475,6 +491,27 @@ def test_a_checkpoint_that_another_run_removed_meanwhile_is_not_needed() -> None
     assert names_in("p.run") == ["best-0002.params", "checkpoint-0003-000000.safetensors"]
 
 
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("resume", ["auto", "p.run", "p.run/checkpoint-0003-000000.safetensors"])
+def test_a_finished_run_without_its_result_gets_it_again(resume: str) -> None:
+    run_of("p")
+    before = contents("p.run")
+    for prefix in ("p", "other") if resume != "auto" else ("p",):
+        for former in (None, "another's"):
+            result = Path(f"{prefix}.params")
+            result.unlink(missing_ok=True)
+            if former:
+                result.write_text(former)
+            with RunFolder(prefix, 2) as folder:
+                checkpoint = run_folder.find(resume, prefix)
+                assert checkpoint
+                folder.publish_if_missing(checkpoint, None)
+                assert result.exists() == bool(former)
+                folder.publish_if_missing(checkpoint, 1)
+            assert result.read_text() == former if former else network_in(str(result)) == "p 1"
+    assert contents("p.run") == before
+
+
 @pytest.mark.parametrize("where", ["p.run", "other.run"])
 def test_a_best_network_that_is_lost_gives_a_warning(
     here: Path, caplog: pytest.LogCaptureFixture, where: str
@@ -485,7 +522,25 @@ def test_a_best_network_that_is_lost_gives_a_warning(
     begin("p", where, best_epoch=2)
     (line,) = caplog.messages
     assert line == f"{where}/best-0002.params does not exist; p.params is left as it is."
-    assert Path("p.params").read_text() == "p 2"
+    assert network_in("p.params") == "p 2"
+
+
+@pytest.mark.parametrize("where", ["p.run", "other.run"])
+def test_a_best_network_that_is_damaged_does_not_become_the_result(
+    here: Path, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    run_of("p")
+    run_of("other")
+    best = here / where / "best-0002.params"
+    whole = best.read_bytes()
+    for damaged in (whole[:-9], whole.replace(b" 2", b" 3"), b""):
+        caplog.clear()
+        best.write_bytes(damaged)
+        begin("p", where, best_epoch=2)
+        assert caplog.messages[-1] == (
+            f"{where}/best-0002.params is damaged or cannot be read; p.params is left as it is."
+        )
+        assert network_in("p.params") == "p 2"
 
 
 @pytest.mark.usefixtures("here")
@@ -560,7 +615,7 @@ def test_a_result_is_copied_atomically(here: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(run_folder.shutil, "copyfileobj", copyfileobj)
     with RunFolder("p", 2) as folder, pytest.raises(OSError, match="No space"):
         folder.publish(2)
-    assert Path("p.params").read_text() == "p 2"
+    assert network_in("p.params") == "p 2"
     assert names_in(here) == ["p.params", "p.run"]
 
 

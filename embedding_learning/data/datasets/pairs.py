@@ -182,8 +182,8 @@ def _number_folds(file: Path, pairs: Sequence[_Pair]) -> np.ndarray:
     folds, names = number_classes([pair.fold for pair in pairs])
     if len(names) < 2:
         raise DataError(
-            f"{file}: has a single fold, {names[0]!r}, and the threshold of a fold is chosen on "
-            "the others; add folds, or leave the column out"
+            f"{file}: has a single fold, and the threshold of a fold is chosen on the others; add "
+            "folds, or leave them out: the column of a .csv file, the first number of a pairs.txt"
         )
     return folds
 

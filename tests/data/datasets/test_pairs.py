@@ -143,7 +143,7 @@ def test_a_wrong_line_of_lfw_is_named(faces: Path, old: str, new: str, message: 
         ("same,x", "same,", ":2: expected 4 columns"),
         ("b.png,same", "z.png,same", ":2: {folder}/z.png: no such file; name the folder of the i"),
         (CSV[CSV.index("\n") :], "\n", ": lists no pair; add some, or name another with --pairs"),
-        ("y\n", "x\n", ": has a single fold, 'x', and the threshold of a fold is chosen on the o"),
+        ("y\n", "x\n", ": has a single fold, and the threshold of a fold is chosen on the others"),
         ("same,y", "different,y", ": all pairs that are same are in one fold, and the threshold"),
         ("different", "same", ": no pair is different; both types are needed"),
     ],
