@@ -339,7 +339,9 @@ def test_other_pictures_show_what_the_model_sees(
         plots, "plot_tsne_photographs", lambda points, row, *_: shown.update(tsne=row)
     )
     monkeypatch.setattr(projection, "tsne", lambda *_: np.zeros((12, 2)))
-    monkeypatch.setattr(plots, "plot_gallery", lambda *values: shown.update(gallery=values[5]))
+    monkeypatch.setattr(
+        plots, "plot_gallery", lambda **named: shown.update(gallery=named["thumbnail"])
+    )
     plot.draw_tsne_photographs(found, "a.png", plot.place_test_images(found))
     plot.draw_gallery(found, "a.png")
     for picture in ("tsne", "gallery"):
