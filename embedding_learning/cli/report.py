@@ -69,6 +69,7 @@ def main(arguments: list[str]) -> int:
             exif_orientation=options.exif_orientation,
             resize=options.resize,
             resize_to=options.resize_to,
+            engine=options.engine,
         )
         embedded = embedded_split.embed_split(
             model, _test_images(config.data), options.batch_size, options.workers

@@ -21,7 +21,7 @@ from embedding_learning.cli import export, plot, report
 from embedding_learning.data.datasets import ImageSet, Split
 from embedding_learning.data.preprocessing import read_square
 from embedding_learning.errors import DataError, UsageError
-from embedding_learning.inference import embedding_file
+from embedding_learning.inference import embedding_file, onnxruntime_engine
 from embedding_learning.inference.embedded_split import EmbeddedSplit
 from embedding_learning.training.run_folder import RunFolder
 from tests.end_to_end.test_train_command import QUICK
@@ -338,6 +338,15 @@ def test_what_is_not_there_is_reported(run: Path, tmp_path: Path) -> None:
         plot.main(["distances", str(tmp_path / "other.run"), "distances.png"])
     with pytest.raises(UsageError, match=r"x\.jpg"):
         plot.main(["curves", str(run / "birds.run"), "x.jpg"])
+
+
+def test_a_report_takes_the_engine_that_is_named(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run)
+    monkeypatch.setattr(onnxruntime_engine, "_PACKAGES", ("a_missing_package",))
+    with pytest.raises(UsageError, match="--engine onnxruntime: needs the packages"):
+        report.main(["birds", "--engine=onnxruntime"])
 
 
 @pytest.mark.slow
