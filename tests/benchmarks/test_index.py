@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,3 +39,11 @@ def test_the_index_lists_every_module() -> None:
         file.stem for file in FILES if file.parent == FOLDER and f"`{file.stem}" not in index
     ]
     assert missing == []
+
+
+def test_the_sections_that_the_index_names_exist() -> None:
+    index = (FOLDER / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "measurements.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| .* \| `.* \| ([^|]+) \|$", index, re.M))
+    assert len(named) > 8
+    assert named <= set(re.findall(r"^## (.*)$", page, re.M))
