@@ -8,6 +8,7 @@ the class folders. A warning counts the images that are skipped because of their
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections import Counter
@@ -74,7 +75,7 @@ def read(folder: Path) -> ImageSet:
 
 def list_class_folders(folder: Path) -> list[str]:
     """Returns the names of the folders in a folder, sorted."""
-    return sorted(entry.name for entry in _list_entries(str(folder)) if entry.is_dir())
+    return sorted(entry.name for entry in _list_entries(str(folder)) if _is_folder(entry))
 
 
 def has_images(folder: Path) -> bool:
@@ -93,7 +94,7 @@ def find_images(top: str) -> tuple[list[str], Counter[str]]:
     targets: set[str] = set()
     for folder in folders:
         for entry in _list_entries(folder):
-            if entry.is_dir():
+            if _is_folder(entry):
                 if entry.is_symlink():
                     _check_link(folder, entry, targets)
                 folders.append(entry.path)
@@ -132,10 +133,28 @@ def _list_entries(folder: str) -> list[os.DirEntry[str]]:
                 if not entry.name.startswith(".") and entry.name != _MACOS_FOLDER
             ]
     except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be read: {error.strerror}; change its permissions, or name another "
-            "folder with --data-path"
-        ) from None
+        raise _unreadable(folder, error) from None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Returns whether it is a folder or a link to one.
+
+    A link that leads nowhere or to itself is none: as an image, it is reported as missing. Raises
+    DataError if the target of a link cannot be accessed.
+    """
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise _unreadable(entry.path, error) from None
+
+
+def _unreadable(path: str, error: OSError) -> DataError:
+    return DataError(
+        f"{path}: cannot be read: {error.strerror}; change its permissions, or name another folder "
+        "with --data-path"
+    )
 
 
 def _check_link(folder: str, link: os.DirEntry[str], targets: set[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_learning.data.datasets import image_folder, load_dataset, train_val
+from embedding_learning.data.datasets import image_folder, load_dataset, train_val, unlabeled
 from embedding_learning.errors import DataError
 
 
@@ -84,6 +84,27 @@ def test_links_are_followed_but_not_in_a_circle(tmp_path: Path) -> None:
         found.read_file_stats()
     (data / "a" / "up").symlink_to(data)
     assert fault(data).startswith(f"{data}/a/up: links to a folder that contains it")
+
+
+def test_a_link_to_itself_is_like_a_link_to_nowhere(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.jpg", "b/1.jpg")
+    for name in ("loop", "a/2.jpg", "a/loop"):
+        (tmp_path / name).symlink_to(os.path.basename(name))
+    assert image_folder.has_images(tmp_path)
+    found = image_folder.read(tmp_path)
+    assert below(tmp_path, found.paths) == ["a/1.jpg", "a/2.jpg", "b/1.jpg"]
+    assert found.class_names == ["a", "b"]
+    with pytest.raises(DataError, match=r"a/2\.jpg: listed, but missing"):
+        found.read_file_stats()
+    assert below(tmp_path, unlabeled.read([str(tmp_path)]).paths) == below(tmp_path, found.paths)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_link_whose_target_cannot_be_accessed_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, "data/a/1.jpg", "locked/b/1.jpg")
+    (tmp_path / "data" / "b").symlink_to(tmp_path / "locked" / "b")
+    (tmp_path / "locked").chmod(0)
+    assert fault(tmp_path / "data").startswith(f"{tmp_path}/data/b: cannot be read: Permission")
 
 
 def test_links_that_multiply_the_paths_are_refused(tmp_path: Path) -> None:
