@@ -498,7 +498,7 @@ class TestImages:
     bbox : bool, optional
         Whether images are cropped to their boxes; None: as the model was trained.
     classes : str
-        One of `data.datasets.TESTS`.
+        One of `data.datasets.TEST_CHOICES`.
     """
 
     data_path: str

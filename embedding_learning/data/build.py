@@ -22,7 +22,7 @@ from embedding_learning.data.crops import (
     photograph_size,
 )
 from embedding_learning.data.datasets import ImageSet, Split
-from embedding_learning.data.datasets.splits import log_split
+from embedding_learning.data.datasets.splits import keep_decodable, log_split
 from embedding_learning.data.pixel_cache import open_pixel_cache
 from embedding_learning.data.preprocessing import (
     AT_MOST,
@@ -131,15 +131,10 @@ def open_data(split: Split, config: TrainConfig, rank: int = 0, group_size: int 
     bad = sum(map(len, parts)) - sum(map(len, rows))
     if bad:
         logging.warning("%d images that cannot be decoded are left out.", bad)
-        for images, kept, role in zip(parts, rows, ("that train", "that test", "of the gallery")):
-            if not len(kept):
-                raise DataError(
-                    f"{split.name}: none of the {len(images)} images {role} can be decoded; "
-                    "unpack the images again, or name another folder with --data-path"
-                )
-        parts = [images.take(kept) for images, kept in zip(parts, rows)]
-        split = replace(split, test=parts[1], gallery=parts[2] if split.gallery else None)
-        parts[0], kept = fit_to_batches(parts[0], config)
+        split = keep_decodable(split, rows)
+        train, kept = fit_to_batches(split.train, config)
+        split = replace(split, train=train)
+        parts = split.parts
         rows[0] = rows[0][kept]
     fewest = min(len(searched) for searched in parts[1:])
     batch, data, processes = config.batch, config.data, config.devices.processes

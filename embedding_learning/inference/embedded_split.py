@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from embedding_learning.config import TestImages
 from embedding_learning.data import datasets
 from embedding_learning.data.datasets import ImageSet, Split
-from embedding_learning.data.datasets.splits import log_split
+from embedding_learning.data.datasets.splits import keep_decodable, log_split
 from embedding_learning.data.preprocessing import (
     ORIGINAL_PREPROCESSING,
     PixelsFromFiles,
@@ -90,7 +89,8 @@ def embed_split(
 ) -> EmbeddedSplit:
     """Embeds the test images of a data set. Blocks until all are embedded.
 
-    Raises UsageError or DataError if an image is missing or cannot be decoded.
+    Raises UsageError or DataError if an image is missing or cannot be decoded; with
+    `images.skip_bad_images` only if that leaves none.
     """
     split = datasets.load_dataset(
         images.data_path,
@@ -127,13 +127,16 @@ def embed_images(
 
 
 def _without_bad_images(split: Split, workers: int, preprocessing: Preprocessing) -> Split:
-    """Returns the split without test images that cannot be decoded; logs each of these."""
+    """Returns the split without test images that cannot be decoded; logs each of these.
 
-    def keep_good(part: ImageSet) -> ImageSet:
-        return part.take(np.flatnonzero(find_decodable(part, THUMBNAIL, workers, preprocessing)))
-
-    gallery = None if split.gallery is None else keep_good(split.gallery)
-    return replace(split, test=keep_good(split.test), gallery=gallery)
+    Raises DataError if none of the images that test, or of the gallery, can be decoded.
+    """
+    train, *searched = split.parts
+    rows = [np.arange(len(train))]
+    for part in searched:
+        good = find_decodable(part, THUMBNAIL, workers, preprocessing)
+        rows.append(np.flatnonzero(good))
+    return keep_decodable(split, rows)
 
 
 def thumbnail_reader(part: ImageSet, preprocessing: Preprocessing) -> Callable[[int], np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,6 +132,23 @@ def _merge(parts: Sequence[ImageSet]) -> ImageSet:
         np.concatenate(groups) if any(part.groups is not None for part in parts) else None,
         parts[0].group_names,
     )
+
+
+def keep_decodable(split: Split, rows: Sequence[np.ndarray]) -> Split:
+    """Returns the split with only the images that can be decoded: these rows of each of its parts.
+
+    Raises DataError if a part has images, and none of them is left.
+    """
+    kept = []
+    for images, good, role in zip(split.parts, rows, ("that train", "that test", "of the gallery")):
+        if len(images) and not len(good):
+            raise DataError(
+                f"{split.name}: none of the {len(images)} images {role} can be decoded; "
+                "unpack the images again, or name another folder with --data-path"
+            )
+        kept.append(images.take(good))
+    train, test, *gallery = kept
+    return replace(split, train=train, test=test, gallery=gallery[0] if gallery else None)
 
 
 def list_recall_warnings(split: Split) -> list[str]:
