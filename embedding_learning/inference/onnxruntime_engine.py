@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from typing import Any
 
 from mxnet import nd
@@ -21,10 +22,19 @@ def is_installed() -> bool:
     return all(importlib.util.find_spec(package) for package in _PACKAGES)
 
 
+def read_thread_count() -> int:
+    """Returns the threads of OMP_NUM_THREADS; 0, with which onnxruntime uses all cores, if unset.
+
+    As for OpenMP, it may be a list, such as 4,2: a number for each level of nested loops.
+    """
+    count = re.match(r"\s*(\d+)", os.environ.get("OMP_NUM_THREADS", ""))
+    return int(count[1]) if count else 0
+
+
 class OnnxRuntimeEngine:
     """The part of a network that embeds images, as an ONNX graph that onnxruntime computes.
 
-    It uses as many threads as MXNet. The weights are copied.
+    It uses as many threads as MXNet: those of OMP_NUM_THREADS. The weights are copied.
 
     Parameters
     ----------
@@ -49,7 +59,7 @@ class OnnxRuntimeEngine:
         import onnxruntime
 
         options: Any = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"])
+        options.intra_op_num_threads = read_thread_count()
         model = serialize_onnx(net, crop_size, normalize_input=True)
         providers = ["CPUExecutionProvider"]
         self._session: Any = onnxruntime.InferenceSession(model, options, providers=providers)

@@ -311,6 +311,14 @@ def test_an_engine_that_cannot_be_used_is_refused_when_the_model_is_loaded(
         load_model(file, engine="onnxruntime")
 
 
+@pytest.mark.parametrize("text, count", [("3", 3), ("4,2", 4), (" 5 ", 5), ("", 0), ("x", 0)])
+def test_onnxruntime_gets_the_threads_of_openmp(
+    monkeypatch: pytest.MonkeyPatch, text: str, count: int
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert onnxruntime_engine.read_thread_count() == count
+
+
 def test_onnxruntime_computes_on_no_gpu(model: EmbeddingModel, file: Path) -> None:
     import_onnxruntime()
     on_gpu = EmbeddingModel(model.net, model.description, [mx.gpu(0)], "onnxruntime")
