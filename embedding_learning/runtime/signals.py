@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from threading import Thread
 from types import FrameType
 
 from embedding_learning.errors import Interrupted
@@ -25,15 +25,22 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within the block, notes the first signal in the request. The second ends the process."""
+    """Within the block, notes the first signal in the request. The second ends the process.
+
+    In another thread than the main one nothing is noted: Python lets only the main thread handle
+    signals, and what they do is for the program that started this thread to decide.
+    """
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     # Python runs its handlers only between two instructions, and one that waits for a device can
     # take many seconds. The thread that watches this pipe learns of a signal at once.
     former_writing = signal.set_wakeup_fd(writing)
     former = [signal.signal(number, lambda *_: None) for number in _SIGNALS]
-    watcher = Thread(target=_watch, args=(reading, request), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(reading, request), daemon=True)
     watcher.start()
     try:
         yield request

@@ -109,6 +109,28 @@ def test_another_wakeup_is_given_back() -> None:
         os.close(writing)
 
 
+def test_another_thread_leaves_signals_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """Python would raise ValueError: a run that a program starts in a thread could not begin."""
+    noted: list[int | None] = []
+    inside, outside = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with stop_on_signals() as request:
+            inside.set()
+            assert outside.wait(HANG_LIMIT)
+            noted.append(request.number)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert inside.wait(HANG_LIMIT)
+    with pytest.raises(Interrupted), raise_on_signals():
+        signal.raise_signal(signal.SIGTERM)
+    outside.set()
+    thread.join()
+    assert noted == [None]
+    assert capsys.readouterr().err == ""
+
+
 # A process that is deep in a library: in a lock of C's it waits, and no signal wakes it. Only its
 # other threads continue.
 
