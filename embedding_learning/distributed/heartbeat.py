@@ -265,7 +265,7 @@ def _send_once(environment: dmlc_environment.Environment, **message: Any) -> boo
     try:
         with socket.create_connection(address, HEARTBEAT_INTERVAL) as connection:
             connection.sendall(json.dumps(message).encode() + b"\n")
-    except OSError:
+    except (OSError, UnicodeError):  # UnicodeError: the host is no name of a machine
         return False
     return True
 
@@ -286,6 +286,10 @@ def _connect(environment: dmlc_environment.Environment) -> socket.socket:
         try:
             connection = socket.create_connection(address, HEARTBEAT_TIMEOUT)
             break
+        except UnicodeError as error:
+            raise UsageError(
+                f"DMLC_PS_ROOT_URI {environment.host}: is no address or name of a machine; correct it"
+            ) from error
         except OSError as error:
             if time.monotonic() > deadline:
                 raise UsageError(

@@ -187,7 +187,7 @@ def _find_node_address(host: Host, scheduler: dmlc_environment.Environment) -> d
     """
     try:
         address = socket.gethostbyname(host.name.rpartition("@")[2])
-    except OSError:
+    except (OSError, UnicodeError):  # UnicodeError: no name of a machine, such as node..1
         return {}
     # The name of this machine often stands for the loopback interface.
     return {"DMLC_NODE_HOST": scheduler.host if address.startswith("127.") else address}

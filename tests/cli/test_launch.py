@@ -131,6 +131,14 @@ def test_a_process_on_another_host_gets_its_own_address(monkeypatch, name, resol
         assert (found and found[1]) == expected
 
 
+@pytest.mark.parametrize("name", ["me@node..1", "a" * 64])
+def test_a_host_that_cannot_be_a_name_is_left_to_ssh(name: str) -> None:
+    """Python raises UnicodeError for it, not an error of the network."""
+    _, *processes = launcher.plan_processes(["true"], HERE, [launcher.Host(name, "22")])
+    assert all(name in process.command for process in processes)
+    assert not any("DMLC_NODE_HOST" in process.command[-1] for process in processes)
+
+
 def test_a_port_is_taken_only_if_the_one_1000_above_is_free_too(monkeypatch):
     first, second = free_ports(2)
     monkeypatch.setattr(launcher, "_PORTS", [first, second])

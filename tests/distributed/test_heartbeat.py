@@ -20,6 +20,7 @@ import pytest
 from embedding_learning.distributed import heartbeat
 from embedding_learning.distributed.dmlc_environment import Environment
 from embedding_learning.distributed.heartbeat import LOST_STATUS, request_stop
+from embedding_learning.errors import UsageError
 from tests.helpers.limits import HANG_LIMIT, NEVER
 from tests.helpers.paths import ROOT
 
@@ -473,6 +474,14 @@ def test_a_worker_that_joins_later_is_asked_to_stop_too(
 
 def test_a_group_that_has_ended_is_not_reached(environment: Environment) -> None:
     assert not request_stop(environment, int(signal.SIGTERM))
+
+
+def test_an_address_that_cannot_be_one_is_reported_at_once(environment: Environment) -> None:
+    """Python raises UnicodeError for it, not an error of the network."""
+    wrong = environment._replace(host="10.0..1", role="worker")
+    assert not request_stop(wrong, int(signal.SIGTERM))
+    with pytest.raises(UsageError, match=r"DMLC_PS_ROOT_URI 10\.0\.\.1: is no address or name"):
+        heartbeat.HeartbeatClient("train.py", wrong)
 
 
 NONSENSE = {
