@@ -18,7 +18,7 @@ from embedding_learning.data.datasets.text_files import (
     check_folder,
     check_no_duplicates,
     parse_box,
-    parse_class_number,
+    parse_number,
     read_lines,
 )
 from embedding_learning.data.image_set import ImageSet
@@ -50,7 +50,7 @@ def read(folder: Path, use_boxes: bool = True) -> ImageSet:
     lines = list(paths.values())
     check_no_duplicates([line.value for line in lines], lambda row: lines[row].line)
 
-    numbers = [parse_class_number(*labels[image]) for image in paths]
+    numbers = [parse_number(*labels[image]) for image in paths]
     classes, class_of_image = np.unique(numbers, return_inverse=True)
     boxes_in_order = [_parse_box(boxes[image]) for image in paths] if use_boxes else None
     return ImageSet(

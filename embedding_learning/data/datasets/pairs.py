@@ -22,7 +22,7 @@ import numpy as np
 
 from embedding_learning.data.datasets import csv_file
 from embedding_learning.data.datasets.image_folder import EXTENSIONS
-from embedding_learning.data.datasets.text_files import parse_class_number, read_lines
+from embedding_learning.data.datasets.text_files import parse_number, read_lines
 from embedding_learning.data.image_set import ImageSet, number_classes
 from embedding_learning.errors import DataError
 
@@ -125,7 +125,7 @@ def _read_lfw(file: Path) -> list[_Pair]:
             raise DataError(f"{file}:{number}: expected {expected}, but found {line!r}")
         names = (words[0], words[0 if is_same else 2])
         first, second = (
-            f"{name}/{name}_{parse_class_number(image, f'{file}:{number}'):04d}"
+            f"{name}/{name}_{parse_number(image, f'{file}:{number}', 'an image number'):04d}"
             for name, image in zip(names, (words[1], words[-1]))
         )
         fold_name = str(fold) if len(counts) == 2 else ""

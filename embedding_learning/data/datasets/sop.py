@@ -13,7 +13,7 @@ from pathlib import Path
 from embedding_learning.data.datasets.splits import ListedImage, split_by_lists
 from embedding_learning.data.datasets.text_files import (
     check_folder,
-    parse_class_number,
+    parse_number,
     read_table,
 )
 from embedding_learning.data.image_set import Split
@@ -40,7 +40,7 @@ def _read_list(folder: Path, name: str, part: str) -> list[ListedImage]:
     for line, (_, label, _, path) in read_table(
         file, "image_id class_id super_class_id path", _LAYOUT
     ):
-        number = parse_class_number(label, f"{file}:{line}")
+        number = parse_number(label, f"{file}:{line}")
         images.append(ListedImage(start + path, number, part, None, file, line))
     if not images:
         raise DataError(f"{file}: lists no image; fetch it again")

@@ -1,4 +1,4 @@
-"""Helpers of the readers: check folders and files, read lists, parse columns, classes and boxes.
+"""Helpers of the readers: check folders and files, read lists, parse columns, numbers and boxes.
 
 An error is one DataError that names the file, the line and the way out.
 """
@@ -115,11 +115,11 @@ def check_no_duplicates(images: Sequence[str], find_line: Callable[[int], str]) 
         first_rows[image] = row
 
 
-def parse_class_number(value: str, line: str) -> int:
-    """Parses the number of a class; `line` names its file and line in error messages."""
+def parse_number(value: str, line: str, what: str = "a class number") -> int:
+    """Parses a whole number from 0. Error messages say `what` it is, and its file and `line`."""
     # A longer number does not fit into 64 bits, and Python refuses to read a very long one.
     if not value.isdecimal() or len(value) > 18:
-        raise DataError(f"{line}: expected a class number, but found {value!r}; correct the line")
+        raise DataError(f"{line}: expected {what}, but found {value!r}; correct the line")
     return int(value)
 
 

@@ -113,7 +113,7 @@ def test_a_csv_is_read_with_and_without_folds(photos: Path) -> None:
         ("2\t2\n", "1\t4\n", "4: expected NAME NUMBER NUMBER, but found 'Ann_Lee\\t1\\tBob\\t3'"),
         ("Bob\t3\t11", "Bob\t3", "3: expected NAME NUMBER NUMBER, but found 'Bob\\t3'"),
         ("Cy\t1\tBob", "Bob", "5: expected NAME NUMBER NAME NUMBER, but found"),
-        ("Bob\t3\t11", "Bob\t3\tx", "3: expected a class number"),
+        ("Bob\t3\t11", "Bob\t3\tx", "3: expected an image number, but found 'x'"),
         ("Bob\t3\t11", "Bob\t3\t12", "3: {folder}/Bob/Bob_0012.jpg: no such file; name the folder"),
     ],
 )
