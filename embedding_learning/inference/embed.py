@@ -68,6 +68,8 @@ def embed(
 
     Raises
     ------
+    ValueError
+        If `batch_size` is below 1.
     DataError
         If an image is missing or cannot be decoded, or if no image can be decoded.
     UsageError

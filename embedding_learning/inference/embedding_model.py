@@ -84,9 +84,9 @@ def load_model(
     if engine not in ENGINES:
         raise ValueError(f"engine {engine!r}: choose from {', '.join(ENGINES)}")
     if resize not in (None, *RESIZES):
-        raise ValueError(f"resize {resize!r}: choose of {', '.join(RESIZES)}")
+        raise ValueError(f"resize {resize!r}: choose from {', '.join(RESIZES)}")
     if resize_to not in (None, *RESIZE_TO):
-        raise ValueError(f"resize_to {resize_to!r}: choose of {', '.join(RESIZE_TO)}")
+        raise ValueError(f"resize_to {resize_to!r}: choose from {', '.join(RESIZE_TO)}")
     path = find_network(os.fspath(path), "MODEL")
     source = f"MODEL {path}"
     devices = devices or [mx.cpu()]
@@ -224,7 +224,7 @@ class EmbeddingModel:
         DataError
             If a file cannot be decoded, or a box lies outside of its image.
         ValueError
-            If an array is no image, or the number of boxes is not n.
+            If an array is no image, the number of boxes is not n, or `batch_size` is below 1.
         """
         pixels = _Images(images, boxes, self.description["image_size"], self.preprocessing)
         size = self.choose_batch_size(len(images), batch_size)
@@ -234,8 +234,11 @@ class EmbeddingModel:
     def choose_batch_size(self, count: int, most: int) -> int:
         """Returns a batch size for `count` images, so that the last batch is nearly full too.
 
-        It is a multiple of the number of devices, and at most `most` rounded up to one.
+        It is a multiple of the number of devices, and at most `most` rounded up to one. Raises
+        ValueError if `most` is below 1.
         """
+        if most < 1:
+            raise ValueError(f"batch_size must be at least 1, not {most}")
         batches = -(-count // most) or 1
         devices = len(self.devices)
         return max(1, -(-count // (batches * devices))) * devices

@@ -272,7 +272,7 @@ def test_a_file_from_before_the_flags_has_the_original_preprocessing(tmp_path: P
 
 
 def test_a_word_that_is_no_way_to_resize_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="choose of linear, area"):
+    with pytest.raises(ValueError, match="choose from linear, area"):
         load_model(tmp_path / "any.params", resize="Area")
 
 

@@ -396,7 +396,7 @@ def test_a_file_from_before_the_flag_resizes_to_squares(tmp_path: Path) -> None:
 
 
 def test_a_word_that_is_no_way_to_resize_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="resize_to 'longer': choose of square, shorter-side"):
+    with pytest.raises(ValueError, match="resize_to 'longer': choose from square, shorter-side"):
         load_model(tmp_path / "any.params", resize_to="longer")
 
 

@@ -142,6 +142,8 @@ def test_devices_share_a_batch(file: Path, model: EmbeddingModel, birds: Any, co
 def test_batches_are_no_larger_than_asked_and_nearly_full(devices: int) -> None:
     model = EmbeddingModel.__new__(EmbeddingModel)
     model.devices = [mx.cpu(i) for i in range(devices)]
+    with pytest.raises(ValueError, match="batch_size must be at least 1, not -1"):
+        model.choose_batch_size(5, -1)
     for most in (1, 2, 6, 64):
         for count in [*range(20), 63, 64, 65, 127, 128, 129, 1000]:
             size = model.choose_batch_size(count, most)
