@@ -99,6 +99,22 @@ def load_model(
         description["resize"] = resize
     if resize_to is not None:
         description["resize_to"] = resize_to
+    net = _build_net(description, arrays, source, devices)
+    loaded = EmbeddingModel(net, description, devices, engine)
+    loaded.choose_engine(0)  # or the error would come after the images were listed
+    return loaded
+
+
+def _build_net(
+    description: dict[str, Any],
+    arrays: dict[str, mx.nd.NDArray],
+    source: str,
+    devices: list[mx.Context],
+) -> MarginNet:
+    """Returns the network of a description with these parameters; embeds an image to try it.
+
+    Raises UsageError, which begins with `source`, if the parameters or the sizes do not fit.
+    """
     net = MarginNet(
         backbones.create(description["model"], devices, pool=description["pool"]),
         description["embed_dim"],
@@ -118,9 +134,7 @@ def load_model(
             f"{source}: {description['model']} with these parameters does not take images of "
             f"{description['crop_size']} pixels; was it trained with other sizes?"
         ) from error
-    loaded = EmbeddingModel(net, description, devices, engine)
-    loaded.choose_engine(0)  # or the error would come after the images were listed
-    return loaded
+    return net
 
 
 class EmbeddingModel:
