@@ -228,7 +228,7 @@ class SequentialBatches(_BatchIter):
     """Evaluation batches: every image of this process once, in order, cropped to its center.
 
     Each process has a contiguous part of the images, which may be empty. The last batch is filled
-    with images from the start of the data; its `pad` is their number.
+    with other images; its `pad` is their number.
     """
 
     _crop = CenterCrop()

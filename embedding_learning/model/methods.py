@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class LossRow(NamedTuple):
-    """A loss.
+    """A row of `LOSSES`: all that other modules need to know about a loss.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class LossRow(NamedTuple):
 
 
 class SamplingRow(NamedTuple):
-    """A sampling.
+    """A row of `SAMPLINGS`: all that other modules need to know about a sampling.
 
     Attributes
     ----------

@@ -52,7 +52,7 @@ class _Stepper:
         self.training: ModuleType | None = None
 
     def next(self) -> mx.io.DataBatch:
-        """The next batch, once the step before is answered for."""
+        """Answers for the step before, then returns the next batch. Blocks until it is there."""
         if self._steps:
             self._answer()
         if not sys.stdin.readline():
