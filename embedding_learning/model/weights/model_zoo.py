@@ -7,6 +7,7 @@ import shutil
 import threading
 import zipfile
 import zlib
+from contextlib import suppress
 from typing import BinaryIO
 
 import requests
@@ -64,7 +65,7 @@ def fetch_weights(name: str) -> str:
     file = f"{_FILES.get(name, name)}-{sha1[:8]}"
     cache = os.path.join(find_zoo_folder(), "models")
     path = os.path.join(cache, f"{file}.params")
-    if os.path.isfile(path) and check_sha1(path, sha1):
+    if _is_complete(path, sha1):
         return path
     repository = os.environ.get("MXNET_GLUON_REPO") or _BUCKET
     url = f"{repository.rstrip('/')}/gluon/models/{file}.zip"
@@ -78,6 +79,13 @@ def fetch_weights(name: str) -> str:
             f"{file}.params into that folder{', or ' if instead else ''}{instead}"
         ) from error
     return path
+
+
+def _is_complete(path: str, sha1: str) -> bool:
+    """Returns whether the file exists, can be read and has this checksum."""
+    with suppress(OSError):
+        return os.path.isfile(path) and bool(check_sha1(path, sha1))
+    return False
 
 
 def _sha1(name: str) -> str:
@@ -105,7 +113,9 @@ def _download(url: str, path: str, sha1: str) -> None:
                 with member, open(partial, "wb") as file:
                     shutil.copyfileobj(member, file)
         finally:
-            os.remove(archive)
+            # It does not exist if it could not be created, which is the error to report.
+            with suppress(FileNotFoundError):
+                os.remove(archive)
         if not check_sha1(partial, sha1):
             raise ValueError("the checksum is wrong")
 

@@ -191,6 +191,34 @@ def test_a_folder_that_cannot_be_written_to_is_named(
     assert refusal().startswith(f"--use-pretrained: the weights of {NAME} are not in")
 
 
+def test_a_cached_file_that_may_not_be_read_is_replaced(
+    file: Path, zoo: type[Zoo], content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"of another user")
+    check = model_zoo.check_sha1
+
+    def check_readable(path: str, sha1: str) -> bool:
+        if path == str(file):
+            raise PermissionError(13, "Permission denied")
+        return bool(check(path, sha1))
+
+    monkeypatch.setattr(model_zoo, "check_sha1", check_readable)
+    zoo.served[f"/mirror/gluon/models/{file.stem}.zip"] = zipped(file.name, content)
+    assert model_zoo.fetch_weights(NAME) == str(file)
+    assert file.read_bytes() == content
+
+
+def test_a_file_that_cannot_be_created_is_the_reported_error(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(model_zoo, "open", refuse, raising=False)
+    assert "failed (PermissionError)" in refusal()
+
+
 def test_a_network_of_no_zoo_is_refused_with_the_way_out() -> None:
     assert refusal("mobilenet_v2") == (
         "--use-pretrained: no model zoo has weights of mobilenet_v2; get "
