@@ -46,7 +46,8 @@ class OnnxRuntimeEngine:
     Raises
     ------
     UsageError
-        If a package is not installed, or the network has an operator that cannot be translated.
+        If a package is not installed or cannot be imported, or the network has an operator that
+        cannot be translated.
     """
 
     def __init__(self, net: MarginNet, crop_size: int) -> None:
@@ -55,12 +56,18 @@ class OnnxRuntimeEngine:
                 f"--engine onnxruntime: needs the packages {' and '.join(_PACKAGES)}; "
                 f"{format_install_command('onnx')}"
             )
-        # Imported here, since not everyone has it.
-        import onnxruntime
+        try:
+            # Imported here, since not everyone has it.
+            import onnxruntime
 
+            model = serialize_onnx(net, crop_size, normalize_input=True)
+        except ImportError as error:  # of a package that does not fit numpy or the system
+            raise UsageError(
+                f"--engine onnxruntime: cannot be imported ({error}); "
+                f"{format_install_command('onnx')}"
+            ) from error
         options: Any = onnxruntime.SessionOptions()
         options.intra_op_num_threads = read_thread_count()
-        model = serialize_onnx(net, crop_size, normalize_input=True)
         providers = ["CPUExecutionProvider"]
         self._session: Any = onnxruntime.InferenceSession(model, options, providers=providers)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -319,6 +320,17 @@ def test_onnxruntime_gets_the_threads_of_openmp(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", text)
     assert onnxruntime_engine.read_thread_count() == count
+
+
+def test_onnxruntime_that_cannot_be_imported_is_like_a_missing_one(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime_engine, "is_installed", lambda: True)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert load_model(file).choose_engine(10**6) == "mxnet"
+    message = r"--engine onnxruntime: cannot be imported \(.*onnxruntime.*\); pip install"
+    with pytest.raises(UsageError, match=message):
+        load_model(file, engine="onnxruntime")
 
 
 def test_onnxruntime_computes_on_no_gpu(model: EmbeddingModel, file: Path) -> None:
