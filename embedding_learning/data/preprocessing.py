@@ -175,15 +175,24 @@ def read_image(
     """
     image = read_full_image(path, preprocessing.exif_orientation)
     if box is not None:
-        x, y, width, height = (int(value) for value in box)
-        full_height, full_width = image.shape[:2]
-        image = image[max(y, 0) : max(y + height, 0), max(x, 0) : max(x + width, 0)]
-        if image.size == 0:
-            raise DataError(
-                f"{path}: the box {x, y, width, height} lies outside of the image, "
-                f"{full_width}x{full_height} pixels; correct it, or ignore the boxes with --no-bbox"
-            )
+        image = cut_to_box(image, box, path, "correct it, or ignore the boxes with --no-bbox")
     return cv2.cvtColor(resize_image(image, size, preprocessing), cv2.COLOR_BGR2RGB)
+
+
+def cut_to_box(image: np.ndarray, box: np.ndarray, name: str, way_out: str) -> np.ndarray:
+    """Returns the part of an image (height, width, 3) in its box; what lies outside is cut off.
+
+    Raises DataError if nothing is left; it begins with the image's `name` and ends with `way_out`.
+    """
+    x, y, width, height = (int(value) for value in box)
+    part = image[max(y, 0) : max(y + height, 0), max(x, 0) : max(x + width, 0)]
+    if not part.size:
+        full_height, full_width = image.shape[:2]
+        raise DataError(
+            f"{name}: the box {x, y, width, height} lies outside of the image, "
+            f"{full_width}x{full_height} pixels; {way_out}"
+        )
+    return part
 
 
 def read_full_image(path: str, exif_orientation: bool) -> np.ndarray:

@@ -17,11 +17,12 @@ from embedding_learning.data.batches import SequentialBatches
 from embedding_learning.data.preprocessing import (
     Pixels,
     Preprocessing,
+    cut_to_box,
     read_image,
     resize_image,
     shape_of,
 )
-from embedding_learning.errors import DataError, UsageError
+from embedding_learning.errors import UsageError
 from embedding_learning.inference import onnxruntime_engine
 from embedding_learning.inference.batched import embed_each_batch
 from embedding_learning.inference.embedding_graph import EmbeddingGraph
@@ -332,12 +333,7 @@ class _Images:
         if not isinstance(image, np.ndarray):
             return read_image(os.fspath(image), box, size, self._preprocessing)
         if box is not None:
-            x, y, width, height = (int(value) for value in box)
-            image = image[max(y, 0) : max(y + height, 0), max(x, 0) : max(x + width, 0)]
-            if not image.size:
-                raise DataError(
-                    f"image {row}: the box {x, y, width, height} lies outside of the image"
-                )
+            image = cut_to_box(image, box, f"image {row}", "correct it")
         return resize_image(np.ascontiguousarray(image), size, self._preprocessing)
 
 
