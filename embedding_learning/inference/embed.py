@@ -69,7 +69,7 @@ def embed(
     Raises
     ------
     ValueError
-        If `batch_size` is below 1.
+        If `batch_size` is below 1, or `images` is a single text.
     DataError
         If an image is missing or cannot be decoded, or if no image can be decoded.
     UsageError

@@ -88,7 +88,7 @@ def search(
     Raises
     ------
     ValueError
-        If `k` or `batch_size` is below 1, or there is no query.
+        If `k` or `batch_size` is below 1, or `queries` is no list or empty.
     UsageError
         If an .npy file is not as `embed` writes it, if it has another dimension than the model, or
         if there is nothing to find. If it belongs to another model, or its rows do not have unit
@@ -98,8 +98,8 @@ def search(
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
-    if not queries:
-        raise ValueError("there is no query")
+    if isinstance(queries, str) or not queries:
+        raise ValueError(f"a list of queries expected, not {queries!r}")
     searched = _load_embeddings(model, [gallery], batch_size, workers)
     asked = _load_embeddings(model, queries, batch_size, workers, searched)
     own = searched.find_rows(asked.path(query) for query in range(len(asked.vectors)))

@@ -219,15 +219,16 @@ def test_a_gallery_of_the_query_alone_has_nothing_to_find(
         embedding_learning.search(model, birds.paths[0], [birds.paths[0]])
 
 
-def test_impossible_numbers_are_refused(model: EmbeddingModel, birds: ImageSet) -> None:
+def test_impossible_arguments_are_refused(model: EmbeddingModel, birds: ImageSet) -> None:
     own = birds.paths[:1]
     for k in (0, -2):
         with pytest.raises(ValueError, match=f"k must be at least 1, not {k}"):
             embedding_learning.search(model, "birds.npy", own, k)
     with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
         embedding_learning.search(model, birds.paths[0], own, batch_size=0)
-    with pytest.raises(ValueError, match="there is no query"):
-        embedding_learning.search(model, "birds.npy", [])
+    for queries in ([], birds.paths[0]):
+        with pytest.raises(ValueError, match="a list of queries expected, not "):
+            embedding_learning.search(model, "birds.npy", queries)
 
 
 def test_class_folders_label_what_is_searched_and_what_is_asked(

@@ -42,9 +42,13 @@ def read(inputs: Sequence[str]) -> ImageSet:
 
     Raises
     ------
+    ValueError
+        If `inputs` is a single text.
     DataError
         If an input does not exist, or a folder or list cannot be read or holds no image.
     """
+    if isinstance(inputs, str):
+        raise ValueError(f"a list of inputs expected, not {inputs!r} alone")
     paths: list[str] = []
     names: list[str] = []
     for name in inputs:

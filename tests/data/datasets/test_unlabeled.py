@@ -149,3 +149,8 @@ def test_what_holds_no_image_is_named(tmp_path: Path, name: str, message: str) -
     with pytest.raises(DataError) as caught:
         unlabeled.read([f"{tmp_path}/sound.jpg", f"{tmp_path}/{name}"])
     assert message in str(caught.value)
+
+
+def test_a_text_is_not_taken_for_a_list_of_names_of_one_character() -> None:
+    with pytest.raises(ValueError, match="a list of inputs expected, not 'photographs' alone"):
+        unlabeled.read("photographs")
