@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import cached_property
 from typing import Any, Callable, Union
 
@@ -32,6 +33,7 @@ from embedding_learning.model import backbones
 from embedding_learning.model.description import read as read_description
 from embedding_learning.model.net import ImageNormalization, MarginNet
 from embedding_learning.model.weights.params_file import read_parameters, set_parameters
+from embedding_learning.runtime import gpus
 
 # A file, or RGB pixels, uint8 (height, width, 3).
 Image = Union[str, "os.PathLike[str]", np.ndarray]
@@ -80,7 +82,7 @@ def load_model(
         If `resize`, `resize_to` or `engine` is another word.
     UsageError
         If the file does not exist, holds no such network, or does not name its backbone; or if
-        onnxruntime cannot be used.
+        onnxruntime cannot be used, or the memory of a GPU is used up.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine {engine!r}: choose from {', '.join(ENGINES)}")
@@ -100,7 +102,8 @@ def load_model(
         description["resize"] = resize
     if resize_to is not None:
         description["resize_to"] = resize_to
-    net = _build_net(description, arrays, source, devices)
+    with _memory_faults("end other programs on it, which nvidia-smi lists, or leave --gpus out"):
+        net = _build_net(description, arrays, source, devices)
     loaded = EmbeddingModel(net, description, devices, engine)
     loaded.choose_engine(0)  # or the error would come after the images were listed
     return loaded
@@ -131,11 +134,24 @@ def _build_net(
         # training.learner_state.
         mx.nd.waitall()
     except (mx.base.MXNetError, ValueError) as error:
+        if gpus.is_out_of_memory(error):
+            raise
         raise UsageError(
             f"{source}: {description['model']} with these parameters does not take images of "
             f"{description['crop_size']} pixels; was it trained with other sizes?"
         ) from error
     return net
+
+
+@contextmanager
+def _memory_faults(way_out: str) -> Iterator[None]:
+    """Raises a UsageError that ends with `way_out` if a GPU's memory is used up within."""
+    try:
+        yield
+    except mx.base.MXNetError as error:
+        if not gpus.is_out_of_memory(error):
+            raise
+        raise UsageError(f"--gpus: the memory of a GPU is used up; {way_out}") from error
 
 
 class EmbeddingModel:
@@ -236,6 +252,8 @@ class EmbeddingModel:
 
         Raises
         ------
+        UsageError
+            If an embedding is not finite, or the memory of a GPU is used up.
         DataError
             If a file cannot be decoded, or a box lies outside of its image.
         ValueError
@@ -277,7 +295,7 @@ class EmbeddingModel:
         Raises
         ------
         UsageError
-            If an embedding is not finite.
+            If an embedding is not finite, or the memory of a GPU is used up.
         """
         labels = np.zeros(pixels.shape[0], np.float32)
         crop_size = self.description["crop_size"]
@@ -287,17 +305,21 @@ class EmbeddingModel:
             embed, devices = self._onnxruntime, [mx.cpu()]
         batches = SequentialBatches(pixels, labels, batch_size, crop_size, workers)
         batches.seek(first)
-        try:
-            for embeddings, _ in embed_each_batch(embed, devices, batches):
-                if not np.isfinite(embeddings).all():
-                    raise UsageError(
-                        "MODEL: its embeddings are not finite; its training had diverged"
-                    )
-                yield embeddings
-        finally:
-            # Queued computations still read the batches' memory.
-            mx.nd.waitall()
-            batches.close()
+        way_out = (
+            f"lower --batch-size ({batch_size} images are computed at once), or end other programs "
+            "on it, which nvidia-smi lists"
+        )
+        with _memory_faults(way_out), closing(batches):
+            try:
+                for embeddings, _ in embed_each_batch(embed, devices, batches):
+                    if not np.isfinite(embeddings).all():
+                        raise UsageError(
+                            "MODEL: its embeddings are not finite; its training had diverged"
+                        )
+                    yield embeddings
+            finally:
+                # Queued computations still read the batches' memory.
+                mx.nd.waitall()
 
 
 class _Images:

@@ -244,6 +244,43 @@ def test_a_box_outside_of_an_array_is_named(model: EmbeddingModel) -> None:
         model.embed(images, np.array([[8, 0, 4, 4], [9, 0, 4, 4]]))
 
 
+def run_out_of_memory(*_: Any) -> None:
+    raise mx.base.MXNetError("line 161\nMXNetError: cudaMalloc retry failed: out of memory")
+
+
+@pytest.mark.parametrize("name", ["set_parameters", "MarginNet.embed"])
+def test_a_gpu_without_memory_for_the_network_is_reported(
+    file: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(f"embedding_learning.inference.embedding_model.{name}", run_out_of_memory)
+    with pytest.raises(UsageError, match=r"^--gpus: the memory of a GPU is used up; end other pro"):
+        load_model(file)
+
+
+def test_a_gpu_without_memory_for_a_batch_is_reported(
+    model: EmbeddingModel, birds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MXNet reports it again where all devices are waited for. No thread is left behind."""
+    monkeypatch.setattr(model, "_graph", run_out_of_memory)
+    monkeypatch.setattr(mx.nd, "waitall", run_out_of_memory)
+    threads = threading.active_count()
+    message = r"--gpus: the memory of a GPU is used up; lower --batch-size \(2 images are computed"
+    with pytest.raises(UsageError, match=message):
+        model.embed(birds.paths[:4], batch_size=2, workers=2)
+    assert threading.active_count() == threads
+
+
+def test_other_errors_of_mxnet_are_not_taken_for_a_lack_of_memory(
+    model: EmbeddingModel, birds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise mx.base.MXNetError("Check failed: shape")
+
+    monkeypatch.setattr(model, "_graph", fail)
+    with pytest.raises(mx.base.MXNetError, match="Check failed"):
+        model.embed(birds.paths[:1])
+
+
 def test_embeddings_that_are_not_finite_are_reported(file: Path, birds: Any) -> None:
     model = load_model(file)
     model.net.dense.bias.set_data(mx.nd.full((DIMENSION,), np.nan))
