@@ -288,7 +288,8 @@ def _connect(environment: dmlc_environment.Environment) -> socket.socket:
             break
         except UnicodeError as error:
             raise UsageError(
-                f"DMLC_PS_ROOT_URI {environment.host}: is no address or name of a machine; correct it"
+                f"DMLC_PS_ROOT_URI {environment.host}: is no address or name of a machine; correct "
+                "the address"
             ) from error
         except OSError as error:
             if time.monotonic() > deadline:
