@@ -225,13 +225,21 @@ def test_a_signal_is_passed_on_once_the_scheduler_hears_and_the_second_kills(
     assert capsys.readouterr().err.count("another signal kills all processes") == 1
 
 
-def test_nothing_is_left_when_a_process_cannot_be_started(asked, tmp_path):
+def test_nothing_is_left_when_a_process_cannot_be_started(asked, tmp_path, monkeypatch):
+    started = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    monkeypatch.setattr(launcher.subprocess, "Popen", Recorded)
     (tmp_path / "none").touch(0o644)
     wrong = launcher.Process("server", None, [str(tmp_path / "none")])
     with pytest.raises(OSError):
         launcher.run_processes([stand_in(0, NEVER), wrong], HERE)
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    # The process has ended, and was waited for.
+    assert [process.returncode is not None for process in started] == [True]
 
 
 def test_a_host_that_ssh_does_not_reach_ends_the_job(asked):
