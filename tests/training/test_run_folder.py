@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -512,35 +512,35 @@ def test_a_finished_run_without_its_result_gets_it_again(resume: str) -> None:
     assert contents("p.run") == before
 
 
+@pytest.mark.parametrize(
+    "damage, fault",
+    [
+        (lambda whole: None, "does not exist"),
+        (lambda whole: whole[:-9], "is damaged or cannot be read"),
+        (lambda whole: whole.replace(b" 2", b" 3"), "is damaged or cannot be read"),
+        (lambda whole: b"", "is damaged or cannot be read"),
+    ],
+)
 @pytest.mark.parametrize("where", ["p.run", "other.run"])
-def test_a_best_network_that_is_lost_gives_a_warning(
-    here: Path, caplog: pytest.LogCaptureFixture, where: str
-) -> None:
-    run_of("p")
-    run_of("other")
-    (here / where / "best-0002.params").unlink()
-    begin("p", where, best_epoch=2)
-    (line,) = caplog.messages
-    assert line == f"{where}/best-0002.params does not exist; p.params is left as it is."
-    assert network_in("p.params") == "p 2"
-
-
-@pytest.mark.parametrize("where", ["p.run", "other.run"])
-def test_a_best_network_that_is_damaged_does_not_become_the_result(
-    here: Path, caplog: pytest.LogCaptureFixture, where: str
+def test_a_best_network_that_is_lost_or_damaged_does_not_become_the_result(
+    here: Path,
+    caplog: pytest.LogCaptureFixture,
+    where: str,
+    damage: Callable[[bytes], bytes | None],
+    fault: str,
 ) -> None:
     run_of("p")
     run_of("other")
     best = here / where / "best-0002.params"
-    whole = best.read_bytes()
-    for damaged in (whole[:-9], whole.replace(b" 2", b" 3"), b""):
-        caplog.clear()
-        best.write_bytes(damaged)
-        begin("p", where, best_epoch=2)
-        assert caplog.messages[-1] == (
-            f"{where}/best-0002.params is damaged or cannot be read; p.params is left as it is."
-        )
-        assert network_in("p.params") == "p 2"
+    content = damage(best.read_bytes())
+    if content is None:
+        best.unlink()
+    else:
+        best.write_bytes(content)
+    begin("p", where, best_epoch=2)
+    (line,) = caplog.messages
+    assert line == f"{where}/best-0002.params {fault}; p.params is left as it is."
+    assert network_in("p.params") == "p 2"
 
 
 @pytest.mark.usefixtures("here")
