@@ -14,10 +14,9 @@ from embedding_learning.cli.parser import Parser, add, expand_path
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.config import TrainConfig, as_flag
 from embedding_learning.errors import UsageError
-from embedding_learning.experiments.tables import format_csv
 from embedding_learning.model.weights.catalog import GLUON_NAMES, resolve_name
 from embedding_learning.original import source
-from embedding_learning.runtime.atomic_files import write_text
+from embedding_learning.runtime.atomic_files import format_csv, write_text
 from embedding_learning.runtime.flag_values import check_range
 from embedding_learning.runtime.progress import log_to_terminal
 

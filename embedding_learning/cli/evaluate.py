@@ -11,10 +11,9 @@ from embedding_learning.cli.parser import Parser, expand_path, given
 from embedding_learning.errors import UsageError
 from embedding_learning.evaluation.metric_table import describe_metrics
 from embedding_learning.evaluation.metrics import common_metrics, parse_metrics
-from embedding_learning.experiments.tables import format_csv
 from embedding_learning.inference import embedded_split
 from embedding_learning.inference.embedded_split import EmbeddedSplit
-from embedding_learning.runtime.atomic_files import check_output_path, write_text
+from embedding_learning.runtime.atomic_files import check_output_path, format_csv, write_text
 from embedding_learning.runtime.progress import log_to_terminal
 
 # Of `images`, the class's test images, how many have a nearest image of the class `taken for`.

@@ -5,8 +5,6 @@ There is at least one row or trial, and all have the same varied flags.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from embedding_learning.experiments.results import (
     read_evaluations,
     trial_prefix,
 )
+from embedding_learning.runtime.atomic_files import format_csv
 
 # Titles of the reported metrics, the other metrics and the epoch of a row.
 LABELS = {
@@ -149,10 +148,3 @@ def format_epochs(
         of_trial = [*_cell_values(trial.cell), trial.seed, tested_on]
         lines.append([*of_trial, evaluation.epoch, evaluation.seconds, *metrics])
     return format_csv(lines)
-
-
-def format_csv(lines: Sequence[Sequence[object]]) -> str:
-    """Returns lines of values as CSV; the first line holds the titles."""
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows(lines)
-    return file.getvalue()

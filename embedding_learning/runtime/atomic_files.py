@@ -1,9 +1,11 @@
-"""Atomic file writes, and checks of the paths that are written to."""
+"""Atomic file writes, tables as CSV, and checks of the paths that are written to."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from embedding_learning.errors import UsageError
@@ -58,6 +60,13 @@ def write_text(
     A character that UTF-8 does not have, such as half a surrogate pair, becomes a question mark.
     """
     write_bytes(path, content.encode("utf-8", "replace"), way_out)
+
+
+def format_csv(lines: Sequence[Sequence[object]]) -> str:
+    """Returns lines of values as CSV; the first line holds the titles."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(lines)
+    return file.getvalue()
 
 
 def check_output_path(path: str, suffixes: tuple[str, ...], flag: str = "") -> None:
