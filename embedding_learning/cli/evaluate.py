@@ -62,7 +62,7 @@ def _write_confusions(path: str, found: EmbeddedSplit) -> None:
     names = found.split.test.class_names
     rows = [
         (names[label], names[taken_for], len(queries), images)
-        for label, taken_for, queries, images in found.find_confusions()
+        for label, taken_for, queries, images in found.confusions
     ]
     write_text(path, format_csv([CONFUSION_COLUMNS, *rows]))
 

@@ -27,8 +27,8 @@ from embedding_learning.runtime.progress import log_to_terminal
 if TYPE_CHECKING:
     from embedding_learning.plots import Thumbnail
 
-# Queries of each group in a gallery, and neighbors of each.
-_QUERIES, _NEIGHBORS = 5, 8
+# Queries of each group in a gallery.
+_QUERIES = 5
 # Pairs of classes in a plot of confusions.
 _CONFUSIONS = 10
 # Fixes which images are chosen where there are too many.
@@ -213,11 +213,11 @@ def draw_gallery(found: EmbeddedSplit, path: str) -> None:
             f"{found.split.title}: no test image has another image of its class, so a gallery of "
             "good and bad queries cannot be drawn"
         )
-    distances, neighbors = found.find_nearest(_NEIGHBORS)
+    _, neighbors = found.nearest
     right = (searched.labels[neighbors] == test.labels[:, None]) & (neighbors >= 0)
     scores = plots.average_precision(right, relevant)
     chosen = plots.choose_queries(scores, test.labels, _QUERIES, _SEED)
-    _gallery(found, chosen, (distances, neighbors), path, found.split.title)
+    _gallery(found, chosen, path, found.split.title)
 
 
 def draw_confusions(found: EmbeddedSplit, path: str) -> None:
@@ -228,34 +228,29 @@ def draw_confusions(found: EmbeddedSplit, path: str) -> None:
     """
     from embedding_learning import plots
 
-    confusions = found.find_confusions()[:_CONFUSIONS]
-    if not confusions:
+    if not found.confusions:
         raise DataError(
             f"{found.split.title}: no test image has a nearest image of another class, so no "
             "classes are confused"
         )
-    distances, neighbors = found.find_nearest(_NEIGHBORS)
+    distances, _ = found.nearest
     names = [plots.class_title(name) for name in found.split.test.class_names]
     queries = {}
-    for label, taken_for, rows, images in confusions:
+    for label, taken_for, rows, images in found.confusions[:_CONFUSIONS]:
         heading = f"{names[label]} taken for {names[taken_for]}: {len(rows)} of {images} images"
         queries[heading] = rows[[np.argmin(distances[rows, 0])]]
     title = f"{found.split.title}: classes taken for others"
-    _gallery(found, queries, (distances, neighbors), path, title)
+    _gallery(found, queries, path, title)
 
 
 def _gallery(
-    found: EmbeddedSplit,
-    queries: Mapping[str, np.ndarray],
-    nearest: tuple[np.ndarray, np.ndarray],
-    path: str,
-    title: str,
+    found: EmbeddedSplit, queries: Mapping[str, np.ndarray], path: str, title: str
 ) -> None:
-    """Draws queries, by heading, and their nearest images, given as distances and rows."""
+    """Draws queries, given by heading, and their nearest images."""
     from embedding_learning import plots
 
     test, searched = found.split.test, found.split.searched
-    distances, neighbors = nearest
+    distances, neighbors = found.nearest
     plots.plot_gallery(
         groups=queries,
         neighbors=neighbors,

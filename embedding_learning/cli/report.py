@@ -167,7 +167,7 @@ def _confusion_table(embedded: EmbeddedSplit) -> list[Sequence[str]]:
     names = embedded.split.test.class_names
     rows = [
         (names[label], names[taken_for], str(len(queries)), str(images))
-        for label, taken_for, queries, images in embedded.find_confusions()[:_CONFUSION_ROWS]
+        for label, taken_for, queries, images in embedded.confusions[:_CONFUSION_ROWS]
     ]
     return [CONFUSION_COLUMNS, *rows]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,9 +30,12 @@ if TYPE_CHECKING:
 
 # Side of the photographs in plots, in pixels.
 THUMBNAIL = 224
+# The nearest images of each test image that plots show.
+_NEIGHBORS = 8
 
 
-class EmbeddedSplit(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class EmbeddedSplit:
     """A split and the embeddings of its test images.
 
     Attributes
@@ -61,23 +66,24 @@ class EmbeddedSplit(NamedTuple):
             split.groups,
         )
 
-    def find_nearest(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Finds the k images nearest to each test image, or all if there are fewer.
+    @cached_property
+    def nearest(self) -> tuple[np.ndarray, np.ndarray]:
+        """The eight images nearest to each test image, or all if there are fewer; searched once.
 
-        Returns distances, float32, and rows of ``split.searched``, int64, both (n, at most k).
-        Images of the query's group are left out, and the end of a list may be empty: distance
-        infinite, row -1.
+        Distances, float32, and rows of ``split.searched``, int64, both (n, at most 8). Images of
+        the query's group are left out, and the end of a list may be empty: distance infinite, row
+        -1.
         """
-        k = min(k, len(self.split.searched) - (self.gallery is None))
+        k = min(_NEIGHBORS, len(self.split.searched) - (self.gallery is None))
         if k == 0:
-            return np.empty((len(self.queries), 0), np.float32), np.empty(
-                (len(self.queries), 0), int
-            )
+            shape = len(self.queries), 0
+            return np.empty(shape, np.float32), np.empty(shape, np.int64)
         return find_nearest(self.queries, k, self.gallery, self.split.groups)
 
-    def find_confusions(self) -> list[Confusion]:
-        """Finds the classes whose test images have a nearest image of another class."""
-        _, rows = self.find_nearest(1)
+    @cached_property
+    def confusions(self) -> list[Confusion]:
+        """The classes whose test images have a nearest image of another class."""
+        _, rows = self.nearest
         nearest = np.full(len(self.queries), -1)
         if rows.size:
             nearest = np.where(rows[:, 0] >= 0, self.split.searched.labels[rows[:, 0]], -1)

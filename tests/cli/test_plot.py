@@ -229,7 +229,7 @@ def test_right_neighbors_alone_are_no_confusion(tmp_path: Path) -> None:
         test = ImageSet([str(row) for row in range(count)], np.zeros(count, np.int32), ["a"])
         queries = np.eye(count, dtype=np.float32)
         found = EmbeddedSplit(Split("s", test.take(np.array([], int)), test), queries, None)
-        assert found.find_confusions() == []
+        assert found.confusions == []
         with pytest.raises(DataError, match="no test image has a nearest image of another class"):
             plot.draw_confusions(found, str(tmp_path / "confusions.png"))
 
