@@ -8,7 +8,7 @@
 # The virtual environment is made with $(PYTHON), 3.9 or later: make demo PYTHON=python3.11
 
 PYTHON ?= python3
-# A small network and small images, so that it learns within three minutes on two cores.
+# A small network and small images, so that it learns within minutes on two cores.
 DEMO_FLAGS ?= --model=resnet18_v1 --image-size=56 --crop-size=48 --lr=0.001 \
 	--epochs=6 --batch-num=80 --steps=4,5 --evaluate-first --save-model-prefix=glyphs
 DEMO_PREFIX = $(patsubst --save-model-prefix=%,%,$(filter --save-model-prefix=%,$(DEMO_FLAGS)))

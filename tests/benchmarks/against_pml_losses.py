@@ -1,16 +1,18 @@
-"""Are the losses without a sampling those of pytorch-metric-learning, and how long do they take?
+"""Are the losses without a sampling those of pytorch-metric-learning, and which are faster?
 
     python -m tests.benchmarks.against_pml_losses --torch-python PYTHON
 
 PYTHON is that of an environment with numpy, torch and pytorch-metric-learning. Both compute the
 same float32 batches. That library scales embeddings to unit length itself, so its gradients lack
-the part along an embedding, which the network's normalization takes away here. Exit status 1 if a
-difference exceeds 1e-4 of the largest number.
+the part along an embedding, which the network's normalization takes away here. Both then take
+turns, so that changes of the machine's speed affect both alike. Exit status 1 if a difference
+exceeds 1e-4 of the largest number.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from tempfile import TemporaryDirectory
 from embedding_learning.model import methods
 from embedding_learning.training.build import build_loss
 from embedding_learning.training.settings import make_config
-from tests.benchmarks.timing import interleaved, print_ratios
+from tests.benchmarks.timing import interleaved
 
 # isort: split
 import numpy as np
@@ -31,6 +33,8 @@ IMAGES, PER_CLASS, DIMENSION = 70, 5, 128
 CLASSES = (100, 11318)
 NAMES = [name for name, row in methods.LOSSES.items() if not row.samples]
 LARGEST_DIFFERENCE = 1e-4
+# Of one loss in a row, in each round.
+CALLS = 10
 
 
 def arrays(classes: int) -> dict[str, np.ndarray]:
@@ -62,16 +66,37 @@ def make_step(name: str, batch: dict[str, np.ndarray]) -> Callable[[], dict[str,
     return step
 
 
-def differences(batches: dict[str, dict[str, np.ndarray]], python: str) -> float:
-    """Prints the difference of each array relative to its largest number; returns the largest."""
-    with TemporaryDirectory() as folder:
+class Library:
+    """pytorch-metric-learning in a process of another Python, with batches that it computes."""
+
+    def __init__(self, python: str, batches: dict[str, dict[str, np.ndarray]], folder: str) -> None:
         source, target = (str(Path(folder) / f"{name}.npz") for name in ("inputs", "outputs"))
         np.savez(
             source, **{f"{key}/{n}": a for key, batch in batches.items() for n, a in batch.items()}
         )
         module = "tests/benchmarks/label_losses_of_pml.py"
-        subprocess.run([python, module, source, target], check=True)
-        theirs = dict(np.load(target))
+        self._process = subprocess.Popen(
+            [python, module, source, target],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        # It has begun to wait for requests.
+        if self._process.stdout.readline() != "computed\n":
+            sys.exit(f"{python} could not compute the losses")
+        self.arrays = dict(np.load(target))
+
+    def seconds(self, key: str, calls: int) -> float:
+        """Returns the seconds of one of some calls in a row."""
+        print(calls, key, file=self._process.stdin, flush=True)
+        return float(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def differences(batches: dict[str, dict[str, np.ndarray]], theirs: dict[str, np.ndarray]) -> float:
+    """Prints the difference of each array relative to its largest number; returns the largest."""
     worst = 0.0
     for key, batch in batches.items():
         ours = make_step(key.partition(",")[0], batch)()
@@ -87,17 +112,33 @@ def differences(batches: dict[str, dict[str, np.ndarray]], python: str) -> float
     return worst
 
 
+def print_times(batches: dict[str, dict[str, np.ndarray]], library: Library, rounds: int) -> None:
+    """Prints the milliseconds here and there, medians, and the median of the rounds' ratios."""
+    print(f"n = {IMAGES}, d = {DIMENSION}; one loss, forward and backward, {rounds} rounds in turn")
+    steps = {key: make_step(key.partition(",")[0], batch) for key, batch in batches.items()}
+    times: dict[str, list[tuple[float, float]]] = {key: [] for key in steps}
+    for _ in range(rounds):
+        for key, step in steps.items():
+            [ours] = interleaved({key: step}, 1, CALLS, warmup=1)[key]
+            times[key].append((1e3 * ours, 1e3 * library.seconds(key, CALLS)))
+    for key, pairs in times.items():
+        ours, theirs = np.median(pairs, axis=0)
+        ratio = statistics.median(here / there for here, there in pairs)
+        print(f"{key:32s} here {ours:7.2f} ms, library {theirs:7.2f} ms, ratio {ratio:.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--torch-python", required=True)
     parser.add_argument("--rounds", type=int, default=10)
     args = parser.parse_args()
     batches = {f"{name}, {classes}": arrays(classes) for classes in CLASSES for name in NAMES}
-    worst = differences(batches, args.torch_python)
+    with TemporaryDirectory() as folder:
+        library = Library(args.torch_python, batches, folder)
+    worst = differences(batches, library.arrays)
     print(f"largest difference {worst:.1e}")
-    print(f"n = {IMAGES}, d = {DIMENSION}; time of one loss, forward and backward")
-    functions = {key: make_step(key.partition(",")[0], batch) for key, batch in batches.items()}
-    print_ratios(interleaved(functions, args.rounds, 10), next(iter(functions)))
+    print_times(batches, library, args.rounds)
+    library.close()
     sys.exit(not worst <= LARGEST_DIFFERENCE)
 
 

@@ -1,11 +1,15 @@
 """Loss and gradients of losses without a sampling, as pytorch-metric-learning computes them.
 
-The other half of `against_pml_losses`, run by a Python with PyTorch: reads an .npz, writes another.
+The other half of `against_pml_losses`, run by a Python with PyTorch: reads an .npz, and writes
+another. Then it says how long a loss takes, for each line of the input with a number of calls and
+the loss.
 """
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -13,37 +17,58 @@ from pytorch_metric_learning import losses, miners, reducers
 
 
 def main(source: str, target: str) -> None:
-    """Computes each loss of the file `source` and writes the results to `target`."""
+    """Computes each loss of the file `source`, writes the results to `target`, and times losses."""
     inputs, outputs = np.load(source), {}
-    for key in {name.partition("/")[0] for name in inputs}:
-        x, labels, proxies = (
-            torch.from_numpy(inputs[f"{key}/{name}"])
-            for name in ("embeddings", "labels", "proxies")
-        )
-        x.requires_grad_()
-        proxies.requires_grad_()
-        value = compute(key, x, labels.long(), proxies)
-        value.backward()
-        outputs[f"{key}/loss"] = value.detach().numpy()
-        outputs[f"{key}/embeddings"] = x.grad.numpy()
-        if proxies.grad is not None:
-            outputs[f"{key}/proxies"] = proxies.grad.numpy()
+    steps = {key: make_step(key, inputs) for key in {name.partition("/")[0] for name in inputs}}
+    for key, step in steps.items():
+        outputs |= {f"{key}/{name}": array.numpy() for name, array in step().items()}
     np.savez(target, **outputs)
+    print("computed", flush=True)
+    for line in sys.stdin:
+        calls, key = line.rstrip("\n").split(" ", 1)
+        steps[key]()
+        started = time.perf_counter()
+        for _ in range(int(calls)):
+            steps[key]()
+        print((time.perf_counter() - started) / int(calls), flush=True)
 
 
-def compute(key: str, x: torch.Tensor, labels: torch.Tensor, proxies: torch.Tensor) -> torch.Tensor:
-    """Returns the loss of the row of `model.methods` that the key begins with, as a float64."""
+def make_step(key: str, inputs: Mapping[str, np.ndarray]) -> Callable[[], dict[str, torch.Tensor]]:
+    """Returns a function that computes a loss and its gradients."""
+    x, labels, proxies = (
+        torch.from_numpy(inputs[f"{key}/{name}"]) for name in ("embeddings", "labels", "proxies")
+    )
+    labels = labels.long()
+    x.requires_grad_()
+    proxies.requires_grad_()
+    compute = make_loss(key, proxies)
+
+    def step() -> dict[str, torch.Tensor]:
+        x.grad = proxies.grad = None
+        value = compute(x, labels)
+        value.backward()
+        arrays = {"loss": value.detach(), "embeddings": x.grad}
+        return arrays if proxies.grad is None else {**arrays, "proxies": proxies.grad}
+
+    return step
+
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def make_loss(key: str, proxies: torch.Tensor) -> Loss:
+    """Returns the loss of embeddings and labels that a key of `against_pml_losses` names."""
     classes, dimension = proxies.shape
     name = key.partition(",")[0]
     if name == "multi-similarity":
-        pairs = miners.MultiSimilarityMiner(0.1)(x, labels)
-        return losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5)(x, labels, pairs)
+        mine = miners.MultiSimilarityMiner(0.1)
+        loss = losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5)
+        return lambda x, labels: loss(x, labels, mine(x, labels))
     if name == "proxy-nca":
         # This library adds the own proxy to the denominator: log(1 + e^loss) of each image.
         loss = losses.ProxyNCALoss(classes, dimension, reducer=reducers.DoNothingReducer())
         replace(loss, "proxies", proxies)
-        each = loss(x, labels)["loss"]["losses"]
-        return torch.log(torch.expm1(each)).mean()
+        return lambda x, labels: torch.log(torch.expm1(loss(x, labels)["loss"]["losses"])).mean()
     if name == "proxy-anchor":
         loss = losses.ProxyAnchorLoss(classes, dimension, margin=0.1, alpha=32)
         replace(loss, "proxies", proxies)
@@ -53,7 +78,7 @@ def compute(key: str, x: torch.Tensor, labels: torch.Tensor, proxies: torch.Tens
     else:
         loss = losses.ArcFaceLoss(classes, dimension, margin=float(np.degrees(0.5)), scale=64)
         replace(loss, "W", proxies.t())
-    return loss(x, labels)
+    return loss
 
 
 def replace(loss: torch.nn.Module, name: str, value: torch.Tensor) -> None:

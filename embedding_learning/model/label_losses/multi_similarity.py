@@ -6,7 +6,7 @@ from typing import Any
 
 from mxnet.gluon import HybridBlock
 
-from embedding_learning.model.label_losses.similarities import log_sum_exp
+from embedding_learning.model.label_losses.similarities import log_one_plus_sum_exp
 
 # The paper's alpha, the scale of positive pairs.
 _POSITIVE_SCALE = 2.0
@@ -50,11 +50,11 @@ class MultiSimilarityLoss(HybridBlock):
         positive, negative = self._select(F, F.stop_gradient(cosine), labels)
         pull = -_POSITIVE_SCALE * (cosine - _CENTER)
         push = self._scale * (cosine - _CENTER)
-        terms = (
-            log_sum_exp(F, pull, positive, axis=1, first=0.0) / _POSITIVE_SCALE
-            + log_sum_exp(F, push, negative, axis=1, first=0.0) / self._scale
+        pulled, pushed = (
+            log_one_plus_sum_exp(F, values, 1.0 - selected)
+            for values, selected in ((pull, positive), (push, negative))
         )
-        return F.mean(terms)
+        return F.mean(pulled / _POSITIVE_SCALE + pushed / self._scale)
 
     def _select(self, F: Any, cosine: Any, labels: Any) -> tuple[Any, Any]:
         """Returns 1 where a pair is a selected positive, and a selected negative, both (n, n)."""

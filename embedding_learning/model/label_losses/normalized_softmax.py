@@ -7,7 +7,7 @@ from typing import Any
 
 from mxnet.gluon import HybridBlock
 
-from embedding_learning.model.label_losses.similarities import cosines, is_own_class
+from embedding_learning.model.label_losses.similarities import cosines, log_sum_exp_of_others
 
 # Keeps the square root's gradient finite where an embedding is on its proxy.
 _SMALLEST_SQUARE = 1e-10
@@ -40,12 +40,13 @@ class NormalizedSoftmaxLoss(HybridBlock):
 
     def hybrid_forward(self, F: Any, embeddings: Any, labels: Any, proxies: Any) -> Any:
         cosine = cosines(F, embeddings, proxies)
-        if self._margin:
-            own = F.pick(cosine, labels, axis=1, keepdims=True)
-            penalty = self._with_margin(F, own) - own
-            cosine = cosine + F.broadcast_mul(is_own_class(F, labels, proxies), penalty)
-        log_shares = F.log_softmax(self._scale * cosine, axis=1)
-        return -F.mean(F.pick(log_shares, labels, axis=1))
+        if not self._margin:
+            log_shares = F.log_softmax(self._scale * cosine, axis=1)
+            return -F.mean(F.pick(log_shares, labels, axis=1))
+        own = self._scale * self._with_margin(F, F.pick(cosine, labels, axis=1))
+        others = log_sum_exp_of_others(F, self._scale * cosine, labels, proxies)
+        # The logarithm of 1 + e^(others - own).
+        return F.mean(F.Activation(others - own, act_type="softrelu"))
 
     def _with_margin(self, F: Any, cosine: Any) -> Any:
         """Returns cos(theta + m) of cos(theta), or what replaces it for large angles."""

@@ -6,7 +6,11 @@ from typing import Any
 
 from mxnet.gluon import HybridBlock
 
-from embedding_learning.model.label_losses.similarities import cosines, is_own_class, log_sum_exp
+from embedding_learning.model.label_losses.similarities import (
+    cosines,
+    is_own_class,
+    log_one_plus_sum_exp,
+)
 
 
 class ProxyAnchorLoss(HybridBlock):
@@ -33,13 +37,16 @@ class ProxyAnchorLoss(HybridBlock):
         self._scale = scale
 
     def hybrid_forward(self, F: Any, embeddings: Any, labels: Any, proxies: Any) -> Any:
-        cosine = cosines(F, embeddings, proxies)
-        own = is_own_class(F, labels, proxies)
-        pull, push = -self._scale * (cosine - self._margin), self._scale * (cosine + self._margin)
-        # A proxy without an embedding of its class has log(1 + 0) = 0, and does not count.
-        in_batch = F.sum(F.max(own, axis=0))
-        positive = F.sum(log_sum_exp(F, pull, own, axis=0, first=0.0)) / in_batch
-        return positive + F.mean(log_sum_exp(F, push, 1.0 - own, axis=0, first=0.0))
+        # A row for each proxy.
+        cosine = F.transpose(cosines(F, embeddings, proxies))
+        own = F.transpose(is_own_class(F, labels, proxies))
+        pushed = log_one_plus_sum_exp(F, self._scale * (cosine + self._margin), own)
+        # A row for each image: the proxy of its class. All images of a class have the same row, so
+        # each counts for its share. Other proxies pull nothing: log(1 + 0) = 0.
+        cosine, own = F.take(cosine, labels), F.take(own, labels)
+        pulled = log_one_plus_sum_exp(F, -self._scale * (cosine - self._margin), 1.0 - own)
+        share = 1.0 / F.sum(own, axis=1)
+        return F.sum(share * pulled) / F.sum(share) + F.mean(pushed)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(margin={self._margin}, scale={self._scale})"

@@ -6,7 +6,7 @@ from typing import Any
 
 from mxnet.gluon import HybridBlock
 
-from embedding_learning.model.label_losses.similarities import cosines, is_own_class, log_sum_exp
+from embedding_learning.model.label_losses.similarities import cosines, log_sum_exp_of_others
 
 
 class ProxyNCALoss(HybridBlock):
@@ -35,10 +35,9 @@ class ProxyNCALoss(HybridBlock):
         self._scale = scale
 
     def hybrid_forward(self, F: Any, embeddings: Any, labels: Any, proxies: Any) -> Any:
-        squared = 2.0 - 2.0 * cosines(F, embeddings, proxies)
-        own = is_own_class(F, labels, proxies)
-        to_own = self._scale * F.pick(squared, labels, axis=1)
-        return F.mean(to_own + log_sum_exp(F, -self._scale * squared, 1.0 - own, axis=1))
+        closeness = 2.0 * self._scale * (cosines(F, embeddings, proxies) - 1.0)
+        log_sum = log_sum_exp_of_others(F, closeness, labels, proxies)
+        return F.mean(log_sum - F.pick(closeness, labels, axis=1))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(scale={self._scale})"
