@@ -1,6 +1,6 @@
 """Are the losses without a sampling those of pytorch-metric-learning, and which are faster?
 
-    python -m tests.benchmarks.against_pml_losses --torch-python PYTHON
+    python -m tests.benchmarks.against_pml_losses --pytorch-python PYTHON
 
 PYTHON is that of an environment with numpy, torch and pytorch-metric-learning. Both compute the
 same float32 batches. That library scales embeddings to unit length itself, so its gradients lack
@@ -129,12 +129,12 @@ def print_times(batches: dict[str, dict[str, np.ndarray]], library: Library, rou
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--torch-python", required=True)
+    parser.add_argument("--pytorch-python", required=True)
     parser.add_argument("--rounds", type=int, default=10)
     args = parser.parse_args()
     batches = {f"{name}, {classes}": arrays(classes) for classes in CLASSES for name in NAMES}
     with TemporaryDirectory() as folder:
-        library = Library(args.torch_python, batches, folder)
+        library = Library(args.pytorch_python, batches, folder)
     worst = differences(batches, library.arrays)
     print(f"largest difference {worst:.1e}")
     print_times(batches, library, args.rounds)

@@ -1,6 +1,6 @@
 """Do converted weights give torchvision's features?
 
-    python -m tests.benchmarks.against_torchvision [--torch-python PYTHON] [NAME ...]
+    python -m tests.benchmarks.against_torchvision [--pytorch-python PYTHON] [NAME ...]
 
 torchvision creates each network with random weights and running statistics of batch norm, and
 computes its features of two random images. This program computes the features with the same weights
@@ -52,7 +52,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compare converted weights with torchvision.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: torchvision's networks")
     text = "a Python that has PyTorch"
-    parser.add_argument("--torch-python", default=sys.executable, metavar="PYTHON", help=text)
+    parser.add_argument("--pytorch-python", default=sys.executable, metavar="PYTHON", help=text)
     parser.add_argument("--make", metavar="FOLDER", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.make:
@@ -64,7 +64,7 @@ def main() -> int:
     for name in args.names or NETWORKS:
         begin = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            command = [args.torch_python, __file__, name, "--make", folder]
+            command = [args.pytorch_python, __file__, name, "--make", folder]
             environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
             subprocess.run(command, check=True, env=environment)
             of_files = differences(networks[name], Path(folder))

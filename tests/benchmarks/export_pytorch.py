@@ -1,6 +1,6 @@
 """Do the exported weights give the trained network's embeddings in PyTorch?
 
-    python -m tests.benchmarks.export_pytorch --torch-python PYTHON [NAME ...]
+    python -m tests.benchmarks.export_pytorch --pytorch-python PYTHON [NAME ...]
 
 Weights are random, and so are the statistics of batch norm. Each network is saved, exported with
 `export NAME.params NAME.safetensors`, and embeds four photographs of noise. The code for PyTorch is
@@ -54,13 +54,13 @@ numpy.save("found.npy", [embed(f"{{number}}.png") for number in range({IMAGES})]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help="as for --model")
-    parser.add_argument("--torch-python", default=sys.executable, metavar="PYTHON")
+    parser.add_argument("--pytorch-python", default=sys.executable, metavar="PYTHON")
     args = parser.parse_args()
     worst = 0.0
     print("| network | largest difference | nearest embeddings |\n|---|---|---|")
     for name in args.names:
         with tempfile.TemporaryDirectory() as folder:
-            expected, found = embeddings(name, Path(folder), args.torch_python)
+            expected, found = embeddings(name, Path(folder), args.pytorch_python)
         difference = float(abs(found - expected).max())
         distances = np.linalg.norm(expected[:, None] - expected, axis=2)
         nearest = distances[~np.eye(IMAGES, dtype=bool)].min()
