@@ -25,6 +25,8 @@ def main(arguments: list[str]) -> int:
     chosen = _parser().parse_args(arguments[:end])
     check_range("workers", chosen.workers, 1, _MOST_PROCESSES)
     check_range("servers", chosen.servers, 1, _MOST_PROCESSES)
+    if chosen.address and not chosen.hosts:
+        raise UsageError("--address: has no effect: it is for --hosts; leave it out")
     hosts = launcher.read_hosts(chosen.hosts) if chosen.hosts else []
     if hosts and not shutil.which("ssh"):
         raise UsageError("--hosts: needs ssh, which is not installed")
@@ -49,7 +51,8 @@ def _parser() -> Parser:
     add(parser, "--workers", 2, "processes that train, each with a part of every batch")
     add(parser, "--servers", 1, "processes that add up the workers' gradients")
     text = (
-        "a file with a host per line (host or host:port, by ssh); all have this folder and Python"
+        "a file with a host per line (host or host:port, by ssh; # begins a comment); all have "
+        "this folder and Python"
     )
     parser.add_argument("--hosts", type=expand_path, metavar="FILE", help=text)
     text = "the address by which the hosts reach this machine (default: found automatically)"

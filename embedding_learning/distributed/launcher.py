@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import signal
 import socket
@@ -24,6 +25,9 @@ from embedding_learning.distributed import dmlc_environment, heartbeat
 from embedding_learning.errors import UsageError
 
 _LOCALHOST = "127.0.0.1"
+# A line of a file of hosts; a name that begins with a dash would be a flag of ssh.
+_HOST = re.compile(r"([^\s:\[\]-][^\s:\[\]]*)(?::([1-9][0-9]{0,4}))?")
+_LARGEST_PORT = 65535
 _PORTS = range(9091, 9999)
 # Variables of this machine that are set on other machines too.
 _FORWARDED_VARIABLES = ("OMP_NUM_THREADS", "KMP_AFFINITY", "LD_LIBRARY_PATH", "DMLC_INTERFACE")
@@ -63,18 +67,31 @@ class Host(NamedTuple):
 def read_hosts(path: str) -> list[Host]:
     """Returns the hosts in a file, one per line: ``host`` or ``host:port``.
 
-    ``slots=N``, which MPI's host files contain, is ignored. Raises UsageError if the file cannot be
-    read or names no host.
+    ``#`` begins a comment. ``slots=N`` and ``max_slots=N``, which MPI's host files contain, are
+    ignored. Raises UsageError if the file cannot be read, a line is something else, or no line
+    names a host.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = [line.partition("slots=")[0].strip() for line in file]
+        # Editors of other systems begin a file with a mark, which is no part of a name.
+        with open(path, encoding="utf-8-sig") as file:
+            lines = [line.partition("#")[0].split() for line in file]
     except (OSError, ValueError) as error:
         raise UsageError(f"--hosts {path}: cannot be read ({error})") from None
-    hosts = [line.partition(":") for line in lines if line]
+    hosts = []
+    for number, words in enumerate(lines, 1):
+        words = [word for word in words if not word.startswith(("slots=", "max_slots="))]
+        if not words:
+            continue
+        match = _HOST.fullmatch(" ".join(words))
+        if match is None or int(match[2] or 0) > _LARGEST_PORT:
+            raise UsageError(
+                f"--hosts {path}:{number}: host or host:port expected, a name or an IPv4 address, "
+                f"but found {' '.join(words)[:100]!r}; correct the line"
+            )
+        hosts.append(Host(match[1], match[2] or "22"))
     if not hosts:
         raise UsageError(f"--hosts {path}: names no host; put one on each line")
-    return [Host(name, port or "22") for name, _, port in hosts]
+    return hosts
 
 
 def find_address() -> str:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
+from embedding_learning.cli import launch as cli_launch
 from embedding_learning.distributed import dmlc_environment, launcher
 from embedding_learning.errors import UsageError
 from tests.distributed.test_synchronous import free_ports
@@ -95,13 +96,32 @@ def test_flags_reach_the_processes_as_they_were_typed():
 
 
 def test_hosts_are_named_one_on_a_line(tmp_path):
-    (tmp_path / "hosts").write_text("one\n\n  two:2222 \nme@three slots=4\n")
+    lines = ["\ufeffone", "", "# the fast ones", "  two:2222  # of room 3", "me@three:65535 slots=4"]
+    lines += ["10.0.0.7 slots=2 max_slots=4\r", "one"]
+    (tmp_path / "hosts").write_text("\n".join(lines), encoding="utf-8")
     assert launcher.read_hosts(str(tmp_path / "hosts")) == [
-        *(("one", "22"), ("two", "2222"), ("me@three", "22"))
+        *(("one", "22"), ("two", "2222"), ("me@three", "65535"), ("10.0.0.7", "22"), ("one", "22"))
     ]
-    (tmp_path / "hosts").write_text("\n")
-    with pytest.raises(UsageError, match="names no host; put one on each line"):
+    for empty in ("\n", "# one\n"):
+        (tmp_path / "hosts").write_text(empty)
+        with pytest.raises(UsageError, match="names no host; put one on each line"):
+            launcher.read_hosts(str(tmp_path / "hosts"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["one two", "two:ssh", "two:0", "two:65536", "two:", ":22", "fe80::1", "[::1]:22", "-oUser=a"],
+)
+def test_a_line_that_names_no_host_is_reported(tmp_path, line):
+    (tmp_path / "hosts").write_text(f"# these\none\n{line}\n")
+    expected = f"hosts:3: host or host:port expected, .* but found {re.escape(repr(line))}; correct"
+    with pytest.raises(UsageError, match=expected):
         launcher.read_hosts(str(tmp_path / "hosts"))
+
+
+def test_an_address_without_hosts_is_refused():
+    with pytest.raises(UsageError, match="--address: has no effect: it is for --hosts"):
+        cli_launch.main(["--address=10.0.0.9", "--", "--epochs=1"])
 
 
 @pytest.mark.parametrize(
