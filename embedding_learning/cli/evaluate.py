@@ -13,7 +13,12 @@ from embedding_learning.evaluation.metric_table import describe_metrics
 from embedding_learning.evaluation.metrics import common_metrics, parse_metrics
 from embedding_learning.inference import embedded_split
 from embedding_learning.inference.embedded_split import EmbeddedSplit
-from embedding_learning.runtime.atomic_files import check_output_path, format_csv, write_text
+from embedding_learning.runtime.atomic_files import (
+    check_input_is_kept,
+    check_output_path,
+    format_csv,
+    write_text,
+)
 from embedding_learning.runtime.progress import log_to_terminal
 
 # Of `images`, the class's test images, how many have a nearest image of the class `taken for`.
@@ -27,6 +32,7 @@ def main(arguments: list[str]) -> int:
         return evaluate_pairs.run(options)
     if options.confusions is not None:
         check_output_path(options.confusions, (".csv",), "--confusions")
+        check_input_is_kept(options.confusions, [options.data_path], "--confusions")
     with log_to_terminal():
         model = model_flags.load(options)
         found = embedded_split.embed_split(

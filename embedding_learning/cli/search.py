@@ -11,6 +11,7 @@ from embedding_learning.cli import model_flags
 from embedding_learning.cli.parser import Parser, expand_path
 from embedding_learning.errors import UsageError
 from embedding_learning.inference.search import describe_result, draw_result, search
+from embedding_learning.runtime.atomic_files import check_input_is_kept
 from embedding_learning.runtime.progress import log_to_terminal
 
 
@@ -21,6 +22,7 @@ def main(arguments: list[str]) -> int:
         from embedding_learning import plots
 
         plots.check_plot_path(options.picture)
+        check_input_is_kept(options.picture, options.queries, "--picture")
     with log_to_terminal():
         model = model_flags.load(options)
         result = search(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -29,8 +29,8 @@ _VERSION = 3
 
 def embed(
     model: EmbeddingModel,
-    images: ImageSet | Sequence[str],
-    output: str,
+    images: ImageSet | Iterable[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
     batch_size: int = BATCH_SIZE,
     workers: int = WORKERS,
     skip_bad: bool = False,
@@ -45,10 +45,10 @@ def embed(
     Parameters
     ----------
     model : EmbeddingModel
-    images : ImageSet or sequence of str
+    images : ImageSet, or iterable of str or path
         Images, folders and .txt lists of images, as `datasets.unlabeled` reads them; or a data set,
         with labels, boxes and groups.
-    output : str
+    output : str or path
         FILE.npy.
     batch_size : int
         Images that are computed at once, at most.
@@ -69,7 +69,7 @@ def embed(
     Raises
     ------
     ValueError
-        If `batch_size` is below 1, or `images` is a single text.
+        If `batch_size` is below 1, or `images` is empty, or a single text or path.
     DataError
         If an image is missing or cannot be decoded, or if no image can be decoded.
     UsageError
@@ -77,6 +77,9 @@ def embed(
     """
     if not isinstance(images, ImageSet):
         images = unlabeled.read(images)
+    if not len(images):
+        raise ValueError("there are no images to embed")
+    output = os.fsdecode(output)
     if not skip_bad:
         _check_files_exist(images.paths)
     size = model.choose_batch_size(len(images), batch_size)

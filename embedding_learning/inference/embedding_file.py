@@ -21,7 +21,7 @@ import numpy as np
 
 from embedding_learning.data.datasets.text_files import check_regular_file
 from embedding_learning.errors import UsageError
-from embedding_learning.runtime.atomic_files import atomic_write
+from embedding_learning.runtime.atomic_files import atomic_write, csv_row_writer
 
 COLUMNS = ["row", "path", "label"]
 GROUP_COLUMN = "group"
@@ -182,14 +182,11 @@ def write_csv(path: str, images: Iterable[Sequence[str]], has_groups: bool = Fal
     """
     folder = os.path.realpath(os.path.dirname(path))
     with atomic_write(path) as partial, _open(partial, "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        # Before Python 3.13 the first writer leaves a carriage return without quotes.
-        quoting_writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        writer.writerow([*COLUMNS, GROUP_COLUMN] if has_groups else COLUMNS)
+        write_row = csv_row_writer(file)
+        write_row([*COLUMNS, GROUP_COLUMN] if has_groups else COLUMNS)
         for row, (name, *rest) in enumerate(images):
             stored_path = name if os.path.isabs(name) else os.path.relpath(name, folder)
-            has_return = any("\r" in text for text in (stored_path, *rest))
-            (quoting_writer if has_return else writer).writerow([row, stored_path, *rest])
+            write_row([row, stored_path, *rest])
 
 
 def check_csv(path: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,8 +58,8 @@ class SearchResult(NamedTuple):
 
 def search(
     model: EmbeddingModel,
-    gallery: str,
-    queries: Sequence[str],
+    gallery: str | os.PathLike[str],
+    queries: Iterable[str | os.PathLike[str]],
     k: int = 10,
     batch_size: int = BATCH_SIZE,
     workers: int = WORKERS,
@@ -74,11 +74,11 @@ def search(
     Parameters
     ----------
     model : EmbeddingModel
-    gallery : str
+    gallery : str or path
         An .npy file that `embed` wrote with this model, which is mapped into memory; or an input
         that `datasets.unlabeled` reads, embedded now, with labels if it is a folder of class
         folders.
-    queries : sequence of str
+    queries : iterable of str or path
         .npy files and inputs that `datasets.unlabeled` reads.
     k : int
         At least 1. If the gallery has fewer images, all of them are found.
@@ -98,10 +98,12 @@ def search(
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
-    if isinstance(queries, str) or not queries:
+    is_one = isinstance(queries, (str, bytes, os.PathLike))
+    names = [] if is_one else [os.fsdecode(query) for query in queries]
+    if not names:
         raise ValueError(f"a list of queries expected, not {queries!r}")
-    searched = _load_embeddings(model, [gallery], batch_size, workers)
-    asked = _load_embeddings(model, queries, batch_size, workers, searched)
+    searched = _load_embeddings(model, [os.fsdecode(gallery)], batch_size, workers)
+    asked = _load_embeddings(model, names, batch_size, workers, searched)
     own = searched.find_rows(asked.path(query) for query in range(len(asked.vectors)))
     surplus = max(map(len, own))
     k = min(k, len(searched.vectors) - surplus)

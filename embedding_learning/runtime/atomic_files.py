@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import IO
 
 from embedding_learning.errors import UsageError
 
@@ -65,8 +66,23 @@ def write_text(
 def format_csv(lines: Sequence[Sequence[object]]) -> str:
     """Returns lines of values as CSV; the first line holds the titles."""
     file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows(lines)
+    write_row = csv_row_writer(file)
+    for line in lines:
+        write_row(line)
     return file.getvalue()
+
+
+def csv_row_writer(file: IO[str]) -> Callable[[Sequence[object]], object]:
+    """Returns a function that writes a row of CSV, which ends with a line feed."""
+    write_row = csv.writer(file, lineterminator="\n").writerow
+    # Before Python 3.13 the first writer leaves a carriage return without quotes.
+    quote_row = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL).writerow
+
+    def write(row: Sequence[object]) -> object:
+        has_return = any(isinstance(value, str) and "\r" in value for value in row)
+        return (quote_row if has_return else write_row)(row)
+
+    return write
 
 
 def check_output_path(path: str, suffixes: tuple[str, ...], flag: str = "") -> None:
@@ -91,6 +107,20 @@ def check_output_path(path: str, suffixes: tuple[str, ...], flag: str = "") -> N
         )
     if os.path.isdir(path):
         raise UsageError(f"{source}: is a folder; name a file")
+
+
+def check_input_is_kept(output: str, inputs: Iterable[str], flag: str) -> None:
+    """Raises UsageError if a file to be written, which `flag` names, is one of the inputs."""
+    for path in inputs:
+        if is_same_file(output, path):
+            raise UsageError(
+                f"{flag} {output}: would replace {path}, which is read; name another file"
+            )
+
+
+def is_same_file(first: str, second: str) -> bool:
+    """Returns whether two names, through any links, are one file that exists."""
+    return os.path.exists(first) and os.path.exists(second) and os.path.samefile(first, second)
 
 
 def _flush(path: str) -> None:

@@ -18,6 +18,8 @@ from embedding_learning.distributed.heartbeat import HeartbeatClient
 from embedding_learning.distributed.synchronous import SynchronousGroup
 from embedding_learning.distributed.worker_group import WorkerGroup
 from embedding_learning.errors import TrainingError, UsageError
+from embedding_learning.inference.run_files import find_network
+from embedding_learning.runtime.atomic_files import is_same_file
 from embedding_learning.runtime.devices import find_devices
 from embedding_learning.runtime.signals import stop_on_signals
 from embedding_learning.training import (
@@ -96,6 +98,8 @@ def run(
         settings = ", ".join(f"{key}={value!r}" for key, value in config.as_flags().items())
         logging.info("Namespace(%s)", settings)
         checkpoint, progress = _find_start(config, group, folder.path)
+        if checkpoint is None:
+            _check_weights_are_kept(config)
         split = read_split(config)
         for line in warnings:
             logging.warning(line)
@@ -253,6 +257,20 @@ def _find_start(
         checkpoint.path, progress.epoch, progress.batch,
     )  # fmt: skip
     return checkpoint, progress
+
+
+def _check_weights_are_kept(config: TrainConfig) -> None:
+    """Raises UsageError if the result of a new run would replace the weights it starts from."""
+    model, prefix = config.model, config.run.prefix
+    sources = {"--pretrained-params": model.pretrained_params}
+    if model.init_from:
+        sources["--init-from"] = find_network(model.init_from, "--init-from")
+    for flag, path in sources.items():
+        if path and is_same_file(path, f"{prefix}.params"):
+            raise UsageError(
+                f"--save-model-prefix {prefix}: the run would replace {path}, the file of {flag}; "
+                "choose another prefix"
+            )
 
 
 def _restore(learner: Learner, checkpoint: Checkpoint) -> None:

@@ -110,6 +110,8 @@ def _read(key: str, value: Any) -> Any:
     flag = FLAGS.get(key)
     if flag is None:
         raise UsageError(f"{as_flag(key)}: unknown; train.py --help lists the flags")
+    if flag.is_path and isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if value is None and (flag.default is None or flag.can_be_none):
         return None
     if flag.type is tuple:

@@ -447,6 +447,19 @@ def test_a_data_set_is_not_overwritten_by_the_list_beside_the_output(
     assert Path("e.csv").read_text() == "path,label,split\n"
 
 
+def test_python_takes_paths_and_refuses_what_is_no_list(here: Path, model: EmbeddingModel) -> None:
+    paths = birds().paths[:2]
+    assert embedding_learning.embed(model, map(Path, paths), here / "e.npy") == 2
+    assert [row["path"] for row in rows()] == paths
+    np.testing.assert_array_equal(np.load("e.npy"), model.embed(paths))
+    for images in ("data", Path("data")):
+        with pytest.raises(ValueError, match=r"a list of inputs expected, not .*data.* alone"):
+            embedding_learning.embed(model, images, "other.npy")
+    with pytest.raises(ValueError, match="there are no images to embed"):
+        embedding_learning.embed(model, [], "other.npy")
+    assert not list(here.glob("other*"))
+
+
 def test_the_flags_are_listed_without_mxnet() -> None:
     code = "import sys; from embedding_learning.__main__ import main\n"
     code += "try: main(['embed', '--help'])\nfinally: assert 'mxnet' not in sys.modules"

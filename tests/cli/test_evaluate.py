@@ -84,6 +84,11 @@ def test_a_list_of_confusions_is_refused_before_anything_is_embedded(
     for name in ("confusions.txt", "no/confusions.csv"):
         with pytest.raises(UsageError, match=f"--confusions .*{name}"):
             evaluate.main([model, f"--data-path={tiny_cub}", f"--confusions={tmp_path / name}"])
+    data = tmp_path / "list.csv"
+    data.write_text("path,label,split\n")
+    (tmp_path / "link.csv").symlink_to(data)
+    with pytest.raises(UsageError, match=r"--confusions .*link\.csv: would replace .*list\.csv"):
+        evaluate.main([model, f"--data-path={data}", f"--confusions={tmp_path}/link.csv"])
     with pytest.raises(UsageError, match="--confusions: has no effect next to --pairs"):
         evaluate.main([model, "--pairs=pairs.csv", "--confusions=a.csv"])
 

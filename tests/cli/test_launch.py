@@ -96,7 +96,13 @@ def test_flags_reach_the_processes_as_they_were_typed():
 
 
 def test_hosts_are_named_one_on_a_line(tmp_path):
-    lines = ["\ufeffone", "", "# the fast ones", "  two:2222  # of room 3", "me@three:65535 slots=4"]
+    lines = [
+        "\ufeffone",
+        "",
+        "# the fast ones",
+        "  two:2222  # of room 3",
+        "me@three:65535 slots=4",
+    ]
     lines += ["10.0.0.7 slots=2 max_slots=4\r", "one"]
     (tmp_path / "hosts").write_text("\n".join(lines), encoding="utf-8")
     assert launcher.read_hosts(str(tmp_path / "hosts")) == [

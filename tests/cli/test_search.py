@@ -114,6 +114,14 @@ def test_new_images_find_any(here: Path, model: EmbeddingModel, birds: ImageSet)
     assert [found.is_right(0, place) for place in range(5)] == [None] * 5
 
 
+def test_paths_are_as_good_as_texts(here: Path, model: EmbeddingModel, birds: ImageSet) -> None:
+    queries = birds.paths[:2]
+    found = embedding_learning.search(model, Path("birds.npy"), map(Path, queries), 3)
+    expected = embedding_learning.search(model, "birds.npy", queries, 3)
+    assert found.queries.paths == queries
+    np.testing.assert_array_equal(found.rows, expected.rows)
+
+
 @pytest.mark.parametrize("gallery", ["data/images", "./data/images/", "list.txt"])
 def test_a_folder_or_list_is_embedded_for_the_search(
     here: Path, model: EmbeddingModel, birds: ImageSet, gallery: str
@@ -226,7 +234,7 @@ def test_impossible_arguments_are_refused(model: EmbeddingModel, birds: ImageSet
             embedding_learning.search(model, "birds.npy", own, k)
     with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
         embedding_learning.search(model, birds.paths[0], own, batch_size=0)
-    for queries in ([], birds.paths[0]):
+    for queries in ([], birds.paths[0], Path(birds.paths[0])):
         with pytest.raises(ValueError, match="a list of queries expected, not "):
             embedding_learning.search(model, "birds.npy", queries)
 
@@ -481,6 +489,10 @@ def test_a_picture_is_drawn_beside_the_table(
             "MODEL birds.npy QUERY --picture=nowhere/x.png",
             "nowhere/x.png: the folder nowhere",
         ),
+        (
+            "MODEL birds.npy a.png --picture=./a.png",
+            r"--picture \./a\.png: would replace a\.png, which is read; name another file",
+        ),
         ("MODEL bare.npy QUERY --picture=x.png", "--picture: no .csv file names the image of row"),
         ("MODEL gone.npy QUERY --picture=x.png", r"gone/\d+\.jpg: cannot be read: No such file"),
     ],
@@ -489,6 +501,7 @@ def test_a_mistake_is_reported_in_one_line(
     here: Path, file: Path, birds: ImageSet, capsys: pytest.CaptureFixture[str], arguments: str,
     message: str,
 ) -> None:  # fmt: skip
+    Path("a.png").write_bytes(b"a photograph")
     np.save("wide.npy", np.repeat(np.load("birds.npy"), 2, axis=1))
     shutil.copy("birds.npy", "bare.npy")
     shutil.copy("birds.npy", "gone.npy")

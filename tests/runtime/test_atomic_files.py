@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import os
 import subprocess
@@ -14,6 +15,7 @@ from embedding_learning.errors import UsageError
 from embedding_learning.runtime.atomic_files import (
     atomic_write,
     check_output_path,
+    format_csv,
     write_bytes,
     write_text,
 )
@@ -154,6 +156,13 @@ def test_a_full_disk_leaves_the_former_file_alone(tmp_path: Path) -> None:
 def test_text_is_written_as_utf_8(tmp_path: Path) -> None:
     write_text(tmp_path / "file", "é\n\ud800")
     assert contents(tmp_path) == {"file": b"\xc3\xa9\n?"}
+
+
+def test_csv_gives_back_any_text(tmp_path: Path) -> None:
+    lines = [["class", "images"], ["a,b", "1"], ['"c"', "2"], ["old\rMac", "3"], ["d\r\ne\nf", "4"]]
+    write_text(tmp_path / "file.csv", format_csv(lines))
+    with open(tmp_path / "file.csv", encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file, strict=True)) == lines
 
 
 def test_a_file_that_cannot_be_written_is_named_with_the_way_out(tmp_path: Path) -> None:

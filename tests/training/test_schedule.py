@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from embedding_learning.cli.train_flags import parse
-from embedding_learning.errors import UsageError
+from embedding_learning.errors import DataError, UsageError
 from embedding_learning.model.weights import model_zoo
-from embedding_learning.training import build, learner, schedule
+from embedding_learning.training import build, learner, run, schedule
 from tests.helpers.saved_models import save_model
 from tests.helpers.tiny_networks import each_class
 
@@ -228,6 +228,23 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, np
     net = save_model(path)
     parameters = net._collect_params_with_prefix()
     return str(path), {name: p.data().asnumpy() for name, p in parameters.items()}
+
+
+@pytest.mark.parametrize("flag", ["--init-from=net", "--pretrained-params=link"])
+def test_a_run_does_not_replace_the_weights_it_starts_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.params").write_bytes(b"weights")
+    (tmp_path / "link").symlink_to("net.params")
+    config = parse([flag, "--data-path=missing", "--save-model-prefix=./net"])
+    message = r"--save-model-prefix \./net: the run would replace .*; choose another prefix"
+    with pytest.raises(UsageError, match=message):
+        run.train(config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "net.params"]
+    # Another prefix is no mistake: the data are looked for next.
+    with pytest.raises(DataError, match="missing: no such folder"):
+        run.train(parse([flag, "--data-path=missing", "--save-model-prefix=other"]))
 
 
 def started(path: str, *flags: str) -> dict[str, np.ndarray]:

@@ -53,6 +53,7 @@ def test_python_gives_the_same_as_the_command_line() -> None:
     flags = ["--epochs=3", "--steps=1,2", "--lr=1", "--gpus=0,1", "--metrics=nmi"]
     assert make_config(settings) == parse(flags)
     assert make_config({}) == parse([])
+    assert make_config({"data_path": Path("birds")}) == parse(["--data-path=birds"])
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from embedding_learning.data.datasets.image_folder import (
@@ -22,12 +22,12 @@ UNLABELED = ""
 STANDARD_INPUT, COMMENT = "-", "#"
 
 
-def read(inputs: Sequence[str]) -> ImageSet:
+def read(inputs: Iterable[str | os.PathLike[str]]) -> ImageSet:
     """Returns the images of all inputs, in their order. Repeated images are kept.
 
     Parameters
     ----------
-    inputs : sequence of str
+    inputs : iterable of str or path
         A folder means all images in it, at any depth, sorted as in class folders. A .txt file lists
         images, one per line, relative to its own folder. ``-`` is such a list on the standard
         input, relative to the current folder. A line that starts with ``#`` is a comment; write
@@ -43,15 +43,15 @@ def read(inputs: Sequence[str]) -> ImageSet:
     Raises
     ------
     ValueError
-        If `inputs` is a single text.
+        If `inputs` is a single text or path.
     DataError
         If an input does not exist, or a folder or list cannot be read or holds no image.
     """
-    if isinstance(inputs, str):
+    if isinstance(inputs, (str, bytes, os.PathLike)):
         raise ValueError(f"a list of inputs expected, not {inputs!r} alone")
     paths: list[str] = []
     names: list[str] = []
-    for name in inputs:
+    for name in map(os.fsdecode, inputs):
         if os.path.isdir(name):
             images = _find_images_of_folder(name)
             paths += images
