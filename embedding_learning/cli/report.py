@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ from embedding_learning.cli.plot import (
 )
 from embedding_learning.cli.train_flags import parse
 from embedding_learning.config import DataConfig, TestImages
+from embedding_learning.data.datasets import glyphs
 from embedding_learning.errors import DataError, UsageError
 from embedding_learning.evaluation.metrics import Measurement, common_metrics
 from embedding_learning.inference import embedded_split
@@ -61,6 +63,7 @@ def main(arguments: list[str]) -> int:
         )
     # The prefix is the given one: the run may have been started in another folder.
     config = parse([*info.arguments, f"--save-model-prefix={options.prefix}"], is_past=True)
+    _check_data_exist(config.data)
     recorded, state = records.read(folder), _state(options.prefix, config.run.epochs)
     with log_to_terminal():
         model = load_model(
@@ -94,6 +97,16 @@ def main(arguments: list[str]) -> int:
         )
     print(output)
     return 0
+
+
+def _check_data_exist(data: DataConfig) -> None:
+    """Raises UsageError if the run's images are not where its flags say, seen from this folder."""
+    is_built_in = glyphs.NAME in (data.path, data.dataset)
+    if not is_built_in and not os.path.exists(data.path):
+        raise UsageError(
+            f"--data-path {data.path} of the run: no such file or folder here; call report in the "
+            "folder that the run was started in, or put the images back"
+        )
 
 
 def _test_images(data: DataConfig) -> TestImages:

@@ -187,6 +187,11 @@ class BalancedBatches(_BatchIter):
     Attributes
     ----------
     class_count : int
+
+    Raises
+    ------
+    ValueError
+        If a class has no image, or there are too few classes for a batch.
     """
 
     def __init__(
@@ -209,6 +214,12 @@ class BalancedBatches(_BatchIter):
         order = np.argsort(labels, kind="stable")
         self._rows_by_class = np.split(order, np.cumsum(np.bincount(labels))[:-1])
         self.class_count = len(self._rows_by_class)
+        needed = batch_size // batch_k
+        if self.class_count < needed:
+            raise ValueError(f"{needed} classes expected in a batch, not {self.class_count}")
+        for label, rows in enumerate(self._rows_by_class):
+            if not len(rows):
+                raise ValueError(f"class {label} has no image; number the classes from 0")
 
     def _plan(self, number: int) -> _Plan:
         rng = np.random.default_rng((self._seed, number))

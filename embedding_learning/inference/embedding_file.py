@@ -31,6 +31,8 @@ HEADER_BYTES = 128
 
 # Values that are checked at once: 32 MB.
 _VALUES = 2**23
+# Characters of a wrong header in a message.
+_QUOTED = 100
 # Larger than the change of a length by rounding to float16.
 _UNIT_TOLERANCE = 1e-3
 
@@ -244,7 +246,8 @@ def _read_csv(path: str) -> Iterator[tuple[str, str, str]]:
             lines = csv.reader(file, strict=True)
             header = next(lines, None)
             if header not in (COLUMNS, [*COLUMNS, GROUP_COLUMN]):
-                raise ValueError(f"a header {','.join(COLUMNS)} is expected")
+                found = ",".join(header or [])[:_QUOTED]
+                raise ValueError(f"a header {','.join(COLUMNS)} is expected, not {found!r}")
             for number, line in enumerate(lines):
                 if len(line) != len(header) or line[0] != str(number):
                     raise ValueError(f"row {number} is not as it was written")
@@ -260,4 +263,6 @@ def _read_csv(path: str) -> Iterator[tuple[str, str, str]]:
 
 def _open(path: str, mode: str) -> IO[str]:
     """Opens a text file whose line ends the csv module handles; file names may be any bytes."""
-    return open(path, mode, newline="", encoding="utf-8", errors="surrogateescape")
+    # Programs for spreadsheets begin a file with a mark, which is no part of the header.
+    encoding = "utf-8-sig" if mode == "r" else "utf-8"
+    return open(path, mode, newline="", encoding=encoding, errors="surrogateescape")

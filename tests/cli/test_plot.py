@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 import subprocess
@@ -329,6 +330,12 @@ def test_what_is_not_there_is_reported(run: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match=r"birds\.params: does not exist; .* after its first epoch"
     ):
+        report.main([str(tmp_path / "birds")])
+    info = json.loads((run / "birds.run" / "run.json").read_text())
+    info["arguments"].append("--data-path=gone")
+    (tmp_path / "birds.run" / "run.json").write_text(json.dumps(info))
+    shutil.copy(run / "birds.params", tmp_path)
+    with pytest.raises(UsageError, match=r"--data-path gone of the run: no such file .*; call rep"):
         report.main([str(tmp_path / "birds")])
     with pytest.raises(UsageError, match=r"end the name in \.html"):
         report.main([str(run / "birds"), "--output=page.txt"])

@@ -452,3 +452,16 @@ def test_all_workers_are_busy_at_the_same_time(workers: int, batch_size: int) ->
         finally:
             batches.close()
     assert_same(*made)
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        ([0, 0, 2, 2], "class 1 has no image; number the classes from 0"),
+        ([0, 0, 0, 0], "2 classes expected in a batch, not 1"),
+    ],
+)
+def test_classes_that_give_no_batch_are_refused(labels: list[int], message: str) -> None:
+    pixels = np.zeros((4, 8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match=message):
+        BalancedBatches(pixels, np.array(labels), 2, 0, batch_size=4, crop_size=6, workers=0)

@@ -296,7 +296,8 @@ def test_what_is_no_file_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text, expected",
     [
-        ("", "a header row,path,label is expected"),
+        ("", "a header row,path,label is expected, not ''"),
+        ("row;path;label\n0;a;b\n", "a header row,path,label is expected, not 'row;path;label'"),
         ("path,label,split\na.jpg,b,train\n", "a header row,path,label is expected"),
         ("row,path,label\n0,a,b\n1,a,b\n2,a,b\n3,a,b\n", "names 4 images, but"),
         ("row,path,label\n" + "".join(f"{i},a,b\n" for i in range(6)), "names 6 images, but"),
@@ -314,6 +315,15 @@ def test_a_list_that_does_not_fit_is_reported(tmp_path: Path, text: str, expecte
     message = fault(path)
     assert message.startswith(f"{tmp_path}/e.csv: ")
     assert expected in message
+
+
+def test_a_list_may_come_from_a_spreadsheet(tmp_path: Path) -> None:
+    path = write(tmp_path, VECTORS, [(f"{tmp_path}/{row}.jpg", f"ü{row}") for row in range(5)])
+    expected = read_embeddings(path, 3)
+    lines = (tmp_path / "e.csv").read_bytes()
+    (tmp_path / "e.csv").write_bytes(b"\xef\xbb\xbf" + lines.replace(b"\n", b"\r\n"))
+    found = read_embeddings(path, 3)
+    assert (found.paths, found.labels) == (expected.paths, expected.labels)
 
 
 def test_a_list_that_cannot_be_read_is_reported(tmp_path: Path) -> None:

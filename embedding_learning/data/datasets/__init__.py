@@ -68,11 +68,15 @@ def load_dataset(
 
     Raises
     ------
+    ValueError
+        If `test` is another word.
     DataError
         If the data set is not recognized, a file is missing or invalid, no image would test,
         `train_classes` is given although the files contain the split, or the glyphs cannot be
         drawn.
     """
+    if test not in TEST_CHOICES:
+        raise ValueError(f"test {test!r}: choose from {', '.join(TEST_CHOICES)}")
     try:
         if name == glyphs.NAME or (name is None and data_path == glyphs.NAME):
             row, path = registry.GLYPHS, glyphs.find_or_draw(Path(cache_dir))

@@ -150,6 +150,8 @@ def test_a_file_that_is_empty_or_no_text_or_missing_is_named(tmp_path: Path) -> 
     assert fault(tmp_path, ROWS.encode("utf-16")).startswith(" cannot be read as UTF-8 text")
     with pytest.raises(DataError, match=r"nowhere.csv: no such file; .*--data-path"):
         load_dataset(str(tmp_path / "nowhere.csv"), "nowhere")
+    with pytest.raises(ValueError, match="test 'ALL': choose from split, all"):
+        load_dataset(str(tmp_path / "nowhere.csv"), "nowhere", test="ALL")
     (tmp_path / "link.csv").symlink_to("/dev/null")
     with pytest.raises(DataError, match=r"link.csv: cannot be read .* it is not a regular file"):
         load_dataset(str(tmp_path / "link.csv"), "nowhere")
