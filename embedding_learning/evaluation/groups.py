@@ -41,6 +41,19 @@ class Groups(NamedTuple):
         return int(np.bincount(self.gallery[self.gallery >= 0]).max(initial=0))
 
 
+def check_groups(groups: Groups | None, queries: int, rows: int) -> None:
+    """Raises ValueError unless there are groups of so many queries and gallery rows, or none."""
+    if groups is None:
+        return
+    if not isinstance(groups, Groups):
+        raise ValueError(f"groups as number_groups makes them expected, not {type(groups)}")
+    if (len(groups.queries), len(groups.gallery)) != (queries, rows):
+        raise ValueError(
+            f"groups of {queries} queries and {rows} searched images expected, not of "
+            f"{len(groups.queries)} and {len(groups.gallery)}"
+        )
+
+
 def number_groups(queries: np.ndarray, gallery: np.ndarray | None = None) -> Groups:
     """Numbers the groups of queries (q,) and gallery rows (n,): ints, below 0 for no group.
 

@@ -10,7 +10,7 @@ import numpy as np
 from embedding_learning.config import COMMON_RECALL_RANKS
 from embedding_learning.evaluation.blocked_distances import as_embeddings
 from embedding_learning.evaluation.clustering import k_means
-from embedding_learning.evaluation.groups import Groups, count_matches
+from embedding_learning.evaluation.groups import Groups, check_groups, count_matches
 from embedding_learning.evaluation.metric_table import (
     ClusterMetric,
     ListMetric,
@@ -318,11 +318,7 @@ def _prepare_images(
         _, codes = np.unique(np.concatenate([labels, gallery_labels]), return_inverse=True)
         codes, gallery_codes = np.split(codes, [len(labels)])
         images = _Images(queries, codes, gallery, gallery_codes, None, groups)
-    if groups and tuple(map(len, groups)) != (len(images.queries), len(images.gallery)):
-        raise ValueError(
-            f"groups of {len(images.queries)} queries and {len(images.gallery)} searched images "
-            f"expected, not of {len(groups.queries)} and {len(groups.gallery)}"
-        )
+    check_groups(groups, len(images.queries), len(images.gallery))
     return images
 
 

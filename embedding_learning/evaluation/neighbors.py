@@ -25,7 +25,7 @@ from embedding_learning.evaluation.blocked_distances import (
     squared_distances_of_pairs,
     without_surplus,
 )
-from embedding_learning.evaluation.groups import Groups
+from embedding_learning.evaluation.groups import Groups, check_groups
 from embedding_learning.evaluation.parallel_products import blas_threads
 
 # Entries of the lists of neighbors that are filled at once: 32 MB.
@@ -80,13 +80,15 @@ def find_nearest(
     Raises
     ------
     ValueError
-        If k is below 1, the shapes do not match, there is no row, or a value is not finite.
+        If k is below 1, the shapes do not match, there is no row, a value is not finite, or the
+        groups are of other numbers of rows.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     queries = as_embeddings(queries)
     own = np.arange(len(queries)) if gallery is None else None
     gallery = queries if gallery is None else gallery
+    check_groups(groups, len(queries), len(gallery))
     k = min(k, len(gallery) - (own is not None))
     distances = np.empty((len(queries), k), np.float32)
     rows = np.empty((len(queries), k), np.int64)

@@ -261,7 +261,10 @@ def _label_cells(cells: Sequence[Cell]) -> tuple[str, dict[Cell, tuple[str, str]
     folders = {name: os.path.dirname(os.path.commonprefix(values[name])) for name in values}
     labels = {}
     for cell, of_cell in zip(cells, settings):
-        shown = {name: value[len(folders[name]) :].lstrip("/") for name, value in of_cell.items()}
+        shown = {
+            name: value[len(folders[name]) :].lstrip("/") or value
+            for name, value in of_cell.items()
+        }
         color = ", ".join(shown[name] for name in several or ("loss", "sampling"))
         if len(several) == 1 and several[0] not in ("loss", "sampling"):
             color = f"{several[0]}={color}"

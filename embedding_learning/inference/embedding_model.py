@@ -257,7 +257,8 @@ class EmbeddingModel:
         DataError
             If a file cannot be decoded, or a box lies outside of its image.
         ValueError
-            If an array is no image, the number of boxes is not n, or `batch_size` is below 1.
+            If `images` is no sequence, an array is no image, the number of boxes is not n, or
+            `batch_size` is below 1.
         """
         pixels = _Images(images, boxes, self.description["image_size"], self.preprocessing)
         size = self.choose_batch_size(len(images), batch_size)
@@ -334,6 +335,8 @@ class _Images:
     ) -> None:
         if isinstance(images, (str, bytes, os.PathLike)):
             raise ValueError(f"a list of images expected, not {images!r} alone")
+        if not (hasattr(images, "__len__") and hasattr(images, "__getitem__")):
+            raise ValueError(f"a list of images expected, not a {type(images).__name__}")
         if boxes is not None and np.shape(boxes) != (len(images), 4):
             raise ValueError(f"boxes ({len(images)}, 4) expected, not {np.shape(boxes)}")
         for row, image in enumerate(images):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from embedding_learning.config import (
@@ -109,7 +109,10 @@ def _read(key: str, value: Any) -> Any:
     """Returns the value of a setting in its type. Raises UsageError if the flag cannot have it."""
     flag = FLAGS.get(key)
     if flag is None:
-        raise UsageError(f"{as_flag(key)}: unknown; train.py --help lists the flags")
+        near = str(key).lstrip("-").replace("-", "_")
+        if near in FLAGS:
+            raise UsageError(f"{key!r}: is no key of a setting; write {near!r}")
+        raise UsageError(f"{as_flag(str(key))}: unknown; train.py --help lists the flags")
     if flag.is_path and isinstance(value, os.PathLike):
         value = os.fspath(value)
     if value is None and (flag.default is None or flag.can_be_none):
@@ -119,7 +122,8 @@ def _read(key: str, value: Any) -> Any:
     if flag.type is float and type(value) is int:
         value = float(value)
     if type(value) is not flag.type:
-        raise UsageError(f"{flag.name} {value!r}: must be of type {flag.type.__name__}")
+        wanted, found = flag.type.__name__, type(value).__name__
+        raise UsageError(f"{flag.name} {value!r}: must be of type {wanted}, not {found}")
     if key in LOWER_CASE:
         value = str(value).lower()
     choices = CHOICES.get(key, flag.choices)
@@ -134,6 +138,8 @@ def _read(key: str, value: Any) -> Any:
 
 
 def _read_list(key: str, value: Any) -> list[Any]:
+    if not isinstance(value, Iterable):
+        raise UsageError(f"{as_flag(key)} {value!r}: a list or a text expected")
     text = value if isinstance(value, str) else ",".join(map(str, value))
     if key == "steps":
         return integers("--steps", text)

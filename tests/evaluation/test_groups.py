@@ -185,6 +185,12 @@ def test_groups_have_to_fit_the_images() -> None:
     message = "groups of 3 queries and 3 searched images expected, not of 3 and 2"
     with pytest.raises(ValueError, match=message):
         evaluate(x, labels, ["recall@1"], x, labels, number_groups(labels, labels[:2]))
+    with pytest.raises(ValueError, match=message):
+        find_nearest(x, 1, x, number_groups(labels, labels[:2]))
+    with pytest.raises(ValueError, match="expected, not of 4 and 4"):
+        find_nearest(x, 1, groups=number_groups(np.arange(4)))
+    with pytest.raises(ValueError, match="groups as number_groups makes them expected, not "):
+        evaluate(x, labels, ["recall@1"], groups=labels)  # type: ignore[arg-type]
 
 
 def test_groups_are_numbered_together() -> None:

@@ -23,6 +23,10 @@ METHODS = [("margin", "random"), ("triplet", "random")]
             ("1", "pool=avg"), ("2", "pool=max"),
         ),
         (
+            METHODS, {"data-path": ["/a/b/"], "lr": "12"}, "data-path, lr, loss",
+            ("/a/b/", "1, margin"), ("/a/b/", "2, triplet"),
+        ),
+        (
             METHODS, {"init-from": ["/a/b/c", "/a/b/d/c"], "lr": "12"}, "init-from, lr, loss",
             ("c", "1, margin"), ("d/c", "2, triplet"),
         ),

@@ -220,6 +220,8 @@ def test_workers_end_with_the_embedding_whatever_ends_it(
     [
         ("a.jpg", None, "a list of images expected, not 'a.jpg' alone"),
         (Path("a.jpg"), None, "a list of images expected"),
+        (iter(["a.jpg"]), None, "a list of images expected, not a list_iterator"),
+        ({"a.jpg"}, None, "a list of images expected, not a set"),
         ([np.zeros((4, 4, 3))], None, r"image 0: .* not float64 \(4, 4, 3\)"),
         (np.zeros((4, 4, 3), np.uint8), None, r"image 0: .* not uint8 \(4, 3\)"),
         (["a.jpg", np.zeros((4, 4), np.uint8)], None, r"image 1: .* not uint8 \(4, 4\)"),

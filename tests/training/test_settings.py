@@ -60,7 +60,11 @@ def test_python_gives_the_same_as_the_command_line() -> None:
     "settings, line",
     [
         ({"epoch": 3}, "--epoch: unknown; train.py --help lists the flags"),
-        ({"epochs": "3"}, "--epochs '3': must be of type int"),
+        ({"batch-size": 70}, "'batch-size': is no key of a setting; write 'batch_size'"),
+        ({"--lr": 0.1}, "'--lr': is no key of a setting; write 'lr'"),
+        ({"epochs": "3"}, "--epochs '3': must be of type int, not str"),
+        ({"gpus": 0}, "--gpus 0: a list or a text expected"),
+        ({"steps": None}, "--steps None: a list or a text expected"),
         ({"epochs": True}, "--epochs True: must be of type int"),
         ({"bbox": 1}, "--bbox 1: must be of type bool"),
         ({"lr": None}, "--lr None: must be of type float"),
