@@ -235,6 +235,9 @@ def draw_confusions(found: EmbeddedSplit, path: str) -> None:
         )
     distances, _ = found.nearest
     names = [plots.class_title(name) for name in found.split.test.class_names]
+    if len({*names}) < len(names):
+        # Titles leave numbers out, and classes may differ in these alone.
+        names = list(found.split.test.class_names)
     queries = {}
     for label, taken_for, rows, images in found.confusions[:_CONFUSIONS]:
         heading = f"{names[label]} taken for {names[taken_for]}: {len(rows)} of {images} images"

@@ -79,7 +79,7 @@ def load_model(
     Raises
     ------
     ValueError
-        If `resize`, `resize_to` or `engine` is another word.
+        If `resize`, `resize_to` or `engine` is another word, or `devices` is no list.
     UsageError
         If the file does not exist, holds no such network, or does not name its backbone; or if
         onnxruntime cannot be used, or the memory of a GPU is used up.
@@ -90,6 +90,8 @@ def load_model(
         raise ValueError(f"resize {resize!r}: choose from {', '.join(RESIZES)}")
     if resize_to not in (None, *RESIZE_TO):
         raise ValueError(f"resize_to {resize_to!r}: choose from {', '.join(RESIZE_TO)}")
+    if isinstance(devices, mx.Context):
+        raise ValueError(f"devices: a list of contexts expected, not {devices} alone")
     path = find_network(os.fspath(path), "MODEL")
     source = f"MODEL {path}"
     devices = devices or [mx.cpu()]

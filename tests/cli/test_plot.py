@@ -209,19 +209,24 @@ def test_a_gallery_shows_no_image_of_the_querys_group(
         }
 
 
-def test_the_queries_of_confused_classes_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+# The titles of two of the latter are the same.
+@pytest.mark.parametrize("names", [["a", "b", "c"], ["a", "1.a", "2.a"]])
+def test_the_queries_of_confused_classes_are_drawn(
+    monkeypatch: pytest.MonkeyPatch, names: list[str]
+) -> None:
     """In a line: two images of a are next to b, one of b is next to a, one to c; c is alone."""
-    test = ImageSet([str(row) for row in range(6)], np.int32([0, 0, 1, 1, 1, 2]), ["a", "b", "c"])
+    a, b, c = names
+    test = ImageSet([str(row) for row in range(6)], np.int32([0, 0, 1, 1, 1, 2]), names)
     queries = np.float32([[0.0], [9.0], [1.0], [8.5], [5.0], [6.0]])
     drawn: list[dict[str, np.ndarray]] = []
     monkeypatch.setattr(plots, "plot_gallery", lambda groups, **_: drawn.append(groups))
     found = EmbeddedSplit(Split("s", test.take(np.array([], int)), test), queries, None)
     plot.draw_confusions(found, "")
     assert {heading: [*rows] for heading, rows in drawn[0].items()} == {
-        "a taken for b: 2 of 2 images": [1],
-        "b taken for a: 2 of 3 images": [3],
-        "c taken for b: 1 of 1 images": [5],
-        "b taken for c: 1 of 3 images": [4],
+        f"{a} taken for {b}: 2 of 2 images": [1],
+        f"{b} taken for {a}: 2 of 3 images": [3],
+        f"{c} taken for {b}: 1 of 1 images": [5],
+        f"{b} taken for {c}: 1 of 3 images": [4],
     }
 
 

@@ -343,11 +343,13 @@ def test_many_images_on_a_cpu_are_for_onnxruntime_if_it_is_installed(
     assert load_model(file).choose_engine(10**6) == "mxnet"
 
 
-def test_an_engine_that_cannot_be_used_is_refused_when_the_model_is_loaded(
+def test_an_engine_or_device_that_cannot_be_used_is_refused_when_the_model_is_loaded(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ValueError, match="engine 'cuda': choose from auto, mxnet, onnxruntime"):
         load_model(file, engine="cuda")
+    with pytest.raises(ValueError, match=r"devices: a list of contexts expected, not cpu\(0\) "):
+        load_model(file, devices=mx.cpu())
     monkeypatch.setattr(onnxruntime_engine, "_PACKAGES", ("onnx", "a_missing_package"))
     with pytest.raises(UsageError, match="--engine onnxruntime: needs the packages onnx and a_"):
         load_model(file, engine="onnxruntime")
