@@ -172,7 +172,8 @@ def test_a_run_resumes_to_the_same_bytes(former: Former, copy: Path) -> None:
 
 
 def test_a_network_starts_another_run(former: Former, copy: Path) -> None:
-    assert train.main(training(copy, former.data, "--epochs=1", "--init-from=birds.params")) == 0
+    flags = ["--epochs=1", "--init-from=birds.params", "--save-model-prefix=others"]
+    assert train.main(training(copy, former.data, *flags)) == 0
 
 
 def test_a_network_measures_the_same(
