@@ -26,7 +26,9 @@ def define(scope: dict[str, Any], code: str, _: None, defined: dict[str, Any]) -
 
     The code defines one function, which looks names up in `scope`.
     """
-    (name,) = re.findall(r"^def (\w+)\(", code, re.M)
+    found = re.search(r"^def (\w+)\(", code, re.M)
+    assert found
+    name = found[1]
     function = None
 
     def operator(*args: Any, **kwargs: Any) -> Any:

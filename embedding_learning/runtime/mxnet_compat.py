@@ -18,7 +18,9 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -71,6 +73,10 @@ _PYTHON_PACKAGES = {
 
 # The systems and machines, as Python names them, for which MXNet 1.9.1 has wheels.
 _WHEELS = {("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "x86_64")}
+
+# Modules that MXNet imports at once, and of which training and embedding use nothing. Their import
+# would take a quarter of the time of MXNet's own.
+_IMPORTED_LATE = ("onnx", "requests", "scipy.sparse")
 
 _MISSING_LIBRARY = re.compile(r"\b(lib[\w+-]+(?:\.\d+)?\.so)([.\d]*): cannot open shared object")
 
@@ -146,12 +152,14 @@ def _without_unused_modules() -> Iterator[None]:
 
     MXNet tries to import scikit-learn for a base class of its old FeedForward, and scipy.stats for
     its own tests, and works without them; scikit-learn brings pandas. It asks distutils.version,
-    which setuptools brings, only whether numpy is at least 1.17. Afterwards all can be imported.
+    which setuptools brings, only whether numpy is at least 1.17. Of some others it needs something
+    only in functions that are rarely called. Afterwards all can be imported.
     """
     version = ModuleType("distutils.version")
     vars(version).update(LooseVersion=_version_numbers, StrictVersion=_version_numbers)
     # With None, Python raises ModuleNotFoundError.
     instead: dict[str, ModuleType | None] = {"sklearn": None, "scipy.stats": None}
+    instead |= {name: _LateModule(name) for name in _IMPORTED_LATE if find_spec(name)}
     if "distutils" not in sys.modules:
         instead |= {"distutils": ModuleType("distutils"), "distutils.version": version}
     instead = {name: module for name, module in instead.items() if name not in sys.modules}
@@ -160,7 +168,16 @@ def _without_unused_modules() -> Iterator[None]:
         yield
     finally:
         for name in instead:
-            del sys.modules[name]
+            sys.modules.pop(name, None)
+
+
+class _LateModule(ModuleType):
+    """Replaces a module until something of it is used. Only then the module is imported."""
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(import_module(self.__name__), name)
 
 
 def _version_numbers(version: str) -> tuple[int, ...]:
@@ -247,8 +264,6 @@ def _is_gpu_build() -> bool:
 
 def _cuda_library_files() -> list[Path]:
     """Returns the shared libraries of the installed nvidia-* packages."""
-    from importlib.util import find_spec
-
     spec = find_spec("nvidia")
     folders = (spec and spec.submodule_search_locations) or []
     files = [file for folder in folders for file in Path(folder).glob("*/lib/*.so*")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pkgutil
 import shutil
@@ -122,7 +123,10 @@ for attempt in range(2):
 @pytest.mark.slow
 def test_what_mxnet_does_not_need_is_not_imported_with_it() -> None:
     """Afterwards they can be imported."""
-    unused = ("sklearn", "pandas", "scipy.stats", "matplotlib", "setuptools", "distutils")
+    unused = (
+        "sklearn", "pandas", "scipy.stats", "scipy.sparse", "matplotlib", "setuptools", "distutils",
+        "requests", "onnx",
+    )  # fmt: skip
     code = f"""
 import importlib, inspect, sys
 import embedding_learning
@@ -135,6 +139,40 @@ from distutils.version import LooseVersion
 print(LooseVersion("1.10") > LooseVersion("1.9"), inspect.getsource(mxnet)[:2])
 """
     assert output(code).splitlines() == ["not imported", "True #!"]
+
+
+@pytest.mark.slow
+def test_what_mxnet_rarely_needs_is_imported_when_it_is_used() -> None:
+    code = """
+import sys
+import embedding_learning
+import mxnet as mx
+late = mx.gluon.utils.requests
+print(*({"requests", "scipy.sparse"} & {*sys.modules}), "not imported")
+print(mx.nd.sparse.csr_matrix([[0, 2.0]]).asscipy().toarray(), late.Session.__name__)
+import requests, scipy.sparse
+print(late.Session is requests.Session, requests is not late)
+print(mx.nd.sparse.spsp.eye is scipy.sparse.eye)
+try:
+    late.nothing
+except AttributeError as error:
+    print(error)
+"""
+    lines = output(code).splitlines()
+    assert lines[:4] == ["not imported", "[[0. 2.]] Session", "True True", "True"]
+    assert lines[4] == "module 'requests' has no attribute 'nothing'"
+
+
+def test_a_module_that_is_not_installed_is_missed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mxnet_compat, "_IMPORTED_LATE", ("requests", "not_installed"))
+    monkeypatch.delitem(sys.modules, "requests", raising=False)
+    with mxnet_compat._without_unused_modules():
+        import requests
+
+        assert type(requests) is mxnet_compat._LateModule
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module("not_installed")
+    assert sys.modules.get("requests") is not requests
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ import zlib
 from contextlib import suppress
 from typing import BinaryIO
 
-import requests
 from mxnet.gluon.utils import check_sha1
 
 from embedding_learning.errors import UsageError
@@ -122,6 +121,9 @@ def _download(url: str, path: str, sha1: str) -> None:
 
 def _receive(url: str, file: BinaryIO) -> None:
     """Writes the content of a URL to a file. Raises OSError if the server does not answer."""
+    # Imported here, since it takes time and most runs download nothing.
+    import requests
+
     answers: list[requests.Response | Exception] = []
 
     def request() -> None:
