@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from embedding_learning.evaluation.groups import Groups
-from embedding_learning.evaluation.parallel_products import multiply
+from embedding_learning.evaluation.parallel_products import Run, multiply, run_in_order
 
 # Pairs of rows compared at once: 2 MB of 128 dimensions.
 _PAIRS = 2**11
@@ -58,6 +58,10 @@ class Product(NamedTuple):
     def transposed(self) -> Product:
         """Returns the distances with the columns as queries."""
         return Product(self.squares.T, self.column_margin, self.margin)
+
+    def of_queries(self, chosen: np.ndarray) -> Product:
+        """Returns the distances of some of the queries."""
+        return Product(self.squares[chosen], self.margin[chosen], self.column_margin)
 
     def at_most(self, limit: np.ndarray) -> np.ndarray:
         """Returns which squares are no larger than each query's limit (b,); bool (b, c)."""
@@ -143,7 +147,10 @@ def as_embeddings(embeddings: np.ndarray) -> np.ndarray:
     embeddings = np.asarray(embeddings, dtype=np.float32)
     if embeddings.ndim != 2 or not embeddings.size:
         raise ValueError(f"embeddings (n, d) expected, not {embeddings.shape}")
-    if not (np.isfinite(embeddings.min()) and np.isfinite(embeddings.max())):
+    with np.errstate(over="ignore", invalid="ignore"):
+        is_finite = np.isfinite(embeddings.sum())
+    # The sum of very large numbers can overflow.
+    if not is_finite and not np.isfinite([embeddings.min(), embeddings.max()]).all():
         raise ValueError("the embeddings contain values that are not finite")
     return embeddings
 
@@ -194,14 +201,17 @@ def squared_distances_of_pairs(
     return squares
 
 
-def make_gallery(rows: np.ndarray, copies: int, groups: Groups | None = None) -> Gallery:
+def make_gallery(
+    rows: np.ndarray, copies: int, groups: Groups | None = None, run: Run = run_in_order
+) -> Gallery:
     """Prepares rows (n, d) for `split_into_strips`. Of equal rows only the first `copies` are kept.
 
     The others are never among the `copies` nearest neighbors. Without this, the embeddings of a
     collapsed network, which are all equal, would leave all pairs undecided. Where queries leave out
-    groups, more are kept.
+    groups, more are kept. `run`, from `blas_threads`, prepares pieces of the rows at the same time.
     """
-    return gallery_of(rows, without_surplus(rows, copies, groups=groups), make_center(rows))
+    kept = without_surplus(rows, copies, groups=groups, run=run)
+    return gallery_of(rows, kept, make_center(rows), run)
 
 
 def make_center(rows: np.ndarray) -> np.ndarray:
@@ -209,11 +219,16 @@ def make_center(rows: np.ndarray) -> np.ndarray:
     return rows[:: max(1, len(rows) // 1024)].mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
-def gallery_of(rows: np.ndarray, kept: np.ndarray, center: np.ndarray) -> Gallery:
+def gallery_of(
+    rows: np.ndarray, kept: np.ndarray, center: np.ndarray, run: Run = run_in_order
+) -> Gallery:
     """Prepares the ascending rows `kept` of rows (n, d), with a center from `make_center`."""
     squares = np.empty(len(kept))
-    for piece in slices(len(kept), _ROWS):
-        squares[piece] = _squares(rows[kept[piece]], center)
+
+    def compute(piece: slice) -> None:
+        squares[piece] = _squares(_take(rows, kept[piece]), center)
+
+    run(compute, slices(len(kept), _ROWS))
     return Gallery(rows, kept, center, squares)
 
 
@@ -282,7 +297,7 @@ def _strip(
 
     @functools.cache
     def column_factor(dtype: type) -> np.ndarray:
-        factor = _factor(gallery.rows[rows], gallery.center, ends, dtype)
+        factor = _factor(_take(gallery.rows, rows), gallery.center, ends, dtype)
         factor[:, :-2] *= -2
         return factor
 
@@ -299,6 +314,12 @@ def _strip(
             column_factor=column_factor,
             groups=Groups(groups.queries[block], groups.gallery[rows]) if groups else None,
         )
+
+
+def _take(rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Returns the rows of the ascending indices `chosen`, without a copy if none is left out."""
+    first, last = chosen[0], chosen[-1]
+    return rows[first : last + 1] if last - first + 1 == len(chosen) else rows[chosen]
 
 
 def _factor(
@@ -330,6 +351,7 @@ def without_surplus(
     copies: int,
     labels: np.ndarray | None = None,
     groups: Groups | None = None,
+    run: Run = run_in_order,
 ) -> np.ndarray:
     """Returns the ascending indices of the rows that have fewer than `copies` equal rows before.
 
@@ -338,15 +360,21 @@ def without_surplus(
     """
     if groups is not None:
         # Nobody leaves out more than the largest group.
-        few = without_surplus(rows, copies + groups.largest, labels)
+        few = without_surplus(rows, copies + groups.largest, labels, run=run)
         # Of a group, a query needs as many as of all groups.
         pairs = [groups.gallery, groups.gallery if labels is None else labels]
         _, codes = np.unique(np.stack(pairs), axis=1, return_inverse=True)
-        return np.intersect1d(few, without_surplus(rows, copies, codes.ravel()), assume_unique=True)
+        of_group = without_surplus(rows, copies, codes.ravel(), run=run)
+        return np.intersect1d(few, of_group, assume_unique=True)
     labels = np.zeros(len(rows), np.int8) if labels is None else labels
     # Equal rows have equal keys, and hardly any other rows do. This sum cannot overflow.
     weights = np.random.default_rng(0).uniform(-1, 1, rows.shape[1]) / rows.shape[1]
-    key = np.einsum("nd,d->n", rows, weights.astype(np.float32))
+    key = np.empty(len(rows), np.float32)
+
+    def compute(piece: slice) -> None:
+        np.einsum("nd,d->n", rows[piece], weights.astype(np.float32), out=key[piece])
+
+    run(compute, slices(len(rows), _ROWS))
     order = np.argsort(key, kind="stable")
     if np.any(labels != labels[0]):
         order = order[np.argsort(labels[order], kind="stable")]

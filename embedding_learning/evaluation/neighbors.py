@@ -39,8 +39,10 @@ _COUNTING = (2**19, 504)
 # For few distances, 1,024 queries among each other, blocks are so small that the C library reuses
 # their memory. To get new memory from the system would take a quarter of the time.
 _FEW, _COUNTING_FEW = 2**20, (2**17, 256)
+# If at most this share of the queries has something near in a block, only these are compared again.
+_FEW_QUERIES = 0.25
 # Queries of the same or the next classes that are searched at once for their nearest match.
-_QUERIES_OF_CLASSES = 256
+_QUERIES_OF_CLASSES = 512
 
 
 def find_nearest(
@@ -128,7 +130,8 @@ def find_nearest_in_blocks(
         -1 where the distance is infinite.
     """
     queries, gallery = _as_searchable(queries, gallery)
-    searched = make_gallery(gallery, k + 1, groups)
+    with blas_threads(len(queries) * len(gallery)) as run:
+        searched = make_gallery(gallery, k + 1, groups, run)
     for block in slices(len(queries), max(1, _LISTED // max(1, k))):
         lists = _Lists.empty(block.stop - block.start, k)
         own_of_block = None if own is None else own[block]
@@ -178,14 +181,11 @@ def find_ranks(
         The ranks: 0 where the row is the nearest.
     """
     queries, gallery = _as_searchable(queries, gallery)
-    searched = make_gallery(gallery, (len(gallery) if below is None else below) + 1, groups)
     limits = np.where(
         rows < 0,
         -np.inf,
         squared_distances_of_pairs(queries, gallery, np.arange(len(queries)), rows),
     )
-    # Then the columns are the queries, and each distance counts for two of them.
-    is_mirrored = queries is gallery and own is not None and np.array_equal(own, searched.kept)
     rank = np.zeros(len(queries), np.int64)
     adding = threading.Lock()
 
@@ -209,9 +209,13 @@ def find_ranks(
             for (of, others), selection in zip(sides, block.select(select)):
                 add(selection, of, others)
 
-    distances = len(queries) * len(searched.kept)
+    distances = len(queries) * len(gallery)
     size = _COUNTING if distances > _FEW else _COUNTING_FEW
+    copies = (len(gallery) if below is None else below) + 1
     with blas_threads(distances) as run:
+        searched = make_gallery(gallery, copies, groups, run)
+        # Then the columns are the queries, and each distance counts for two of them.
+        is_mirrored = queries is gallery and own is not None and np.array_equal(own, searched.kept)
         run(count, split_into_strips(queries, searched, own, size, is_mirrored, groups))
     return rank
 
@@ -243,7 +247,7 @@ def find_nearest_matches(
         The rows; -1 where the gallery has no other row of the query's class.
     """
     queries, gallery = _as_searchable(queries, gallery)
-    kept = without_surplus(gallery, 2, gallery_labels, groups)
+    kept = _kept_of_classes(labels, gallery, gallery_labels, groups)
     kept = kept[np.argsort(gallery_labels[kept], kind="stable")]
     label_of_kept = gallery_labels[kept]
     center = make_center(gallery)
@@ -275,6 +279,22 @@ def find_nearest_matches(
     return nearest
 
 
+def _kept_of_classes(
+    labels: np.ndarray, gallery: np.ndarray, gallery_labels: np.ndarray, groups: Groups | None
+) -> np.ndarray:
+    """Returns the ascending gallery rows of the classes in `labels`, without surplus copies."""
+    is_wanted = np.zeros(1 + max(labels.max(), gallery_labels.max()), bool)
+    is_wanted[labels] = True
+    rows = np.flatnonzero(is_wanted[gallery_labels])
+    if len(rows) > len(gallery) // 2:  # a copy of them would take much memory
+        return without_surplus(gallery, 2, gallery_labels, groups)
+    if not len(rows):
+        return rows
+    if groups is not None:
+        groups = Groups(groups.queries, groups.gallery[rows])
+    return rows[without_surplus(gallery[rows], 2, gallery_labels[rows], groups)]
+
+
 def _select_near_limits(product: Product, limits: Sequence[np.ndarray]) -> list[Selection]:
     """Selects the pairs that may be on either side of each query's limit (b,).
 
@@ -286,14 +306,22 @@ def _select_near_limits(product: Product, limits: Sequence[np.ndarray]) -> list[
 
 def _select_near_limit(product: Product, limit: np.ndarray) -> Selection:
     within = product.at_most(limit + product.margin)
-    nearer = product.at_most(limit - product.margin)
-    count = count_in_rows(nearer)
+    near = count_in_rows(within)
+    if np.count_nonzero(near) > _FEW_QUERIES * len(near):
+        chosen, nearer = np.arange(len(near)), product.at_most(limit - product.margin)
+    else:
+        # In a large gallery most queries have nothing near in most blocks.
+        chosen = np.flatnonzero(near)
+        few = product.of_queries(chosen)
+        nearer = few.at_most(limit[chosen] - few.margin)
+    count = np.zeros(len(near), np.int64)
+    count[chosen] = count_in_rows(nearer)
     # Most queries have nothing undecided in most blocks.
-    rows = np.flatnonzero(count_in_rows(within) != count)
-    undecided = within[rows] ^ nearer[rows]
+    place = np.flatnonzero(near[chosen] != count[chosen])
+    undecided = within[chosen[place]] ^ nearer[place]
     # numpy finds them faster in one dimension.
     row, column = np.divmod(np.flatnonzero(undecided), within.shape[1])
-    return Selection(rows[row] * within.shape[1] + column, count)
+    return Selection(chosen[place[row]] * within.shape[1] + column, count)
 
 
 class _Lists(NamedTuple):

@@ -35,7 +35,7 @@ def blas_threads(distances: int) -> Iterator[Run]:
     BLAS has one number of threads for the whole process, so a second thread that enters waits.
     """
     if distances < _MANY:
-        yield _run_in_order
+        yield run_in_order
         return
     with _ONE_AT_A_TIME:
         blas = _blas_libraries()
@@ -54,7 +54,8 @@ def blas_threads(distances: int) -> Iterator[Run]:
             yield run
 
 
-def _run_in_order(work: Callable[[Task], None], tasks: Iterable[Task]) -> None:
+def run_in_order(work: Callable[[Task], None], tasks: Iterable[Task]) -> None:
+    """Calls `work` with one task after the other, in this thread."""
     for task in tasks:
         work(task)
 
