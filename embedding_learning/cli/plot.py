@@ -209,9 +209,10 @@ def draw_gallery(found: EmbeddedSplit, path: str) -> None:
     test, searched = found.split.test, found.split.searched
     relevant = count_partners(found.split)
     if not relevant.any():
+        outside = " outside its group" if found.split.groups else ""
         raise DataError(
-            f"{found.split.title}: no test image has another image of its class, so a gallery of "
-            "good and bad queries cannot be drawn"
+            f"{found.split.title}: no test image has another image of its class{outside}, so a "
+            "gallery of good and bad queries cannot be drawn"
         )
     _, neighbors = found.nearest
     right = (searched.labels[neighbors] == test.labels[:, None]) & (neighbors >= 0)

@@ -45,6 +45,10 @@ class ImageSet:
     groups: np.ndarray | None = None
     group_names: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        # A Path would not come into a list of images as text.
+        object.__setattr__(self, "paths", [os.fspath(path) for path in self.paths])
+
     def __len__(self) -> int:
         return len(self.paths)
 

@@ -136,7 +136,11 @@ class HeartbeatServer:
 
     def _accept(self) -> None:
         while True:
-            connection, _ = self._listener.accept()
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:  # no file can be opened: a connection that ends makes room
+                time.sleep(HEARTBEAT_INTERVAL)
+                continue
             _send_at_once(connection)
             threading.Thread(target=self._serve_client, args=(connection,), daemon=True).start()
             del connection  # otherwise it stays open until the next one arrives

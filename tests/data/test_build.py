@@ -703,6 +703,13 @@ def test_validation_leaves_out_groups_and_bad_images(
         data.close()
 
 
+def test_paths_may_be_path_objects() -> None:
+    """A list that `embed` writes and what a run is known by have them as text."""
+    both = [ImageSet([name], np.int32([0]), ["x"]) for name in ("a/b", Path("a") / "b")]
+    assert [images.paths for images in both] == [["a/b"]] * 2
+    assert digest([both[0]]) == digest([both[1]])
+
+
 def test_a_run_is_continued_with_its_groups_alone() -> None:
     """Without groups the digest is that of earlier versions."""
     images = ImageSet(["a", "b"], np.int32([0, 1]), ["x", "y"])

@@ -26,7 +26,7 @@ from tests.helpers.paths import ROOT
 
 # Joins the group as train.py does, then follows the lines of its input. The times are in seconds.
 SCRIPT = """
-import socket, sys, time
+import resource, socket, sys, time
 from weakref import WeakKeyDictionary
 from embedding_learning.distributed import heartbeat
 from embedding_learning.cli.exit_codes import run_command
@@ -93,6 +93,9 @@ def follow():
             time_out(next(c for c, message in clients if message["pid"] == number))
         elif command == "time_out_new":
             heartbeat.HEARTBEAT_TIMEOUT = number
+        elif command == "most_files":
+            highest = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (number, highest))
         elif command == "join_timeout":
             joined._check_all_joined()
         print("done", flush=True)
@@ -530,6 +533,23 @@ def test_untrusted_senders_do_no_harm(group: list[Process], environment: Environ
     assert server.end() == scheduler.end() == (0, "")
     for each in silent:
         each.close()
+
+
+def test_a_scheduler_that_has_no_file_left_accepts_later(
+    group: list[Process], environment: Environment
+) -> None:
+    scheduler, _, *workers = group
+    # The limit does not touch the connections that are open.
+    scheduler.follow("most_files", 3)
+    address = (environment.host, environment.heartbeat_port)
+    with socket.create_connection(address, HANG_LIMIT) as sender:
+        # The scheduler tries to accept it, some times.
+        time.sleep(5 * SOON)
+        scheduler.follow("most_files", 1024)
+        sender.sendall(json.dumps({"stop": int(signal.SIGINT)}).encode() + b"\n")
+        for worker in workers:
+            worker.follow("stop", int(signal.SIGINT))
+    assert is_running(*group)
 
 
 def test_connections_that_send_nothing_are_closed(
