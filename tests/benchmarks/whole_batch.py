@@ -3,16 +3,19 @@
     python -m tests.benchmarks.whole_batch
 
 For each loss and sampling: the largest differences of loss, gradients and parameters over 20 steps
-of SGD with --negatives batch, relative to the largest number. At much higher rates rounding can
-change which of two nearly equal distances a hard or semi-hard sampling chooses. Then the p-value of
-chi-squared tests of the draws on two devices against the probabilities among all 70 rows.
+of SGD with --negatives batch, relative to the largest number. Then the p-value of chi-squared tests
+of the draws on two devices against the probabilities among all 70 rows.
+
+At much higher rates the two can part, with samplings that choose the nearest. So the last lines
+tell, at rates of 0.3 and 1, in which step another negative is chosen for the first time, by how
+much the embeddings differ until then, and by how much the distances to the two negatives do.
 """
 
 from __future__ import annotations
 
 from embedding_learning.model import methods
 from embedding_learning.training import build, loop
-from embedding_learning.training.learner import Learner
+from embedding_learning.training.learner import Learner, Step
 from tests.helpers.tiny_networks import batch_of, config_of, devices_of, each_class, small_net
 
 # isort: split
@@ -74,9 +77,7 @@ def p_value(sampling: str) -> float:
     for number in range(DRAWS):
         loop.seed_step(2, number)
         step = learner.step(batch)
-        rows = step.embeddings[0].asnumpy()
-        similarity = step.triplets[0][2].asnumpy() @ rows.T
-        np.add.at(counts, (anchors, similarity.argmax(axis=1)), 1)
+        np.add.at(counts, (anchors, negative_rows(step)), 1)
     expected = (np.arange(IMAGES)[:, None] // PER_CLASS != np.arange(IMAGES) // PER_CLASS) + 0.0
     if sampling == "distance-weighted":
         expected = learner.sampling.probabilities(step.embeddings[0]).asnumpy()
@@ -85,6 +86,34 @@ def p_value(sampling: str) -> float:
     large = expected > 5
     statistic = ((counts - expected)[large] ** 2 / expected[large]).sum()
     return float(stats.chi2.sf(statistic, large.sum() - IMAGES))
+
+
+def negative_rows(step: Step) -> np.ndarray:
+    """Returns the rows of the negatives of all anchors."""
+    rows = step.embeddings[0].asnumpy()
+    return np.concatenate([(t[2].asnumpy() @ rows.T).argmax(axis=1) for t in step.triplets])
+
+
+def find_other_negative(loss: str, sampling: str, rate: float, batches: int) -> str:
+    """Trains on one and on two devices until a negative of the two differs."""
+    flags = f"--loss={loss}", f"--sampling={sampling}", f"--lr={rate}"
+    learners = [make_learner(count, *flags) for count in (2, 1)]
+    until_then = 0.0
+    for number in range(STEPS):
+        batch = batch_of(IMAGES, CLASSES, PER_CLASS, seed=1000 * batches + number)
+        steps = []
+        for learner in learners:
+            loop.seed_step(1, number)
+            steps.append(learner.step(batch))
+        rows, others = (step.embeddings[0].asnumpy().astype(np.float64) for step in steps)
+        until_then = max(until_then, abs(rows - others).max())
+        chosen, other = map(negative_rows, steps)
+        if (chosen != other).any():
+            triplet = np.flatnonzero(chosen != other)[0]
+            anchor = rows[triplet // (PER_CLASS - 1)]
+            one, two = (((anchor - rows[each[triplet]]) ** 2).sum() for each in (chosen, other))
+            return f"step {number}, {until_then:.0e}, {abs(one - two):.0e} of {one:.1e}"
+    return f"none in {STEPS} steps, {until_then:.0e}"
 
 
 def main() -> None:
@@ -96,6 +125,12 @@ def main() -> None:
             print(f"{loss + ', ' + sampling:44s} {found}")
     for sampling in ("random", "distance-weighted"):
         print(f"{sampling}: p = {p_value(sampling):.3f}")
+    print("first other negative, difference of embeddings, of the squared distances to the two:")
+    for loss, sampling in (("triplet", "semi-hard"), ("triplet-euclidean", "hard")):
+        for rate in (0.3, 1.0):
+            for batches in range(4):
+                found = find_other_negative(loss, sampling, rate, batches)
+                print(f"{loss}, {sampling}, rate {rate}, batches {batches}: {found}")
 
 
 if __name__ == "__main__":
