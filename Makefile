@@ -57,9 +57,10 @@ docs/data.md says how to list images in other ways, and docs/index.md what else 
 endef
 export NEXT_STEPS
 
-# Each process computes with one thread; more would only wait for each other. The tests of a file
-# run in one process, since they share what they have prepared, and the slow files come first.
-PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto --maxprocesses 8 \
+# Each process computes with one thread; more would only wait for each other. Compiled code is kept,
+# since the tests start hundreds of processes. The tests of a file run in one process, since they
+# share what they have prepared, and the slow files come first.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -q -n auto --maxprocesses 8 \
 	--dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test quick lint docs clean

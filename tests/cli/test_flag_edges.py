@@ -6,6 +6,7 @@ The flags are those of the parsers themselves, so a new one is tried without bei
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import re
 from collections.abc import Callable
@@ -119,7 +120,9 @@ TRAIN = pairs_of(train_flags.build_parser())
 COMMANDS = [(v, pair) for v in VERBS if v != "train" for pair in pairs_of(parser_of(v))]
 
 
+@functools.cache
 def accepted_by_train() -> list[str]:
+    """The pairs that train.py accepts. Not found when the tests are collected: it takes seconds."""
     found = []
     for pair in TRAIN:
         try:
@@ -128,9 +131,6 @@ def accepted_by_train() -> list[str]:
             continue
         found.append(pair)
     return found
-
-
-ACCEPTED = accepted_by_train()
 
 
 def test_every_number_is_tried() -> None:
@@ -166,7 +166,7 @@ def test_flags_of_commands_at_their_edges_are_reported_in_one_line(
 
 def test_no_count_is_beyond_what_mxnet_counts_in() -> None:
     """Only the seed may be: it is drawn from, not counted with."""
-    beyond = {pair for pair in ACCEPTED if pair.partition("=")[2] in EDGES[int][3:]}
+    beyond = {pair for pair in accepted_by_train() if pair.partition("=")[2] in EDGES[int][3:]}
     beyond -= {f"--steps={edge}" for edge in LISTS["--steps"]}
     assert {pair.partition("=")[0] for pair in beyond if "--gpus" not in pair} == {"--seed"}
 
@@ -178,14 +178,13 @@ def tiny_backbone(*args: Any, **kwargs: Any) -> nn.HybridSequential:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pairs", [ACCEPTED], ids=[f"{len(ACCEPTED)}_combinations"])
 def test_accepted_flags_train_or_are_refused_in_one_line(
-    pairs: list[str], tiny_cub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_cub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A whole run of one step each, with a network of two filters."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(backbones, "create", tiny_backbone)
-    for pair in pairs:
+    for pair in accepted_by_train():
         typed = [*QUICK, f"--data-path={tiny_cub}", pair]
         try:
             run.run(train_flags.parse(typed, is_past=True), typed)
@@ -193,20 +192,12 @@ def test_accepted_flags_train_or_are_refused_in_one_line(
             assert "\n" not in str(error), pair
 
 
-OF_OPTIMIZERS = [
-    f"{flag}={edge}"
-    for flag in ("--lr", "--wd", "--grad-clip")
-    for edge in EDGES[float]
-    if f"{flag}={edge}" in ACCEPTED
-]
-OPTIMIZERS = build.optimizers()
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", build.optimizers())
 def test_every_optimizer_takes_the_numbers_that_are_taken(optimizer: str) -> None:
-    for pair in OF_OPTIMIZERS:
+    edges = [f"{flag}={edge}" for flag in ("--lr", "--wd", "--grad-clip") for edge in EDGES[float]]
+    for pair in sorted({*edges} & {*accepted_by_train()}):
         typed = [f"--optimizer={optimizer}", "--batch-size=20", "--batch-k=2", "--epochs=1", pair]
         config = train_flags.parse(typed, is_past=True)
         try:
