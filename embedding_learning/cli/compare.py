@@ -104,6 +104,7 @@ def main(arguments: list[str]) -> int:
             typed=shlex.join(typed),
             parallel=len(slots),
             folds=chosen.folds,
+            leave_out_unused=lambda flags: train_flags.leave_out_unused(flags)[0],
         )
         finished = len(comparison.outcomes())
         if finished:

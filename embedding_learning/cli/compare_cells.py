@@ -89,8 +89,9 @@ def build_cells(
     cells: Cells = {}
     unused: dict[str, str] = {}
     used: set[str] = set()
-    # The values of each run as they were typed, by all that makes it another run.
-    values_of_runs: dict[str, dict[str, str]] = {}
+    # The values of each run as they were typed, those with effect and all, by all that makes it
+    # another run.
+    values_of_runs: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
     for (loss, sampling), values in product(pairs, product(*varied.values())):
         typed = dict(zip(varied, values))
         arguments = [*flags, *_cell_arguments(loss, sampling, typed), *placeholders]
@@ -100,11 +101,11 @@ def build_cells(
         settings = config.as_flags()
         values_with_effect = {key: text for key, text in typed.items() if key not in reasons}
         run = repr([loss, sampling, {**settings, **dict.fromkeys(without_influence)}])
-        former = values_of_runs.setdefault(run, values_with_effect)
+        former, former_typed = values_of_runs.setdefault(run, (values_with_effect, typed))
         if former != values_with_effect:
             raise UsageError(
-                f"--vary: {_describe(former)} and {_describe(values_with_effect)} are the same "
-                "run; leave one out"
+                f"--vary: {_describe(former_typed)} and {_describe(typed)} are the same run; leave "
+                "one out"
             )
         shown = {
             key: NO_EFFECT if key in reasons else _format_value(text, settings[key])

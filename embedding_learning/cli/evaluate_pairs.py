@@ -24,6 +24,7 @@ from embedding_learning.evaluation.verification import (
     FoldAccuracies,
     OperatingPoint,
 )
+from embedding_learning.runtime.atomic_files import check_input_is_kept
 from embedding_learning.runtime.progress import log_to_terminal
 
 # Folds of a list that has none, as in LFW.
@@ -74,6 +75,8 @@ def run(options: argparse.Namespace) -> int:
     if options.roc is not None:
         plots.check_plot_path(options.roc)
     listed = pairs.read(Path(options.pairs), options.image_folder)
+    if options.roc is not None:
+        check_input_is_kept(options.roc, listed.images.paths, "--roc")
     folds = _find_folds(options.pairs, listed)
     with log_to_terminal():
         model = model_flags.load(options)

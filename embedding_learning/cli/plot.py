@@ -22,6 +22,7 @@ from embedding_learning.inference import embedded_split, embedding_file
 from embedding_learning.inference.embedded_split import THUMBNAIL, EmbeddedSplit, thumbnail_reader
 from embedding_learning.inference.embedding_file import Embeddings
 from embedding_learning.inference.run_files import find_run
+from embedding_learning.runtime.atomic_files import check_input_is_kept
 from embedding_learning.runtime.progress import log_to_terminal
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def main(arguments: list[str]) -> int:
         elif row.of_vectors and _is_vector_file(options):
             vectors = embedding_file.read_embeddings(options.model_file, None)
             name = os.path.basename(options.model_file)
+            photographs = (vectors.path(row) or "" for row in range(len(vectors.paths)))
+            check_input_is_kept(options.output, photographs, "FILE")
             row.of_vectors(vectors, name, options.output, options.images)
         elif row.of_images:
             row.of_images(_embed(options), options.output)
@@ -81,12 +84,15 @@ def main(arguments: list[str]) -> int:
 
 
 def _embed(options: argparse.Namespace) -> EmbeddedSplit:
-    return embedded_split.embed_split(
+    embedded = embedded_split.embed_split(
         model_flags.load(options),
         split_flags.test_images(options),
         options.batch_size,
         options.workers,
     )
+    photographs = (path for part in embedded.split.parts for path in part.paths)
+    check_input_is_kept(options.output, photographs, "FILE")
+    return embedded
 
 
 def _is_vector_file(options: argparse.Namespace) -> bool:

@@ -56,6 +56,10 @@ def _has_one_device(config: TrainConfig, given: Collection[str]) -> bool:
     return config.devices.count == 1 and not config.devices.is_distributed
 
 
+def _stays_empty(config: TrainConfig, given: Collection[str]) -> bool:
+    return bool(0 < config.run.epochs <= config.method.memory_from)
+
+
 def _never_falls(config: TrainConfig, given: Collection[str]) -> bool:
     return bool(config.run.epochs) and not any(
         step < config.run.epochs for step in config.optimizer.steps
@@ -115,12 +119,10 @@ _CASES = (
         "--total-batch-size {total_batch_size} says how many images a batch has",
     ),
     _Case("memory", _has_no_sampling, _TAKES_ALL),
+    # Without this row, `leave_out_unused` would leave out --memory-from alone: another run.
+    _Case("memory", _stays_empty, "--memory-from {memory_from} is not below --epochs {epochs}"),
     _Case("memory_from", lambda config, _: not config.method.memory, "there is no --memory"),
-    _Case(
-        "memory_from",
-        lambda config, _: 0 < config.run.epochs <= config.method.memory_from,
-        "there are only --epochs {epochs}, counted from 0",
-    ),
+    _Case("memory_from", _stays_empty, "there are only --epochs {epochs}, counted from 0"),
     _Case("negatives", _has_one_device, "a single device has the whole batch"),
     _Case(
         "held_out_fold",

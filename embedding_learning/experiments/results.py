@@ -345,6 +345,9 @@ def claim_folder(folder: Path, plan: Mapping[str, Any]) -> None:
     if differing:
         # If other flags are varied, these say enough.
         differing = [n for n in differing if VARIED in (plan[n], former.get(n))] or differing
+        if former["--folds"] != 1 and "--folds" in differing:
+            # These decide --held-out, which then cannot be given.
+            differing = [name for name in differing if name != "--held-out"]
         flags = ", ".join(_format_flag(name, former.get(name)) for name in differing)
         raise UsageError(
             f"--output {folder}: its runs were made with {flags}; give these, or name another "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -56,6 +56,8 @@ class Comparison:
         The flags as the user typed them, for the caption.
     parallel : int
         Number of runs at the same time.
+    leave_out_unused : callable
+        Returns flags of train.py without those that have no effect.
 
     Attributes
     ----------
@@ -72,6 +74,7 @@ class Comparison:
         typed: str,
         parallel: int,
         folds: int = 1,
+        leave_out_unused: Callable[[list[str]], list[str]] = list,
     ) -> None:
         self._folder = folder
         self._trials = trials
@@ -81,6 +84,7 @@ class Comparison:
         self._runs = results.name_runs(select_on, folds)
         self._typed = typed
         self._parallel = parallel
+        self._leave_out_unused = leave_out_unused
         self.failed: list[Trial] = []
         # It is held while records are read and tables written, not while a run trains.
         self._lock = Lock()
@@ -194,6 +198,8 @@ class Comparison:
             flags.append(f"--held-out-fold={self._runs.index(run) + 1}")
         if run == FINAL:
             flags += ["--held-out=0", "--saved-epoch=last", f"--epochs={epochs}"]
+            # It may be so short that some flags have none, and train.py refuses these.
+            flags = self._leave_out_unused(flags)
         return flags
 
     def _format_time_left(self) -> str:

@@ -85,7 +85,8 @@ class Embeddings(NamedTuple):
                 for name in (os.path.abspath(path), os.path.relpath(path, self.folder)):
                     lists_of.setdefault(name, []).append(rows_of_each[-1])
         for row, name in enumerate(self.paths):
-            for rows in lists_of.get(name, ()):
+            # A list of images may name them by ".." or with two slashes.
+            for rows in lists_of.get(os.path.normpath(name), ()) if name else ():
                 rows.append(row)
         return rows_of_each
 

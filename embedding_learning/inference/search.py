@@ -36,8 +36,8 @@ class SearchResult(NamedTuple):
     distances : float32 array (q, k)
         Euclidean, nearest first.
     rows : int64 array (q, k)
-        Rows of the gallery, in the same order; -1, with an infinite distance, at the end where
-        groups leave fewer images to be found.
+        Rows of the gallery, in the same order; -1, with an infinite distance, at the end where the
+        query's own file and its group leave fewer images to be found.
     exif_orientation : bool
         Whether the model sees images turned upright as their EXIF data say, so that plots show them
         in the same way.
@@ -51,8 +51,9 @@ class SearchResult(NamedTuple):
 
     def is_right(self, query: int, rank: int) -> bool | None:
         """Returns whether the image at a rank, from 0, has the query's class; None if unknown."""
+        row = self.rows[query, rank]
         wanted = self.queries.label(query)
-        label = self.gallery.label(self.rows[query, rank])
+        label = self.gallery.label(row) if row >= 0 else None
         return None if wanted is None or label is None else wanted == label
 
 
@@ -105,15 +106,17 @@ def search(
     searched = _load_embeddings(model, [os.fsdecode(gallery)], batch_size, workers)
     asked = _load_embeddings(model, names, batch_size, workers, searched)
     own = searched.find_rows(asked.path(query) for query in range(len(asked.vectors)))
-    surplus = max(map(len, own))
-    k = min(k, len(searched.vectors) - surplus)
+    k = min(k, len(searched.vectors) - min(map(len, own)))
     if k < 1:
         raise UsageError(f"{gallery}: holds no image but the query's own; name another gallery")
     groups = _number_groups(asked, searched)
+    surplus = max(map(len, own))
     distances, rows = neighbors.find_nearest(asked.vectors, k + surplus, searched.vectors, groups)
     for query in np.flatnonzero([len(own_rows) for own_rows in own]):
-        others = np.flatnonzero(np.isin(rows[query], own[query], invert=True))[:k]
-        distances[query, :k], rows[query, :k] = distances[query, others], rows[query, others]
+        is_own = np.isin(rows[query], own[query])
+        distances[query, is_own], rows[query, is_own] = np.inf, -1
+        others_first = np.argsort(is_own, kind="stable")
+        distances[query], rows[query] = distances[query, others_first], rows[query, others_first]
     if (rows[:, :k] < 0).all():
         raise UsageError(
             f"{gallery}: holds no image but those of the queries' own groups; name another gallery"

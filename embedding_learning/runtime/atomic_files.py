@@ -111,7 +111,7 @@ def check_output_path(path: str, suffixes: tuple[str, ...], flag: str = "") -> N
 
 def check_input_is_kept(output: str, inputs: Iterable[str], flag: str) -> None:
     """Raises UsageError if a file to be written, which `flag` names, is one of the inputs."""
-    for path in inputs:
+    for path in inputs if os.path.exists(output) else ():
         if is_same_file(output, path):
             raise UsageError(
                 f"{flag} {output}: would replace {path}, which is read; name another file"

@@ -19,7 +19,7 @@ import pytest
 
 from embedding_learning import plots
 from embedding_learning.cli import compare, train
-from embedding_learning.cli.train_flags import parse
+from embedding_learning.cli.train_flags import leave_out_unused, parse
 from embedding_learning.errors import DataError, Interrupted, UsageError
 from embedding_learning.experiments import process_pool, results, sweep
 from embedding_learning.experiments.results import Cell, Trial
@@ -452,7 +452,7 @@ def test_with_folds_each_class_is_held_out_once_and_the_mean_selects(
     # Nothing is left to do; and another number of folds is another comparison.
     assert compare.main([*arguments, "--", *FLAGS]) == 0
     assert len(started(here)) == 4
-    with pytest.raises(UsageError, match="made with --folds 3, "):
+    with pytest.raises(UsageError, match="made with --folds 3; "):
         compare.main([*arguments[:-1], "--", *FLAGS])
 
 
@@ -596,6 +596,24 @@ def test_the_time_left_is_of_the_epochs_left_at_the_pace_so_far(
     assert work._format_time_left() == "5 runs are left"
     work._epochs, work._seconds = 3, 692.3
     assert work._format_time_left() == expected
+
+
+@pytest.mark.parametrize("recalls, memory", [([0.5, 0.9, 0.1], 0), ([0.5, 0.6, 0.9], 8)])
+def test_train_py_takes_the_flags_of_a_final_run_that_ends_before_the_memory_opens(
+    tmp_path: Path, recalls: list[float], memory: int
+) -> None:
+    cell = Cell("margin", "hard")
+    arguments = ("--epochs=3", "--held-out=0.2", "--memory=8", "--memory-from=2")
+    write_run(tmp_path, Trial(cell, 1), recalls)
+    flags = {cell: results.CellFlags(arguments, parse(arguments))}
+    work = sweep.Comparison(
+        tmp_path, [Trial(cell, 1)], flags, results.HELD_OUT, "", 1,
+        leave_out_unused=lambda flags: leave_out_unused(flags)[0],
+    )  # fmt: skip
+    epochs = work._planned_epochs(Trial(cell, 1), results.FINAL)
+    config = parse(work._build_flags(Trial(cell, 1), results.FINAL, epochs))
+    assert config.run.epochs == recalls.index(0.9) + 1
+    assert config.method.memory == memory
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,11 @@ def test_a_default_and_a_switch_that_is_off_are_no_values_where_the_flag_has_no_
             [],
             "--vary scale: has no effect: --loss margin has no scale; leave it out",
         ),
+        (
+            ["memory=8,0", "memory-from=0,20"],
+            [],
+            "--vary: memory=8 memory-from=20 and memory=0 memory-from=0 are the same run; leave",
+        ),
         (["lr=1"], ["--scale=3"], "--scale: has no effect: --loss margin has no scale; leave it"),
     ],
 )

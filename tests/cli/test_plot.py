@@ -133,6 +133,28 @@ def test_photographs_of_a_file_of_vectors_are_drawn(
         np.testing.assert_array_equal(shown[row], read_square(str(path), None, 224))
 
 
+def test_a_plot_does_not_replace_a_photograph(tmp_path: Path) -> None:
+    np.save(tmp_path / "e.npy", np.eye(3, dtype=np.float32))
+    image = tmp_path / "b.png"
+    image.write_bytes(b"a photograph")
+    embedding_file.write_csv(f"{tmp_path}/e.csv", [("a.png", ""), (str(image), ""), ("c.png", "")])
+    with pytest.raises(UsageError, match=r"^FILE .*b\.png: would replace .*b\.png, which is read"):
+        plot.main(["points", f"{tmp_path}/e.npy", str(image)])
+    assert image.read_bytes() == b"a photograph"
+
+
+@pytest.mark.slow
+def test_a_plot_does_not_replace_an_image_of_the_data_set(run: Path, tiny_cub: Path) -> None:
+    image = run / "photo.png"
+    rows = [f"{path},{path.parent.name},test" for path in sorted(tiny_cub.rglob("*.jpg"))[:8]]
+    cv2.imwrite(str(image), np.zeros((32, 32, 3)))
+    listed = ["path,label,split", *rows, "photo.png,x,train"]
+    (run / "photo.csv").write_text("\n".join(listed))
+    flags = [str(run / "birds.params"), str(image), f"--data-path={run}/photo.csv"]
+    with pytest.raises(UsageError, match=r"^FILE .*photo\.png: would replace .*photo\.png"):
+        plot.main(["confusions", *flags])
+
+
 def test_a_map_of_photographs_needs_the_photographs(tmp_path: Path, tiny_cub: Path) -> None:
     file = write_vectors(tmp_path, tiny_cub, listed=False)
     with pytest.raises(UsageError, match=r"e\.npy: no \.csv file names the image of row 0; "):

@@ -172,9 +172,12 @@ def test_an_image_that_stands_twice_in_the_gallery_is_left_out_twice(
     paths = [birds.paths[row] for row in (4, 9, 4, 12, 9, 4)]
     Path("twice.txt").write_text("\n".join(paths))
     found = embedding_learning.search(model, "twice.txt", [paths[0], paths[1], birds.paths[20]], 9)
-    assert found.rows.shape == (3, 3)
-    assert set(found.rows[0]) == {1, 3, 4}
-    assert set(found.rows[1]) <= {0, 2, 3, 5}
+    # The third query is not in the gallery, and finds all of it.
+    assert [sorted(row for row in rows if row >= 0) for rows in found.rows] == [
+        *([1, 3, 4], [0, 2, 3, 5], [0, 1, 2, 3, 4, 5])
+    ]
+    assert [found.is_right(0, 5), found.distances[0, 5]] == [None, np.inf]
+    assert [len(query["neighbours"]) for query in describe_result(found)] == [3, 4, 6]
     # A copy in another file is another image.
     shutil.copy(birds.paths[4], "copy.jpg")
     copied = embedding_learning.search(model, "twice.txt", ["copy.jpg"], 3)
@@ -225,6 +228,10 @@ def test_a_gallery_of_the_query_alone_has_nothing_to_find(
 ) -> None:
     with pytest.raises(UsageError, match="holds no image but the query's own"):
         embedding_learning.search(model, birds.paths[0], [birds.paths[0]])
+    # Another query finds it.
+    found = embedding_learning.search(model, birds.paths[0], birds.paths[:2])
+    assert found.rows.tolist() == [[-1], [0]]
+    draw_result(found, "found.png")
 
 
 def test_impossible_arguments_are_refused(model: EmbeddingModel, birds: ImageSet) -> None:
@@ -493,6 +500,11 @@ def test_a_picture_is_drawn_beside_the_table(
             "MODEL birds.npy a.png --picture=./a.png",
             r"--picture \./a\.png: would replace a\.png, which is read; name another file",
         ),
+        # The images of a gallery are read too.
+        (
+            "MODEL photos QUERY --picture=photos/b.png",
+            r"--picture photos/b\.png: would replace photos/b\.png, which is read; name another",
+        ),
         ("MODEL bare.npy QUERY --picture=x.png", "--picture: no .csv file names the image of row"),
         ("MODEL gone.npy QUERY --picture=x.png", r"gone/\d+\.jpg: cannot be read: No such file"),
     ],
@@ -502,6 +514,8 @@ def test_a_mistake_is_reported_in_one_line(
     message: str,
 ) -> None:  # fmt: skip
     Path("a.png").write_bytes(b"a photograph")
+    Path("photos").mkdir(exist_ok=True)
+    cv2.imwrite("photos/b.png", np.zeros((8, 8, 3)))
     np.save("wide.npy", np.repeat(np.load("birds.npy"), 2, axis=1))
     shutil.copy("birds.npy", "bare.npy")
     shutil.copy("birds.npy", "gone.npy")

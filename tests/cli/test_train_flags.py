@@ -334,6 +334,9 @@ def test_flags_that_need_one_that_has_no_effect_are_left_out_with_it() -> None:
     assert kept == ["--loss=arcface", "--scale=3"]
     assert list(reasons) == ["memory", "memory_from"]
     parse(kept)
+    # A memory that stays empty. With --memory alone it would be filled from the start.
+    kept, _, reasons = leave_out_unused(["--memory=9", "--memory-from=2", "--epochs=2"])
+    assert (kept, {*reasons}) == (["--epochs=2"], {"memory", "memory_from"})
 
 
 def test_flags_of_the_original_are_left_out_if_that_is_asked_for() -> None:

@@ -212,6 +212,12 @@ def test_a_query_that_is_named_twice_gets_its_rows_twice() -> None:
     assert found == [[0, 2], [3], [0, 2], [], []]
 
 
+def test_a_file_is_found_however_the_list_spells_its_path() -> None:
+    paths = ["/x/lists/../a", "/x//b", "./c", "d/../c", ""]
+    gallery = Embeddings(VECTORS, paths, [""] * 5, "/y")
+    assert gallery.find_rows(["/x/a", "/x/b", "/y/c", "/y"]) == [[0], [1], [2, 3], []]
+
+
 # What a stranger hands over
 
 

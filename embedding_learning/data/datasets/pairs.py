@@ -79,7 +79,7 @@ def read(file: Path, folder: Path | None = None) -> PairList:
         If the file cannot be read, a line is wrong, an image does not exist, or the pairs cannot
         be measured: both types are needed, and with folds also in the other folds of each.
     """
-    if not os.path.exists(file):
+    if os.path.isdir(file) or not os.path.exists(file):
         raise DataError(f"{file}: no such file; name another with --pairs")
     folder = file.parent if folder is None else folder
     is_csv = file.suffix.lower() == ".csv"

@@ -157,6 +157,7 @@ def test_a_wrong_line_of_a_csv_is_named(photos: Path, old: str, new: str, messag
 
 
 def test_a_missing_list_is_named(tmp_path: Path) -> None:
-    for name in ("pairs.txt", "pairs.csv"):
+    (tmp_path / "folder").mkdir()
+    for name in ("pairs.txt", "pairs.csv", "folder"):
         with pytest.raises(DataError, match=rf"{name}: no such file; name another with --pairs"):
             pairs.read(tmp_path / name)
