@@ -103,16 +103,18 @@ def read_table(
 
 def check_no_duplicates(images: Sequence[str], find_line: Callable[[int], str]) -> None:
     """Raises DataError if a list names an image twice; ``find_line(row)`` names a row's line."""
-    if len(set(images)) == len(images):
+    # ./a.jpg is a.jpg, which would find itself.
+    names = [os.path.normpath(image) for image in images]
+    if len(set(names)) == len(names):
         return
     first_rows: dict[str, int] = {}
-    for row, image in enumerate(images):
-        if image in first_rows:
+    for row, name in enumerate(names):
+        if name in first_rows:
             raise DataError(
-                f"{find_line(row)}: {image} is listed a second time, after "
-                f"{find_line(first_rows[image])}; remove one of the two"
+                f"{find_line(row)}: {images[row]} is listed a second time, after "
+                f"{find_line(first_rows[name])}; remove one of the two"
             )
-        first_rows[image] = row
+        first_rows[name] = row
 
 
 def parse_number(value: str, line: str, what: str = "a class number") -> int:

@@ -123,6 +123,7 @@ def test_an_image_without_a_box_among_others_with_one_is_used_whole(tmp_path: Pa
         ("a.jpg,x,train", "a.jpg,,train", "2: expected a path, a label and one of"),
         ("a.jpg,x,train", "a.jpg,x,Train", "2: expected a path, a label and one of"),
         ("/far/d.jpg", "a.jpg", "4: {folder}/a.jpg is listed a second time, after "),
+        ("/far/d.jpg", "./x//../a.jpg", "4: {folder}/./x//../a.jpg is listed a second time, after"),
         ("10,test", "10,query", "4: test is mixed with query and gallery"),
         (",test", ",query", " no image is listed as gallery"),
         (",test", ",gallery", " no image is listed as query"),
