@@ -211,7 +211,7 @@ def _check_train_flags(given: Mapping[str, Any], chosen: argparse.Namespace) -> 
     """Raises UsageError if flags of train.py, by key, do not fit the command's own."""
     for name in _SET_HERE:
         if name in given and name not in _methods_of_train(chosen):
-            raise UsageError(f"{as_flag(name)}: differs from run to run; leave it out")
+            raise UsageError(f"{as_flag(name)}: {compare_cells.format_set_here(name)}")
     for name in chosen.varied:
         if name in given:
             raise UsageError(

@@ -18,6 +18,12 @@ METHOD_FLAGS = {"loss": "losses", "sampling": "samplings"}
 # A value of every varied flag: the flag is left out. Some defaults have no other name.
 _DEFAULT = "default"
 _MOST_CELLS = 1000
+# What to give instead of a flag that `compare` sets for each run.
+_INSTEAD = {
+    "gpus": "give --gpus behind --, and each run takes one of them",
+    "seed": "give --seeds N for the seeds 1 to N",
+    "held_out_fold": "give --select-on held-out --folds K",
+}
 # The cells in their order.
 Cells = dict[Cell, CellFlags]
 
@@ -40,7 +46,7 @@ def parse_vary(texts: Sequence[str], set_here: Collection[str]) -> dict[str, lis
             flag = f"--{METHOD_FLAGS[key]}"
             raise UsageError(f"--vary {name}: {flag} does this; give {flag} {values}")
         if key in set_here:
-            raise UsageError(f"--vary {name}: differs from run to run anyway; leave it out")
+            raise UsageError(f"--vary {name}: {format_set_here(key)}")
         if key in varied:
             raise UsageError(f"--vary {name}: is given twice; name all its values in one")
         varied[key] = values.split(",")
@@ -54,6 +60,11 @@ def parse_vary(texts: Sequence[str], set_here: Collection[str]) -> dict[str, lis
     if count > _MOST_CELLS:
         raise UsageError(f"--vary: makes {count} combinations; {_MOST_CELLS} is the most")
     return varied
+
+
+def format_set_here(key: str) -> str:
+    """Returns why a flag that `compare` sets itself is refused, and what to give instead."""
+    return f"differs from run to run; {_INSTEAD.get(key, 'leave it out')}"
 
 
 def build_cells(

@@ -19,7 +19,7 @@ def cells_of(
     flags: Sequence[str] = (),
     pairs: Sequence[tuple[str, str]] = MARGIN,
 ) -> tuple[Cells, list[str]]:
-    return build_cells(pairs, parse_vary(vary, ["seed"]), flags, PREFIX, ["workers"])
+    return build_cells(pairs, parse_vary(vary, ["seed", "gpus", "resume"]), flags, PREFIX, ["workers"])
 
 
 def values_of(cells: Cells) -> list[tuple[str, ...]]:
@@ -100,7 +100,9 @@ def test_a_default_and_a_switch_that_is_off_are_no_values_where_the_flag_has_no_
         (["=1"], [], "--vary : unknown"),
         (["loss=margin,triplet"], [], "--vary loss: --losses does this; give --losses margin,tri"),
         (["sampling=hard"], [], "--vary sampling: --samplings does this; give --samplings hard"),
-        (["seed=1,2"], [], "--vary seed: differs from run to run anyway; leave it out"),
+        (["resume=auto"], [], "--vary resume: differs from run to run; leave it out"),
+        (["seed=1,2"], [], "--vary seed: differs from run to run; give --seeds N for the seeds"),
+        (["gpus=0,1"], [], "--vary gpus: differs from run to run; give --gpus behind --, and each"),
         (["lr=1", "lr=2"], [], "--vary lr: is given twice; name all its values in one"),
         (["lr"], [], "--vary 'lr': different values expected, with commas between them"),
         (["lr=1,,2"], [], "--vary 'lr=1,,2': different values expected"),
