@@ -19,7 +19,9 @@ def cells_of(
     flags: Sequence[str] = (),
     pairs: Sequence[tuple[str, str]] = MARGIN,
 ) -> tuple[Cells, list[str]]:
-    return build_cells(pairs, parse_vary(vary, ["seed", "gpus", "resume"]), flags, PREFIX, ["workers"])
+    return build_cells(
+        pairs, parse_vary(vary, ["seed", "gpus", "resume"]), flags, PREFIX, ["workers"]
+    )
 
 
 def values_of(cells: Cells) -> list[tuple[str, ...]]:
