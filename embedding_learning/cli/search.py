@@ -9,6 +9,7 @@ from typing import Any
 
 from embedding_learning.cli import model_flags
 from embedding_learning.cli.parser import Parser, expand_path
+from embedding_learning.data.datasets.unlabeled import check_standard_input
 from embedding_learning.errors import UsageError
 from embedding_learning.inference.search import (
     SearchResult,
@@ -95,4 +96,5 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     model_flags.check(options)
     if options.k < 1:
         raise UsageError(f"-k {options.k}: must be at least 1")
+    check_standard_input([options.gallery, *options.queries])
     return options

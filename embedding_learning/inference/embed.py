@@ -164,8 +164,9 @@ def _check_files_exist(paths: list[str]) -> None:
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        what = "is a folder, not an image" if os.path.isdir(missing[0]) else "no such file"
         raise DataError(
-            f"{missing[0]}{more}: no such file; correct the list, or leave such images out with "
+            f"{missing[0]}{more}: {what}; correct the list, or leave such images out with "
             "--skip-bad-images"
         )
 

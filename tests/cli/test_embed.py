@@ -415,6 +415,8 @@ def test_a_full_disk_is_reported_in_one_line(
         ("MODEL missing.jpg --output=e.npy", "missing.jpg: no such file or folder"),
         ("MODEL empty --output=e.npy", "empty: holds no image"),
         ("MODEL data/classes.txt --output=e.npy", r"data/1 001\.Bird_1 and 7 more: no such file"),
+        ("MODEL folders.txt --output=e.npy", "data/images: is a folder, not an image; correct the"),
+        ("MODEL - data - --output=e.npy", "-: the standard input can be read only once"),
         ("MODEL --data-path=empty --output=e.npy", "empty: no data set is recognized"),
         ("missing.params data --output=e.txt", "--output e.txt: end the name in .npy"),
         ("MODEL data --output=nowhere/e.npy", "--output nowhere/e.npy: the folder nowhere"),
@@ -430,6 +432,7 @@ def test_a_mistake_is_reported_in_one_line(
     here: Path, file: Path, capsys: pytest.CaptureFixture[str], arguments: str, message: str
 ) -> None:
     (here / "empty").mkdir()
+    (here / "folders.txt").write_text("data/images\n")
     command = ["embed", *arguments.replace("MODEL", str(file)).split()]
     assert run_command("program", lambda: program(command)) == 2
     out, err = capsys.readouterr()

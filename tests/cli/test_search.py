@@ -489,6 +489,7 @@ def test_a_picture_is_drawn_beside_the_table(
         ("MODEL empty QUERY", "empty: holds no image"),
         ("MODEL wide.npy QUERY", r"wide\.npy: holds an array \(32, 32\); vectors \(n, 16\)"),
         ("MODEL birds.npy QUERY -k 0", "-k 0: must be at least 1"),
+        ("MODEL - QUERY -", "-: the standard input can be read only once; write one of the lists"),
         ("MODEL birds.npy QUERY -k x", "argument -k: invalid int value: 'x'"),
         ("MODEL birds.npy QUERY --workers=-2", "--workers -2: must be at least 0"),
         ("missing.params birds.npy QUERY --picture=x.gif", "x.gif: end the name in .png or .svg"),

@@ -45,13 +45,16 @@ def read(inputs: Iterable[str | os.PathLike[str]]) -> ImageSet:
     ValueError
         If `inputs` is a single text or path.
     DataError
-        If an input does not exist, or a folder or list cannot be read or holds no image.
+        If an input does not exist, a folder or list cannot be read or holds no image, or ``-`` is
+        there twice.
     """
     if isinstance(inputs, (str, bytes, os.PathLike)):
         raise ValueError(f"a list of inputs expected, not {inputs!r} alone")
     paths: list[str] = []
     names: list[str] = []
-    for name in map(os.fsdecode, inputs):
+    sources = [os.fsdecode(name) for name in inputs]
+    check_standard_input(sources)
+    for name in sources:
         if os.path.isdir(name):
             images = _find_images_of_folder(name)
             paths += images
@@ -61,6 +64,15 @@ def read(inputs: Iterable[str | os.PathLike[str]]) -> ImageSet:
             paths += images
             names += [UNLABELED] * len(images)
     return ImageSet(paths, *number_classes(names))
+
+
+def check_standard_input(inputs: Iterable[str]) -> None:
+    """Raises DataError if the standard input is named twice: its list can be read only once."""
+    if sum(name == STANDARD_INPUT for name in inputs) > 1:
+        raise DataError(
+            f"{STANDARD_INPUT}: the standard input can be read only once; write one of the lists "
+            "to a .txt file"
+        )
 
 
 def _find_images_of_folder(name: str) -> list[str]:
