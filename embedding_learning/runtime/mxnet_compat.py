@@ -159,7 +159,7 @@ def _without_unused_modules() -> Iterator[None]:
     vars(version).update(LooseVersion=_version_numbers, StrictVersion=_version_numbers)
     # With None, Python raises ModuleNotFoundError.
     instead: dict[str, ModuleType | None] = {"sklearn": None, "scipy.stats": None}
-    instead |= {name: _LateModule(name) for name in _IMPORTED_LATE if find_spec(name)}
+    instead |= {name: _LateModule(name) for name in _IMPORTED_LATE if _can_be_imported(name)}
     if "distutils" not in sys.modules:
         instead |= {"distutils": ModuleType("distutils"), "distutils.version": version}
     instead = {name: module for name, module in instead.items() if name not in sys.modules}
@@ -167,8 +167,18 @@ def _without_unused_modules() -> Iterator[None]:
     try:
         yield
     finally:
-        for name in instead:
-            sys.modules.pop(name, None)
+        for name, module in instead.items():
+            # A late module that was used has been replaced by the real one, which stays.
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+
+
+def _can_be_imported(name: str) -> bool:
+    """Returns whether a module is installed and not imported yet."""
+    try:
+        return name not in sys.modules and find_spec(name) is not None
+    except ModuleNotFoundError:  # the package that it is in
+        return False
 
 
 class _LateModule(ModuleType):

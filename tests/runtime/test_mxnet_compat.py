@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -164,15 +165,29 @@ except AttributeError as error:
 
 
 def test_a_module_that_is_not_installed_is_missed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mxnet_compat, "_IMPORTED_LATE", ("requests", "not_installed"))
+    missing = ("not_installed", "not_installed.part")
+    monkeypatch.setattr(mxnet_compat, "_IMPORTED_LATE", ("requests", *missing))
     monkeypatch.delitem(sys.modules, "requests", raising=False)
     with mxnet_compat._without_unused_modules():
         import requests
 
         assert type(requests) is mxnet_compat._LateModule
-        with pytest.raises(ModuleNotFoundError):
-            importlib.import_module("not_installed")
+        for name in missing:
+            with pytest.raises(ModuleNotFoundError):
+                importlib.import_module(name)
     assert sys.modules.get("requests") is not requests
+
+
+def test_a_module_that_mxnet_uses_at_once_is_imported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mxnet_compat, "_IMPORTED_LATE", ("this_is_late",))
+    monkeypatch.setattr(mxnet_compat, "find_spec", lambda name: True)
+    real = ModuleType("this_is_late")
+    real.value = 3  # type: ignore[attr-defined]
+    finds = lambda name: sys.modules.setdefault(name, real)  # noqa: E731
+    monkeypatch.setattr(mxnet_compat, "import_module", finds)
+    with mxnet_compat._without_unused_modules():
+        assert sys.modules["this_is_late"].value == 3
+    assert sys.modules.pop("this_is_late") is real
 
 
 @pytest.mark.slow
