@@ -70,8 +70,7 @@ def main(arguments: list[str]) -> int:
         elif row.of_vectors and _is_vector_file(options):
             vectors = embedding_file.read_embeddings(options.model_file, None)
             name = os.path.basename(options.model_file)
-            photographs = (vectors.path(row) or "" for row in range(len(vectors.paths)))
-            check_input_is_kept(options.output, photographs, "FILE")
+            check_input_is_kept(options.output, vectors.known_paths(), "FILE")
             row.of_vectors(vectors, name, options.output, options.images)
         elif row.of_images:
             row.of_images(_embed(options), options.output)

@@ -11,12 +11,7 @@ from embedding_learning.cli import model_flags
 from embedding_learning.cli.parser import Parser, expand_path
 from embedding_learning.data.datasets.unlabeled import check_standard_input
 from embedding_learning.errors import UsageError
-from embedding_learning.inference.search import (
-    SearchResult,
-    describe_result,
-    draw_result,
-    search,
-)
+from embedding_learning.inference.search import describe_result, draw_result, search
 from embedding_learning.runtime.atomic_files import check_input_is_kept
 from embedding_learning.runtime.progress import log_to_terminal
 
@@ -35,7 +30,8 @@ def main(arguments: list[str]) -> int:
             model, options.gallery, options.queries, options.k, options.batch_size, options.workers
         )
     if options.picture is not None:
-        check_input_is_kept(options.picture, _list_images(result), "--picture")
+        for images in (result.queries, result.gallery):
+            check_input_is_kept(options.picture, images.known_paths(), "--picture")
     if options.json:
         print("[\n" + ",\n".join(json.dumps(query) for query in describe_result(result)) + "\n]")
     else:
@@ -44,12 +40,6 @@ def main(arguments: list[str]) -> int:
     if options.picture is not None:
         draw_result(result, options.picture)
     return 0
-
-
-def _list_images(result: SearchResult) -> Iterator[str]:
-    """Yields the files of the queries and of the gallery, as far as they are known."""
-    for images in (result.queries, result.gallery):
-        yield from (images.path(row) or "" for row in range(len(images.paths)))
 
 
 def _format_query(query: dict[str, Any]) -> Iterator[str]:

@@ -70,6 +70,10 @@ class Embeddings(NamedTuple):
             return path or None
         return os.path.relpath(os.path.join(self.folder, path))
 
+    def known_paths(self) -> Iterator[str]:
+        """Yields the files of the images, as far as they are known, as `path` returns them."""
+        return filter(None, map(self.path, range(len(self.paths))))
+
     def label(self, row: int) -> str | None:
         """Returns the class of an image, if it is known."""
         return self.labels[row] or None
