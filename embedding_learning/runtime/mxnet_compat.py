@@ -3,7 +3,8 @@
 MXNet 1.9.1 is the last release of the project. Its binary still works, but its import fails with a
 current numpy, and by default it trains at about half speed. `install()` runs when the package
 `embedding_learning` is imported. From then on `import mxnet` works anywhere in the process, in its
-data workers and in child processes that import the package.
+data workers and in child processes that import the package. `import gluoncv` then works next to
+PyTorch 2, too, which it refuses otherwise.
 
 The program `python -m embedding_learning.runtime.mxnet_compat` prints in one line whether this
 installation works, and if not, what to install.
@@ -78,6 +79,9 @@ _WHEELS = {("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "x86_64")}
 # would take a quarter of the time of MXNet's own.
 _IMPORTED_LATE = ("onnx", "requests", "scipy.sparse")
 
+# The module with which gluoncv looks for MXNet and PyTorch during its import.
+_GLUONCV_CHECK = "gluoncv.check"
+
 _MISSING_LIBRARY = re.compile(r"\b(lib[\w+-]+(?:\.\d+)?\.so)([.\d]*): cannot open shared object")
 
 
@@ -106,7 +110,7 @@ def install() -> None:
 
 
 class _MXNetFinder:
-    """Prepares the import of MXNet when it begins.
+    """Prepares the import of MXNet when it begins, and that of gluoncv.
 
     It stays installed, because an import that failed may be tried again. Once MXNet is imported,
     Python does not call it for MXNet any more.
@@ -118,7 +122,7 @@ class _MXNetFinder:
         """Prepares for MXNet and returns where it is. Of other packages it knows nothing."""
         if fullname == "mxnet":
             _prepare()
-        elif fullname not in lazy_operators.MODULES:
+        elif fullname != _GLUONCV_CHECK and fullname not in lazy_operators.MODULES:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec and spec.loader:
@@ -128,7 +132,10 @@ class _MXNetFinder:
 
 
 class _QuickLoader:
-    """Loads MXNet without modules and functions that it makes but does not need."""
+    """Loads MXNet without modules and functions that it makes but does not need.
+
+    gluoncv is loaded without PyTorch.
+    """
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
@@ -141,6 +148,10 @@ class _QuickLoader:
         if module.__name__ in lazy_operators.MODULES:
             lazy_operators.prepare(module)
             self._loader.exec_module(module)
+            return
+        if module.__name__ == _GLUONCV_CHECK:
+            self._loader.exec_module(module)
+            vars(module)["_require_pytorch_version"] = _hide_pytorch
             return
         with _without_unused_modules():
             self._loader.exec_module(module)
@@ -171,6 +182,15 @@ def _without_unused_modules() -> Iterator[None]:
             # A late module that was used has been replaced by the real one, which stays.
             if sys.modules.get(name) is module:
                 del sys.modules[name]
+
+
+def _hide_pytorch(*versions: str) -> None:
+    """Replaces gluoncv's check of PyTorch's version, and says that there is no PyTorch.
+
+    If PyTorch 2 is installed, gluoncv would refuse to be imported. Its networks for MXNet need no
+    PyTorch.
+    """
+    raise ImportError("gluoncv is used without PyTorch")
 
 
 def _can_be_imported(name: str) -> bool:

@@ -9,8 +9,8 @@ and the .params that `convert` makes of the first one. Prints the largest differ
 largest feature; exit status 1 if one is above 1e-4. Names that begin with timm/ are of timm.
 
 PYTHON is that of an environment with torch, torchvision, safetensors and, for its networks, timm
-(default: the Python that runs this); gluoncv refuses PyTorch 2 in its environment. A network takes
-two seconds to a minute on one core; VGG writes 2 GB into a temporary folder.
+(default: the Python that runs this). A network takes two seconds to a minute on one core; VGG
+writes 2 GB into a temporary folder.
 """
 
 from __future__ import annotations

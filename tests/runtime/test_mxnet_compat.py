@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -201,6 +202,25 @@ print(modules == (sys.modules["scipy.stats"], sys.modules["distutils.version"]))
 print(mxnet.test_utils.ss is scipy.stats)
 """
     assert output(code).split() == ["True", "True"]
+
+
+def test_gluoncv_takes_no_notice_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise it could not be imported next to PyTorch 2. Without PyTorch it works."""
+    spec = find_spec("gluoncv")
+    if spec is None:
+        pytest.skip("gluoncv is not installed")
+    # A package without the rest of gluoncv, which takes seconds to import.
+    package, pytorch = ModuleType("gluoncv"), ModuleType("torch")
+    package.__path__ = spec.submodule_search_locations or []
+    pytorch.__version__ = "2.0.0"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "gluoncv", package)
+    monkeypatch.setitem(sys.modules, "torch", pytorch)
+    monkeypatch.delitem(sys.modules, "gluoncv.check", raising=False)
+    check = importlib.import_module("gluoncv.check")
+    # As gluoncv calls it, which catches an ImportError.
+    with pytest.raises(ImportError):
+        check._require_pytorch_version("1.4.0", "2.0.0")
+    del sys.modules["gluoncv.check"]
 
 
 @pytest.mark.parametrize("earlier, later", [("1.9.5", "1.17"), ("1.26.4", "2.0.0rc1")])

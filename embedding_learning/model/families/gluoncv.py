@@ -21,7 +21,7 @@ def build(name: str) -> HybridBlock:
         from gluoncv import model_zoo
         from gluoncv.nn.dropblock import set_drop_prob
     except RuntimeError as error:
-        # gluoncv does not work if PyTorch is installed in a newer version than it knows.
+        # It refuses PyTorch 2 if it was imported before this program, see runtime/mxnet_compat.py.
         reason = str(error).splitlines()[0]
         raise UsageError(
             f"--model: {name} comes from gluoncv, which refuses this environment ({reason}); "
