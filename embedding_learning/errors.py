@@ -5,21 +5,10 @@ from __future__ import annotations
 _LONGEST_MESSAGE = 1000  # characters
 
 
-class UsageError(Exception):
-    """A flag or argument cannot be used. The message names it and the way out."""
-
-
-class DataError(Exception):
-    """The data is invalid. The message names the file and the way out.
-
-    The message may quote the content of untrusted files. So control characters, including line
-    ends, are escaped, and the middle of a long message is left out.
-    """
+class _OneLineError(Exception):
+    """Its message may name any file, so control characters, such as line ends, are escaped."""
 
     def __init__(self, message: str) -> None:
-        if len(message) > _LONGEST_MESSAGE:
-            half = _LONGEST_MESSAGE // 2
-            message = f"{message[:half]} … {message[-half:]}"
         super().__init__(
             "".join(
                 char if char.isprintable() else char.encode("unicode_escape").decode()
@@ -28,7 +17,24 @@ class DataError(Exception):
         )
 
 
-class TrainingError(Exception):
+class UsageError(_OneLineError):
+    """A flag or argument cannot be used. The message names it and the way out."""
+
+
+class DataError(_OneLineError):
+    """The data is invalid. The message names the file and the way out.
+
+    The message may quote the content of untrusted files. So the middle of a long one is left out.
+    """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > _LONGEST_MESSAGE:
+            half = _LONGEST_MESSAGE // 2
+            message = f"{message[:half]} … {message[-half:]}"
+        super().__init__(message)
+
+
+class TrainingError(_OneLineError):
     """Training cannot continue. The message says why and what to do."""
 
 

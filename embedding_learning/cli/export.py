@@ -8,6 +8,11 @@ import os
 from embedding_learning.cli import model_flags
 from embedding_learning.cli.parser import Parser, expand_path
 from embedding_learning.errors import UsageError
+from embedding_learning.inference.run_files import find_network
+from embedding_learning.runtime.atomic_files import check_input_is_kept
+
+# The endings of other formats of networks: a name that has one is no prefix.
+_NOT_WRITTEN = {".params", ".json", ".pth", ".pt", ".bin", ".ckpt", ".h5", ".pb", ".tflite", ".npz"}
 
 
 def main(arguments: list[str]) -> int:
@@ -17,6 +22,7 @@ def main(arguments: list[str]) -> int:
         raise UsageError(
             f"OUTPUT {options.output!r}: is no file name; give one, such as models/birds.onnx"
         )
+    _check_output(options.output, options.model_file)
     for_pytorch = options.output.lower().endswith(".safetensors")
     if for_pytorch and options.normalize_input:
         raise UsageError(
@@ -38,7 +44,7 @@ def main(arguments: list[str]) -> int:
     else:
         export_symbol(model.net, options.output, crop_size, options.normalize_input)
         print(
-            f"{options.output}-symbol.json, {options.output}-0000.params: "
+            f"{', '.join(_output_files(options.output))}: "
             f"{_describe_graph(crop_size, options.normalize_input)}"
         )
     if model.preprocessing.exif_orientation:
@@ -51,6 +57,25 @@ def main(arguments: list[str]) -> int:
             f"an image becomes {model.description['image_size']} pixels."
         )
     return 0
+
+
+def _output_files(output: str) -> list[str]:
+    """Returns the files that are written."""
+    if output.lower().endswith((".onnx", ".safetensors")):
+        return [output]
+    return [f"{output}-symbol.json", f"{output}-0000.params"]
+
+
+def _check_output(output: str, model: str) -> None:
+    """Raises UsageError if the output ends like a file that is not written, or is the model."""
+    suffix = os.path.splitext(output)[1]
+    if suffix.lower() in _NOT_WRITTEN:
+        raise UsageError(
+            f"OUTPUT {output}: {suffix} is not written; end the name in .onnx or .safetensors, or "
+            "give a prefix without an ending for MXNet's two files"
+        )
+    for file in _output_files(output):
+        check_input_is_kept(file, [find_network(model, "MODEL")], "OUTPUT")
 
 
 def _describe_graph(crop_size: int, normalize_input: bool) -> str:

@@ -18,7 +18,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def expand_path(text: str) -> str:
-    """Returns the path with ``~`` expanded. A shell does not expand it in ``--flag=~/file``."""
+    """Returns the path with ``~`` expanded. A shell does not expand it in ``--flag=~/file``.
+
+    An empty path is refused: it comes from a shell variable that is not set, and would be taken for
+    the current folder, or for a flag that was not given.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("the name of a file or folder is empty")
     return os.path.expanduser(text)
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from embedding_learning.cli import model_flags
@@ -35,6 +34,7 @@ from embedding_learning.inference import embedded_split
 from embedding_learning.inference.embedded_split import EmbeddedSplit
 from embedding_learning.inference.run_files import find_run, prefix_of
 from embedding_learning.runtime.progress import log_to_terminal
+from embedding_learning.runtime.user_folders import scratch_folder
 from embedding_learning.training import records, run_folder
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
     # Those that papers report for the data set, and those of the run.
     metrics = [*common_metrics(embedded.split.recall_at), *config.run.metrics]
     measurement = embedded.measure(list(dict.fromkeys(metrics)))
-    with TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         html_report.write_report(
             output,
             title=f"{Path(options.prefix).name}: {info.title}",

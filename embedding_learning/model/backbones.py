@@ -14,7 +14,11 @@ from embedding_learning.config import POOLS
 from embedding_learning.errors import UsageError
 from embedding_learning.model.weights import catalog, model_zoo
 from embedding_learning.model.weights.catalog import ARCHITECTURES
-from embedding_learning.model.weights.params_file import read_description, save_parameters
+from embedding_learning.model.weights.params_file import (
+    read_description,
+    read_names,
+    save_parameters,
+)
 from embedding_learning.model.weights.pretrained import load_weights
 
 # As in the original, pretrained convolutions learn at a hundredth of the rate.
@@ -96,8 +100,8 @@ def convert(name: str, path: str, output: str) -> None:
     if the output cannot be written or is a file that must not be lost.
     """
     name = _resolve_name(name)
-    _check_output(output)
     backbone = build_uninitialized(name)
+    _check_output(output, backbone)
     _load(backbone, name, path, "IN", [mx.cpu()])
     # A block whose parameters have the names that they have in the file.
     holder = mx.gluon.Block()
@@ -108,12 +112,17 @@ def convert(name: str, path: str, output: str) -> None:
         raise UsageError(f"OUT {output}: cannot be written ({error.strerror})") from error
 
 
-def _check_output(path: str) -> None:
+def _check_output(path: str, backbone: Backbone) -> None:
     """Raises UsageError if a file would be lost that `convert` has not written."""
     if not os.path.exists(path):
         return
+    content = None
     try:
-        content = "a trained network" if read_description(path, "OUT") else None
+        if read_description(path, "OUT"):
+            content = "a trained network"
+        # A whole classifier, another backbone, or a network that the original has trained.
+        elif not read_names(path, "OUT") <= backbone.parameters.keys():
+            content = "a file of other layers than the features of this backbone"
     except UsageError:
         content = "a file of another kind"
     if content:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from embedding_learning.errors import UsageError
 
@@ -32,6 +33,22 @@ def find_zoo_folder() -> str:
     # The model zoo expands a "~" too.
     folder = os.path.expanduser(os.environ.get("MXNET_HOME") or "~/.mxnet")
     return _temporary_folder() if folder.startswith("~") else folder
+
+
+@contextmanager
+def scratch_folder() -> Iterator[str]:
+    """Yields a temporary folder, which is removed at the end of the block.
+
+    Raises UsageError if the system has no folder for it.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise UsageError(
+            f"no temporary folder can be created: {error.strerror}; name a folder for it in TMPDIR"
+        ) from error
+    with folder as path:
+        yield path
 
 
 def _temporary_folder() -> str:

@@ -83,7 +83,9 @@ def read(path: Path) -> Checkpoint:
     # type, the digest cannot be computed.
     except (SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError("it is cut off, damaged or no checkpoint") from error
-    if metadata.get("sha256") != digest:
+    if "sha256" not in metadata:
+        raise DamagedError("it is no checkpoint of this program")
+    if metadata["sha256"] != digest:
         raise DamagedError("its checksum does not fit its content")
     try:
         state = json.loads(text)

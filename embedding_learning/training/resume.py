@@ -24,6 +24,8 @@ _MUST_AGREE = tuple(key for key, flag in FLAGS.items() if flag.on_resume == SAME
 _MAY_CHANGE = tuple(key for key, flag in FLAGS.items() if flag.on_resume == MAY_CHANGE)
 # What a run was made with before there were these flags.
 _FORMERLY = {key: flag.before for key, flag in FLAGS.items() if flag.before is not None}
+# What only the start of a run reads, and what a checkpoint has in its place.
+_ONLY_AT_START = {"init_from": "weights", "pretrained_params": "weights", "beta": "beta"}
 _PACKAGES = ("mxnet", "mxnet-cu112", "numpy", "opencv-python", "gluoncv")
 _LARGEST = 2**31
 _LARGEST_NUMBER = sys.float_info.max
@@ -112,11 +114,19 @@ def check_flags(checkpoint: Checkpoint, config: TrainConfig) -> None:
 def _log_changed_flags(former: dict[str, Any], now: dict[str, Any]) -> None:
     """Logs the flags that may change and do."""
     # Where beta is learned, its first value does not matter any more.
-    for name in _MAY_CHANGE if now["lr_beta"] else (*_MAY_CHANGE, "beta"):
+    is_beta_learned = bool(now["lr_beta"])
+    for name in _MAY_CHANGE if is_beta_learned else (*_MAY_CHANGE, "beta"):
         if former.get(name) != now[name]:
             logging.info(
                 "The run continues with %s instead of %s.",
                 _format_flag(name, now), former.get(name),
+            )  # fmt: skip
+    for name, state in _ONLY_AT_START.items():
+        is_default = now[name] == FLAGS[name].default
+        if now[name] != former.get(name) and not is_default and (name != "beta" or is_beta_learned):
+            logging.warning(
+                "%s: has no effect: the run continues with the %s of its checkpoint.",
+                _format_flag(name, now), state,
             )  # fmt: skip
     if now["start_epoch"] and now["start_epoch"] != former.get("start_epoch"):
         logging.warning(

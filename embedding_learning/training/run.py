@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import mxnet as mx
 import numpy as np
@@ -22,6 +21,7 @@ from embedding_learning.inference.run_files import find_network
 from embedding_learning.runtime.atomic_files import is_same_file
 from embedding_learning.runtime.devices import find_devices
 from embedding_learning.runtime.signals import stop_on_signals
+from embedding_learning.runtime.user_folders import scratch_folder
 from embedding_learning.training import (
     checkpoint_file,
     learner_state,
@@ -215,7 +215,7 @@ def _run_folder(config: TrainConfig, group: WorkerGroup) -> Iterator[RunFolder]:
         return
     # The first worker logs for all.
     logging.getLogger().setLevel(logging.ERROR)
-    with TemporaryDirectory() as scratch, RunFolder(f"{scratch}/worker", keep) as folder:
+    with scratch_folder() as scratch, RunFolder(f"{scratch}/worker", keep) as folder:
         yield folder
 
 

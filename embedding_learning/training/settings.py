@@ -6,9 +6,11 @@ can tell apart is checked by `training.build.check` and `data.build`.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from embedding_learning.config import (
@@ -33,6 +35,9 @@ from embedding_learning.runtime.flag_values import (
     integers,
 )
 from embedding_learning.training import presets
+
+# Of Linux.
+_LARGEST_PROCESS_ID = 2**22
 
 # The choices that are rows of tables elsewhere.
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -130,6 +135,8 @@ def _read(key: str, value: Any) -> Any:
     if choices and value not in choices:
         raise UsageError(f"{flag.name} {value}: unknown; choose one of {', '.join(choices)}")
     if flag.is_path:
+        if not value:
+            raise UsageError(f"{flag.name}: the name of a file or folder is empty")
         # A shell leaves the "~" of --cache-dir=~/folder as it is.
         return os.path.expanduser(value)
     if flag.type in (int, float):
@@ -318,3 +325,14 @@ def _check_prefix(prefix: str) -> None:
         raise UsageError(
             f"--save-model-prefix {prefix}: is no prefix of a file's name, such as models/birds"
         )
+    # The network is first written under a longer name, after hours perhaps.
+    with suppress(FileNotFoundError):
+        try:
+            os.lstat(f"{prefix}.params.{_LARGEST_PROCESS_ID}.partial")
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise UsageError(
+                f"--save-model-prefix {prefix}: is too long for the names of files; choose a "
+                "shorter one"
+            ) from None

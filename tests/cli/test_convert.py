@@ -91,6 +91,18 @@ def test_a_file_of_another_kind_is_not_replaced(pth: str, tmp_path: Path, kind: 
     assert out.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["output.weight", "base_net.0.weight"])
+def test_a_whole_classifier_or_a_network_of_the_original_is_not_replaced(
+    pth: str, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "net.params"
+    mx.nd.save(str(out), {name: mx.nd.zeros(3)})
+    before = out.read_bytes()
+    with pytest.raises(UsageError, match=f"^OUT {out}: is a file of other layers .*; name another"):
+        convert.main([pth, str(out), "--model=squeezenet1.1"])
+    assert out.read_bytes() == before
+
+
 @pytest.mark.slow
 def test_it_is_a_verb(pth: str, tmp_path: Path) -> None:
     result = subprocess.run(

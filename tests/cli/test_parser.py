@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from embedding_learning.errors import UsageError
 
-@pytest.mark.parametrize(
+PATHS = pytest.mark.parametrize(
     "command, arguments, name",
     [
         ("compare", "--output=~/x", "output"),
@@ -22,6 +23,9 @@ import pytest
         ("search", "MODEL GALLERY QUERY --picture=~/x", "picture"),
     ],
 )
+
+
+@PATHS
 def test_a_home_in_a_path_is_expanded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, arguments: str, name: str
 ) -> None:
@@ -32,6 +36,14 @@ def test_a_home_in_a_path_is_expanded(
     parsed = importlib.import_module(f"embedding_learning.cli.{command}")._parse(arguments.split())
     options = parsed[0] if isinstance(parsed, tuple) else parsed
     assert Path(getattr(options, name)) == Path("/home/user/x")
+
+
+@PATHS
+def test_an_empty_path_is_refused(command: str, arguments: str, name: str) -> None:
+    """It comes from a shell variable that is not set; some paths would mean the current folder."""
+    module = importlib.import_module(f"embedding_learning.cli.{command}")
+    with pytest.raises(UsageError, match="the name of a file or folder is empty"):
+        module._parse([word.replace("~/x", "") for word in arguments.split()])
 
 
 def test_the_file_of_hosts_may_be_in_the_home(

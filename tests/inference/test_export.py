@@ -252,10 +252,26 @@ def test_a_size_that_the_network_does_not_take(export, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("output", ["", "folder/"])
-def test_an_output_without_a_name_is_refused_before_the_model_is_read(output):
-    with pytest.raises(UsageError, match=f"^OUTPUT '{output}': is no file name; give one, such as"):
+@pytest.mark.parametrize(
+    "output, message",
+    [
+        ("", "argument OUTPUT: the name of a file or folder is empty"),
+        ("folder/", "OUTPUT 'folder/': is no file name; give one, such as"),
+        ("net.pth", "OUTPUT net.pth: .pth is not written; end the name in .onnx or .safetensors"),
+        ("net.PARAMS", "OUTPUT net.PARAMS: .PARAMS is not written; "),
+    ],
+)
+def test_an_output_of_a_wrong_name_is_refused_before_the_model_is_read(output, message):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}"):
         export_command(["none.params", output])
+
+
+@pytest.mark.parametrize("model, output", [("net-0000.params", "net"), ("a.onnx", "./a.onnx")])
+def test_the_model_is_not_replaced_by_what_is_exported(model, output, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / model).touch()
+    with pytest.raises(UsageError, match=f"^OUTPUT .*: would replace {model}, which is read"):
+        export_command([model, output])
 
 
 @EXPORTS

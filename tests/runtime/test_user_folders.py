@@ -91,6 +91,15 @@ def test_without_a_temporary_folder_one_line_says_so(
         user_folders.find_cache_folder()
 
 
+def test_without_a_folder_for_temporary_files_one_line_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/dev/null")
+    message = r"^no temporary folder can be created: .* in TMPDIR$"
+    with pytest.raises(UsageError, match=message), user_folders.scratch_folder():
+        pass
+
+
 def test_mxnet_home_moves_the_zoo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/user")
     monkeypatch.delenv("MXNET_HOME", raising=False)

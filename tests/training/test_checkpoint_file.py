@@ -90,6 +90,12 @@ def test_a_file_with_more_at_its_end_is_damaged(file: Path) -> None:
             checkpoint_file.read(file)
 
 
+def test_a_file_of_another_program_is_no_checkpoint(tmp_path: Path) -> None:
+    save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "resnet.safetensors")
+    with pytest.raises(DamagedError, match=r"^it is no checkpoint of this program$"):
+        checkpoint_file.read(tmp_path / "resnet.safetensors")
+
+
 def test_arrays_swapped_are_noticed(tmp_path: Path) -> None:
     """With the checksum of the file that they were taken from."""
     a, b = np.float32([1, 2]), np.float32([3, 4])

@@ -361,10 +361,36 @@ def test_another_constant_beta_is_another_run_and_a_learned_one_has_left_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
-    resume.check_flags(checkpoint_of(), parse(["--beta=1.0"]))
+    resume.check_flags(checkpoint_of("--beta=1.0"), parse([]))
     assert caplog.messages == []
     resume.check_flags(checkpoint_of("--lr-beta=0"), parse(["--lr-beta=0", "--beta=1.0"]))
     assert caplog.messages == ["The run continues with --beta 1.0 instead of 1.2."]
+
+
+@pytest.mark.parametrize(
+    "former, now, message",
+    [
+        ([], ["--beta=1.0"], "--beta 1.0: has no effect: the run continues with the beta"),
+        (
+            ["--init-from=a.params"],
+            ["--init-from=b.params"],
+            "--init-from b.params: has no effect: the run continues with the weights",
+        ),
+        (
+            ["--use-pretrained"],
+            ["--pretrained-params=a.params"],
+            "--pretrained-params a.params: has no effect: the run continues with the weights",
+        ),
+    ],
+)
+def test_what_only_the_start_of_a_run_reads_is_no_longer_read_and_it_says_so(
+    former: list[str], now: list[str], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    resume.check_flags(checkpoint_of(*now), parse(now))
+    assert caplog.messages == []
+    resume.check_flags(checkpoint_of(*former), parse(now))
+    assert caplog.messages == [f"{message} of its checkpoint."]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from embedding_learning.data.datasets.splits import PARTS, ListedImage, split_by_lists
-from embedding_learning.data.datasets.text_files import check_regular_file, parse_box
+from embedding_learning.data.datasets.text_files import (
+    check_regular_file,
+    parse_box,
+    unreadable_text,
+)
 from embedding_learning.data.image_set import WHOLE_IMAGE, Split
 from embedding_learning.errors import DataError
 
@@ -79,7 +83,7 @@ def read_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
         line = reader.line_num if reader else 1
         raise DataError(f"{file}:{line}: is not CSV: {error}; correct the line") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as UTF-8 text: {error}") from None
+        raise unreadable_text(file, error) from None
 
 
 def _find_columns(file: Path, line: int, header: list[str]) -> list[int]:

@@ -48,6 +48,13 @@ def check_regular_file(file: str | Path) -> None:
         raise OSError(errno.EFBIG, f"it is larger than {_MOST_BYTES >> 20} MiB", str(file))
 
 
+def unreadable_text(source: str | Path, error: OSError | UnicodeDecodeError) -> DataError:
+    """Returns the error of a text file that cannot be opened, or is not UTF-8."""
+    if isinstance(error, OSError):
+        return DataError(f"{source}: cannot be read: {error.strerror or error}")
+    return DataError(f"{source}: cannot be read as UTF-8 text: {error.reason}; save it as UTF-8")
+
+
 def read_lines(file: Path, layout: str) -> list[tuple[int, str]]:
     """Reads the lines of a file that are not blank; returns number (from 1) and text of each.
 
@@ -64,7 +71,7 @@ def read_lines(file: Path, layout: str) -> list[tuple[int, str]]:
             "or the data set with --dataset"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as UTF-8 text: {error}") from None
+        raise unreadable_text(file, error) from None
     if not numbered_lines:
         raise DataError(f"{file}: is empty; replace the file")
     return numbered_lines

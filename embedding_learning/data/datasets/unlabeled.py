@@ -12,7 +12,7 @@ from embedding_learning.data.datasets.image_folder import (
     find_images,
     warn_of_skipped_files,
 )
-from embedding_learning.data.datasets.text_files import read_lines
+from embedding_learning.data.datasets.text_files import read_lines, unreadable_text
 from embedding_learning.data.image_set import ImageSet, number_classes
 from embedding_learning.errors import DataError
 
@@ -113,7 +113,7 @@ def _read_standard_input() -> list[str]:
         content = sys.stdin.buffer.read() if sys.stdin else b""
         return [line.strip() for line in content.decode("utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"standard input: cannot be read as UTF-8 text: {error}") from None
+        raise unreadable_text("standard input", error) from None
 
 
 def _parse_list(source: str, folder: str, lines: list[str]) -> list[str]:

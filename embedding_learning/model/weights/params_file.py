@@ -130,6 +130,12 @@ def read_parameters(path: str, flag: str) -> dict[str, mx.nd.NDArray]:
         return {name: _load_array(reader, array) for name, array in arrays.items()}
 
 
+def read_names(path: str, flag: str) -> set[str]:
+    """Returns the names of the arrays. Raises UsageError as `read_parameters` does."""
+    with open_untrusted(path, flag) as file:
+        return set(_read_index(BinaryReader(file, _FAULT)))
+
+
 def read_description(path: str, flag: str) -> dict[str, Any] | None:
     """Returns the description that was saved with the network; None if the file has none.
 

@@ -148,13 +148,15 @@ def test_a_wrong_box_is_named(tmp_path: Path, old: str, new: str, message: str) 
 
 def test_a_file_that_is_empty_or_no_text_or_missing_is_named(tmp_path: Path) -> None:
     assert fault(tmp_path, "").startswith("1: expected a header with path,label,split")
-    assert fault(tmp_path, ROWS.encode("utf-16")).startswith(" cannot be read as UTF-8 text")
+    text = fault(tmp_path, ROWS.encode("utf-16"))
+    assert text.startswith(" cannot be read as UTF-8 text: ")
+    assert text.endswith("; save it as UTF-8")
     with pytest.raises(DataError, match=r"nowhere.csv: no such file; .*--data-path"):
         load_dataset(str(tmp_path / "nowhere.csv"), "nowhere")
     with pytest.raises(ValueError, match="test 'ALL': choose from split, all"):
         load_dataset(str(tmp_path / "nowhere.csv"), "nowhere", test="ALL")
     (tmp_path / "link.csv").symlink_to("/dev/null")
-    with pytest.raises(DataError, match=r"link.csv: cannot be read .* it is not a regular file"):
+    with pytest.raises(DataError, match=r"link.csv: cannot be read: it is not a regular file"):
         load_dataset(str(tmp_path / "link.csv"), "nowhere")
 
 

@@ -21,7 +21,7 @@ from embedding_learning.data.datasets import (
     hold_out_validation_classes,
     load_dataset,
 )
-from embedding_learning.errors import DataError
+from embedding_learning.errors import DataError, TrainingError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -315,8 +315,9 @@ def test_a_folder_without_permission_gives_one_line(
         load_dataset(str(tmp_path / "birds"), str(tmp_path))
 
 
-def test_a_message_is_one_line_that_no_terminal_obeys() -> None:
-    text = str(DataError("naïve 日本.jpg\n\x1b[2J\u2028\x85\0\udcff: wrong"))
+@pytest.mark.parametrize("error", [DataError, UsageError, TrainingError])
+def test_a_message_is_one_line_that_no_terminal_obeys(error: type[Exception]) -> None:
+    text = str(error("naïve 日本.jpg\n\x1b[2J\u2028\x85\0\udcff: wrong"))
     assert text == r"naïve 日本.jpg\n\x1b[2J\u2028\x85\x00\udcff: wrong"
     text.encode("utf-8")
 
