@@ -14,13 +14,11 @@ if os.path.basename("".join(sys.argv[:1])) in ("-m", startup.CONSOLE_SCRIPT):
 import importlib
 from typing import Any
 
-from embedding_learning.runtime import mxnet_compat
+from embedding_learning.runtime import environment, mxnet_compat
 
 mxnet_compat.install()
-
-# OpenCV reads this once, when it is loaded, and MXNet loads it too. With OpenCV's own limit, 2**30
-# pixels, a file of a few KB could take 3 GB in each thread that decodes.
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**27))
+# OpenCV reads the variables once, when it is loaded, and MXNet loads it too.
+environment.set_defaults()
 
 __version__ = "0.2.0"
 

@@ -7,6 +7,7 @@ import sys
 
 from embedding_learning.cli.exit_codes import run_command
 from embedding_learning.errors import UsageError
+from embedding_learning.runtime import environment
 
 # Each verb has a module in `cli`, which is imported only when the verb is used.
 VERBS = {
@@ -35,6 +36,8 @@ def main(arguments: list[str]) -> int:
         return 0
     if verb not in VERBS:
         raise UsageError(f"{verb or 'no verb'}: choose one of {', '.join(VERBS)}")
+    if verb != "train":
+        environment.leave_group()
     module = f"embedding_learning.cli.{verb.replace('-', '_')}"
     status: int = importlib.import_module(module).main(rest)
     return status

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from embedding_learning.errors import DataError, Interrupted, TrainingError, UsageError
-from embedding_learning.runtime import mxnet_compat
+from embedding_learning.runtime import environment, mxnet_compat
 from embedding_learning.runtime.signals import raise_on_signals
 
 _NO_SPACE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -25,6 +25,7 @@ def run_command(program: str, action: Callable[[], int]) -> int:
     try:
         with raise_on_signals():
             try:
+                environment.check()
                 status = action()
             except SystemExit:  # after --help
                 sys.stdout.flush()

@@ -9,8 +9,9 @@ import numpy as np
 from mxnet import nd
 from mxnet.gluon import HybridBlock
 
-from embedding_learning.model.cpu_fusion import fuse_for_inference, is_onednn_enabled
+from embedding_learning.model.cpu_fusion import fuse_for_inference
 from embedding_learning.model.net import MarginNet
+from embedding_learning.runtime.environment import is_onednn_enabled
 
 
 class EmbeddingGraph:

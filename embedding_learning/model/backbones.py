@@ -20,6 +20,7 @@ from embedding_learning.model.weights.params_file import (
     save_parameters,
 )
 from embedding_learning.model.weights.pretrained import load_weights
+from embedding_learning.runtime.environment import is_onednn_enabled
 
 # As in the original, pretrained convolutions learn at a hundredth of the rate.
 PRETRAINED_CONVOLUTION_LR_MULT = 0.01
@@ -147,11 +148,7 @@ def check_name(name: str) -> None:
 
 def check_trainable(name: str, on_cpu: bool) -> None:
     """Raises UsageError if MXNet cannot train this network on that device."""
-    if (
-        on_cpu
-        and catalog.resolve_name(name) in _NOT_TRAINED_BY_ONEDNN
-        and os.environ.get("MXNET_MKLDNN_ENABLED") != "0"
-    ):
+    if on_cpu and catalog.resolve_name(name) in _NOT_TRAINED_BY_ONEDNN and is_onednn_enabled():
         raise UsageError(
             f"--model {name}: the oneDNN in MXNet fails in its backward pass; set the environment "
             "variable MXNET_MKLDNN_ENABLED=0, which is slower, or use --gpus"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import mxnet as mx
 from mxnet.gluon import HybridBlock
+
+from embedding_learning.runtime.environment import is_onednn_enabled
 
 _FUSED = "_contrib_BatchNormWithReLU"
 _FUSED_FULLY_CONNECTED = "_sg_mkldnn_fully_connected"
@@ -80,11 +81,6 @@ def can_train_fused(features: HybridBlock, size: int) -> bool:
     except mx.base.MXNetError:
         return False
     return True
-
-
-def is_onednn_enabled() -> bool:
-    """Returns whether MXNet may use oneDNN, as far as the user's environment says."""
-    return os.environ.get("MXNET_MKLDNN_ENABLED") != "0"
 
 
 def fuse_for_inference(

@@ -94,7 +94,7 @@ def install() -> None:
     # Without it MXNet loses up to half of its speed: on two cores it trained ResNet-50 at 3.4
     # images/s instead of 4.6 to 5.1. libgomp reads the variable only once, when it is loaded.
     global has_chosen_threads
-    if "OMP_NUM_THREADS" not in os.environ:
+    if not os.environ.get("OMP_NUM_THREADS"):
         has_chosen_threads = True
         os.environ["OMP_NUM_THREADS"] = str(_usable_cores())
     # A thread that waits for the others sleeps. libgomp's default is to spin for some milliseconds,

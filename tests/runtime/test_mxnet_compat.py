@@ -99,6 +99,7 @@ def test_all_cores_are_used_unless_the_user_says_otherwise() -> None:
     one_core = f"import os; os.sched_setaffinity(0, [{min(os.sched_getaffinity(0))}])"
     assert output(f"{one_core}; {code}") == "1"
     assert output(code, OMP_NUM_THREADS="7") == "7"
+    assert output(code, OMP_NUM_THREADS="") == str(len(os.sched_getaffinity(0)))
 
 
 def test_installing_twice_adds_one_finder() -> None:
