@@ -291,7 +291,8 @@ def test_flags_that_pairs_do_not_take_are_refused(
 def test_a_roc_does_not_replace_an_image_of_the_pairs(model: str, tmp_path: Path) -> None:
     image = tmp_path / "a.png"
     image.write_bytes(b"a photograph")
-    rows = ["a.png,a.png,same", "a.png,./a.png,different"] * 2
+    (tmp_path / "b.png").touch()
+    rows = ["a.png,b.png,same", "b.png,./a.png,different"] * 2
     (tmp_path / "pairs.csv").write_text("\n".join(["first,second,type", *rows]))
     with pytest.raises(UsageError, match=r"^--roc .*a\.png: would replace .*a\.png, which is"):
         evaluate.main([model, f"--pairs={tmp_path}/pairs.csv", f"--roc={image}"])

@@ -76,8 +76,9 @@ def read(file: Path, folder: Path | None = None) -> PairList:
     Raises
     ------
     DataError
-        If the file cannot be read, a line is wrong, an image does not exist, or the pairs cannot
-        be measured: both types are needed, and with folds also in the other folds of each.
+        If the file cannot be read, a line is wrong, an image does not exist or is both images of
+        a pair, or the pairs cannot be measured: both types are needed, and with folds also in the
+        other folds of each.
     """
     if os.path.isdir(file) or not os.path.exists(file):
         raise DataError(f"{file}: no such file; name another with --pairs")
@@ -86,10 +87,15 @@ def read(file: Path, folder: Path | None = None) -> PairList:
     pairs = _read_csv(file) if is_csv else _read_lfw(file)
     find = _make_finder(file, folder, EXTENSIONS if not is_csv else ("",))
     rows: dict[str, int] = {}
-    indices = [
-        [rows.setdefault(find(name, pair.line), len(rows)) for name in (pair.first, pair.second)]
-        for pair in pairs
-    ]
+    indices = []
+    for pair in pairs:
+        images = [find(name, pair.line) for name in (pair.first, pair.second)]
+        # ./a.jpg is a.jpg, at a distance of 0 from itself.
+        if os.path.normpath(images[0]) == os.path.normpath(images[1]):
+            raise DataError(
+                f"{file}:{pair.line}: {images[1]} is both images of the pair; correct the line"
+            )
+        indices.append([rows.setdefault(image, len(rows)) for image in images])
     first, second = np.array(indices, np.int64).T
     has_folds = any(pair.fold for pair in pairs)
     found = PairList(

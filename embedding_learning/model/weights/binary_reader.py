@@ -75,6 +75,8 @@ def open_untrusted(
 
     The message names the flag, the file and the format that was expected.
     """
+    if os.path.isdir(path):
+        raise UsageError(f"{flag} {path}: is a folder; name a file in it")
     try:
         # Opening a pipe would wait for a writer.
         if not os.path.isfile(path):

@@ -40,7 +40,8 @@ from embedding_learning.model.weights.binary_reader import (
 )
 from embedding_learning.runtime.atomic_files import atomic_write
 
-_START = struct.pack("<QQ", 0x112, 0)
+# The first bytes of a file.
+PARAMS_START = struct.pack("<QQ", 0x112, 0)
 _VERSION_1, _VERSION_2 = 0xF993FAC8, 0xF993FAC9
 _VERSION_3 = 0xF993FACA  # numpy's shapes: only here can an array have no dimension
 _DENSE = 0  # the storage of ordinary arrays
@@ -102,7 +103,7 @@ def save_parameters(
     if description is not None:
         _parse_description(_format_description(description, "0" * 64), "0" * 64)
     with atomic_write(path) as partial, open(partial, "w+b") as file:
-        file.write(_START + struct.pack("<Q", len(parameters)))
+        file.write(PARAMS_START + struct.pack("<Q", len(parameters)))
         for parameter in parameters.values():
             _write_array(file, _to_numpy(parameter))
         file.write(struct.pack("<Q", len(parameters)))
@@ -205,7 +206,7 @@ def _write_array(file: BinaryIO, values: np.ndarray) -> None:
 
 def _read_index(reader: BinaryReader) -> dict[str, _ArrayInFile]:
     """Returns where each named array is. Ends after the names."""
-    reader.require(reader.read(len(_START)) == _START)
+    reader.require(reader.read(len(PARAMS_START)) == PARAMS_START)
     (count,) = reader.read_integers("Q")
     reader.require(1 <= count <= _MOST_ARRAYS)
     arrays = [_skip_array(reader) for _ in range(count)]

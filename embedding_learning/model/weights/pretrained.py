@@ -26,7 +26,11 @@ from embedding_learning.model.weights.binary_reader import (
     open_untrusted,
 )
 from embedding_learning.model.weights.catalog import DEVIATION, MEAN
-from embedding_learning.model.weights.params_file import read_parameters, set_parameters
+from embedding_learning.model.weights.params_file import (
+    PARAMS_START,
+    read_parameters,
+    set_parameters,
+)
 from embedding_learning.model.weights.torch_file import (
     LEGACY_START,
     ZIP_START,
@@ -44,6 +48,9 @@ Parameters = dict[str, mx.gluon.Parameter]
 
 _SAFETENSORS_DTYPES = {"F16": "float16", "F32": "float32", "F64": "float64"}
 _LONGEST_HEADER = 2**20  # bytes
+# What Git has in the place of a large file that was not fetched.
+_LFS_START = b"version https://git-lfs"
+_START_BYTES = 32
 # timm's names of files with weights; its config.json lies next to them.
 _TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 # Batch norm's number of training steps, which is not needed here.
@@ -90,11 +97,21 @@ def load_weights(
     """
     source = f"{flag} {path}"
     with open_untrusted(path, flag) as file:
-        start = file.read(max(len(LEGACY_START), 9))
-    if start.startswith(ZIP_START) or start == LEGACY_START:
+        start = file.read(_START_BYTES)
+    if start.startswith((ZIP_START, LEGACY_START)):
         open_tensors = _open_torch_file
     elif start[8:9] == b"{":
         open_tensors = _open_safetensors_file
+    elif start.startswith(_LFS_START):
+        raise UsageError(
+            f"{source}: is not the weights but a pointer of Git LFS to them; fetch them with "
+            "git lfs pull"
+        )
+    elif not start.startswith(PARAMS_START):
+        raise UsageError(
+            f"{source}: is damaged, or neither a Gluon parameter file, a .safetensors file nor a "
+            "file of torch.save; name a file with the weights"
+        )
     else:
         arrays = read_parameters(path, flag)
         arrays = {name: array for name, array in arrays.items() if name not in head}

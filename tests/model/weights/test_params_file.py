@@ -692,12 +692,18 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # opening it would wait for ever
     (tmp_path / "link").symlink_to(tmp_path / "link")
-    names = ("net.params", "pipe", "link", ".", "no\0name", "a" * 300)
+    names = ("net.params", "pipe", "link", "no\0name", "a" * 300)
     for path in (str(tmp_path / name) for name in names):
         for read in (read_parameters, read_description):
             with pytest.raises(UsageError) as caught:
                 read(path, "--resume")
             assert str(caught.value) == f"--resume {path}: no such file, or it cannot be read"
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_parameters(str(tmp_path), "--resume")
+    assert str(caught.value) == f"--resume {tmp_path}: is a folder; name a file in it"
 
 
 def test_a_file_that_cannot_be_read_is_refused(

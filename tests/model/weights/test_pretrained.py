@@ -431,10 +431,23 @@ def test_a_file_that_was_cut_off_is_refused(
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    for name in ("missing.pth", ""):
-        assert refusal(tmp_path / name) == "no such file, or it cannot be read"
+    assert refusal(tmp_path / "missing.pth") == "no such file, or it cannot be read"
+    assert refusal(tmp_path) == "is a folder; name a file in it"
     os.mkfifo(tmp_path / "pipe.pth")
     assert refusal(tmp_path / "pipe.pth") == "no such file, or it cannot be read"
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"<!DOCTYPE html>", "is damaged, or neither a Gluon parameter file, a .safetensors file"),
+        (b"\x89HDF\r\n\x1a\n", "is damaged, or neither a Gluon parameter file, "),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:", "is not the weights but a "),
+    ],
+)
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "net.pth").write_bytes(content)
+    assert refusal(tmp_path / "net.pth").startswith(message)
 
 
 def test_a_safetensors_header_is_bounded(tmp_path: Path, squeezenet: Arrays) -> None:
