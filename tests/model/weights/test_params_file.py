@@ -697,7 +697,8 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         for read in (read_parameters, read_description):
             with pytest.raises(UsageError) as caught:
                 read(path, "--resume")
-            assert str(caught.value) == f"--resume {path}: no such file, or it cannot be read"
+            shown = path.replace("\0", r"\x00")
+            assert str(caught.value) == f"--resume {shown}: no such file, or it cannot be read"
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
