@@ -5,12 +5,20 @@ from __future__ import annotations
 import argparse
 
 from embedding_learning.cli.parser import Parser, expand_path
+from embedding_learning.errors import UsageError
 from embedding_learning.runtime.progress import log_to_terminal
+
+# The endings of formats that are not written.
+_OTHER_FORMATS = (".safetensors", ".pth", ".pt", ".bin", ".onnx")
 
 
 def main(arguments: list[str]) -> int:
     """Writes the file; returns 0."""
     options = _parse(arguments)
+    if options.output.lower().endswith(_OTHER_FORMATS):
+        raise UsageError(
+            f"OUT {options.output}: a Gluon parameter file is written; end the name in .params"
+        )
     # Imported here, since it imports MXNet.
     from embedding_learning.model import backbones
 

@@ -25,6 +25,7 @@ from embedding_learning.data.datasets import NAMES
 from embedding_learning.distributed import dmlc_environment
 from embedding_learning.errors import UsageError
 from embedding_learning.evaluation.metrics import parse_metrics
+from embedding_learning.inference.run_files import prefix_of
 from embedding_learning.model.methods import LOSSES, SAMPLINGS
 from embedding_learning.model.weights import catalog
 from embedding_learning.runtime import user_folders
@@ -324,6 +325,13 @@ def _check_prefix(prefix: str) -> None:
     if not name or os.path.isdir(f"{prefix}.params"):
         raise UsageError(
             f"--save-model-prefix {prefix}: is no prefix of a file's name, such as models/birds"
+        )
+    plain = prefix_of(prefix)
+    # Earlier versions accepted such a prefix; a run that has one can go on.
+    if plain != prefix and not os.path.isdir(f"{prefix}.run"):
+        raise UsageError(
+            f"--save-model-prefix {prefix}: is the name of a file, to which .params would be added "
+            f"again; give {plain}"
         )
     # The network is first written under a longer name, after hours perhaps.
     with suppress(FileNotFoundError):

@@ -460,6 +460,8 @@ def test_no_steps_are_an_empty_list() -> None:
         ("--save-prefix=", "--save-model-prefix: the name of a file or folder is empty"),
         ("--resume=", "--resume: the name of a file or folder is empty"),
         ("--data-path=", "--data-path: the name of a file or folder is empty"),
+        ("--save-model-prefix birds.params", "would be added again; give birds"),
+        ("--save-model-prefix ./birds.run", "would be added again; give ./birds"),
         (f"--save-model-prefix {'m' * 240}", "is too long for the names of files"),
         ("--save-model-prefix ./", "--save-model-prefix ./"),
         ("--save-model-prefix taken", "--save-model-prefix taken"),
@@ -481,6 +483,14 @@ def test_a_bad_value_is_reported_in_one_line_that_names_the_flag(
     message = str(caught.value)
     assert named in message
     assert "\n" not in message
+
+
+def test_a_run_whose_prefix_ends_like_a_file_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "birds.params.run").mkdir()
+    assert parse(["--save-model-prefix=birds.params"]).run.prefix == "birds.params"
 
 
 @pytest.mark.parametrize("size, batch_k", [(72, 5), (1, 5), (68, 5), (7, 3), (999, 10)])
