@@ -52,7 +52,7 @@ class Result:
 
 
 def run(
-    target: Target, numbers: range, seed: str, root: Path, hang_seconds: float = 20.0
+    target: Target, numbers: range, seed: str, root: Path, hang_seconds: float = 120.0
 ) -> Result:
     """Returns the outcomes of the mutations with these numbers.
 
