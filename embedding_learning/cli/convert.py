@@ -6,6 +6,7 @@ import argparse
 
 from embedding_learning.cli.parser import Parser, expand_path
 from embedding_learning.errors import UsageError
+from embedding_learning.runtime.atomic_files import check_output_path
 from embedding_learning.runtime.progress import log_to_terminal
 
 # The endings of formats that are not written.
@@ -19,6 +20,7 @@ def main(arguments: list[str]) -> int:
         raise UsageError(
             f"OUT {options.output}: a Gluon parameter file is written; end the name in .params"
         )
+    check_output_path(options.output, ("",), "OUT")
     # Imported here, since it imports MXNet.
     from embedding_learning.model import backbones
 

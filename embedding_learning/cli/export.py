@@ -9,7 +9,7 @@ from embedding_learning.cli import model_flags
 from embedding_learning.cli.parser import Parser, expand_path
 from embedding_learning.errors import UsageError
 from embedding_learning.inference.run_files import find_network
-from embedding_learning.runtime.atomic_files import check_input_is_kept
+from embedding_learning.runtime.atomic_files import check_input_is_kept, check_output_path
 
 # The endings of other formats of networks: a name that has one is no prefix.
 _NOT_WRITTEN = {".params", ".json", ".pth", ".pt", ".bin", ".ckpt", ".h5", ".pb", ".tflite", ".npz"}
@@ -67,7 +67,9 @@ def _output_files(output: str) -> list[str]:
 
 
 def _check_output(output: str, model: str) -> None:
-    """Raises UsageError if the output ends like a file that is not written, or is the model."""
+    """Raises UsageError if the output ends like a file that is not written, cannot be written
+    there, or is the model.
+    """
     suffix = os.path.splitext(output)[1]
     if suffix.lower() in _NOT_WRITTEN:
         raise UsageError(
@@ -75,6 +77,7 @@ def _check_output(output: str, model: str) -> None:
             "give a prefix without an ending for MXNet's two files"
         )
     for file in _output_files(output):
+        check_output_path(file, ("",), "OUTPUT")
         check_input_is_kept(file, [find_network(model, "MODEL")], "OUTPUT")
 
 

@@ -227,8 +227,11 @@ def read(folder: Path) -> list[dict[str, Any]]:
     file = folder / RECORDS
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read: {error}; name the folder of a run") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{file}: cannot be read: {reason}; name the folder of a run") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{file}: is no text; the file was changed") from None
     records = []
     for number, line in enumerate(lines, 1):
         try:

@@ -64,7 +64,7 @@ def test_a_converted_file_can_be_converted_in_place(pth: str, tmp_path: Path) ->
         (["IN", "OUT", "--model=none"], "--model none: unknown; the nearest names are "),
         (["IN", "OUT", "--model=alexnet"], "IN {pth}: is not of alexnet: it lacks "),
         (["no.pth", "OUT", "--model=alexnet"], "IN no.pth: no such file, or it cannot be read"),
-        (["IN", "no/OUT", "--model=squeezenet1.1"], "OUT no/OUT: cannot be written (No such file"),
+        (["IN", "no/OUT", "--model=squeezenet1.1"], "OUT no/OUT: the folder no does not exist"),
         (
             ["IN", "net.PTH", "--model=squeezenet1.1"],
             "OUT net.PTH: a Gluon parameter file is written; end the name in .params",

@@ -259,6 +259,8 @@ def test_a_size_that_the_network_does_not_take(export, tmp_path):
         ("folder/", "OUTPUT 'folder/': is no file name; give one, such as"),
         ("net.pth", "OUTPUT net.pth: .pth is not written; end the name in .onnx or .safetensors"),
         ("net.PARAMS", "OUTPUT net.PARAMS: .PARAMS is not written; "),
+        ("no/net.onnx", "OUTPUT no/net.onnx: the folder no does not exist or cannot be written"),
+        ("no/net", "OUTPUT no/net-symbol.json: the folder no does not exist or cannot be writ"),
     ],
 )
 def test_an_output_of_a_wrong_name_is_refused_before_the_model_is_read(output, message):

@@ -119,8 +119,12 @@ def test_a_last_line_that_is_cut_off_is_left_out_and_others_are_refused(tmp_path
     file.write_text("{" + whole)
     with pytest.raises(DataError, match=f"{RECORDS}:1: is not a JSON object"):
         records.read(tmp_path)
+    file.write_bytes(b"\xff\n")
+    with pytest.raises(DataError, match=f"{RECORDS}: is no text; the file was changed"):
+        records.read(tmp_path)
     file.unlink()
-    with pytest.raises(DataError, match="cannot be read"):
+    message = f"{RECORDS}: cannot be read: No such file or directory; name the folder of a run$"
+    with pytest.raises(DataError, match=message):
         records.read(tmp_path)
 
 

@@ -74,7 +74,8 @@ def _read_mat(file: Path) -> tuple[dict[str, list[Any]], list[Any]]:
     except FileNotFoundError:
         raise DataError(f"{file}: no such file; {_LAYOUT}") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{file}: is damaged or not the right file ({error}); {_LAYOUT}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{file}: is damaged or not the right file ({reason}); {_LAYOUT}") from None
     annotations, names = variables.get("annotations"), variables.get("class_names")
     if not isinstance(annotations, dict) or not annotations.keys() >= set(_FIELDS):
         raise DataError(f"{file}: has no valid annotations; {_LAYOUT}")
