@@ -36,9 +36,10 @@ _LISTING = (2**22, 2**16)
 # For counting, a block need not hold a whole gallery, and is faster if it stays in the cache: 2 MB.
 # Each thread counts other columns; eight are counted at once, see `count_in_rows`.
 _COUNTING = (2**19, 504)
-# For few distances, 1,024 queries among each other, blocks are so small that the C library reuses
-# their memory. To get new memory from the system would take a quarter of the time.
-_FEW, _COUNTING_FEW = 2**20, (2**17, 256)
+# Few distances, those of up to 2,048 queries among each other, are counted by one thread, in blocks
+# of 1 MB. The C library reuses their memory; to get new memory from the system would take a quarter
+# of the time.
+_FEW, _COUNTING_FEW = 2**22, (2**18, 504)
 # If at most this share of the queries has something near in a block, only these are compared again.
 _FEW_QUERIES = 0.25
 # Queries of the same or the next classes that are searched at once for their nearest match.

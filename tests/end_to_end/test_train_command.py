@@ -406,7 +406,10 @@ NO_FILE = "no such file, or it cannot be read"
         ("--dataset cars196", ".*/cars_annos.mat: no such file"),
         ("--small-classes drop --batch-k 5 --batch-size 10", ".*: 0 classes train, but 2 have to"),
         ("--start-epoch 2", "--start-epoch 2: nothing is left of 2 epochs"),
-        ("--save-model-prefix=", "--save-model-prefix : is no prefix"),
+        (
+            "--save-model-prefix=",
+            "argument --save-model-prefix: the name of a file or folder is empty",
+        ),
         ("--image-size 5000", "--image-size 5000: 4096 is the most"),
     ],
 )
