@@ -4,10 +4,9 @@
         --data-path ../shared/data/cub_crops
 
 PATH is the folder example/gluon/embedding_learning of apache/mxnet 1.9.1, which needs the package
-bottleneck. VENV is an environment with torch, pytorch-metric-learning, faiss-cpu, tqdm and the
-opencv-python of requirements-common.txt; it is a separate one, since gluoncv refuses PyTorch. Run
-it on an idle machine. With two cores a round takes ten minutes for ResNet-50, and sixteen for
-ResNet-50, ResNet-18 and SqueezeNet together.
+bottleneck. VENV is an environment of its own, with torch, pytorch-metric-learning, faiss-cpu, tqdm
+and the opencv-python of requirements-common.txt. Run it on an idle machine. With two cores a round
+takes ten minutes for ResNet-50, and sixteen for ResNet-50, ResNet-18 and SqueezeNet together.
 
 In every round each contender is a new process, so that none can use what another left. The
 contenders take turns, so that changes of the machine's speed affect all alike, and ratios are

@@ -2,9 +2,8 @@
 
     VENV/bin/python -m tests.benchmarks.against_pytorch_metric_learning
 
-VENV is an environment with numpy, scipy, torch, faiss-cpu and pytorch-metric-learning; it is a
-separate one, since gluoncv refuses PyTorch. It needs no MXNet. Exit status 1 if a difference
-exceeds 1e-6.
+VENV is an environment with numpy, scipy, torch, faiss-cpu and pytorch-metric-learning; it needs no
+MXNet. Exit status 1 if a difference exceeds 1e-6.
 
 The embeddings have no ties, whose order in faiss is not defined. NMI and AMI are those of the same
 clusters. Recall@1 is compared only if every query has an image to find: that library leaves out the

@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.inference --pytorch-python VENV/bin/python [MODEL ...]
 
-VENV is an environment with torch and torchvision; it is a separate one, since gluoncv refuses
-PyTorch. Each round embeds one batch of 224x224 pixels with each contender in turn: the layers one
-by one, the fused layers (--engine mxnet), --engine onnxruntime, onnxruntime alone on the exported
-file, and PyTorch, channels last. Weights are random. The last column is the largest difference of a
-number of an embedding between the fused layers and the layers one by one.
+VENV is an environment of its own, with torch and torchvision. Each round embeds one batch of
+224x224 pixels with each contender in turn: the layers one by one, the fused layers (--engine
+mxnet), --engine onnxruntime, onnxruntime alone on the exported file, and PyTorch, channels last.
+Weights are random. The last column is the largest difference of a number of an embedding between
+the fused layers and the layers one by one.
 """
 
 from __future__ import annotations

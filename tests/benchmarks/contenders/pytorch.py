@@ -2,11 +2,10 @@
 
     VENV/bin/python -m tests.benchmarks.contenders.pytorch --model resnet18_v1 --data-path FOLDER
 
-VENV is an environment with torch, pytorch-metric-learning, tqdm and the opencv-python of
-requirements-common.txt; it is a separate one, since gluoncv refuses PyTorch. Architecture, batches,
-optimizers and their settings are those of this program. The two workers of the DataLoader decode
-with OpenCV and cut out uint8 pixels, which the training process normalizes; that is the cheapest
-way. The loss is read after each step, as usual.
+VENV is an environment of its own, with torch, pytorch-metric-learning, tqdm and the opencv-python
+of requirements-common.txt. Architecture, batches, optimizers and their settings are those of this
+program. The two workers of the DataLoader decode with OpenCV and cut out uint8 pixels, which the
+training process normalizes; that is the cheapest way. The loss is read after each step, as usual.
 """
 
 from __future__ import annotations
