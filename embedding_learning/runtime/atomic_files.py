@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,6 +11,9 @@ from contextlib import contextmanager, suppress
 from typing import IO
 
 from embedding_learning.errors import UsageError
+
+# Of Linux.
+_LARGEST_PROCESS_ID = 2**22
 
 
 @contextmanager
@@ -23,7 +27,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
 
     Raises OSError if the file cannot be written.
     """
-    partial = f"{path}.{os.getpid()}.partial"
+    partial = _partial_name(path, os.getpid())
     try:
         yield partial
         _flush(partial)
@@ -107,6 +111,21 @@ def check_output_path(path: str, suffixes: tuple[str, ...], flag: str = "") -> N
         )
     if os.path.isdir(path):
         raise UsageError(f"{source}: is a folder; name a file")
+    check_name_length(path, source)
+
+
+def check_name_length(path: str, source: str) -> None:
+    """Raises UsageError if the path is too long for the system. The message begins with `source`.
+
+    A file is first written under a longer name, after hours perhaps.
+    """
+    try:
+        os.lstat(_partial_name(path, _LARGEST_PROCESS_ID))
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UsageError(
+                f"{source}: is too long for the names of files; choose a shorter one"
+            ) from None
 
 
 def check_input_is_kept(output: str, inputs: Iterable[str], flag: str) -> None:
@@ -121,6 +140,11 @@ def check_input_is_kept(output: str, inputs: Iterable[str], flag: str) -> None:
 def is_same_file(first: str, second: str) -> bool:
     """Returns whether two names, through any links, are one file that exists."""
     return os.path.exists(first) and os.path.exists(second) and os.path.samefile(first, second)
+
+
+def _partial_name(path: str | os.PathLike[str], process: int) -> str:
+    """Returns the name under which a process writes a file until it is complete."""
+    return f"{path}.{process}.partial"
 
 
 def _flush(path: str) -> None:

@@ -6,11 +6,9 @@ can tell apart is checked by `training.build.check` and `data.build`.
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from typing import Any
 
 from embedding_learning.config import (
@@ -29,6 +27,7 @@ from embedding_learning.inference.run_files import prefix_of
 from embedding_learning.model.methods import LOSSES, SAMPLINGS
 from embedding_learning.model.weights import catalog
 from embedding_learning.runtime import user_folders
+from embedding_learning.runtime.atomic_files import check_name_length
 from embedding_learning.runtime.flag_values import (
     check_number,
     check_range,
@@ -36,9 +35,6 @@ from embedding_learning.runtime.flag_values import (
     integers,
 )
 from embedding_learning.training import presets
-
-# Of Linux.
-_LARGEST_PROCESS_ID = 2**22
 
 # The choices that are rows of tables elsewhere.
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -333,14 +329,4 @@ def _check_prefix(prefix: str) -> None:
             f"--save-model-prefix {prefix}: is the name of a file, to which .params would be added "
             f"again; give {plain}"
         )
-    # The network is first written under a longer name, after hours perhaps.
-    with suppress(FileNotFoundError):
-        try:
-            os.lstat(f"{prefix}.params.{_LARGEST_PROCESS_ID}.partial")
-        except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
-                raise
-            raise UsageError(
-                f"--save-model-prefix {prefix}: is too long for the names of files; choose a "
-                "shorter one"
-            ) from None
+    check_name_length(f"{prefix}.params", f"--save-model-prefix {prefix}")

@@ -180,6 +180,8 @@ def test_a_file_that_cannot_be_written_is_named_with_the_way_out(tmp_path: Path)
         (".png/a", r"\.png/a: end the name in"),
         ("no/a.png", r"no/a\.png: the folder no does not exist or cannot be .*; create it first$"),
         ("folder.png", r"folder\.png: is a folder; name a file$"),
+        # Its temporary name is longer than the 255 characters that a name may have.
+        ("x" * 240 + ".png", "x{240}.png: is too long for the names of files; choose a"),
     ],
 )
 def test_a_path_that_cannot_be_written_is_refused(
