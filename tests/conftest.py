@@ -99,14 +99,25 @@ def tiny_backbones() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def quick_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots that are quick to draw and to read: small maps, few iterations, no compression."""
+    from embedding_learning.plots import canvas, projection, tsne
+
+    monkeypatch.setattr(canvas, "_PNG_COMPRESSION", 0)
+    monkeypatch.setattr(projection, "_ITERATIONS", 250)
+    monkeypatch.setattr(tsne, "_PHOTOGRAPHS", 800)
+
+
 @pytest.fixture(scope="session")
 def train_command() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """A function that runs train.py as a user does, from the folder given."""
+    """A function that runs train.py as a user does, from a folder; it has `--model=tiny`, too."""
 
     def run(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, str(ROOT / "train.py"), *flags],
             cwd=folder,
+            env={**os.environ, "PYTHONPATH": tiny_backbone.PYTHONPATH},
             capture_output=True,
             text=True,
             timeout=HANG_LIMIT,

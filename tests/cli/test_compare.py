@@ -26,7 +26,7 @@ from embedding_learning.experiments.results import Cell, Trial
 from embedding_learning.model.weights.params_file import read_description
 from tests.helpers.fake_trials import write_run
 from tests.helpers.limits import HANG_LIMIT
-from tests.helpers.paths import ROOT
+from tests.helpers.tiny_backbone import PYTHONPATH
 
 # Stands in for train.py: writes its arguments, then the records of a run. The file `what` next to
 # it decides whether it fails, waits to be stopped after its first epoch, or follows one that waits.
@@ -630,11 +630,12 @@ def test_held_out_classes_select_and_the_reported_run_is_train_py_s_own(
     write_cub: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    tiny_backbones: None,
 ) -> None:
     """Runs MXNet from the command line; is stopped once and resumed."""
     data = write_cub(tmp_path / "cub", [4] * 12)
     flags = [
-        *(f"--data-path={data}", "--model=squeezenet1.1", "--image-size=40", "--crop-size=32"),
+        *(f"--data-path={data}", "--model=tiny", "--image-size=40", "--crop-size=32"),
         *("--embed-dim=16", "--batch-size=6", "--batch-k=3", "--epochs=3", "--batch-num=3"),
         *("--lr=0.001", "--cache=none", "--metrics=recall@1,nmi"),
     ]
@@ -643,7 +644,7 @@ def test_held_out_classes_select_and_the_reported_run_is_train_py_s_own(
         *("--samplings=semi-hard", "--seeds=1", "--select-on=held-out", "--output=out"),
         *("--", *flags, "--held-out=0.3"),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
     log = tmp_path / "out" / "runs" / "contrastive_semi-hard_1.log"
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True

@@ -20,11 +20,12 @@ from embedding_learning.errors import UsageError
 from tests.distributed.test_synchronous import free_ports
 from tests.helpers.limits import HANG_LIMIT, NEVER
 from tests.helpers.paths import ROOT
+from tests.helpers.tiny_backbone import PYTHONPATH
 
 
 def launch(folder, *arguments, **settings):
     environment = {name: v for name, v in os.environ.items() if not name.startswith("DMLC_")}
-    environment = {**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **settings}
+    environment = {**environment, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1", **settings}
     return subprocess.run(
         [sys.executable, "-m", "embedding_learning", "launch", *arguments],
         cwd=folder,
@@ -37,7 +38,7 @@ def launch(folder, *arguments, **settings):
 
 def flags_of(tiny_cub):
     return [
-        *(f"--data-path={tiny_cub}", "--model=squeezenet1.1", "--image-size=40", "--crop-size=32"),
+        *(f"--data-path={tiny_cub}", "--model=tiny", "--image-size=40", "--crop-size=32"),
         *("--batch-size=4", "--batch-k=2", "--embed-dim=16", "--batch-num=3", "--cache=none"),
     ]
 
@@ -311,7 +312,7 @@ class Job(NamedTuple):
 def job(tmp_path_factory, tiny_cub):
     folder = tmp_path_factory.mktemp("job")
     flags = [*flags_of(tiny_cub), "--epochs=300", "--resume=auto"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
     workers = ["--workers=2", "--servers=1"]
     command = [sys.executable, "-m", "embedding_learning", "launch", *workers, "--", *flags]
     with open(folder / "log", "w+") as log:

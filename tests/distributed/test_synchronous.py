@@ -37,8 +37,8 @@ from embedding_learning.training import build, learner_state, loop
 from embedding_learning.training.learner import Learner
 from embedding_learning.training.run_folder import RunFolder
 from tests.helpers.limits import HANG_LIMIT, NEVER
-from tests.helpers.paths import ROOT
 from tests.helpers.signals import send_signal
+from tests.helpers.tiny_backbone import PYTHONPATH
 from tests.helpers.tiny_networks import (
     batch_of,
     config_of,
@@ -60,9 +60,6 @@ FLAGS = [
 MAIN = f"""
 import os, sys, embedding_learning
 from embedding_learning.distributed import heartbeat
-from tests.helpers import tiny_backbone
-backbones = tiny_backbone.registered()
-backbones.__enter__()
 heartbeat.HEARTBEAT_TIMEOUT = heartbeat.JOIN_TIMEOUT = {NEVER}
 heartbeat.ABORT_DELAY = float(os.environ.get("TEST_ABORT_DELAY", heartbeat.ABORT_DELAY))
 """
@@ -78,11 +75,10 @@ class Process:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._files = [open(folder / name, "w+") for name in ("out", "err")]  # noqa: SIM115
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
         self.process = subprocess.Popen(
             [sys.executable, *command],
             cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **variables},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH, **variables},
             stdin=subprocess.DEVNULL,
             stdout=self._files[0],
             stderr=self._files[1],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import shutil
@@ -40,13 +41,13 @@ from tests.helpers.signals import send_signal
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tiny_backbones")]
 
 PREFIX = "margin_loss_model"
-TINY = [*QUICK, "--model=tiny"]
 # The learning rate falls in the second of the two epochs.
 DEVICES = {
     "one device": ["--cpu-contexts=1", "--steps=1"],
     "two devices": ["--cpu-contexts=2", "--steps=1", "--total-batch-size=12"],
 }
 Start = Callable[..., int]
+TrainCommand = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -60,9 +61,22 @@ def start(
         folder.mkdir(exist_ok=True)
         monkeypatch.chdir(folder)
         data = [f"--data-path={tiny_cub}", f"--cache-dir={cache}"]
-        return train.main([*TINY, *data, *flags])
+        return train.main([*QUICK, *data, *flags])
 
     return start
+
+
+def start_process(
+    folder: Path, *flags: str, stderr: int = subprocess.DEVNULL
+) -> subprocess.Popen[str]:
+    """Starts train.py in a process of its own, from the given folder."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *QUICK, *flags],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": tiny_backbone.PYTHONPATH},
+        stderr=stderr,
+        text=True,
+    )
 
 
 def signal_at_call(
@@ -99,13 +113,15 @@ def logged_values(text: str) -> list[str]:
 
 @pytest.fixture(scope="module", params=DEVICES)
 def alone(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_cub: Path
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_cub: Path,
+    train_command: TrainCommand,
 ) -> tuple[list[str], Path, list[str]]:
     """A run left alone: its flags, its folder and the values it logged."""
     folder = tmp_path_factory.mktemp("alone")
     flags = DEVICES[request.param]
-    command = [*tiny_backbone.COMMAND, *TINY, f"--data-path={tiny_cub}", *flags]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HANG_LIMIT)
+    done = train_command(folder, *QUICK, f"--data-path={tiny_cub}", *flags)
     assert done.returncode == 0, done.stderr
     return flags, folder, logged_values(done.stderr)
 
@@ -184,11 +200,13 @@ DECODING = ["--batch-num=12", "--epochs=1", "--cache=none"]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_cub: Path) -> dict[str, bytes]:
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, tiny_cub: Path, train_command: TrainCommand
+) -> dict[str, bytes]:
     """The last state of a run whose files stay as they are."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    command = [*tiny_backbone.COMMAND, *TINY, *DECODING, f"--data-path={tiny_cub}"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=HANG_LIMIT)
+    done = train_command(folder, *QUICK, *DECODING, f"--data-path={tiny_cub}")
+    assert done.returncode == 0, done.stderr
     return last_state(folder)
 
 
@@ -380,9 +398,8 @@ def test_batch_norm_s_statistics_of_each_device_go_on_to_the_same_bytes(
 def test_a_second_signal_ends_it_at_once_and_the_former_checkpoint_is_whole(
     tmp_path: Path, tiny_cub: Path
 ) -> None:
-    flags = [*QUICK, f"--data-path={tiny_cub}", "--batch-num=100000", "--log-interval=1"]
-    command = [sys.executable, str(ROOT / "train.py"), *flags]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+    flags = [f"--data-path={tiny_cub}", "--batch-num=100000", "--log-interval=1"]
+    with start_process(tmp_path, *flags, stderr=subprocess.PIPE) as process:
         assert process.stderr
         while "Iter 2]" not in process.stderr.readline():
             assert process.poll() is None
@@ -403,8 +420,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes(
     flags, folder, _ = alone
     flags = [*flags, "--checkpoint-interval=1"]
     run = tmp_path / f"{PREFIX}.run"
-    command = [*tiny_backbone.COMMAND, *TINY, f"--data-path={tiny_cub}", *flags]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+    with start_process(tmp_path, f"--data-path={tiny_cub}", *flags) as process:
         while process.poll() is None and not (run / "checkpoint-0000-000002.safetensors").exists():
             time.sleep(0.001)
         process.kill()
@@ -719,9 +735,7 @@ def test_a_full_disk_stops_the_run_and_the_former_checkpoint_goes_on(
 def test_two_runs_cannot_have_the_same_prefix(
     start: Start, tmp_path: Path, tiny_cub: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    flags = [*QUICK, f"--data-path={tiny_cub}", "--epochs=1000"]
-    command = [sys.executable, str(ROOT / "train.py"), *flags]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+    with start_process(tmp_path, f"--data-path={tiny_cub}", "--epochs=1000") as process:
         while process.poll() is None and not list(tmp_path.rglob("checkpoint-*")):
             time.sleep(0.01)
         assert start(tmp_path) == 2

@@ -20,11 +20,13 @@ from embedding_learning.model.weights.params_file import read_description
 # Two epochs of three batches from the four training classes of `tiny_cub`. Decoded images are kept
 # next to the folder in which the run starts, so that equal runs elsewhere have equal log lines.
 QUICK = [
-    *("--model=squeezenet1.1", "--image-size=40", "--crop-size=32", "--embed-dim=16", "--lr=0.001"),
+    *("--model=tiny", "--image-size=40", "--crop-size=32", "--embed-dim=16", "--lr=0.001"),
     *("--batch-size=6", "--batch-k=3", "--epochs=2", "--batch-num=3", "--log-interval=2"),
     *("--workers=2", "--cache-dir=../cache"),
 ]
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+pytestmark = pytest.mark.usefixtures("tiny_backbones")
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +138,7 @@ def test_the_run_leaves_the_model_its_folder_and_nothing_else(
     }
     arrays = mx.nd.load(str(folder / "margin_loss_model.params"))
     shapes = {name: array.shape for name, array in arrays.items()}
-    assert shapes["base_net.0.weight"] == (64, 3, 3, 3)
+    assert shapes["base_net.0.weight"] == (8, 3, 3, 3)
     assert shapes["dense.bias"] == (16,)
     assert {name.split(".")[0] for name in shapes} == {"base_net", "dense"}
 
@@ -303,7 +305,8 @@ def test_a_pretrained_network_is_evaluated_before_training(
     classifier.initialize()
     classifier(mx.nd.zeros((1, 3, 224, 224)))
     classifier.save_parameters("zoo.params")
-    flags = [f"--data-path={tiny_cub}", *QUICK, "--pretrained-params=zoo.params", "--epochs=1"]
+    flags = [f"--data-path={tiny_cub}", *QUICK, "--model=squeezenet1.1", "--epochs=1"]
+    flags += ["--pretrained-params=zoo.params"]
     assert start(*flags, "--save-prefix=a") == 0
     (before,) = re.findall(r"\[Before training\] validation: Recall@1=(\S+)", caplog.text)
     assert f"Recall@1 before training: {float(before):.4f}, best" in capsys.readouterr().out
@@ -392,15 +395,15 @@ NO_FILE = "no such file, or it cannot be read"
         ("--gpus 63", "--gpus 63: this machine "),
         ("--data-path missing", "missing: no such folder"),
         ("--steps 2,x", "--steps 2,x: "),
-        ("--freeze-bn", "--freeze-bn: has no effect: --model squeezenet1.1 has no batch norm"),
+        ("--freeze-bn", "--freeze-bn: has no effect: --model tiny has no batch norm"),
         ("--optimizer Adamax", "--optimizer adamax: MXNet's divides 0 by 0"),
         ("--beta-per image --loss triplet", "--beta-per: has no effect: --loss triplet has no "),
         ("--lr nan", "--lr nan: "),
         ("--resume missing.params", f"--resume missing.params: {NO_FILE}"),
         ("--pretrained-params missing.params", f"--pretrained-params missing.params: {NO_FILE}"),
         (
-            "--crop-size 8",
-            "--crop-size 8: squeezenet1.1 does not run with images of this size; try another",
+            "--crop-size 4",
+            "--crop-size 4: tiny does not run with images of this size; try another",
         ),
         ("--dataset birds", "--dataset birds: unknown; choose one of "),
         ("--dataset cars196", ".*/cars_annos.mat: no such file"),

@@ -6,9 +6,10 @@ Such a run takes a quarter of the time that one with SqueezeNet takes.
 from __future__ import annotations
 
 import contextlib
-import runpy
+import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -22,9 +23,8 @@ ROWS = {
     "tiny": Architecture(parameters=1392, features=16, crop_size=32, family="tiny"),
     "tiny-norm": Architecture(parameters=1440, features=16, crop_size=32, family="tiny"),
 }
-# train.py with these backbones, in a process of its own.
-_CODE = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from {__name__} import main; main()"
-COMMAND = [sys.executable, "-c", _CODE]
+# In a process with this variable Python imports `tiny_site/sitecustomize.py`, which registers them.
+PYTHONPATH = os.pathsep.join([str(Path(__file__).with_name("tiny_site")), str(ROOT)])
 
 
 def build(name: str) -> Any:
@@ -58,10 +58,3 @@ def registered() -> Iterator[None]:
         del sys.modules[FAMILY]
         for name in ROWS:
             del ARCHITECTURES[name]
-
-
-def main() -> None:
-    """Runs train.py."""
-    sys.argv[0] = str(ROOT / "train.py")
-    with registered():
-        runpy.run_path(sys.argv[0], run_name="__main__")
