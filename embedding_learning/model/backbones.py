@@ -181,7 +181,7 @@ def build_uninitialized(name: str) -> Backbone:
         features = family.take_features(classifier, name)
     else:
         features = classifier.features
-    kept = {id(parameter) for parameter in features.collect_params().values()}
+    kept = {id(parameter) for parameter in features._collect_params_with_prefix().values()}
     parameters = {key: parameter for key, parameter in named.items() if id(parameter) in kept}
     return Backbone(features, parameters, named.keys() - parameters.keys())
 

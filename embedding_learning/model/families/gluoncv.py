@@ -31,7 +31,7 @@ def build(name: str) -> HybridBlock:
     settings = {"use_aux": False} if name.startswith("nasnet") else {}
     classifier = model_zoo.get_model(name, pretrained=False, **settings)
     # In pruned ResNets, even the number of dimensions of batch norm's parameters is not set.
-    for parameter in classifier.collect_params().values():
+    for parameter in classifier._collect_params_with_prefix().values():
         if parameter.shape is None:
             parameter.shape = (0,)
     # DropBlock checks whether it trains only when the graph is built, so it could stay active in
