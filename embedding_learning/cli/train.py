@@ -34,9 +34,10 @@ def _train(flags: list[str]) -> int:
     if dmlc_environment.is_non_worker():
         with dmlc_environment.hide_role():
             from embedding_learning.distributed import server
-        # In a scheduler it returns if the workers ended before all had connected. The mistake that
-        # ended them, in the data for example, then ends the scheduler too, below.
+        # It returns early if the workers end before all have connected: of a mistake in the data,
+        # for example.
         server.run_server()
+        heartbeat.wait_for_end()
     # Imported only now: MXNet takes seconds to import, and --help does not need it.
     from embedding_learning.training import run
 

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from embedding_learning.distributed import dmlc_environment
 from embedding_learning.errors import UsageError
@@ -30,7 +30,7 @@ HEARTBEAT_TIMEOUT = 20
 JOIN_TIMEOUT = 120
 # From the failure of one worker to the end of the others. They may have found the same mistake.
 ABORT_DELAY = 3
-# How long the scheduler of an aborted group waits, so that processes that start late learn of it.
+# How long the scheduler of a group that ended waits, so that processes that start late learn of it.
 LATE_JOIN_DELAY = 10
 # Longer than any message, so that an untrusted sender cannot fill the memory.
 _MAX_LINE = 4096
@@ -118,7 +118,9 @@ class HeartbeatServer:
         self._worker_statuses: list[int] = []
         self._joined = 0
         self._expected = environment.workers + environment.servers
+        self._all_joined = threading.Event()
         self._abort_reason = ""
+        self._is_finished = False
         self._stop_signal: int | None = None
         address = ("", environment.heartbeat_port)
         try:
@@ -156,6 +158,10 @@ class HeartbeatServer:
                     self._joined += 1
                     if self._abort_reason:
                         self._send_to_all(lost=self._abort_reason)
+                    elif self._is_finished:
+                        self._send_to_all(finished=True)
+                    if self._joined >= self._expected:
+                        self._all_joined.set()
                     if self._stop_signal:
                         self._send_to_all(stop=self._stop_signal)
                 elif message.get("stop") in (signal.SIGINT, signal.SIGTERM):
@@ -180,8 +186,12 @@ class HeartbeatServer:
         if is_worker:
             self._worker_statuses.append(status)
             if len(self._worker_statuses) == self._environment.workers:
+                self._is_finished = True
                 self._send_to_all(finished=True)
-                exit_now(max(self._worker_statuses))
+                # In a thread, since a process cannot join before this one lets go of the lock.
+                highest = max(self._worker_statuses)
+                threading.Thread(target=self._exit_once_joined, args=(highest,)).start()
+                return
         # A server never ends before the workers. Without it they would wait forever.
         if status or not is_worker:
             reason = f"{_format_name(client)} ended with status {status}"
@@ -196,14 +206,16 @@ class HeartbeatServer:
 
     def _abort(self, reason: str, status: int = LOST_STATUS) -> None:
         with self._lock:
-            if self._abort_reason:
+            if self._abort_reason or self._is_finished:
                 return
             self._abort_reason = reason
             self._send_to_all(lost=reason)
             print_error(f"{self._program}: scheduler: stopped: {reason}")
-        if self._joined < self._expected:
-            # Processes that connect now are informed too.
-            time.sleep(LATE_JOIN_DELAY)
+        self._exit_once_joined(status)
+
+    def _exit_once_joined(self, status: int) -> None:
+        """Ends the process, once the processes that connect late are informed too."""
+        self._all_joined.wait(LATE_JOIN_DELAY)
         exit_now(status)
 
     def _send_to_all(self, **message: Any) -> None:
@@ -246,6 +258,12 @@ def exit_group(status: int) -> None:
     if _heartbeat:
         # At a normal exit MXNet waits for all other processes, which may be dead.
         exit_now(status)
+
+
+def wait_for_end() -> NoReturn:
+    """Blocks until the heartbeat ends this process, with the status of its group."""
+    while True:
+        threading.Event().wait()
 
 
 def request_stop(environment: dmlc_environment.Environment, number: int) -> bool:

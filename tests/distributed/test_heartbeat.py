@@ -423,6 +423,17 @@ def test_a_group_whose_workers_ended_before_the_server_joined_ends(start: Start)
     assert scheduler.end() == (2, "")
 
 
+def test_a_server_that_joins_after_the_workers_ended_ends_without_a_message(start: Start) -> None:
+    scheduler, *workers = start("scheduler", "worker", "worker", late_join_delay=NEVER)
+    for worker in workers:
+        worker.wait_for("joined")
+        worker.follow("exit", 2)
+    assert [worker.end()[0] for worker in workers] == [2, 2]
+    (late,) = start("server")
+    assert late.end() == (0, "")
+    assert scheduler.end() == (2, "")
+
+
 def test_a_process_may_start_before_the_scheduler(start: Start) -> None:
     workers = start("worker", "worker")
     for worker in workers:

@@ -9,10 +9,8 @@ import random
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import mxnet as mx
@@ -26,19 +24,19 @@ from embedding_learning import MarginNet
 from embedding_learning.cli import train
 from embedding_learning.data.batches import BalancedBatches, SequentialBatches
 from embedding_learning.data.build import Data
-from embedding_learning.distributed import heartbeat
+from embedding_learning.distributed import heartbeat, server
 from embedding_learning.distributed.synchronous import SynchronousGroup
 from embedding_learning.distributed.worker_group import WorkerGroup
 from embedding_learning.errors import TrainingError
 from embedding_learning.evaluation.groups import number_groups
 from embedding_learning.evaluation.metrics import recall_metrics
 from embedding_learning.model.net import ImageNormalization
-from embedding_learning.training import build, learner_state, loop
+from embedding_learning.training import build, learner_state, loop, run
 from embedding_learning.training.learner import Learner
 from embedding_learning.training.run_folder import RunFolder
+from tests.helpers import forked, tiny_backbone
 from tests.helpers.limits import HANG_LIMIT, NEVER
 from tests.helpers.signals import send_signal
-from tests.helpers.tiny_backbone import PYTHONPATH
 from tests.helpers.tiny_networks import (
     batch_of,
     config_of,
@@ -56,33 +54,19 @@ FLAGS = [
     *("--batch-size=6", "--batch-k=3", "--epochs=2", "--batch-num=4", "--log-interval=2"),
     *("--workers=1", "--steps=1", "--kvstore=dist_sync"),
 ]
-# What the processes of a test run. On a slow machine, none of them is given up for its slowness.
-MAIN = f"""
-import os, sys, embedding_learning
-from embedding_learning.distributed import heartbeat
-heartbeat.HEARTBEAT_TIMEOUT = heartbeat.JOIN_TIMEOUT = {NEVER}
-heartbeat.ABORT_DELAY = float(os.environ.get("TEST_ABORT_DELAY", heartbeat.ABORT_DELAY))
-"""
-SERVE = f"{MAIN}\nfrom embedding_learning.cli import train\nsys.exit(train.main())"
-# A function of this file.
-WORK = f"{MAIN}\nfrom tests.distributed import test_synchronous\nsys.exit(test_synchronous.%s())"
 
 
 class Process:
     """A process of a group, in a folder of its own, as on a machine of its own."""
 
-    def __init__(self, command: list[str], folder: Path, variables: dict[str, str]) -> None:
+    def __init__(
+        self, function: str, flags: Sequence[str], folder: Path, variables: dict[str, str]
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._files = [open(folder / name, "w+") for name in ("out", "err")]  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH, **variables},
-            stdin=subprocess.DEVNULL,
-            stdout=self._files[0],
-            stderr=self._files[1],
-        )
+        variables = {**os.environ, **variables}
+        module = "tests.distributed.test_synchronous"
+        self.process = forked.start(module, function, flags, folder, variables)
 
     @property
     def out(self) -> str:
@@ -92,17 +76,14 @@ class Process:
     def err(self) -> str:
         return (self.folder / "err").read_text()
 
-    def end(self, seconds: float) -> int:
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self.folder.name} hangs: {self.err}") from None
+    def end(self, seconds: float) -> int | None:
+        self.process.join(seconds)
+        assert not self.process.is_alive(), f"{self.folder.name} hangs: {self.err}"
+        return self.process.exitcode
 
     def close(self) -> None:
         self.process.kill()
-        self.process.wait()
-        for file in self._files:
-            file.close()
+        self.process.join()
 
 
 def free_ports(count: int) -> list[int]:
@@ -125,11 +106,17 @@ StartGroup = Callable[..., list[Process]]
 def start_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGroup]:
     """A function that starts a scheduler, a server and two workers, in folders in the one given.
 
-    `worker` is the function of this file that the workers run; without one they run train.py alone.
+    `worker` is the function of this file that the workers run, `server` that of the others.
     """
     started: list[Process] = []
 
-    def start_group(folder: Path, *flags: str, worker: str = "train_worker", **variables: str):
+    def start_group(
+        folder: Path,
+        *flags: str,
+        worker: str = "train_worker",
+        server: str = "serve",
+        **variables: str,
+    ) -> list[Process]:
         port, *own_ports = free_ports(3)
         variables = {
             "DMLC_PS_ROOT_URI": "127.0.0.1",
@@ -141,14 +128,13 @@ def start_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGroup
         group = []
         for role, number in (("scheduler", 0), ("server", 0), ("worker", 0), ("worker", 1)):
             own = {"DMLC_ROLE": role}
-            command = ["-c", SERVE]
+            function = server
             if role == "worker":
                 # MXNet numbers the workers of a machine by their ports.
                 own["PORT"] = str(sorted(own_ports)[number])
-                if worker:
-                    command = ["-c", WORK % worker]
+                function = worker
             place = folder / f"{role}{number}"
-            group.append(Process([*command, *flags], place, {**variables, **own}))
+            group.append(Process(function, flags, place, {**variables, **own}))
         started.extend(group)
         return group
 
@@ -157,7 +143,7 @@ def start_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGroup
         process.close()
 
 
-def statuses(group: list[Process]) -> list[int]:
+def statuses(group: list[Process]) -> list[int | None]:
     return [process.end(HANG_LIMIT) for process in group]
 
 
@@ -172,7 +158,16 @@ def last_state(folder: Path) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in arrays.items()}
 
 
-# ---- What runs in the workers ----
+# ---- What runs in the processes ----
+
+
+def serve() -> int:
+    """train.py. On a slow machine, no process is given up for its slowness."""
+    backbones = tiny_backbone.registered()
+    backbones.__enter__()
+    heartbeat.HEARTBEAT_TIMEOUT = heartbeat.JOIN_TIMEOUT = NEVER
+    heartbeat.ABORT_DELAY = float(os.environ.get("TEST_ABORT_DELAY", heartbeat.ABORT_DELAY))
+    return train.main()
 
 
 def train_worker() -> int:
@@ -200,7 +195,7 @@ def train_worker() -> int:
         Path(f"weights-of-{run.learner.group.rank}").write_text(digest)
 
     Learner.step, loop.train = stepping, training
-    return train.main()
+    return serve()
 
 
 def exchange_worker() -> int:
@@ -681,7 +676,7 @@ def test_a_killed_process_ends_the_group_and_it_resumes_to_the_same_bytes(
         group = start_group(tmp_path, *flags, TEST_AT=f"{waiting} 2 wait")
         here = group[2 + waiting].folder / "here"
         while not here.exists():
-            assert [process.process.poll() for process in group] == [None] * 4, cause_of(group)
+            assert all(process.process.is_alive() for process in group), cause_of(group)
             time.sleep(0.01)
         here.unlink()
         time.sleep(0.3)
@@ -702,20 +697,36 @@ def test_a_killed_process_ends_the_group_and_it_resumes_to_the_same_bytes(
 def test_a_mistake_in_the_flags_ends_all_with_its_line(
     start_group: StartGroup, tmp_path: Path, data_flags: list[str]
 ) -> None:
-    group = start_group(tmp_path, *data_flags, "--lr=-1", worker="", TEST_ABORT_DELAY=str(NEVER))
+    group = start_group(
+        tmp_path, *data_flags, "--lr=-1", worker="serve", TEST_ABORT_DELAY=str(NEVER)
+    )
     assert statuses(group) == [2, 2, 2, 2], cause_of(group)
     for process in group:
         assert process.err == "train.py: error: --lr -1.0: must be at least 0\n"
 
 
+def serve_shortly() -> int:
+    """MXNet's servers return at once, as they do if the workers end before all have connected."""
+    server.run_server = lambda: None
+    return serve()
+
+
+def read_alone() -> int:
+    """A worker that reads the data before it connects to MXNet's servers."""
+    run.check = run.read_split
+    return serve()
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("others", ["serve", "serve_shortly"])
 def test_a_mistake_in_the_data_ends_all_workers_with_its_line(
-    start_group: StartGroup, tmp_path: Path, data_flags: list[str]
+    start_group: StartGroup, tmp_path: Path, data_flags: list[str], others: str
 ) -> None:
-    group = start_group(
-        tmp_path, *data_flags, "--data-path=nowhere", worker="", TEST_ABORT_DELAY=str(NEVER)
-    )
+    flags = [*data_flags, "--data-path=nowhere"]
+    roles = {"worker": "serve" if others == "serve" else "read_alone", "server": others}
+    group = start_group(tmp_path, *flags, **roles, TEST_ABORT_DELAY=str(NEVER))
     assert statuses(group) == [2, 0, 2, 2], cause_of(group)
+    assert [process.err for process in group[:2]] == ["", ""]
     for process in group[2:]:
         assert re.search(r"^train\.py: error: .*nowhere.*\n\Z", process.err, re.M), process.err
         assert "Traceback" not in process.err
@@ -742,4 +753,4 @@ def faulty_worker() -> int:
         return step(self, *arguments, **named)
 
     Learner.step = stepping
-    return train.main()
+    return serve()
