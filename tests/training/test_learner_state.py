@@ -93,12 +93,12 @@ def assert_same(found, expected):
 
 
 def assert_goes_on_the_same(tmp_path, *flags, count=1):
-    """Three steps, a file, and three steps of a learner made from it: as six steps."""
+    """Two steps, a file, and two steps of a learner made from it: as four steps."""
     whole = begun(*flags, count=count)
-    train(whole, 0, 3)
+    train(whole, 0, 2)
     halfway = through_a_file(learner_state.gather(whole), tmp_path)
     at_halfway = values_of(whole)
-    train(whole, 3, 6)
+    train(whole, 2, 4)
 
     other = new_learner(*flags, count=count, seed=2)
     learner_state.restore(other, *halfway, SOURCE)
@@ -106,7 +106,7 @@ def assert_goes_on_the_same(tmp_path, *flags, count=1):
     again = learner_state.gather(other)
     assert_same(again[0], halfway[0])
     assert again[1] == halfway[1]
-    train(other, 3, 6)
+    train(other, 2, 4)
     assert_same(values_of(other), values_of(whole))
     arrays, saved = learner_state.gather(whole)
     assert_same(learner_state.gather(other)[0], arrays)
@@ -120,8 +120,14 @@ def test_all_optimizers_of_mxnet_are_looked_at():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "optimizer, count",
+    [
+        *((name, 1) for name in OPTIMIZERS),
+        # With two, the optimizer is the store's. These have numbers of their own, or draw some.
+        *((name, 2) for name in ("adam", "lars", "lbsgd", "nadam", "sgld")),
+    ],
+)
 def test_every_optimizer_goes_on_as_if_it_had_never_stopped(tmp_path, optimizer, count):
     whole, at_halfway = assert_goes_on_the_same(tmp_path, f"--optimizer={optimizer}", count=count)
     moved = {name for name, value in values_of(whole).items() if (value != at_halfway[name]).any()}
@@ -130,23 +136,25 @@ def test_every_optimizer_goes_on_as_if_it_had_never_stopped(tmp_path, optimizer,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "flags",
+    "count, flags",
     [
-        ["--lr-beta=0"],
-        ["--kvstore=local"],
-        ["--optimizer=sgd", "--momentum=0", "--lr-beta=0"],
-        ["--optimizer=sgd", "--momentum=0", "--kvstore=local"],
-        ["--on-nonfinite=skip"],
-        ["--loss=proxy-nca"],
-        ["--loss=proxy-anchor", "--optimizer=sgd"],
-        ["--loss=multi-similarity"],
-        ["--memory=20"],
+        (1, "--lr-beta=0"),
+        (1, "--optimizer=sgd --momentum=0 --lr-beta=0"),
+        (1, "--loss=proxy-nca"),
+        (1, "--memory=20"),
+        (2, "--lr-beta=0"),
+        (2, "--kvstore=local"),
+        (2, "--optimizer=sgd --momentum=0 --lr-beta=0"),
+        (2, "--optimizer=sgd --momentum=0 --kvstore=local"),
+        (2, "--loss=proxy-nca"),
+        (2, "--loss=proxy-anchor --optimizer=sgd"),
+        (2, "--loss=multi-similarity"),
+        (2, "--memory=20"),
+        (4, "--on-nonfinite=skip"),
     ],
-    ids=" ".join,
 )
-@pytest.mark.parametrize("count", [1, 2, 4])
 def test_whatever_the_flags_it_goes_on_as_if_it_had_never_stopped(tmp_path, flags, count):
-    assert_goes_on_the_same(tmp_path, *flags, count=count)
+    assert_goes_on_the_same(tmp_path, *flags.split(), count=count)
 
 
 @pytest.mark.slow
@@ -164,8 +172,9 @@ def test_optimizers_of_each_device_go_on_as_if_they_had_never_stopped(tmp_path, 
     assert {len(updater.states) for updater in whole.trainers[0]._updaters} == {6}
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
-@pytest.mark.parametrize("flags", [[], ["--lr-beta=0"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "count, flags", [(1, []), (4, []), (1, ["--lr-beta=0"]), (2, ["--lr-beta=0"])], ids=str
+)
 def test_a_learner_that_has_not_begun_is_restored(tmp_path, count, flags):
     """Its optimizers hold nothing yet."""
     whole = begun(*flags, count=count)
@@ -221,8 +230,10 @@ def test_each_device_keeps_statistics_of_its_own():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kvstore", ["device", "local"])
-@pytest.mark.parametrize("before, after", [(1, 2), (2, 1), (2, 4), (4, 2)])
+@pytest.mark.parametrize(
+    "before, after, kvstore",
+    [(1, 2, "device"), (2, 1, "device"), (2, 4, "local"), (4, 2, "device")],
+)
 def test_on_another_number_of_devices_it_has_the_same_state_with_averaged_statistics(
     before, after, kvstore
 ):
@@ -321,15 +332,26 @@ def test_an_array_that_is_missing_surplus_or_unfit_is_refused(state, refuse):
     for name, array in arrays.items():
         others = {key: value for key, value in arrays.items() if key != name}
         refuse(others, saved)
-        refuse({**others, f"{name}x": array}, saved)
-        refuse({**arrays, f"{name}/0": array}, saved)
         nan, infinite = array.copy(), array.copy()
         nan.flat[0], infinite.flat[-1] = np.nan, -np.inf
         for unfit in (
-            *(array[None], array[:0], array.ravel()[0], np.append(array, float32(1)), nan),
-            *(infinite, array.astype(np.float64), array.astype(np.float16), array > 0),
-            *(array.astype(np.uint16), array.astype(np.int64), array.astype(np.complex64)),
-            *(np.zeros((0, 2**40), float32), np.zeros((1,) * 32, float32)),
+            *(array[:0], nan, infinite, array.astype(np.float64), array.astype(np.float16)),
+            *(array > 0, array.astype(np.uint16), array.astype(np.int64)),
+            *(array.astype(np.complex64), np.zeros((0, 2**40), float32)),
+        ):
+            refuse({**arrays, name: unfit}, saved)
+    for name in (
+        *("network/base_net.0.weight", "network/base_net.1.running_mean", "beta"),
+        *("statistics/0/base_net.1.running_var", "statistics/1/base_net.1.running_mean"),
+        *("optimizer/0/0/0.0", "optimizer/0/5/0.1", "optimizer/1/0/0"),
+    ):
+        array = arrays[name]
+        others = {key: value for key, value in arrays.items() if key != name}
+        refuse({**others, f"{name}x": array}, saved)
+        refuse({**arrays, f"{name}/0": array}, saved)
+        for unfit in (
+            *(array[None], array.ravel()[0], np.append(array, float32(1))),
+            np.zeros((1,) * 32, float32),
         ):
             refuse({**arrays, name: unfit}, saved)
     for name in ("", "/", "network/", "network/x", "statistics/2/x", "optimizer/2/0/0", "beta/0"):
