@@ -38,6 +38,8 @@ COMMANDS = [
     for line in block.replace("\\\n", " ").splitlines()
     if line and not line.startswith("#")
 ]
+pytestmark = pytest.mark.usefixtures("tiny_backbones")
+
 TINY = ["--image-size=40", "--crop-size=32", "--workers=1"]
 # A batch of the largest recipe has 40 classes.
 CLASSES = 44
@@ -117,7 +119,7 @@ def write_lfw(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_backbones: None) -> Path:
     """A folder with a small copy of each data set, and the network that one command measures."""
     folder = tmp_path_factory.mktemp("recipes")
     for name, write in {
@@ -130,7 +132,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }.items():
         (folder / "data" / name).mkdir(parents=True)
         write(folder / "data" / name)
-    save_model(folder / "faces.params")
+    save_model(folder / "faces.params", "--model=tiny")
     return folder
 
 
@@ -160,8 +162,7 @@ def without_machine(arguments: Sequence[str]) -> list[str]:
 
 
 def run_to_first_step(arguments: Sequence[str]) -> None:
-    # The smaller one has no batch norm.
-    model = "resnet18_v1" if "--freeze-bn" in arguments else "squeezenet1.1"
+    model = "tiny-norm" if "--freeze-bn" in arguments else "tiny"
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.suppress(FirstStep):
         program.main(["train", *without_machine(arguments), f"--model={model}", *TINY])
