@@ -24,7 +24,7 @@ BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", PAGE, re.M | re.S)
 # Flags that make a run short. Of a flag that is typed twice the last one counts.
 QUICK = ["--image-size=40", "--crop-size=32", "--epochs=1", "--batch-num=1", "--batch-size=6"]
 QUICK += ["--batch-k=3", "--embed-dim=8", "--workers=1"]
-SMALL = "--model=squeezenet1.1"
+SMALL = "--model=tiny"
 
 
 def apply(block: str, folder: Path) -> None:
@@ -137,26 +137,51 @@ def words_of(command: str, *flags: str) -> list[str]:
     return [*words, *flags]
 
 
-def test_every_command_of_the_page_runs(copy: Path, tiny_cub: Path) -> None:
-    commands = [
+def page_commands() -> list[str]:
+    """Returns the lines of the page's bash blocks."""
+    return [
         command
         for language, block in BLOCKS
         if language == "bash"
         for command in block.splitlines()
     ]
+
+
+def tour_blocks() -> list[tuple[str, str]]:
+    """Returns language and text of the blocks of the tour that are run here."""
+    tour = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    marked = r"^<!-- run by tests/test_extending.py -->\n```(python|bash)\n(.*?)^```"
+    return re.findall(marked, tour, re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def printed(copy: Path, tiny_cub: Path) -> list[str]:
+    """What the commands of the page print, then a short tour, and the tour's last command.
+
+    All run in one process, since the import of MXNet takes longer than a run.
+    """
+    quick = [*QUICK, f"--data-path={tiny_cub}"]
     typed = [
         words_of(
             command,
-            *([*QUICK, f"--data-path={tiny_cub}"] if "train.py" in command else []),
+            *(quick if "train.py" in command else []),
             *(["--cache-dir=cache"] if "photos" in command else []),
         )
-        for command in commands
+        for command in page_commands()
     ]
-    printed = dict(zip(commands, run(copy, *typed)))
-    assert len(printed) >= 7
-    (counted,) = [text for command, text in printed.items() if " count " in command]
+    *_, (_, command) = tour_blocks()
+    typed.append(["train.py", SMALL, *quick, "--save-model-prefix=tour"])
+    typed.append(words_of(command.replace("\\\n", " "), SMALL, *quick))
+    return run(copy, *typed)
+
+
+def test_every_command_of_the_page_runs(copy: Path, printed: list[str]) -> None:
+    commands = page_commands()
+    outputs = dict(zip(commands, printed))
+    assert len(outputs) >= 7
+    (counted,) = [text for command, text in outputs.items() if " count " in command]
     assert counted == "photos: 12 train, 2 test\n"
-    (metrics,) = [text for command, text in printed.items() if "error@1" in command]
+    (metrics,) = [text for command, text in outputs.items() if "error@1" in command]
     recall, error = (
         float(re.search(rf"validation: {name}@1=(\S+)", metrics)[1]) for name in ("Recall", "error")
     )
@@ -164,21 +189,13 @@ def test_every_command_of_the_page_runs(copy: Path, tiny_cub: Path) -> None:
     assert (copy / "time.png").stat().st_size > 1000
 
 
-def test_the_tour_adds_the_same_loss(copy: Path, tiny_cub: Path) -> None:
+def test_the_tour_adds_the_same_loss(printed: list[str]) -> None:
     """Its command continues from the network that the tour has trained before."""
-    tour = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
-    marked = r"^<!-- run by tests/test_extending.py -->\n```(python|bash)\n(.*?)^```"
-    *code, command = re.findall(marked, tour, re.M | re.S)
+    *code, _ = tour_blocks()
     assert len(code) == 2
     assert {*code} <= {*BLOCKS}
-    flags = [SMALL, *QUICK, f"--data-path={tiny_cub}"]
-    _, printed = run(
-        copy,
-        ["train.py", *flags, "--save-model-prefix=tour"],
-        words_of(command[1].replace("\\\n", " "), *flags),
-    )
-    assert "Recall@1 before training" in printed
-    assert "Best validation Recall@1" in printed
+    assert "Recall@1 before training" in printed[-1]
+    assert "Best validation Recall@1" in printed[-1]
 
 
 # The loss and the sampling compute what the page says.
