@@ -192,8 +192,9 @@ def _names() -> tuple[list[str], list[str]]:
     return ["-h", "--help", *map(as_flag, _OF_THE_ORIGINAL)], known
 
 
+@cache
 def build_parser() -> argparse.ArgumentParser:
-    """Declares all flags."""
+    """Declares all flags, once for a process: `compare` reads the flags of each of its runs."""
     parser = Parser(
         prog="train.py",
         description="Train an image embedding with the margin-based loss and distance weighted "

@@ -162,7 +162,7 @@ def pixel_cache(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def test_a_run_resumes_to_the_same_bytes(former: Former, copy: Path) -> None:
-    run(ROOT, copy, training(copy, former.data, "--epochs=2", "--resume=auto"))
+    assert train.main(training(copy, former.data, "--epochs=2", "--resume=auto")) == 0
     assert state(copy) == state(former.finished)
     assert records(copy) == records(former.finished)
     now, then = (network(folder / "birds.params") for folder in (copy, former.finished))

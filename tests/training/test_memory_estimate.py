@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
+from pathlib import Path
 
 import mxnet as mx
 import numpy as np
 import pytest
 from mxnet.gluon import nn
 
+from embedding_learning.cli.train_flags import parse
 from embedding_learning.errors import TrainingError
 from embedding_learning.model.methods import LOSSES
 from embedding_learning.training import build, learner_state, memory_estimate
 from embedding_learning.training.settings import make_config
-from tests.helpers.paths import ROOT
+from tests.helpers import forked
+from tests.helpers.limits import HANG_LIMIT
 from tests.helpers.tiny_networks import config_of
 
 SMALL = ("--model=squeezenet1.1", "--crop-size=64", "--batch-k=5")
@@ -113,6 +115,35 @@ def test_the_memory_is_counted() -> None:
     assert memory_estimate._bytes_of_memory(config, 10) == 0
 
 
+def megabytes(name: str) -> float:
+    """Memory of this process, as the system counts it."""
+    kilobytes = re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert kilobytes
+    return int(kilobytes[1]) / 1024
+
+
+def measure_two_steps() -> int:
+    """Prints the megabytes that steps take, and those that are estimated; runs in a process."""
+    number, *flags = sys.argv[1:]
+    classes = int(number)
+    config = parse([*flags, "--crop-size=112", "--batch-size=20"])
+    net = build.build_network(config, [mx.cpu()])
+    mx.nd.waitall()
+    # Resets the peak.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = megabytes("VmRSS")
+    learner = build.build(config, np.arange(classes)[:, None], net, [mx.cpu()])
+    batch = mx.io.DataBatch([mx.nd.zeros((20, 3, 112, 112), dtype=np.uint8)], [mx.nd.arange(20)])
+    for _ in range(2):
+        learner.step(batch)
+        mx.nd.waitall()
+    # Weights and their gradients existed before.
+    weights, _ = memory_estimate._sizes(net, (20, 3, 112, 112))
+    measured = megabytes("VmHWM") - before + 2 * sum(weights) / 2**20
+    print(measured, memory_estimate.bytes_of_step(config, 20, classes=classes) / 2**20)
+    return 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "classes"),
@@ -123,36 +154,17 @@ def test_the_memory_is_counted() -> None:
         ("--model=squeezenet1.1 --loss=proxy-nca", 60000),
     ],
 )
-def test_the_estimate_is_near_what_a_step_takes(flags: str, classes: int) -> None:
-    code = f"""
-import embedding_learning, mxnet as mx, numpy as np, re
-from embedding_learning.training import build, memory_estimate
-from embedding_learning.cli.train_flags import parse
-
-def megabytes(name):
-    return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
-
-options = parse([*"{flags}".split(), "--crop-size=112", "--batch-size=20"])
-net = build.build_network(options, [mx.cpu()])
-mx.nd.waitall()
-# Resets the peak.
-open("/proc/self/clear_refs", "w").write("5")
-before = megabytes("VmRSS")
-learner = build.build(options, np.arange({classes})[:, None], net, [mx.cpu()])
-batch = mx.io.DataBatch([mx.nd.zeros((20, 3, 112, 112), dtype=np.uint8)], [mx.nd.arange(20)])
-for _ in range(2):
-    learner.step(batch)
-    mx.nd.waitall()
-# Weights and their gradients existed before.
-weights, _ = memory_estimate._sizes(net, (20, 3, 112, 112))
-print(megabytes("VmHWM") - before + 2 * sum(weights) / 2**20)
-print(memory_estimate.bytes_of_step(options, 20, classes={classes}) / 2**20)
-"""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    measured, estimated = map(float, done.stdout.split())
+def test_the_estimate_is_near_what_a_step_takes(flags: str, classes: int, tmp_path: Path) -> None:
+    process = forked.start(
+        "tests.training.test_memory_estimate",
+        "measure_two_steps",
+        [str(classes), *flags.split()],
+        tmp_path,
+        dict(os.environ),
+    )
+    process.join(HANG_LIMIT)
+    assert process.exitcode == 0, (tmp_path / "err").read_text()
+    measured, estimated = map(float, (tmp_path / "out").read_text().split())
     assert 0.7 * measured < estimated < 1.3 * measured
 
 
