@@ -11,6 +11,7 @@ import pytest
 from mxnet import autograd, nd
 from mxnet.gluon import nn
 from mxnet.gluon.model_zoo import vision
+from mxnet.gluon.model_zoo.vision import resnet
 
 from embedding_learning import MarginNet
 from embedding_learning.cli.train_flags import parse
@@ -143,6 +144,9 @@ def train_two_steps(fused, monkeypatch, name):
     "name", ["resnet18_v2", "resnet18_v1", "mobilenet0_25", "mobilenet_v2_0_25"]
 )
 def test_training_computes_the_same_bits(monkeypatch, name):
+    # ResNets with all their layers, of a quarter of the channels.
+    slim = ("basic_block", [2, 2, 2, 2], [16, 16, 32, 64, 128])
+    monkeypatch.setitem(resnet.resnet_spec, 18, slim)
     has_fused, found = train_two_steps(True, monkeypatch, name)
     assert has_fused
     has_fused, expected = train_two_steps(False, monkeypatch, name)
