@@ -23,16 +23,19 @@ from embedding_learning.data.datasets import ImageSet, cub200
 from embedding_learning.errors import DataError, Interrupted, UsageError
 from embedding_learning.inference import resumable_output
 from embedding_learning.inference.embedding_model import EmbeddingModel, load_model
+from tests.helpers import tiny_backbone
 from tests.helpers.paths import ROOT
 from tests.helpers.saved_models import DIMENSION, save_model
+
+pytestmark = pytest.mark.usefixtures("tiny_backbones")
 
 CLOSE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(tmp_path_factory: pytest.TempPathFactory, tiny_backbones: None) -> Path:
     path = tmp_path_factory.mktemp("model") / "birds.params"
-    save_model(path)
+    save_model(path, "--model=tiny")
     return path
 
 
@@ -96,7 +99,7 @@ def test_a_data_set_is_embedded_whole_with_labels_and_in_its_boxes(
     here: Path, tmp_path: Path, boxed: bool
 ) -> None:
     file = tmp_path / "model.params"
-    save_model(file, "--bbox" if boxed else "--no-bbox")
+    save_model(file, "--model=tiny", "--bbox" if boxed else "--no-bbox")
     assert program(["embed", str(file), "--data-path=data", "--output=e.npy"]) == 0
     images = birds()
     assert [row["path"] for row in rows()] == images.paths
@@ -151,7 +154,7 @@ def test_a_list_comes_from_the_standard_input(here: Path, file: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "embedding_learning", "embed", str(file), "-", "--output=e.npy"],
         input=f"# three birds\n{paths[2]}\n{paths[0]}\n",
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": tiny_backbone.PYTHONPATH},
         capture_output=True,
         text=True,
     )
@@ -335,7 +338,8 @@ def test_a_killed_process_is_gone_on_from_to_the_same_bytes(here: Path, file: Pa
     command = ["embed", str(file), "data/images", "--output=e.npy", "--batch-size=4"]
     command.append("--workers=0")
     done = subprocess.run(
-        [sys.executable, "-c", code, *command], env={**os.environ, "PYTHONPATH": str(ROOT)}
+        [sys.executable, "-c", code, *command],
+        env={**os.environ, "PYTHONPATH": tiny_backbone.PYTHONPATH},
     )
     assert done.returncode == -9
     assert left(here) == {"e.npy.partial", "e.npy.partial.json"}
@@ -359,13 +363,13 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(
     stopping.after = 10**6
     size = 4
     if change == "model":
-        save_model(here / "other.params", "--nu=0.5", epoch=7)
+        save_model(here / "other.params", "--model=tiny", "--nu=0.5", epoch=7)
         other = load_model(here / "other.params")
         other.net.dense.bias.set_data(mx.nd.ones((DIMENSION,)))
         other.description["epoch"] = 3
         model = other
     elif change == "sizes":
-        save_model(here / "other.params", "--image-size=41")
+        save_model(here / "other.params", "--model=tiny", "--image-size=41")
         model = load_model(here / "other.params")
     elif change == "images":
         images = images.take(np.r_[0:31, 30])
@@ -424,7 +428,7 @@ def test_a_full_disk_is_reported_in_one_line(
         ("MODEL data --output=e.npy --batch-size=0", "--batch-size 0: must be at least 1"),
         ("MODEL data --output=e.npy --gpus=1,1", "--gpus 1,1: different whole numbers"),
         ("MODEL data --output=e.npy --gpus=63", "--gpus 63: this machine "),
-        ("MODEL data --output=e.npy --model=alexnet", "--model alexnet: MODEL .* squeezenet1.1"),
+        ("MODEL data --output=e.npy --model=alexnet", "--model alexnet: MODEL .* tiny"),
         ("MODEL data --output=e.npy --model=alexnot", "--model alexnot: unknown"),
     ],
 )

@@ -24,11 +24,13 @@ from embedding_learning.evaluation.metrics import map_at_r, recall_at_k
 from tests.helpers.paths import ROOT
 from tests.helpers.saved_models import save_model
 
+pytestmark = pytest.mark.usefixtures("tiny_backbones")
+
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+def model(tmp_path_factory: pytest.TempPathFactory, tiny_backbones: None) -> str:
     path = tmp_path_factory.mktemp("model") / "birds.params"
-    save_model(path)
+    save_model(path, "--model=tiny")
     return str(path)
 
 

@@ -24,13 +24,15 @@ from embedding_learning.inference.embedding_model import EmbeddingModel, load_mo
 from embedding_learning.inference.search import describe_result, draw_result
 from tests.helpers.saved_models import DIMENSION, save_model
 
+pytestmark = pytest.mark.usefixtures("tiny_backbones")
+
 CLOSE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(tmp_path_factory: pytest.TempPathFactory, tiny_backbones: None) -> Path:
     path = tmp_path_factory.mktemp("model") / "birds.params"
-    save_model(path)
+    save_model(path, "--model=tiny")
     return path
 
 
@@ -278,7 +280,7 @@ def test_vectors_of_this_model_cause_no_warning(
 
 def model_file(folder: Path, name: str = "same", **changes: Any) -> Path:
     """A file of the model's weights, its description changed."""
-    save_model(folder / f"{name}.params", **changes)
+    save_model(folder / f"{name}.params", "--model=tiny", **changes)
     return folder / f"{name}.params"
 
 
