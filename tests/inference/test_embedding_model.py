@@ -41,9 +41,9 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(tmp_path_factory: pytest.TempPathFactory, tiny_backbones: None) -> Path:
     path = tmp_path_factory.mktemp("model") / "birds.params"
-    save_model(path)
+    save_model(path, "--model=tiny")
     return path
 
 
