@@ -82,11 +82,12 @@ def test_golden_two_steps_of_the_whole_network(golden, shared, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kvstore", ["device", "local"])
-@pytest.mark.parametrize("count", [2, 4])
-@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize(
+    "kvstore, count, norm",
+    [("device", 2, False), ("device", 4, True), ("local", 2, True), ("local", 4, False)],
+)
 def test_several_devices_sum_what_one_computes_share_by_share(monkeypatch, kvstore, count, norm):
-    """Parameters after 20 steps equal those of one device that adds up the shares' gradients.
+    """Parameters after some steps equal those of one device that adds up the shares' gradients.
 
     Batch norm normalises each share by itself in both. Its running statistics see every share one
     after the other there, and the mean of the devices' here: they agree but roughly.
@@ -108,7 +109,7 @@ def test_several_devices_sum_what_one_computes_share_by_share(monkeypatch, kvsto
     loss, sampling = MarginLoss(), DistanceWeightedSampling(2)
     for block in (loss, sampling):
         block.hybridize(static_alloc=True, static_shape=True)
-    for step in range(20):
+    for step in range(20 if norm else 10):  # statistics approach those of the images slowly
         batch = batch_of(8 * count, seed=step)
         Learner(net, beta, loss, trainers, devices, sampling).step(batch)
         for start in range(0, 8 * count, 8):
