@@ -32,6 +32,8 @@ from embedding_learning.plots import projection
 from embedding_learning.training.tensorboard import TensorBoard
 from tests.helpers.saved_models import FLAGS, save_model
 
+pytestmark = pytest.mark.usefixtures("tiny_backbones")
+
 UPRIGHT = Preprocessing(exif_orientation=True)
 # Where the first stored row and the first stored column lie in the upright image, as the EXIF
 # standard lists them.
@@ -46,6 +48,7 @@ ORIENTATIONS = {
     8: ("left", "bottom"),
 }
 WIDTH, HEIGHT = 48, 32
+TINY = "--model=tiny"
 
 
 def photograph(seed: int = 0) -> np.ndarray:
@@ -247,7 +250,7 @@ def test_a_saved_model_sees_what_it_was_trained_with(
     images: ImageSet, tmp_path: Path, preprocessing: Preprocessing
 ) -> None:
     file = tmp_path / "model.params"
-    save_model(file, *flags_of(preprocessing))
+    save_model(file, TINY, *flags_of(preprocessing))
     model = load_model(file)
     assert model.preprocessing == preprocessing
     squares = [read_square(path, None, 40, preprocessing) for path in images.paths]
@@ -264,7 +267,7 @@ def test_a_file_from_before_the_flags_has_the_original_preprocessing(tmp_path: P
     from embedding_learning.model.weights.params_file import save_parameters
 
     file = tmp_path / "model.params"
-    net = save_model(file)
+    net = save_model(file, TINY)
     described = description.read(str(file), None, {})
     del described["exif_orientation"], described["resize"]
     save_parameters(net, str(file), described)
@@ -278,7 +281,7 @@ def test_a_word_that_is_no_way_to_resize_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def upright_model(tmp_path: Path) -> EmbeddingModel:
-    save_model(tmp_path / "upright.params", "--exif-orientation")
+    save_model(tmp_path / "upright.params", TINY, "--exif-orientation")
     return load_model(tmp_path / "upright.params")
 
 
@@ -368,7 +371,7 @@ def test_the_projector_shows_what_the_model_sees(images: ImageSet, tmp_path: Pat
 def test_the_commands_on_a_saved_model_leave_the_choice_to_it(tmp_path: Path) -> None:
     import argparse
 
-    save_model(tmp_path / "model.params", "--exif-orientation", "--resize=area")
+    save_model(tmp_path / "model.params", TINY, "--exif-orientation", "--resize=area")
     for flags, expected in (
         ([], Preprocessing(True, "area")),
         (["--no-exif-orientation"], Preprocessing(False, "area")),
@@ -402,7 +405,7 @@ def test_export_says_how_images_are_to_be_prepared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for flags, said in (([], False), (["--exif-orientation", "--resize=area"], True)):
-        save_model(tmp_path / "model.params", *flags)
+        save_model(tmp_path / "model.params", TINY, *flags)
         assert main(["export", str(tmp_path / "model.params"), str(tmp_path / "net")]) == 0
         printed = capsys.readouterr().out
         assert ("--exif-orientation" in printed, "--resize area" in printed) == (said, said)

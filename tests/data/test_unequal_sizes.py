@@ -35,6 +35,8 @@ from embedding_learning.inference.embedded_split import THUMBNAIL, thumbnail_rea
 from embedding_learning.training.tensorboard import TensorBoard
 from tests.helpers.saved_models import CROP_SIZE, FLAGS, IMAGE_SIZE, save_model
 
+pytestmark = pytest.mark.usefixtures("tiny_backbones")
+
 SHORTER = Preprocessing(resize_to=SHORTER_SIDE)
 KEEPING = [SHORTER, Preprocessing(resize="area", resize_to=SHORTER_SIDE)]
 KEEPING += [Preprocessing(resize_to=AT_MOST), Preprocessing(True, "area", AT_MOST)]
@@ -286,6 +288,7 @@ def test_a_disk_that_becomes_full_falls_back_and_gets_its_space_back(
 # Wherever the flags have to reach
 
 SHORTER_FLAG = "--resize-to=shorter-side"
+TINY = "--model=tiny"
 
 
 def open_run(images: ImageSet, tmp_path: Path, *flags: str) -> tuple[Split, Data]:
@@ -346,7 +349,7 @@ def test_with_and_without_the_cache_a_run_trains_on_the_same_bytes(
 
 def test_a_saved_model_sees_the_middle_of_the_photograph(images: ImageSet, tmp_path: Path) -> None:
     file = tmp_path / "model.params"
-    save_model(file, SHORTER_FLAG, "--train-crop=random-resized")
+    save_model(file, TINY, SHORTER_FLAG, "--train-crop=random-resized")
     model = load_model(file)
     assert model.preprocessing == SHORTER
     middle = []
@@ -370,7 +373,7 @@ def test_the_commands_follow_the_model_unless_asked_for_another(
     images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    save_model(tmp_path / "model.params", SHORTER_FLAG)
+    save_model(tmp_path / "model.params", TINY, SHORTER_FLAG)
     Path(images.paths[3]).write_bytes(b"no image")
     good = [path for path in images.paths if path != images.paths[3]]
     for flags, resize_to in (([], None), (["--resize-to=square"], "square")):
@@ -385,7 +388,7 @@ def test_a_file_from_before_the_flag_resizes_to_squares(tmp_path: Path) -> None:
     from embedding_learning.model.weights.params_file import save_parameters
 
     file = tmp_path / "model.params"
-    net = save_model(file)
+    net = save_model(file, TINY)
     digest = load_model(file).digest
     described = description.read(str(file), None, {})
     del described["resize_to"]
@@ -425,7 +428,7 @@ def test_export_says_how_images_are_to_be_resized(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for flags, said in (([], False), ([SHORTER_FLAG], True)):
-        save_model(tmp_path / "model.params", *flags)
+        save_model(tmp_path / "model.params", TINY, *flags)
         assert main(["export", str(tmp_path / "model.params"), str(tmp_path / "net")]) == 0
         line = "--resize-to shorter-side: the shorter side of an image becomes 40 pixels"
         assert (line in capsys.readouterr().out) == said

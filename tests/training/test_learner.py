@@ -263,11 +263,11 @@ def test_a_crop_that_the_backbone_cannot_take_is_reported_in_one_line():
         build.build_network(config, [mx.cpu()])
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("tiny_backbones")
 def test_the_whole_network_starts_alike_for_one_seed_and_otherwise_not():
     def digest(seed):
         mx.random.seed(seed)
-        config = config_of("--model=mobilenet0.25", "--crop-size=32", "--feat-dim=5")
+        config = config_of("--model=tiny-norm", "--crop-size=32", "--feat-dim=5")
         net = build.build_network(config, [mx.cpu(0), mx.cpu(1)])
         for parameter in net.collect_params().values():
             first, second = (parameter.data(device).asnumpy() for device in parameter.list_ctx())
