@@ -28,15 +28,20 @@ def shell(command: list[str], redirected: str) -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("redirected", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize(
-    "command, status",
+    "command, status, redirected",
     [
-        ([*TRAIN, "--help"], 0),
-        ([*TRAIN, "--lr=x"], 2),
-        ([*VERBS, "--help"], 0),
-        ([*VERBS, "check", "--help"], 0),
-        ([*VERBS, "check", "--data-path=missing"], 2),
+        ([*TRAIN, "--help"], 0, ">&-"),
+        ([*TRAIN, "--help"], 0, "2>&-"),
+        ([*TRAIN, "--lr=x"], 2, "2>&-"),
+        ([*TRAIN, "--lr=x"], 2, "<&-"),
+        ([*TRAIN, "--lr=x"], 2, "<&- >&- 2>&-"),
+        ([*VERBS, "--help"], 0, ">&-"),
+        ([*VERBS, "--help"], 0, "<&- >&- 2>&-"),
+        ([*VERBS, "check", "--help"], 0, ">&-"),
+        ([*VERBS, "check", "--help"], 0, "<&-"),
+        ([*VERBS, "check", "--data-path=missing"], 2, "2>&-"),
+        ([*VERBS, "check", "--data-path=missing"], 2, "<&- >&- 2>&-"),
     ],
 )
 def test_closed_streams_change_no_status(command: list[str], status: int, redirected: str) -> None:
