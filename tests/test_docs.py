@@ -384,6 +384,7 @@ def source_texts() -> str:
     return "\n".join(texts)
 
 
+@pytest.mark.slow
 def test_the_quoted_messages_are_those_of_the_program() -> None:
     messages, texts = quoted_messages(), source_texts()
     assert len(messages) > 40

@@ -107,6 +107,7 @@ def test_imports_no_mxnet(name: str) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=HANG_LIMIT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["plot", "report", "evaluate", "train"])
 def test_help_imports_nothing_that_draws_or_computes(verb: str) -> None:
     code = f"""

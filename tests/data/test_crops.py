@@ -87,6 +87,7 @@ def regions(height: int, width: int, seed: int) -> np.ndarray:
     return np.array([random_region(height, width, row) for row in numbers])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("height, width", [(3000, 4000), (4000, 1000)])
 def test_areas_aspects_and_places_have_torchvision_s_distribution(height: int, width: int) -> None:
     """Against the definition with numpy's own generator; parts that do not fit are drawn again."""

@@ -241,6 +241,7 @@ def test_what_another_thread_prints_is_printed(capfd: pytest.CaptureFixture[str]
     assert capfd.readouterr().err.startswith("Corrupt JPEG data")
 
 
+@pytest.mark.slow
 def test_an_image_beyond_the_limit_is_named_with_its_size_and_the_way_out(tmp_path: Path) -> None:
     """Runs in separate processes, since OpenCV reads the limit when it is loaded."""
     file = tmp_path / "large.jpg"

@@ -253,6 +253,7 @@ def test_a_build_killed_at_any_moment_resumes(
     assert len(decoded) < 12
 
 
+@pytest.mark.slow
 def test_two_builds_at_once_do_no_harm(images: ImageSet, tmp_path: Path) -> None:
     builds = [start_build(tmp_path / "data", tmp_path / "cache") for _ in range(2)]
     assert [build.wait() for build in builds] == [0, 0]

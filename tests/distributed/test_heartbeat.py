@@ -246,6 +246,7 @@ def is_running(*processes: Process) -> bool:
     return [process.process.poll() for process in processes] == [None] * len(processes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index, lost", [(1, "server"), (2, "worker 0"), (3, "worker 1")])
 def test_a_dead_process_ends_all_others(group: list[Process], index: int, lost: str) -> None:
     """By its broken connection: the heartbeats of all have NEVER to be missed."""
@@ -270,6 +271,7 @@ def test_a_dead_scheduler_ends_all(group: list[Process]) -> None:
         assert text == f"train.py: {name}: stopped: the scheduler was lost{AFTER}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index, lost", [(1, "server"), (3, "worker 1")])
 def test_a_frozen_process_is_lost_after_a_timeout(
     group: list[Process], index: int, lost: str
@@ -319,6 +321,7 @@ def test_both_sides_send_heartbeats(start: Start, environment: Environment) -> N
         assert [json.loads(next(lines)) for _ in range(3)] == [{}] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [1, 2, 143])
 def test_a_failed_worker_ends_the_others(group: list[Process], status: int) -> None:
     scheduler, server, worker, other = group
@@ -360,6 +363,7 @@ def test_a_worker_that_has_finished_is_not_missed(group: list[Process]) -> None:
     assert server.end() == scheduler.end() == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [0, 2])
 def test_a_server_that_ends_first_is_missed(group: list[Process], status: int) -> None:
     """Workers would wait forever for its sums."""

@@ -292,6 +292,7 @@ def test_evaluating_first_does_not_change_the_run(
     assert file.read_bytes() == (folder / file.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_pretrained_network_is_evaluated_before_training(
     start: Callable[..., int],
     here: Path,

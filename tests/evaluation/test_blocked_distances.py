@@ -46,6 +46,7 @@ DRAWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWS)
 @pytest.mark.parametrize("dimensions", [1, 3, 128, 513])
 def test_products_are_within_their_margin(name: str, dimensions: int) -> None:

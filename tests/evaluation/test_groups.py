@@ -86,6 +86,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize("group_count", [1, 3, 40])
 def test_all_metrics_follow_the_definition_with_groups(
@@ -103,6 +104,7 @@ def test_all_metrics_follow_the_definition_with_groups(
         assert alone == {name: expected[name] for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize("group_count", [1, 3, 40])
 def test_all_metrics_follow_the_definition_with_groups_and_a_gallery(

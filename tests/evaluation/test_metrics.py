@@ -335,6 +335,7 @@ def test_what_has_no_recall_is_refused(
         recall_at_k(embeddings, labels, ks)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_square_of_the_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -377,6 +378,7 @@ def test_map_and_precision_follow_the_definition(draw: Draw, count: int, dimensi
     assert r_precision(*split) == pytest.approx(expected[1], abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize("k", [1, 3, 10, 70, 10**6])
 @pytest.mark.parametrize("count, dimensions", [(40, 2), (101, 33)])

@@ -162,6 +162,7 @@ def test_ranks_follow_the_definition(name: str) -> None:
         assert (find_ranks(x, rows[:, k], x, np.arange(150)) == k).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["duplicates", "one row", "lattice", "unit rows"])
 @pytest.mark.parametrize("below", [1, 3, 10])
 def test_ranks_are_right_below_what_is_asked(name: str, below: int) -> None:
@@ -172,6 +173,7 @@ def test_ranks_are_right_below_what_is_asked(name: str, below: int) -> None:
         assert (found == k).all() if k < below else (found >= below).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWS)
 @pytest.mark.parametrize("queries_of_classes", [1, 7, 256])
 def test_nearest_matches_follow_the_definition(

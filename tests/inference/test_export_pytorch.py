@@ -160,6 +160,7 @@ def test_the_additional_layer_is_part_of_the_embedding_layer(tmp_path: Path) -> 
     assert np.ptp(expected) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model, pool, crop_size, is_written",
     [

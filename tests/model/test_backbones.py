@@ -285,6 +285,7 @@ def test_the_last_map_is_pooled_as_asked_for(
         np.testing.assert_allclose(pooled, reduce(found, axis=(2, 3)), rtol=1e-5, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["alexnet", "vgg11_bn", pytest.param("googlenet", marks=needs_gluoncv)]
 )

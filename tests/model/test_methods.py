@@ -49,6 +49,7 @@ def learner_of(*flags: str, boundaries: np.ndarray | None = None) -> Learner:
     return build.build(config, terms, small_net(CPU), CPU)
 
 
+@pytest.mark.slow
 @PAIRS
 def test_any_loss_goes_with_any_sampling_and_waits_for_nothing(
     monkeypatch: pytest.MonkeyPatch, loss: str, sampling: str

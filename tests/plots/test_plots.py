@@ -497,6 +497,7 @@ def test_metrics_are_named_in_the_curves_as_papers_write_them() -> None:
     assert list(others.values.values()) == expected
 
 
+@pytest.mark.slow
 def test_a_panel_is_drawn_for_what_is_recorded(tmp_path: Path) -> None:
     path = tmp_path / "a.svg"
     plots.plot_run_curves(RUN, str(path), "Birds")
@@ -599,6 +600,7 @@ def legend_below(path: Path, heading: str) -> list[str]:
     return found[start + 1 : min([n for n in starts if n > start], default=len(found))]
 
 
+@pytest.mark.slow
 def test_distances_of_the_first_and_the_last_epoch_are_drawn(tmp_path: Path) -> None:
     path = tmp_path / "a.svg"
     found = [counted(1, drawn=None), *RUN, *map(counted, (3, 4, 7, 7)), counted(9, drawn=[])]
@@ -967,6 +969,7 @@ def test_error_bars_are_the_sample_deviation_around_the_mean(
     assert legend == ["hard", "random"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [[], [0.5], [0.5, 0.5]])
 def test_few_seeds_are_drawn_without_a_bar(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: list[float]

@@ -21,6 +21,7 @@ def clusters(count: int, classes: int, dimensions: int = 16) -> tuple[np.ndarray
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), labels
 
 
+@pytest.mark.slow
 def test_images_of_a_class_stay_together() -> None:
     x, labels = clusters(150, 5)
     points = tsne(x, seed=1)

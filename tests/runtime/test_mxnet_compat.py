@@ -398,6 +398,7 @@ def compile_library(file: Path, code: str, needs: Sequence[Path] = ()) -> None:
     subprocess.run([*command, *arguments], input=code, text=True, check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("gcc"), reason="gcc compiles the stand-ins for CUDA")
 @pytest.mark.parametrize("mxnet_package", ["mxnet_cu112", "mxnet"])
 def test_cuda_libraries_are_loaded_before_those_that_need_them(

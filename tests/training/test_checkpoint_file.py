@@ -72,6 +72,7 @@ def test_a_file_cut_off_anywhere_is_damaged(file: Path) -> None:
             checkpoint_file.read(file)
 
 
+@pytest.mark.slow
 def test_a_file_with_any_bit_flipped_is_damaged(file: Path) -> None:
     content = file.read_bytes()
     for index in range(len(content)):

@@ -191,6 +191,7 @@ def trained_bytes(*flags):
     return b"".join(array.tobytes() for array in parameters_of(learner.net))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelled", ["SGD", "Sgd", "ADAM", "Adam", "Nag"])
 def test_an_optimizer_trains_to_the_same_bytes_however_it_is_spelled(spelled):
     """The momentum of sgd and the epsilon of adam are set by its name."""
@@ -199,6 +200,7 @@ def test_an_optimizer_trains_to_the_same_bytes_however_it_is_spelled(spelled):
     assert found != trained_bytes("--optimizer=rmsprop")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("optimizer", build.optimizers())
 def test_every_optimizer_stays_finite_where_gradients_are_0(optimizer):
@@ -231,6 +233,7 @@ def test_an_optimizer_that_divides_zeros_is_refused():
         build.check(config_of("--optimizer=AdaMax"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model, size", [("squeezenet1.1", 2), ("alexnet", 5), ("inceptionv3", 64), ("vgg11", 16)]
 )

@@ -393,6 +393,7 @@ COUNTS = [-1, 2**30, 10**30, 2.0, "2", None, [2], {}, float("nan")]
 INDICES = ["-1", "99", "x", "", "1.0", "1" * 30, "2147483648", "0x1", "2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -85,6 +85,7 @@ def counted_bytes(*flags: str, classes: int) -> int:
     return sum(array.size * np.dtype(array.dtype).itemsize for array in arrays)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer", ["--optimizer=adam", "--optimizer=sgd", "--optimizer=sgd --momentum=0"]
 )

@@ -469,6 +469,7 @@ def test_at_the_least_scale_a_step_that_is_not_finite_is_one(float16_works: None
 # Several devices
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kvstore", ["device", "local"])
 def test_two_devices_have_the_same_weights_and_nearly_those_of_float32(
     float16_works: None, monkeypatch: pytest.MonkeyPatch, kvstore: str

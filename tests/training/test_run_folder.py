@@ -279,6 +279,7 @@ with RunFolder("p", 2) as folder:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 100, 79_000])
 def test_a_disk_that_is_full_keeps_what_it_has(here: Path, room: int) -> None:
     output, _ = run_python(here, FULL, str(room)).communicate(timeout=HANG_LIMIT)

@@ -385,6 +385,7 @@ def test_optimizers_that_move_weights_at_a_rate_of_0_are_refused(optimizer: str,
     build.check(parse([f"--optimizer={optimizer}"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "nag", "rmsprop", "lars"])
 def test_other_optimizers_leave_a_backbone_alone(optimizer: str) -> None:
     made = built("--lr-mult-backbone=0", f"--optimizer={optimizer}", "--freeze-bn")

@@ -162,6 +162,7 @@ def test_a_damaged_file_is_read_or_refused(tmp_path: Path, compressed: bool) -> 
     assert refused > 200
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_the_whole_of_cars196_is_read(shared: Path) -> None:
     """The true file, read without its images and compared line by line with scipy's reader."""

@@ -235,6 +235,7 @@ def test_a_missing_folder_of_images_is_named(folder: Path) -> None:
     assert fault(folder).startswith(f"{folder / 'images'}: no such folder")
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_the_whole_of_cub_200_2011_is_read(shared: Path, tmp_path: Path) -> None:
     """The true files, read without their images and compared line by line."""

@@ -86,6 +86,7 @@ def test_a_cell_array_does_not_read_past_its_end(tmp_path: Path) -> None:
         mat_file.read(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", [1, 9])
 def test_what_decompresses_to_more_than_the_memory_is_refused(tmp_path: Path, streams: int) -> None:
     """One stream of zeros, and several that take too much together."""

@@ -149,6 +149,7 @@ def test_pretrained_convolutions_learn_slowly_and_reach_every_device(
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 @WRITERS
 def test_half_precision_becomes_single_and_is_logged(
     tmp_path: Path,
@@ -390,6 +391,7 @@ def test_whole_numbers_are_refused(
     assert "features.0.bias is of " in refusal(tmp_path / "net")
 
 
+@pytest.mark.slow
 @WRITERS
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
 def test_values_that_are_not_finite_are_refused(
@@ -399,6 +401,7 @@ def test_values_that_are_not_finite_are_refused(
     assert "features.0.bias holds values that are not finite" in refusal(tmp_path / "net")
 
 
+@pytest.mark.slow
 @WRITERS
 @pytest.mark.parametrize("model", ["squeezenet1_0", "alexnet", "mobilenet_v2", "densenet121"])
 def test_a_file_of_another_network_is_refused(
@@ -420,6 +423,7 @@ def test_a_network_of_gluon_alone_takes_no_file_of_pytorch(
         assert message.startswith("is a PyTorch file, and torchvision has no network that is built")
 
 
+@pytest.mark.slow
 @WRITERS
 @pytest.mark.parametrize("kept", [0, 3, 12, 500, -1, -2000])
 def test_a_file_that_was_cut_off_is_refused(

@@ -98,6 +98,7 @@ def test_the_start_of_the_old_layout_is_its_magic_number() -> None:
     assert pickled(MAGIC) == LEGACY_START
 
 
+@pytest.mark.slow
 @WRITERS
 def test_a_file_that_was_cut_off_is_refused(
     tmp_path: Path, write: Callable[[Path, dict[str, np.ndarray]], None]
