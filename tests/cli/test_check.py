@@ -94,6 +94,7 @@ def test_files_are_reported_for_what_they_are_whatever_their_names(
     assert "1 file was skipped: 1 .heic; convert them to JPEG or PNG." in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [

@@ -307,6 +307,7 @@ def test_mistakes_are_refused(model: str, flags: str) -> None:
         evaluate.main([model, flags])
 
 
+@pytest.mark.slow
 def test_help_needs_no_mxnet() -> None:
     blocked = "import sys; sys.modules['mxnet'] = None\n"
     call = "from embedding_learning.__main__ import main; main(['evaluate', '--help'])"

@@ -264,12 +264,14 @@ def test_right_neighbors_alone_are_no_confusion(tmp_path: Path) -> None:
             plot.draw_confusions(found, str(tmp_path / "confusions.png"))
 
 
+@pytest.mark.slow
 def test_the_curves_of_a_run_are_drawn(run: Path) -> None:
     assert plot.main(["curves", str(run / "birds.run"), str(run / "curves.svg")]) == 0
     drawn = (run / "curves.svg").read_text(encoding="utf-8")
     assert "Mean distance of pairs" in drawn
 
 
+@pytest.mark.slow
 def test_the_distances_of_a_run_are_drawn(run: Path) -> None:
     assert plot.main(["distances", str(run / "birds.run"), str(run / "distances.svg")]) == 0
     drawn = (run / "distances.svg").read_text(encoding="utf-8")

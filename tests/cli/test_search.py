@@ -187,6 +187,7 @@ def test_an_image_that_stands_twice_in_the_gallery_is_left_out_twice(
     np.testing.assert_allclose(copied.distances, 0, atol=CLOSE)
 
 
+@pytest.mark.slow
 def test_images_of_the_querys_group_are_left_out(
     here: Path, file: Path, model: EmbeddingModel, birds: ImageSet, capsys: Any
 ) -> None:

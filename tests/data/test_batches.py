@@ -151,6 +151,7 @@ def test_workers_do_not_change_the_batches(birds: ImageSet, workers: int) -> Non
             assert_same(plain.next(), batches.next())
 
 
+@pytest.mark.slow
 @WORKERS
 @pytest.mark.parametrize("start", [0, 1, 5])
 def test_a_batch_depends_on_its_number_not_on_those_before(
@@ -194,6 +195,7 @@ def assert_uniform(counts: np.ndarray) -> None:
     assert stats.chisquare(counts).pvalue > UNLIKELY, counts
 
 
+@pytest.mark.slow
 def test_classes_are_drawn_equally_often_however_many_images_they_have(
     told_apart: ImageSet, plans: dict[str, np.ndarray]
 ) -> None:

@@ -509,6 +509,7 @@ def birds_options(tiny_cub: Path, flags: Callable[..., TrainConfig]) -> Callable
     return read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("box", ["--bbox", "--no-bbox"])
 def test_batches_are_the_same_with_and_without_a_cache(
     birds_options: Callable[..., TrainConfig], tmp_path: Path, box: str

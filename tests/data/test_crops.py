@@ -151,6 +151,7 @@ def numbered(height: int, width: int) -> np.ndarray:
     return np.stack([rows, columns, np.zeros_like(rows)], axis=2)
 
 
+@pytest.mark.slow
 def test_a_photograph_is_cropped_from_each_place_equally_often() -> None:
     crop, image = CropOfPhotograph(), numbered(8, 11)
     counts = np.zeros((3, 6), int)

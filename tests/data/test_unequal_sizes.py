@@ -224,6 +224,7 @@ def test_bad_images_can_be_skipped(
     assert_decoded(pixels, images, preprocessing)
 
 
+@pytest.mark.slow
 @PREPROCESSINGS
 @pytest.mark.parametrize("height, width", [(0, 30), (30, -1), (2**30, 2**30), (24, 97), (1, 600)])
 def test_a_size_that_no_image_can_have_is_damage(

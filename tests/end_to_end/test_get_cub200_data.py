@@ -242,6 +242,7 @@ def test_complete_part_needs_no_network(checkout, server):
     assert server.requests == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("excess", [b"", b"more"])
 def test_full_part_of_wrong_content_is_fetched_from_scratch(checkout, server, ranges, excess):

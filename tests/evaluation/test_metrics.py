@@ -212,6 +212,7 @@ def test_metrics_do_not_depend_on_the_pieces_they_are_computed_in(
     assert evaluate(embeddings[:10], labels[:10], names, *gallery) == in_gallery
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize(
     "count, gallery_count, dimensions", [(40, 3, 2), (33, 70, 33), (160, 100, 128), (1, 9, 4)]

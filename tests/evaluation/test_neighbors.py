@@ -337,6 +337,7 @@ def test_what_cannot_be_searched_is_refused(
         find_nearest(queries, k, gallery)
 
 
+@pytest.mark.slow
 def test_a_gallery_in_a_file_is_searched_in_pieces(tmp_path: Path) -> None:
     """200,000 rows of 128 take 102 MB; a copy of them in float64 would take as much again twice."""
     file = tmp_path / "gallery.npy"

@@ -136,6 +136,7 @@ def test_everything_that_a_reader_should_not_do_is_noticed() -> None:
     assert outcomes == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"x", b"1 2.5\n3 four.jpg\n", bytes(range(256))])
 def test_a_change_is_the_same_for_the_same_number_and_changes_something(content: bytes) -> None:
     changes = [mutate_bytes(Random(number), content) for number in range(300)]
@@ -160,6 +161,7 @@ def test_mutated_images_have_right_checksums_and_some_claim_other_sizes() -> Non
     assert struct.pack(">II", 9, 9) in sizes and len(sizes) > 5
 
 
+@pytest.mark.slow
 def test_an_unknown_target_is_refused_with_the_known_ones() -> None:
     result = python("-m", "tests.fuzzing", "nothing")
     assert result.returncode == 2

@@ -561,6 +561,7 @@ def test_every_key_of_a_description_is_needed_but_that_which_was_not_always_ther
             load_model(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes, message",
     [

@@ -322,6 +322,7 @@ def test_without_the_package_onnx_the_command_that_installs_it_is_named(tmp_path
     export_symbol(small_net(), str(tmp_path / "net"), 16, normalize_input=True)
 
 
+@pytest.mark.slow
 def test_searching_with_onnxruntime_alone(tmp_path):
     """The example of the page finds what the network itself finds, in a Python without MXNet."""
     import_onnxruntime()

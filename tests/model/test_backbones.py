@@ -120,6 +120,7 @@ def test_every_name_has_a_row() -> None:
         assert catalog.resolve_name(name) in ARCHITECTURES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["SqueezeNet1.1", "SQUEEZENET1_1", pytest.param("ResNet18", marks=needs_gluoncv)]
 )
@@ -230,6 +231,7 @@ def test_the_features_of_a_network_without_an_order_are_before_its_last_layer(
     np.testing.assert_allclose(dense(features(x)).asnumpy(), classes, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @needs_gluoncv
 def test_nothing_is_dropped_at_random_that_would_be_in_evaluation() -> None:
     features = backbones.build_uninitialized("resnest26").features
@@ -377,6 +379,7 @@ def test_half_precision_in_a_file_becomes_single(
         np.testing.assert_array_equal(parameter.data().asnumpy(), rounded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["squeezenet1.1", "mobilenet0.25", pytest.param("resnet18", marks=needs_gluoncv)]
 )

@@ -177,6 +177,7 @@ def names_drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[float,
     return drawn
 
 
+@pytest.mark.slow
 def test_names_stand_apart_and_on_the_page(tmp_path: Path, names_drawn: list[Any]) -> None:
     names = [f"{label:03d}.Some_kind_of_bird_{label}" for label in range(40)]
     plots.plot_tsne_points(scattered(400), np.arange(400) % 40, names, str(tmp_path / "a.png"))
@@ -510,6 +511,7 @@ def test_a_panel_is_drawn_for_what_is_recorded(tmp_path: Path) -> None:
     assert {"network", "beta", "median", "range"} <= set(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "epochs, ticks",
     [
@@ -730,6 +732,7 @@ def test_any_name_can_be_drawn(tmp_path: Path, suffix: str) -> None:
     plots.plot_distances([counted()], path, title)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["png", "svg", "PNG"])
 def test_the_same_picture_is_the_same_bytes(tmp_path: Path, suffix: str) -> None:
     for name in "ab":
@@ -899,6 +902,7 @@ def write_typeface(path: Path, family: str, character: str) -> None:
     builder.save(path)
 
 
+@pytest.mark.slow
 def test_an_installed_typeface_draws_what_the_first_lacks(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

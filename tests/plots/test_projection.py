@@ -71,6 +71,7 @@ def test_few_images_are_apart(count: int) -> None:
     assert len(np.unique(points, axis=0)) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "x",
     [np.ones((30, 8)), np.repeat(np.eye(2), 15, axis=0), np.arange(9.0)[:, None]],

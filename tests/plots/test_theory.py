@@ -21,6 +21,7 @@ def points(count: int, dimension: int, seed: int = 0) -> np.ndarray:
 # The density
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dimension", [3, 4, 5, 7, *DIMENSIONS, 4096])
 def test_the_density_is_the_papers_divided_by_its_integral(dimension: int) -> None:
     at = (np.arange(200_000) + 0.5) / 100_000
@@ -82,6 +83,7 @@ def test_the_samplings_weights_are_the_inverse_of_that_density(dimension: int) -
 # The variance of the gradient's direction
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dimension", [1, 2, 3, 16, 128])
 @pytest.mark.parametrize("noise", [0.02, 0.1])
 def test_the_variance_is_that_of_noise_drawn(dimension: int, noise: float) -> None:

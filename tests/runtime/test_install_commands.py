@@ -69,6 +69,7 @@ def test_the_package_and_its_extras_are_declared() -> None:
     assert all(f"\n{extra} = [" in text for extra in ("gpu", "onnx"))
 
 
+@pytest.mark.slow
 def test_no_other_module_names_a_list_of_requirements() -> None:
     """A message with one would be wrong in an installed package."""
     here = ROOT / "embedding_learning"

@@ -115,6 +115,7 @@ def test_the_console_script_is_a_program_from_its_first_import(
     assert (done.stdout, done.stderr) == ("", "embedding_learning: interrupted\n")
 
 
+@pytest.mark.slow
 def test_the_command_that_trains_is_there_in_a_checkout_and_in_an_installed_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +156,7 @@ def test_an_output_that_cannot_be_written_is_reported() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [[*TRAIN, "--help"], [*VERBS, "--help"]])
 def test_a_reader_that_has_gone_is_no_error(command: list[str]) -> None:
     reading, writing = os.pipe()

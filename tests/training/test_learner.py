@@ -36,6 +36,7 @@ def draw_from_the_next_class(monkeypatch, batch_k=2):
     monkeypatch.setattr("embedding_learning.model.sampling.DistanceWeightedSampling._sample", draw)
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_golden_two_steps_of_the_whole_network(golden, shared, monkeypatch):
     """SqueezeNet, Adam and beta's SGD as the command builds them, the negatives given."""

@@ -172,6 +172,7 @@ def test_optimizers_of_each_device_go_on_as_if_they_had_never_stopped(tmp_path, 
     assert {len(updater.states) for updater in whole.trainers[0]._updaters} == {6}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "count, flags", [(1, []), (4, []), (1, ["--lr-beta=0"]), (2, ["--lr-beta=0"])], ids=str
 )
@@ -448,6 +449,7 @@ def test_optimizers_that_are_none_are_refused(state, refuse, optimizers):
     refuse(arrays, {"devices": 2})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer, name, values",
     [

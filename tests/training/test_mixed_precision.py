@@ -132,6 +132,7 @@ def masters(learning: Learner) -> dict[str, np.ndarray]:
 # The step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mobilenet0.25", "squeezenet1.1"])
 def test_the_network_of_the_flags_is_float16(float16_works: None, model: str) -> None:
     flags = f"--model={model}", "--crop-size=32", "--feat-dim=5", "--dtype=float16"
@@ -148,6 +149,7 @@ def test_the_network_of_the_flags_is_float16(float16_works: None, model: str) ->
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [

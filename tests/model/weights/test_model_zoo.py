@@ -114,6 +114,7 @@ def test_weights_in_the_cache_are_taken_without_a_question(
     assert caplog.messages == [f"The backbone starts from {file}."]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", [False, True])
 def test_weights_are_downloaded_once(
     file: Path, zoo: type[Zoo], content: bytes, damaged: bool

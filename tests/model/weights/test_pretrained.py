@@ -353,6 +353,7 @@ def test_a_missing_tensor_is_named(
     assert refusal(tmp_path / "net") == f"is not of squeezenet1.1: it lacks {name}; see --model"
 
 
+@pytest.mark.slow
 @WRITERS
 @pytest.mark.parametrize(
     "name", ["features.13.weight", "fc.weight", "features.0.num_batches_tracked", "x"]

@@ -282,6 +282,7 @@ def test_instructions_that_no_weights_need_are_refused() -> None:
             assert message == f"has the pickle instruction {bytes([number])!r}; no weights need it"
 
 
+@pytest.mark.slow
 def test_every_cut_and_every_changed_byte_is_read_or_refused() -> None:
     program = state_program({"a.weight": np.zeros((2, 3), np.float32), "b": np.zeros(2, np.int64)})
     for length in range(len(program)):
