@@ -161,13 +161,17 @@ def last_state(folder: Path) -> dict[str, bytes]:
 # ---- What runs in the processes ----
 
 
-def serve() -> int:
-    """train.py. On a slow machine, no process is given up for its slowness."""
-    backbones = tiny_backbone.registered()
-    backbones.__enter__()
+def give_up_nobody() -> None:
+    """On a slow machine, no process is given up for its slowness."""
     heartbeat.HEARTBEAT_TIMEOUT = heartbeat.JOIN_TIMEOUT = NEVER
     heartbeat.ABORT_DELAY = float(os.environ.get("TEST_ABORT_DELAY", heartbeat.ABORT_DELAY))
-    return train.main()
+
+
+def serve() -> int:
+    """train.py, with the tiny backbones."""
+    give_up_nobody()
+    with tiny_backbone.registered():
+        return train.main()
 
 
 def train_worker() -> int:
@@ -200,6 +204,7 @@ def train_worker() -> int:
 
 def exchange_worker() -> int:
     """Exchanges everything that two workers can. The results are checked here or by the tests."""
+    give_up_nobody()
     environment = heartbeat.join_group("train.py")
     group = SynchronousGroup("dist_sync", environment)
     found: dict[str, np.ndarray] = {}

@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.helpers.preloaded"])
+_CONTEXT.set_forkserver_preload(["embedding_learning.training.run"])
 
 
 def start(
